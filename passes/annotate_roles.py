@@ -1,0 +1,302 @@
+"""Find every contraction, forward and backward, and say what each operand is and which axis is summed over."""
+
+import dataclasses
+from collections import Counter
+from typing import ClassVar, Final
+
+from torch.fx import Graph, GraphModule, Node
+
+from qcompiler.passes.graph import (
+    Contraction,
+    Input,
+    InputKind,
+    Operand,
+    aten,
+    get_contraction,
+    get_input,
+    is_backward,
+    is_view,
+    module_path,
+    sequence_number,
+    set_fact,
+    value,
+    view_root,
+)
+from qcompiler.passes.rules import Position, Role
+
+#: products of matrices → the arguments that are multiplied
+MATRIX_PRODUCTS: Final = {
+    aten.mm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+}
+
+#: parts of operator names → why their products cannot be reached
+OPAQUE: Final = {
+    "scaled_dot_product": "fused attention: its two products are inside one kernel",
+    "flash_attention": "fused attention: its two products are inside one kernel",
+    "efficient_attention": "fused attention: its two products are inside one kernel",
+    "transformer_encoder_layer_fwd": "fused inference kernel of a whole encoder layer",
+    "native_multi_head_attention": "fused inference kernel of multi-head attention",
+    "_rnn_": "fused recurrent kernel",
+    "_cudnn_rnn": "fused recurrent kernel",
+    "lstm_cell": "fused recurrent kernel",
+    "gru_cell": "fused recurrent kernel",
+    "aten.dot.": "vector product",
+    "aten.mv.": "matrix-vector product",
+    "aten.addmv.": "matrix-vector product",
+    "_trilinear": "trilinear product",
+    "_cdist": "distance kernel",
+    "_int_mm": "already an integer product",
+    "_scaled_mm": "already a scaled product",
+    "grouped_mm": "grouped product of a fused kernel",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotateRoles:
+    """Attach a `Contraction` to every product of two tensors, and to the sums that make bias gradients.
+
+    1. Role: an operand computed from parameters (and buffers) alone is a *weight*, one that descends from a tangent
+       a *gradient*, all else an *activation*.
+    2. Forward contractions sum over the channels of an activation (`c`) and the input channels of a weight (`i`); what
+       is left is `b` and `o`.
+    3. A gradient contraction belongs to the forward contraction with the same sequence number. In it a forward tensor is
+       summed over what was left in forward; the output gradient over the axis that it shares with that tensor.
+    4. A product inside a fused kernel is marked as kept in float, with the reason.
+    """
+
+    name: ClassVar[str] = "annotate-roles"
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of contractions that were annotated."""
+        return _Annotator(module.graph).run()
+
+
+class _Annotator:
+    """One walk over one graph; the tables below are keyed by nodes, and die with it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.is_weight = _descends_only_from_parameters(graph)
+        self.is_gradient = _descends_from_tangents(graph)
+        self.forward: dict[int | None, list[Node]] = {}
+        self.seen: Counter[str] = Counter()
+
+    def run(self) -> int:
+        found = [n for n in self.graph.nodes if n.op == "call_function" and get_contraction(n) is None]
+        forward = [n for n in found if _arguments(n) and not is_backward(n) and n.target is not _CONV_BACKWARD]
+        for node in forward:
+            positions = _positions(node, forward)
+            set_fact(node, self.annotate_forward(node, positions))
+            self.forward.setdefault(sequence_number(node), []).append(node)
+        backward = [n for n in found if is_backward(n) and _arguments(n)]
+        for node in backward:
+            set_fact(node, self.annotate_backward(node))
+        sums = [n for n in found if self.annotate_bias(n)]
+        opaque = [n for n in found if _annotate_opaque(n)]
+        return len(forward) + len(backward) + len(sums) + len(opaque)
+
+    def annotate_forward(self, node: Node, positions: frozenset[Position]) -> Contraction:
+        args = _arguments(node)
+        roles = [Role.WEIGHT if self.is_weight[_arg(node, a)] else Role.ACTIVATION for a in args]
+        convolution = node.target is aten.convolution.default
+        weights = [role is Role.WEIGHT for role in roles]
+        operator = "convolution" if convolution else "linear" if any(weights) else "matmul"
+        names = ["weight" if w else "input" for w in weights] if any(weights) != all(weights) else ["left", "right"]
+        if convolution:
+            operands = _convolution_operands(node, roles)
+        else:
+            pairs = [("o", "i") if w else ("b", "c") for w in weights]
+            operands = [
+                _matrix_operand(node, arg, role, name, pair, contracted=1 - side)
+                for side, (arg, role, name, pair) in enumerate(zip(args, roles, names, pairs, strict=True))
+            ]
+        module = _path(node, args)
+        return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands))
+
+    def unique(self, module: str, operator: str) -> str:
+        """The module path, with /matmul for products of activations and #2, #3 … where a module multiplies again."""
+        key = module or "(root)"
+        key = f"{key}/{operator}" if operator == "matmul" else key
+        self.seen[key] += 1
+        return key if self.seen[key] == 1 else f"{key}#{self.seen[key]}"
+
+    def annotate_backward(self, node: Node) -> Contraction:
+        """Case 3. Keeps a product that has no forward contraction, or two gradients for operands, with the reason."""
+        args = _arguments(node)
+        grads = [a for a in args if self.is_gradient[_arg(node, a)]]
+        if len(grads) != 1:
+            return _kept(node, "not the gradient of a product: it multiplies two gradients, or none")
+        (other,) = (a for a in args if a != grads[0])
+        match = self.match(node, other)
+        if match is None:
+            return _kept(node, "no forward product belongs to this gradient")
+        forward, index = match
+        fact = get_contraction(forward)
+        assert fact is not None
+        if node.target is _CONV_BACKWARD:
+            operands = _convolution_gradient_operands(node, fact, index)
+        else:
+            operands = _matrix_gradient_operands(node, grads[0], other, fact, index)
+        return dataclasses.replace(fact, operands=tuple(operands), gradient_of=1 - index)
+
+    def match(self, node: Node, other: int) -> tuple[Node, int] | None:
+        """(forward contraction, which of its operands the backward one reads), by sequence number and tensor."""
+        root = view_root(_arg(node, other))
+        for forward in self.forward.get(sequence_number(node), []):
+            args = _arguments(forward)
+            hits = [k for k, a in enumerate(args) if view_root(_arg(forward, a)) is root]
+            if len(hits) == 2:  # x·xᵀ: the right operand is read by the gradient of the left, as its right operand
+                hits = [int(other == _arguments(node)[1])]
+            if hits:
+                return forward, hits[0]
+        return None
+
+    def annotate_bias(self, node: Node) -> bool:
+        """A sum of an output gradient over everything but the channels reads the same codes as the products do."""
+        if node.target is not aten.sum.dim_IntList or not is_backward(node) or not isinstance(node.args[0], Node):
+            return False
+        source = node.args[0]
+        owner = self.gradient_reader(view_root(source))
+        dims = {d % value(source).ndim for d in node.args[1]}
+        if owner is None or dims != set(range(value(source).ndim - 1)):
+            return False
+        layout = "b" * len(dims) + "c"
+        operand = Operand(0, Role.GRADIENT, "grad", layout, "b", value(source).numel() // value(source).shape[-1])
+        set_fact(node, dataclasses.replace(owner, operands=(operand,), gradient_of=None, is_bias=True))
+        return True
+
+    def gradient_reader(self, root: Node) -> Contraction | None:
+        """The linear gradient contraction that reads this tensor as its output gradient."""
+        readers = [root]
+        for reader in readers:
+            for user in reader.users:
+                fact = get_contraction(user)
+                if fact is not None and fact.operator == "linear" and fact.gradient_of is not None:
+                    if any(o.role is Role.GRADIENT and user.args[o.arg] is reader for o in fact.operands):
+                        return fact
+                elif is_view(user):
+                    readers.append(user)
+        return None
+
+
+_CONV_BACKWARD: Final = aten.convolution_backward.default
+
+
+def _arguments(node: Node) -> tuple[int, ...]:
+    """The arguments that a contraction multiplies; empty for any other node."""
+    if node.op != "call_function":
+        return ()
+    if node.target is aten.convolution.default:
+        return (0, 1)
+    if node.target is _CONV_BACKWARD:
+        dx, dw, _ = node.args[-1]  # one product after split-convolution-backward
+        return (0, 2) if dx else (0, 1) if dw else ()
+    return MATRIX_PRODUCTS.get(node.target, ())  # type: ignore[call-overload,no-any-return]
+
+
+def _arg(node: Node, index: int) -> Node:
+    arg = node.args[index]
+    assert isinstance(arg, Node)
+    return arg
+
+
+def _positions(node: Node, forward: list[Node]) -> frozenset[Position]:
+    ends = [p for p, end in ((Position.FIRST, forward[0]), (Position.LAST, forward[-1])) if node is end]
+    return frozenset(ends or [Position.INNER])
+
+
+def _path(node: Node, args: tuple[int, ...]) -> str:
+    """The module path; the owner of the weight where that lies inside (attention multiplies for its out_proj)."""
+    path = module_path(node)
+    for arg in args:
+        fact = get_input(view_root(_arg(node, arg)))
+        owner = fact.name.rpartition(".")[0] if fact is not None and fact.kind is InputKind.PARAMETER else ""
+        if owner == path or owner.startswith(f"{path}." if path else ""):
+            return owner or path
+    return path
+
+
+def _matrix_operand(
+    node: Node, arg: int, role: Role, name: str, letters: tuple[str, str], contracted: int
+) -> Operand:
+    """One operand [..., rows, columns] of a matrix product; letters = (left over, summed over)."""
+    tensor = value(_arg(node, arg))
+    free, summed = letters
+    layout = "g" * (tensor.ndim - 2) + (free + summed if contracted == 1 else summed + free)
+    return Operand(arg, role, name, layout, summed, tensor.shape[contracted - 2])
+
+
+def _convolution_operands(node: Node, roles: list[Role]) -> list[Operand]:
+    x, w = value(_arg(node, 0)), value(_arg(node, 1))
+    transposed, groups = bool(node.args[6]), int(node.args[8])  # type: ignore[arg-type]
+    taps = "s" * (w.ndim - 2)
+    channels = x.shape[1] // groups
+    return [
+        Operand(0, roles[0], "input", "bc" + taps, "c", channels),
+        Operand(1, roles[1], "weight", ("io" if transposed else "oi") + taps, "i", channels),
+    ]
+
+
+def _convolution_gradient_operands(node: Node, fact: Contraction, index: int) -> list[Operand]:
+    grad, groups = value(_arg(node, 0)), int(node.args[9])  # type: ignore[arg-type]
+    layout = fact.operands[0].layout
+    channels, batch = grad.shape[1] // groups, grad.shape[0]
+    letter, extent = ("c", channels) if index == 1 else ("b", batch)
+    forward = fact.operands[index]
+    other = dataclasses.replace(forward, arg=2 - (index == 0), contracted="o" if index == 1 else "b", extent=extent)
+    return [Operand(0, Role.GRADIENT, "grad", layout, letter, extent), other]
+
+
+def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contraction, index: int) -> list[Operand]:
+    """Case 3 for matrices: operand `index` of the forward product meets the output gradient."""
+    forward = fact.operands[index]
+    free = next(letter for letter in forward.layout[-2:] if letter != forward.contracted)
+    sides = _arguments(node)
+    tensor = _matrix_operand(node, other, forward.role, forward.name, (forward.contracted, free), 1 - sides.index(other))
+    rows, columns = _gradient_letters(fact)
+    shared, left = (rows, columns) if index == 0 else (columns, rows)
+    gradient = _matrix_operand(node, grad, Role.GRADIENT, "grad", (left, shared), 1 - sides.index(grad))
+    return sorted([tensor, gradient], key=lambda operand: operand.arg)
+
+
+def _gradient_letters(fact: Contraction) -> tuple[str, str]:
+    """(rows, columns) of the output: channels are what a weight leaves over, batch the rest."""
+    weights = [operand.role is Role.WEIGHT for operand in fact.operands]
+    return ("c", "b") if weights == [True, False] else ("b", "c")
+
+
+def _kept(node: Node, reason: str) -> Contraction:
+    return Contraction(module_path(node), module_path(node) or "(root)", str(node.target), frozenset(), (), kept=reason)
+
+
+def _annotate_opaque(node: Node) -> bool:
+    reason = next((reason for part, reason in OPAQUE.items() if part in str(node.target)), None)
+    if reason is None:
+        return False
+    set_fact(node, _kept(node, reason))
+    return True
+
+
+def _descends_only_from_parameters(graph: Graph) -> dict[Node, bool]:
+    """True for parameters and what is computed from them (and from buffers) alone: W, Wᵀ, a normalized weight."""
+    kinds: dict[Node, set[InputKind]] = {}
+    for node in graph.nodes:
+        fact = get_input(node)
+        own = {fact.kind} if fact is not None else {InputKind.INPUT} if node.op == "placeholder" else set()
+        kinds[node] = own.union(*(kinds[source] for source in node.all_input_nodes))
+    allowed = {InputKind.PARAMETER, InputKind.BUFFER}
+    return {node: InputKind.PARAMETER in found and found <= allowed for node, found in kinds.items()}
+
+
+def _descends_from_tangents(graph: Graph) -> dict[Node, bool]:
+    result: dict[Node, bool] = {}
+    for node in graph.nodes:
+        fact = get_input(node)
+        tangent = isinstance(fact, Input) and fact.kind is InputKind.TANGENT
+        result[node] = tangent or any(result[source] for source in node.all_input_nodes)
+    return result
+
+

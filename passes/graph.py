@@ -1,0 +1,302 @@
+"""The plumbing between passes and torch.fx: the only file that reads or writes `node.meta`.
+
+One key of ours holds one typed value a node: an `Input` on placeholders, a `Contraction` on contractions.
+"""
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+from qcompiler.passes.rules import Position, Role
+from qcompiler.runtime import ops
+
+aten = torch.ops.aten
+
+_KEY: Final = "qcompiler"
+
+
+class InputKind(enum.StrEnum):
+    """What a placeholder of the joint graph stands for."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    INPUT = "input"
+    TANGENT = "tangent"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A placeholder: its kind, and the user's name for it (`layer1.0.conv1.weight`)."""
+
+    kind: InputKind
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One tensor that a contraction reads."""
+
+    #: index in the node's arguments
+    arg: int
+    role: Role
+    #: input, weight, left, right or grad: the last part of the site's name
+    name: str
+    #: a letter for each dimension, as the contraction sees the tensor (runtime/blocks.py)
+    layout: str
+    #: the letter that is summed over
+    contracted: str
+    #: elements summed over along that letter in one product (channels of a group in a grouped convolution)
+    extent: int
+    #: why this operand stays in float; empty: it is quantized
+    kept: str = ""
+    #: index of the recipe's rule that decided; None: no rule matched
+    rule: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """A sum of products in the graph, forward or backward, and what the passes know of its operands."""
+
+    #: module path of the layer, which rules match: `layer1.0.conv1`, empty for the model itself
+    module: str
+    #: the unique name: the path, with /matmul for products of activations and #2, #3 … where a module multiplies again
+    site: str
+    #: convolution, linear or matmul
+    operator: str
+    positions: frozenset[Position]
+    operands: tuple[Operand, ...]
+    #: the operand of the forward contraction whose gradient this is; None in forward and for the bias gradient
+    gradient_of: int | None = None
+    #: True for the sum that makes a bias gradient: no product, but it reads the same codes of the gradient
+    is_bias: bool = False
+    #: why nothing here can be quantized; empty where the operands decide
+    kept: str = ""
+
+
+def get_input(node: Node) -> Input | None:
+    """The `Input` of a placeholder that capture described."""
+    fact = node.meta.get(_KEY)
+    return fact if isinstance(fact, Input) else None
+
+
+def get_contraction(node: Node) -> Contraction | None:
+    """The `Contraction` that annotate-roles found at this node (the partitioner copies meta to placeholders too)."""
+    fact = node.meta.get(_KEY) if node.op == "call_function" else None
+    return fact if isinstance(fact, Contraction) else None
+
+
+def set_fact(node: Node, fact: Input | Contraction) -> None:
+    """Attaches our one typed value to a node."""
+    node.meta[_KEY] = fact
+
+
+def contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
+    """Every annotated contraction, in graph order."""
+    for node in graph.nodes:
+        fact = get_contraction(node)
+        if fact is not None:
+            yield node, fact
+
+
+def record(node: Node, arg: int, **changes: Any) -> None:
+    """Changes what is known of the operand at `arg` of a contraction: `kept` (why it stays in float), `rule`."""
+    fact = get_contraction(node)
+    assert fact is not None
+    operands = tuple(dataclasses.replace(o, **changes) if o.arg == arg else o for o in fact.operands)
+    set_fact(node, dataclasses.replace(fact, operands=operands))
+
+
+def value(node: Node) -> torch.Tensor:
+    """The fake tensor that a node produces: shape, strides, dtype, device."""
+    return cast(torch.Tensor, node.meta["val"])
+
+
+def has_tensor_value(node: Node) -> bool:
+    """True where the node produces exactly one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_backward(node: Node) -> bool:
+    """True where the node was traced, or placed, in the backward half."""
+    return str(node.meta.get("partitioner_tag", "")) in ("is_backward", "must_be_in_backward")
+
+
+def pin_to_backward(node: Node) -> None:
+    """Makes the partitioner compute this node in backward, though it depends on forward values only."""
+    node.meta["partitioner_tag"] = "must_be_in_backward"
+
+
+def pin_saved(node: Node) -> None:
+    """Makes the partitioner save this node for backward instead of computing it again."""
+    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
+def is_pinned_saved(node: Node) -> bool:
+    """True after `pin_saved`."""
+    return node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE
+
+
+def sequence_number(node: Node) -> int | None:
+    """The number of the autograd node that traced this one: equal in a forward operator and its gradient."""
+    return node.meta.get("seq_nr")
+
+
+def module_path(node: Node) -> str:
+    """The path of the innermost module that traced a forward node, `layer1.0.conv1`; empty where none is known."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return clean_path(list(stack.values())[-1][0]) if stack else ""
+
+
+def clean_path(source: str) -> str:
+    """`L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]` → `layer1.0`."""
+    path = re.sub(r"\._(modules|parameters|buffers)\b", "", source)
+    path = re.sub(r"^[LG]\['\w+'\]", "", path)
+    return re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path).strip(".")
+
+
+VIEWS: Final = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.expand.default,
+        aten.clone.default,
+        aten.detach.default,
+        aten.alias.default,
+        aten.contiguous.default,
+    }
+)
+
+
+def is_view(node: Node) -> bool:
+    """True where the node holds the same elements as its first argument, arranged otherwise (copies included)."""
+    if node.op != "call_function" or node.target not in VIEWS:
+        return False
+    source = node.args[0]
+    return isinstance(source, Node) and value(source).numel() == value(node).numel()
+
+
+def view_root(node: Node) -> Node:
+    """The tensor that a chain of views starts from."""
+    while is_view(node):
+        node = cast(Node, node.args[0])
+    return node
+
+
+def last_placeholder(graph: Graph) -> Node:
+    """The last of the inputs, which stand at the head of the graph."""
+    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+
+
+def insert_call(
+    graph: Graph,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    after: Node | None = None,
+    before: Node | None = None,
+) -> Node:
+    """A new call with its shape inferred and the partitioner tag of its place; one of `after`, `before` is given.
+
+    The tag is that of the neighbor, or backward where any argument is.
+    """
+    place = after if after is not None else before
+    assert place is not None
+    if after is not None and after.op == "placeholder":
+        after = last_placeholder(graph)
+    with graph.inserting_after(after) if after is not None else graph.inserting_before(before):
+        name = str(getattr(target, "__name__", target)).partition(".")[0]
+        node = graph.create_node("call_function", target, args, kwargs or {}, name=name)
+    neighbors = [a for a in args if isinstance(a, Node)]
+    backward = any(is_backward(a) for a in neighbors) or (before is not None and is_backward(before))
+    node.meta["partitioner_tag"] = "is_backward" if backward else "is_forward"
+    for key in ("nn_module_stack", "stack_trace", "seq_nr"):
+        if key in place.meta:
+            node.meta[key] = place.meta[key]
+    infer(node)
+    return node
+
+
+def infer(node: Node) -> None:
+    """Computes the fake value of a call from those of its arguments."""
+    args = torch.fx.map_arg(node.args, lambda a: a.meta["val"])
+    kwargs = torch.fx.map_arg(node.kwargs, lambda a: a.meta["val"])
+    with fake_mode(node.graph), torch.no_grad():
+        node.meta["val"] = cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+
+def fake_mode(graph: Graph) -> FakeTensorMode:
+    """The mode that the graph's fake tensors belong to."""
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            return cast(FakeTensorMode, mode)
+    raise ValueError("graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')")
+
+
+def finish(module: GraphModule) -> None:
+    """After a pass: drops what nothing reads, checks the links, recompiles."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+_SHORT: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64", torch.bool: "b1"}
+
+
+def _type(node: Node) -> str:
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor):
+        return ""
+    name = _SHORT.get(val.dtype) or str(val.dtype).removeprefix("torch.").replace("int", "i")
+    return f" : {name}[{','.join(map(str, val.shape))}]"
+
+
+def graph_text(module: GraphModule) -> str:
+    """The graph as stable text, one node a line; `<` marks backward, `!` what is pinned as saved for backward."""
+    lines = []
+    for node in module.graph.nodes:
+        mark = ("<" if is_backward(node) else " ") + ("!" if is_pinned_saved(node) else " ")
+        args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
+        if node.op == "placeholder":
+            fact = get_input(node)
+            lines.append(f"{mark} %{node.name}{_type(node)} = {fact.kind} {fact.name}" if fact else f"{mark} %{node.name}{_type(node)}")
+        elif node.op == "output":
+            lines.append(f"   return {_show(node.args[0])}")
+        else:
+            target = str(node.target) if not callable(node.target) or hasattr(node.target, "_schema") else node.target.__name__
+            lines.append(f"{mark} %{node.name}{_type(node)} = {target.removesuffix('.default')}({args})")
+    return "\n".join(lines) + "\n"
+
+
+def _show(arg: Any) -> str:
+    if isinstance(arg, Node):
+        return f"%{arg.name}"
+    if isinstance(arg, list | tuple):
+        return f"[{', '.join(map(_show, arg))}]"
+    return str(arg)
+
+
+def quantizers(graph: Graph) -> list[Node]:
+    """Every quantize node, in graph order."""
+    return list(graph.find_nodes(op="call_function", target=ops.QUANTIZE))
+
+
+def dequantizers(graph: Graph) -> list[Node]:
+    """Every dequantize node, in graph order."""
+    return list(graph.find_nodes(op="call_function", target=ops.DEQUANTIZE))

@@ -1,0 +1,76 @@
+"""The backward of a quantizer that clips: no gradient where the value lay outside the range."""
+
+import dataclasses
+import operator
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import Contraction, aten, contractions, insert_call, is_backward, pin_to_backward
+from qcompiler.passes.rules import Role
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import Vjp, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGradients:
+    """dX → where(in_range(X), dX, 0) for every operand X whose spec says `vjp: clip` and whose format can clip.
+
+    The mask is computed in forward and applied to the result of each gradient contraction of X; the gradients of
+    several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Formats with a zero point or a `real`
+    or `fit` scale over signed codes never clip, so they get no mask.
+    """
+
+    name: ClassVar[str] = "mask-gradients"
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of gradients that were masked."""
+        forward: dict[str, tuple[Node, Contraction]] = {}
+        changes = 0
+        for node, fact in list(contractions(module.graph)):
+            if fact.gradient_of is not None and fact.site in forward:
+                changes += _mask(node, fact, *forward[fact.site])
+            elif not is_backward(node) and fact.operands:
+                forward[fact.site] = (node, fact)
+        return changes
+
+
+def _mask(node: Node, fact: Contraction, forward: Node, forward_fact: Contraction) -> int:
+    assert fact.gradient_of is not None
+    floats = forward.args[forward_fact.operands[fact.gradient_of].arg]
+    result = _result(node, fact.gradient_of)
+    if result is None or not isinstance(floats, Node) or floats.target is not ops.DEQUANTIZE:
+        return 0
+    codes = floats.args[0]
+    assert isinstance(codes, Node)
+    tensor, scale, _, _, text, layout, _ = codes.args
+    spec = parse_spec(str(text))
+    done = any(user.target is aten.where.ScalarOther for user in result.users)
+    if spec.vjp is not Vjp.CLIP or not spec.saturates or done:
+        return 0
+    assert isinstance(scale, Node)
+    mask = insert_call(node.graph, ops.IN_RANGE, (tensor, scale, text, layout), after=scale)
+    readers, place = list(result.users), result
+    if _is_transposed(fact):
+        mask = place = insert_call(node.graph, aten.transpose.int, (mask, -2, -1), after=result)
+        pin_to_backward(mask)
+    masked = insert_call(node.graph, aten.where.ScalarOther, (mask, result, 0.0), after=place)
+    for reader in readers:
+        reader.replace_input_with(result, masked)
+    return 1
+
+
+def _result(node: Node, gradient_of: int) -> Node | None:
+    """The node that holds the gradient: the product itself, or an item of a convolution's gradient."""
+    if node.target is not aten.convolution_backward.default:
+        return node
+    items = [u for u in node.users if u.target is operator.getitem and u.args[1] == gradient_of]
+    return items[0] if items else None
+
+
+def _is_transposed(fact: Contraction) -> bool:
+    """True where autograd computes the transpose: dA = G·Bᵀ and dB = Aᵀ·G are direct, B·Gᵀ and Gᵀ·A are not."""
+    if fact.operator == "convolution":
+        return False
+    gradient_left = fact.operands[0].role is Role.GRADIENT
+    return gradient_left != (fact.gradient_of == 0)

@@ -1,0 +1,95 @@
+"""Write a quantizer in front of every operand of every contraction that a rule asks to quantize."""
+
+import dataclasses
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import (
+    Contraction,
+    Operand,
+    contractions,
+    insert_call,
+    is_backward,
+    last_placeholder,
+    pin_saved,
+    pin_to_backward,
+    record,
+    value,
+)
+from qcompiler.passes.rules import Rule, first_match
+from qcompiler.runtime import ops
+from qcompiler.runtime.rounding import Rounding
+from qcompiler.runtime.spec import QuantSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceQuantizers:
+    """contraction(X, …) → contraction(dequantize(quantize(X, scale(X)), …), …), one quantizer for each operand.
+
+    1. The first rule that matches role, operator, module path and position gives the spec, or keeps the operand in
+       float; so does the absence of a rule. The reason is recorded on the contraction.
+    2. An empty tensor, or one that is not floating, is kept.
+    3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
+       backward it is pinned there, so that only codes and scales can be saved.
+    """
+
+    name: ClassVar[str] = "place-quantizers"
+    rules: tuple[Rule, ...] = ()
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of quantizers that were placed."""
+        found = list(contractions(module.graph))
+        return sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
+
+    def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
+        """Places one quantizer; 0 where the operand stays in float or has its quantizer already."""
+        tensor = node.args[operand.arg]
+        assert isinstance(tensor, Node)
+        if tensor.target is ops.DEQUANTIZE or operand.kept:
+            return 0
+        val = value(tensor)
+        if not val.is_floating_point() or val.numel() == 0:
+            record(node, operand.arg, kept=f"nothing to quantize: {val.dtype}, {val.numel()} elements")
+            return 0
+        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions)
+        if match is None:
+            record(node, operand.arg, kept="no rule of the recipe matches")
+            return 0
+        index, rule = match
+        if rule.spec is None:
+            record(node, operand.arg, kept=f"rule {index + 1}: {rule}", rule=index)
+            return 0
+        record(node, operand.arg, rule=index)
+        floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}")
+        node.update_arg(operand.arg, floats)
+        return 1
+
+
+def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:
+    """Case 3: scale, zero point and quantize behind `tensor`, dequantize in front of `reader`; returns the latter."""
+    graph, text = tensor.graph, str(spec)
+    key = _key(tensor) if spec.rounding is Rounding.STOCHASTIC else None
+    scale = insert_call(graph, ops.SCALE, (tensor, text, layout), after=tensor if key is None else _later(tensor, key))
+    point = insert_call(graph, ops.ZERO_POINT, (tensor, scale, text, layout), after=scale) if spec.has_zero_point else None
+    codes = insert_call(graph, ops.QUANTIZE, (tensor, scale, point, key, text, layout, site), after=point or scale)
+    floats = insert_call(graph, ops.DEQUANTIZE, (codes, scale, point, text, layout, value(tensor).dtype), before=reader)
+    if is_backward(reader):
+        pin_to_backward(floats)
+    return floats
+
+
+def _key(tensor: Node) -> Node:
+    """The node that draws the random key of the step: one for the graph, at its head."""
+    graph = tensor.graph
+    drawn = list(graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
+    if drawn:
+        return drawn[0]
+    node = insert_call(graph, ops.DRAW_KEY, (value(tensor).device,), after=last_placeholder(graph))
+    pin_saved(node)
+    return node
+
+
+def _later(tensor: Node, key: Node) -> Node:
+    """Where both are known: behind the key for an input of the graph, behind the tensor otherwise."""
+    return key if tensor.op == "placeholder" else tensor

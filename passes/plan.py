@@ -1,0 +1,150 @@
+"""QuantPlan: the quantizers and the refusals of a graph, read back as a table. The graph is the only source."""
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import Contraction, contractions, dequantizers, is_view, quantizers, value
+from qcompiler.passes.rules import Role
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import QuantSpec, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One quantizer: one tensor that becomes codes, once."""
+
+    name: str  # `layer1.0.conv1/input`
+    role: Role
+    spec: QuantSpec
+    layout: str
+    shape: tuple[int, ...]
+    consumers: tuple[str, ...]  # `layer1.0.conv1 forward`, `… weight gradient`
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of its codes, packed, without scales."""
+        return math.ceil(math.prod(self.shape) * (self.spec.format.bits if self.spec.format.bits <= 4 else 8) / 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One operand (or a whole fused kernel) that stays in float, and why."""
+
+    name: str
+    consumer: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantPlan:
+    """Every quantizer after deduplication, everything kept in float, and what else the user should know.
+
+    `print(plan)` shows the table. `len(plan.sites)` is the number of quantizers that run in a step, `plan.placed` the
+    number before deduplication: one for each operand of each contraction.
+    """
+
+    sites: tuple[Site, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    placed: int = 0
+    #: bytes that forward keeps for backward, without parameters and inputs; of these, codes and scales
+    saved_bytes: int = 0
+    saved_code_bytes: int = 0
+    #: indices of the recipe's rules that decided something
+    matched: frozenset[int] = frozenset()
+    #: graph breaks, fallbacks, rules that matched nothing
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, module: GraphModule) -> "QuantPlan":
+        """Reads the table off a graph, whole or forward only."""
+        consumers = {reader: (node, fact) for node, fact in contractions(module.graph) for reader in _sources(node, fact)}
+        sites = tuple(_site(codes, consumers) for codes in quantizers(module.graph))
+        placed = [d for d in dequantizers(module.graph) if d in consumers and not consumers[d][1].is_bias]
+        matched = {o.rule for _, fact in contractions(module.graph) for o in fact.operands if o.rule is not None}
+        return cls(sites=sites, kept=tuple(_kept(module)), placed=len(placed), matched=frozenset(matched))
+
+    def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
+        """The table with what lowering learned."""
+        return dataclasses.replace(self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=tuple(notes))
+
+    @classmethod
+    def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":
+        """One table for a model that was captured in several graphs."""
+        return cls(
+            sites=tuple(site for plan in plans for site in plan.sites),
+            kept=tuple(kept for plan in plans for kept in plan.kept),
+            placed=sum(plan.placed for plan in plans),
+            saved_bytes=sum(plan.saved_bytes for plan in plans),
+            saved_code_bytes=sum(plan.saved_code_bytes for plan in plans),
+            matched=frozenset(index for plan in plans for index in plan.matched),
+            notes=(*(note for plan in plans for note in plan.notes), *notes),
+        )
+
+    def __str__(self) -> str:
+        quantized = Table("quantizer", "role", "format", "block", "scale", "rounding", "shape", "read by", title="Quantizers")
+        for site in self.sites:
+            s = site.spec
+            row = (site.name, site.role, s.format, s.block, s.scale, s.rounding, list(site.shape), ", ".join(site.consumers))
+            quantized.add_row(*map(str, row))
+        floats = Table("kept in float", "in", "why", title="Contractions left in float")
+        for kept in self.kept:
+            floats.add_row(kept.name, kept.consumer, kept.reason)
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console.print(quantized)
+        if self.kept:
+            console.print(floats)
+        console.print(f"quantizers: {self.placed} before deduplication, {len(self.sites)} after")
+        console.print(f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}")
+        for note in self.notes:
+            console.print(f"note: {note}")
+        text = console.file
+        assert isinstance(text, io.StringIO)
+        return text.getvalue().rstrip()
+
+
+def _sources(node: Node, fact: Contraction) -> list[Node]:
+    """The dequantize nodes that a contraction reads, through views."""
+    found = []
+    for operand in fact.operands:
+        source = node.args[operand.arg]
+        while isinstance(source, Node) and is_view(source):
+            source = source.args[0]
+        if isinstance(source, Node) and source.target is ops.DEQUANTIZE:
+            found.append(source)
+    return found
+
+
+def describe(fact: Contraction) -> str:
+    """`layer1.0.conv1 forward`, `… input gradient`, `… weight gradient`, `… bias gradient`."""
+    if fact.is_bias:
+        return f"{fact.site} bias gradient"
+    if fact.gradient_of is None:
+        return f"{fact.site} forward"
+    name = {0: "input", 1: "weight"} if fact.operator != "matmul" else {0: "left", 1: "right"}
+    return f"{fact.site} {name[fact.gradient_of]} gradient"
+
+
+def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
+    tensor, *_, text, layout, name = codes.args
+    assert isinstance(tensor, Node)
+    readers = [codes, *(user for user in codes.users if user.target is ops.PACK)]
+    readers += [user for packed in readers[1:] for user in packed.users]
+    facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
+    last = str(name).rpartition("/")[2].removesuffix(".turned")
+    role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT}.get(last, Role.ACTIVATION)
+    return Site(str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts)))
+
+
+def _kept(module: GraphModule) -> list[Kept]:
+    found = []
+    for _, fact in contractions(module.graph):
+        if fact.kept:
+            found.append(Kept(fact.operator, fact.site, fact.kept))
+        found += [Kept(f"{fact.site}/{o.name}", describe(fact), o.kept) for o in fact.operands if o.kept and not fact.is_bias]
+    return found

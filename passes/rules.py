@@ -1,0 +1,131 @@
+"""Rules: which operand of which contraction is quantized how. Rules are read in order and the first match decides."""
+
+import dataclasses
+import difflib
+import enum
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from qcompiler.runtime.spec import QuantSpec
+
+
+class Role(enum.StrEnum):
+    """What an operand of a contraction is in training."""
+
+    #: a parameter
+    WEIGHT = "weight"
+    #: what flows forward
+    ACTIVATION = "activation"
+    #: what flows backward
+    GRADIENT = "gradient"
+
+
+class Position(enum.StrEnum):
+    """Where a contraction stands among the forward contractions of its graph."""
+
+    #: the one nearest to the input
+    FIRST = "first"
+    #: neither the first nor the last
+    INNER = "inner"
+    #: the one nearest to the loss
+    LAST = "last"
+
+
+#: matches every operator, or every module
+ANY: Final = "*"
+#: the contractions that a rule can name
+OPERATORS: Final = ("convolution", "linear", "matmul")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The operands of contractions that all conditions hold for are quantized by `spec`, or kept in float.
+
+    `str(rule)` is the line of a report: `gradient of first convolution at layer1.* -> int4:fit:each:nearest:pass`, or
+    `activation -> keep in float (measured)`. Conditions that hold for everything are left out.
+
+    Raises:
+        ValueError: a field is of the wrong type, or the operator is not one of `OPERATORS` and not `*`.
+    """
+
+    #: how to quantize; None = keep in float
+    spec: QuantSpec | None
+    #: only operands of this role; None = of every role
+    role: Role | None = None
+    #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind
+    operator: str = ANY
+    #: only modules whose path (`layer1.0.conv1`, empty for the model itself) matches this shell pattern as a whole;
+    #: upper and lower case differ, and `*` also runs over dots
+    module: str = ANY
+    #: only contractions at this position; None = at every position
+    position: Position | None = None
+    #: why this rule is there, for the report
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            given = getattr(self, name)
+            if not isinstance(given, kind) and not (given is None and name in _OPTIONAL):
+                none = " or None" if name in _OPTIONAL else ""
+                raise ValueError(f"{name}: got {given!r} ({type(given).__name__}); valid: a {kind.__name__}{none}")
+        if self.operator not in (*OPERATORS, ANY):
+            raise ValueError(
+                f"operator: got {self.operator!r}; valid: {', '.join((*OPERATORS, ANY))}"
+                f"{did_you_mean(self.operator, OPERATORS)}"
+            )
+
+    def matches(self, role: Role, operator: str, module: str, positions: frozenset[Position]) -> bool:
+        """True where every condition holds for one operand.
+
+        Args:
+            role: what the operand is.
+            operator: the kind of its contraction, one of `OPERATORS`.
+            module: the path of the module that the contraction belongs to.
+            positions: all positions of the contraction: {FIRST, LAST} where it is the only one of its graph.
+        """
+        return (
+            self.role in (None, role)
+            and self.operator in (ANY, operator)
+            and (self.position is None or self.position in positions)
+            and fnmatch.fnmatchcase(module, self.module)
+        )
+
+    def __str__(self) -> str:
+        operator = "" if self.operator == ANY else self.operator
+        contraction = f"{self.position} {operator or 'contraction'}" if self.position else operator
+        subject = " of ".join(part for part in (self.role, contraction) if part) or "everything"
+        where = "" if self.module == ANY else f" at {self.module or repr('')}"
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{subject}{where} -> {self.spec or 'keep in float'}{reason}"
+
+
+#: the type of each field of a rule, and the fields that may be None instead
+_TYPES: Final = {
+    "spec": QuantSpec,
+    "role": Role,
+    "operator": str,
+    "module": str,
+    "position": Position,
+    "reason": str,
+}
+_OPTIONAL: Final = ("spec", "role", "position")
+
+
+def first_match(
+    rules: Sequence[Rule], role: Role, operator: str, module: str, positions: frozenset[Position]
+) -> tuple[int, Rule] | None:
+    """The first rule that matches an operand, with its index; None where none does: the operand then stays in float."""
+    for index, rule in enumerate(rules):
+        if rule.matches(role, operator, module, positions):
+            return index, rule
+    return None
+
+
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the nearest valid word, to end an error message with; empty where none is near.
+
+    The cutoff lets abbreviations through: 'conv2d' and 'convolution' have a similarity of 2·4/(6+11) = 0.47.
+    """
+    near = difflib.get_close_matches(given, list(valid), n=1, cutoff=0.45)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,202 @@
+"""compile(): the module that a user gets, and the backend that Dynamo calls for each graph of it."""
+
+import copy
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from qcompiler import recipes, torch_compat
+from qcompiler.capture import capture
+from qcompiler.lower import lower
+from qcompiler.passes.graph import graph_text
+from qcompiler.passes.plan import QuantPlan
+from qcompiler.pipeline import pipeline
+from qcompiler.recipe import Recipe
+
+logger = logging.getLogger("qcompiler")
+
+BACKENDS: Final = ("eager", "inductor")
+#: captures of one model (signatures × modes) before an error; Dynamo's own limit of 8 would train on in float
+CAPTURES: Final = 64
+
+
+class CompileError(Exception):
+    """The model cannot be compiled as asked; says what was given and what would be valid."""
+
+
+def compile(  # noqa: A001
+    model: nn.Module, recipe: str | Recipe = "hyperblock-int8", *, backend: str | None = None, strict: bool = False
+) -> "QuantizedModule":
+    """A drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
+
+    It shares the parameters and buffers of the model, and its state_dict keys; each new signature of its inputs is
+    captured at its first call. In `eval()` blocks span one sample, so no result depends on its batch mates.
+
+    Args:
+        model: any module.
+        recipe: the name of a recipe, the path of a .yaml file, or a `Recipe`.
+        backend: "inductor" compiles (an error where that fails), "eager" runs node by node. None compiles, and where
+            that fails runs eagerly, with the reason logged and in `plan()`.
+        strict: everything that would stay in float against the recipe's rules raises: graph breaks, fused kernels,
+            operands without a legal block, a failed compilation.
+
+    Raises:
+        CompileError: the model is not a module, is compiled already, or the backend is unknown.
+        RecipeError: the recipe is unknown or not valid.
+    """
+    if isinstance(model, QuantizedModule):
+        raise CompileError(f"compile: the model is compiled already, by recipe {model.recipe.name!r}; compile the model behind it")
+    if not isinstance(model, nn.Module):
+        raise CompileError(f"compile: got {type(model).__name__}; valid: a torch.nn.Module")
+    if backend is not None and backend not in BACKENDS:
+        close = difflib.get_close_matches(str(backend), BACKENDS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
+    return QuantizedModule(model, recipes.get(recipe), backend, strict)
+
+
+class GraphCompiler:
+    """The backend that Dynamo calls: one graph in, one running step out."""
+
+    def __init__(self, recipe: Recipe, backend: str | None = None, strict: bool = False) -> None:
+        self.recipe = recipe
+        self.backend = backend
+        self.strict = strict
+        #: frame → the plan of its latest capture
+        self.plans: dict[int | None, Callable[[], QuantPlan]] = {}
+        #: frame → the graph behind it, after the passes and before the partition, as text
+        self.texts: dict[int | None, str] = {}
+
+    def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        captured = capture(module, inputs)
+        pipeline(self.recipe)(captured.module)
+        plan = QuantPlan.of(captured.module)
+        if self.strict and plan.kept:
+            rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept)
+            raise CompileError(f"strict: left in float: {rows}")
+        frame = torch_compat.frame_id()
+        self.texts[frame] = graph_text(captured.module)
+        lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend)
+        self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
+        return lowered.step
+
+
+def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
+    """`torch.compile(model, backend="qcompiler", options={"recipe": …})`: the same path for users of torch.compile.
+
+    Without gradients (`torch.no_grad`) blocks span one sample, as in `eval()` of a compiled module.
+    """
+    options = dict(options or {})
+    recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
+    compiler = GraphCompiler(recipe if torch.is_grad_enabled() else recipe.for_eval(), **options)
+    return compiler(module, inputs)
+
+
+class QuantizedModule(nn.Module):
+    """A model that trains through its quantized joint graph. Made by `qcompiler.compile`.
+
+    Its parameters, buffers and submodules are the model's own; attributes that it lacks are read from the model.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
+        object.__setattr__(self, "_model", model)
+        super().__init__()
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            object.__setattr__(self, name, getattr(model, name))
+        self.recipe = recipe
+        self._options = (backend, strict)
+        self._compilers = {True: GraphCompiler(recipe, backend, strict), False: GraphCompiler(recipe.for_eval(), backend, strict)}
+        self._functions = {
+            mode: torch_compat.compile_with(model, compiler, fullgraph=strict) for mode, compiler in self._compilers.items()
+        }
+        self._breaks: dict[str, int] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, through the quantized graph of this mode and signature."""
+        compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
+        with torch_compat.no_silent_eager(CAPTURES), torch_compat.plain_encoder_layers(bool(self.recipe.rules)):
+            result = self._functions[self.training](*args, **kwargs)
+        for reason, count in torch_compat.graph_breaks().items():
+            if count > before.get(reason, 0):
+                self._breaks[reason] = count - before.get(reason, 0)
+        if not compiler.plans:
+            self._complain("no graph was captured: the model ran in float, outside of the compiler")
+        return result
+
+    def _complain(self, message: str) -> None:
+        if self._options[1]:
+            raise CompileError(f"strict: {message}")
+        if message not in self._breaks:
+            logger.warning("%s", message)
+            self._breaks[message] = 1
+
+    def plan(self, *, training: bool = True) -> QuantPlan:
+        """The quantizers of the latest capture of each frame, in training or in eval mode.
+
+        Raises:
+            CompileError: the model has not been called in that mode.
+        """
+        compiler = self._compilers[training]
+        if not compiler.plans and not self._breaks:
+            mode = "train()" if training else "eval()"
+            raise CompileError(f"plan: nothing is captured yet; call the model once in {mode} mode")
+        plans = [make() for make in compiler.plans.values()]
+        return QuantPlan.merge(plans, [*map(_break_note, self._breaks), *_unused(self.recipe, plans)])
+
+    def graph_text(self, *, training: bool = True) -> str:
+        """The quantized graphs of that mode as text, forward and backward, one after the other."""
+        return "\n".join(self._compilers[training].texts.values())
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """The model's own flag."""
+        return self._model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_modules" in self.__dict__ and self.__dict__["_modules"] is self._model._modules:
+            self._model.training = mode
+
+    def train(self, mode: bool = True) -> "QuantizedModule":
+        """Sets the model's mode; the model's own `train` decides, as always."""
+        self._model.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own state_dict."""
+        return self._model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads into the model."""
+        return self._model.load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "QuantizedModule":
+        self._model._apply(*args, **kwargs)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_model"], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
+        return QuantizedModule(copy.deepcopy(self._model, memo), self.recipe, *self._options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuantizedModule, (self._model, self.recipe, *self._options)
+
+    def extra_repr(self) -> str:
+        """Names the recipe when the module is printed."""
+        return f"recipe={self.recipe.name!r}"
+
+
+def _break_note(reason: str) -> str:
+    return reason if reason.startswith("no graph") else f"graph break: {' '.join(reason.split())}"
+
+
+def _unused(recipe: Recipe, plans: Sequence[QuantPlan]) -> list[str]:
+    matched = {index for plan in plans for index in plan.matched}
+    return [f"rule matched nothing: {rule}" for rule in recipe.unused(matched)] if plans else []

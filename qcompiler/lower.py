@@ -1,0 +1,152 @@
+"""From a quantized graph to a `Step` that runs: partition, retrace, compile each half."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from qcompiler import torch_compat
+from qcompiler.capture import Captured
+from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, value, view_root
+from qcompiler.passes.verify import verify, verify_saved
+from qcompiler.runtime import ops
+from qcompiler.runtime.step import Half, Step, Tangent
+
+logger = logging.getLogger("qcompiler")
+
+
+@dataclasses.dataclass
+class Lowered:
+    """A step and what was learned on the way: bytes saved for backward, fallbacks with their reason."""
+
+    step: Step
+    saved_bytes: int
+    saved_code_bytes: int
+    notes: list[str]
+
+
+def lower(captured: Captured, backend: str | None) -> Lowered:
+    """Makes the step of a quantized graph.
+
+    Args:
+        captured: the graph after the passes.
+        backend: "eager" runs node by node; "inductor" compiles, and raises where that fails; None compiles, and runs
+            eagerly with the reason in `notes` where that fails.
+    """
+    notes: list[str] = []
+    if not captured.is_joint:
+        forward = _half(captured.module, captured, backend, notes, is_backward=False)
+        return Lowered(Step(forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured)), 0, 0, notes)
+    depends = _dependencies(captured)
+    first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
+    saved = list(first.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    verify(first)
+    verify(second)
+    verify_saved(first, saved)
+    step = Step(
+        forward=_half(first, captured, backend, notes, is_backward=False),
+        backward=_lazy(second, captured, backend, notes),
+        mutated=captured.mutated,
+        differentiable=captured.differentiable,
+        tangents=tuple(_tangents(captured)),
+        depends=depends,
+        device_types=_devices(captured),
+    )
+    return Lowered(step, *_saved_bytes(saved), notes)
+
+
+def _half(module: GraphModule, captured: Captured, backend: str | None, notes: list[str], *, is_backward: bool) -> Half:
+    """One half, compiled or interpreted."""
+    inputs = [value(node) for node in module.graph.find_nodes(op="placeholder")]
+    return _compile(module, inputs, captured, backend, notes, is_backward=is_backward)
+
+
+def _lazy(module: GraphModule, captured: Captured, backend: str | None, notes: list[str]) -> Half:
+    """The backward half, compiled at its first call for the strides that forward really returned."""
+    compiled: list[Half] = []
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        if not compiled:
+            inputs = [fake_mode(module.graph).from_tensor(arg) for arg in args]
+            compiled.append(_compile(module, inputs, captured, backend, notes, is_backward=True))
+        return compiled[0](args)
+
+    return run
+
+
+def _compile(
+    module: GraphModule, inputs: list[Any], captured: Captured, backend: str | None, notes: list[str], *, is_backward: bool
+) -> Half:
+    _relax_views(module)
+    if backend == "eager":
+        return _interpret(module)
+    try:
+        plain = torch_compat.retrace(module, inputs, fake_mode(module.graph))
+        return torch_compat.compile_inductor(
+            plain,
+            inputs,
+            is_backward=is_backward,
+            is_inference=not captured.is_joint,
+            static_inputs=() if is_backward else captured.static_inputs,
+        )
+    except Exception as error:
+        if backend == "inductor":
+            raise
+        half = "backward" if is_backward else "forward"
+        notes.append(f"{half} runs eagerly, Inductor failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+        logger.warning("%s", notes[-1])
+        return _interpret(module)
+
+
+def _interpret(module: GraphModule) -> Half:
+    """Node by node, dropping each value after its last use."""
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        given = list(args)
+        args.clear()
+        with torch.no_grad():
+            return Interpreter(module).boxed_run(given)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _relax_views(module: GraphModule) -> None:
+    """view → reshape: the strides of saved tensors are the compiler's choice, and a view of them may need a copy."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    module.recompile()
+
+
+def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
+    """For each input the tangents that its gradient descends from; None where it has no gradient."""
+    reach: dict[Node, frozenset[int]] = {}
+    tangents = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
+    for node in captured.module.graph.nodes:
+        own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
+        reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
+    grads = list(captured.module.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    return tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
+
+
+def _tangents(captured: Captured) -> list[Tangent]:
+    nodes = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
+    return [
+        Tangent(output, tuple(value(n).shape), value(n).stride(), value(n).dtype, value(n).device)
+        for output, n in zip(captured.tangents, nodes, strict=True)
+    ]
+
+
+def _devices(captured: Captured) -> tuple[str, ...]:
+    values = [n.meta.get("val") for n in captured.module.graph.nodes]
+    return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
+
+
+def _saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
+    """(bytes that forward keeps for backward, of these codes, scales and masks); inputs and parameters not counted."""
+    made = [node for node in saved if isinstance(node, Node) and view_root(node).op != "placeholder"]
+    sizes = [(node, value(node).numel() * value(node).element_size()) for node in made]
+    quantized = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
+    return sum(size for _, size in sizes), sum(size for node, size in sizes if node.target in quantized)

@@ -1,0 +1,28 @@
+"""The order of the passes: the table of contents of the compiler."""
+
+from qcompiler.passes.annotate_roles import AnnotateRoles
+from qcompiler.passes.base import Pipeline
+from qcompiler.passes.choose_blocks import ChooseBlocks
+from qcompiler.passes.dedupe_quantizers import DedupeQuantizers
+from qcompiler.passes.hoist_views import HoistViews
+from qcompiler.passes.mask_gradients import MaskGradients
+from qcompiler.passes.place_quantizers import PlaceQuantizers
+from qcompiler.passes.save_quantized import SaveQuantized
+from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
+from qcompiler.recipe import Recipe
+
+
+def pipeline(recipe: Recipe) -> Pipeline:
+    """The passes that quantize a captured graph by a recipe."""
+    return Pipeline(
+        (
+            SplitConvolutionBackward(),  # one product a node
+            AnnotateRoles(),  # what every operand is, and which axis is summed
+            PlaceQuantizers(recipe.rules),  # a quantizer in front of every operand
+            MaskGradients(),  # its backward, where it clips
+            ChooseBlocks(),  # a legal block for every reader
+            HoistViews(),  # up to the tensor that readers share
+            DedupeQuantizers(),  # one quantizer a tensor
+            SaveQuantized(),  # codes, scales and bits for backward
+        )
+    )

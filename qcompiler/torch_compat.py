@@ -1,0 +1,113 @@
+"""Every private torch API that this project touches; nothing else touches them."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch._dynamo import config as dynamo_config
+from torch._dynamo.utils import counters
+from torch._guards import CompileContext
+from torch._functorch import config as functorch_config
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from qcompiler.runtime.ops import DECOMPOSITIONS
+
+
+#: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
+_INDUCTOR: Final = {"fallback_random": True}
+
+
+def placeholder_source(node: Node) -> str:
+    """The Python expression behind a placeholder of a Dynamo graph: `L['self']._modules['fc']._parameters['weight']`."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
+    """The functional forward+backward graph of a Dynamo graph, and AOTAutograd's metadata of its inputs and outputs.
+
+    Without inputs that need gradients (or under no_grad) the graph is the forward alone.
+    """
+    with contextlib.ExitStack() as stack:
+        joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
+        return joint.graph_module, joint._aot_state.fw_metadata
+
+
+def partition(joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]) -> tuple[GraphModule, GraphModule]:
+    """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
+
+    Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
+    floats; `retrace` merges within each half.
+    """
+    with functorch_config.patch(cse=False):
+        return min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
+        )
+
+
+def retrace(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
+    """The graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
+    with mode, torch.no_grad(), inductor_config.patch(_INDUCTOR):
+        table = {**select_decomp_table(), **DECOMPOSITIONS}
+        plain = make_fx(module, decomposition_table=table, tracing_mode="real")(*inputs)
+    return GraphModule(plain, fx_graph_cse(plain.graph))
+
+
+def compile_inductor(
+    module: GraphModule, inputs: Sequence[Any], *, is_backward: bool, is_inference: bool, static_inputs: Sequence[int]
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """The graph compiled by Inductor; called with a list, which it empties."""
+    with torch.no_grad(), inductor_config.patch(_INDUCTOR):
+        compiled = compile_fx_inner(
+            module,
+            list(inputs),
+            is_backward=is_backward,
+            is_inference=is_inference,
+            static_input_idxs=tuple(static_inputs),
+        )
+    return compiled  # type: ignore[return-value]
+
+
+def graph_breaks() -> dict[str, int]:
+    """Reasons for which Dynamo has split or skipped frames so far, with their counts."""
+    return {**counters["graph_break"], **counters["unimplemented"]}
+
+
+def no_silent_eager(limit: int) -> Any:
+    """A context in which running out of recompilations raises instead of training in float without a word."""
+    return dynamo_config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True)
+
+
+def frame_id() -> int | None:
+    """The frame that Dynamo is compiling: the same for another signature of one function, another after a graph break."""
+    current = CompileContext.current_compile_id()
+    return None if current is None else current.frame_id
+
+
+def compile_with(model: torch.nn.Module, backend: Callable[..., Any], *, fullgraph: bool) -> Callable[..., Any]:
+    """torch.compile for one backend with static shapes; its compiled entries are its own where torch can do that."""
+    options = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    return torch.compile(model, backend=backend, dynamic=False, fullgraph=fullgraph, **options)  # type: ignore[no-any-return,call-overload]
+
+
+@contextlib.contextmanager
+def plain_encoder_layers(wanted: bool) -> Iterator[None]:
+    """While `wanted`, encoder layers run as their parts in eval too: their fused inference kernel hides its products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(before and not wanted)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

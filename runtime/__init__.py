@@ -1,0 +1,1 @@
+"""Numbers, operators and execution."""

@@ -1,0 +1,164 @@
+"""Blocks: the groups of elements that share one scale, and the view that puts each block into dimensions of its own.
+
+A *layout* names every dimension of a tensor by one letter (`AXES`); a `Block` gives each axis an edge. Neighboring
+dimensions with the same letter are one axis, flattened in order: a token activation [B, T, C] has the layout `bbc`
+and a batch axis of B·T. Space is the exception: its edge holds for each spatial dimension on its own (4 means 4×4).
+"""
+
+import dataclasses
+import itertools
+import re
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+#: letter of a layout → field of `Block`
+AXES: Final = {"b": "batch", "c": "channel", "s": "space", "o": "out", "i": "in_", "g": "group"}
+#: the edge that covers an axis whole
+WHOLE: Final = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Edges of a block along the named axes, in elements; 1 = a scale for each index, `WHOLE` (0) = one for all.
+
+    Activations and gradients have the axes batch, channel, space; weights have out, in_, space (their taps);
+    `group` counts independent matrices of a batched product (samples × heads of attention).
+    An edge need not divide the shape: the last block is then smaller.
+
+    `str(block)` lists the edges that are not 1 (`b4c16`, `o16i16`, `b1…` is `each`, all whole is `tensor`).
+
+    Raises:
+        ValueError: a negative edge.
+    """
+
+    batch: int = 1
+    channel: int = 1
+    space: int = 1
+    out: int = 1
+    in_: int = 1
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        for name in AXES.values():
+            edge = getattr(self, name)
+            if not isinstance(edge, int) or edge < 0:
+                raise ValueError(f"block: edge {name}={edge!r} is not valid; give a positive integer, or 0 for the whole axis")
+
+    def edge(self, letter: str) -> int:
+        """The edge along the axis that a layout calls `letter`."""
+        return int(getattr(self, AXES[letter]))
+
+    def transposed(self) -> "Block":
+        """The block with batch and channel, out and in exchanged: the same number of elements, the other way round."""
+        return dataclasses.replace(self, batch=self.channel, channel=self.batch, out=self.in_, in_=self.out)
+
+    def per_sample(self) -> "Block":
+        """The block with a batch edge of 1: no sample's result depends on its batch mates."""
+        return dataclasses.replace(self, batch=1, group=1)
+
+    def __str__(self) -> str:
+        if self == TENSOR:
+            return "tensor"
+        edges = ((letter, self.edge(letter)) for letter in AXES)
+        return "".join(f"{letter}{edge or '*'}" for letter, edge in edges if edge != 1) or "each"
+
+
+TENSOR: Final = Block(batch=0, channel=0, space=0, out=0, in_=0, group=0)
+
+
+def parse_block(text: str) -> Block:
+    """The block that `str` wrote: `b4c16`, `o16i16`, `b*c1s*`, `tensor`, `each`.
+
+    Raises:
+        ValueError: unknown axis letter, repeated axis, or no edge behind a letter.
+    """
+    if text in ("tensor", "each"):
+        return TENSOR if text == "tensor" else Block()
+    pairs = re.findall(r"([a-z])(\d+|\*)", text)
+    letters = [letter for letter, _ in pairs]
+    if "".join(letter + edge for letter, edge in pairs) != text or len(set(letters)) != len(letters) or set(letters) - set(AXES):
+        raise ValueError(
+            f"block: got {text!r}; valid: 'tensor', 'each', or each axis once with its edge, such as 'b4c16o16i16' or "
+            f"'c*s*' (axes: {', '.join(f'{k}={v}' for k, v in AXES.items())}; * = the whole axis)"
+        )
+    return Block(**{AXES[letter]: WHOLE if edge == "*" else int(edge) for letter, edge in pairs})
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockView:
+    """How a tensor of `shape` and `layout` splits into blocks.
+
+    `split(x)` has two dimensions for each axis: the index of the block and the index inside it; `join` undoes it.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]  # extent of each axis: runs of equal letters flattened
+    edges: tuple[int, ...]  # edge along each axis, at most its extent, at least 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Blocks along each axis: ⌈extent / edge⌉. The shape of the tensor of scales."""
+        return tuple(-(-extent // edge) for extent, edge in zip(self.axes, self.edges, strict=True))
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The dimensions of `split(x)` that lie inside a block."""
+        return tuple(2 * i + 1 for i in range(len(self.axes)))
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """[*shape] → [count₀, edge₀, count₁, edge₁, …]; a last, smaller block is filled up with zeros.
+
+        Zero is a level of every format and part of every range, so the filling changes no scale.
+        """
+        x = x.reshape(self.axes)
+        missing = [count * edge - extent for count, edge, extent in zip(self.counts, self.edges, self.axes, strict=True)]
+        if any(missing):
+            x = F.pad(x, [pad for fill in reversed(missing) for pad in (0, fill)])
+        return x.reshape([n for pair in zip(self.counts, self.edges, strict=True) for n in pair])
+
+    def join(self, y: torch.Tensor) -> torch.Tensor:
+        """The inverse of `split`: drops the filling."""
+        y = y.reshape([count * edge for count, edge in zip(self.counts, self.edges, strict=True)])
+        for dim, extent in enumerate(self.axes):
+            if y.shape[dim] != extent:
+                y = y.narrow(dim, 0, extent)
+        return y.reshape(self.shape)
+
+    def spread(self, scale: torch.Tensor) -> torch.Tensor:
+        """[count₀, count₁, …] → [count₀, 1, count₁, 1, …]: one value a block, to meet `split(x)`."""
+        return scale.reshape([n for count in self.counts for n in (count, 1)])
+
+
+def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
+    """The split of `shape` into blocks; layout has one letter of `AXES` for each dimension.
+
+    Raises:
+        ValueError: the layout does not fit the shape, has an unknown letter, or repeats a letter with others between.
+    """
+    check_layout(layout, len(shape))
+    axes: list[int] = []
+    edges: list[int] = []
+    dims = zip(layout, shape, strict=True)
+    for letter, run in itertools.groupby(dims, key=lambda pair: pair[0]):
+        extents = [extent for _, extent in run]
+        if letter != "s":
+            product = 1
+            for extent in extents:
+                product *= extent
+            extents = [product]
+        for extent in extents:
+            axes.append(extent)
+            edges.append(max(1, min(block.edge(letter) or extent, extent)))
+    return BlockView(shape, tuple(axes), tuple(edges))
+
+
+def check_layout(layout: str, ndim: int) -> None:
+    """Raises ValueError where `layout` is not a legal naming of `ndim` dimensions."""
+    runs = [letter for letter, _ in itertools.groupby(layout)]
+    if len(layout) != ndim or set(layout) - set(AXES) or len(set(runs)) != len(runs):
+        raise ValueError(
+            f"layout: got {layout!r} for {ndim} dimensions; valid: one letter of {''.join(AXES)} for each dimension, "
+            "equal letters side by side"
+        )

@@ -1,0 +1,169 @@
+"""The operators that passes write into graphs: schema, reference, shape inference and decomposition.
+
+One function is all four: the reference is plain torch code; it runs as the eager kernel, on fake tensors as the shape
+rule, and traced as the decomposition that the compiler fuses. So simulation and compiled code cannot drift apart.
+
+Specs cross as strings: a dataclass in a graph node prints as code that does not run.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime import packing, scales
+from qcompiler.runtime.blocks import view_blocks
+from qcompiler.runtime.formats import Kind
+from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+
+
+def scale(x: Tensor, spec: str, layout: str) -> Tensor:
+    """The scale of every block of `x`: uint8 exponents + 127 (`max`, `fit`) or float32 (`real`).
+
+    Args:
+        x: a floating tensor, any shape.
+        spec: `str` of a `QuantSpec`.
+        layout: a letter for each dimension of `x` (runtime/blocks.py).
+
+    Returns:
+        One value a block, of the shape `view_blocks(...).counts`. A block with a NaN or an infinity has 255 or NaN.
+    """
+    s, view = parse_spec(spec), view_blocks(tuple(x.shape), layout, parse_spec(spec).block)
+    if s.has_zero_point:
+        low, high = scales.block_range(x, view)
+        return scales.real_scale(low, high, s.format.qmax)
+    amax = scales.largest(x, view, s.format.kind)
+    if s.scale is Scale.REAL:
+        return scales.real_scale(torch.zeros_like(amax), amax, s.format.qmax)
+    return scales.power_of_two(amax, s)
+
+
+def zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+    """The code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
+    s = parse_spec(spec)
+    low, _ = scales.block_range(x, view_blocks(tuple(x.shape), layout, s.block))
+    point = torch.round(-low / scale).clamp(0, s.format.qmax)
+    return torch.where(point == point, point, 0.0).to(s.format.dtype)
+
+
+def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, layout: str) -> Tensor:
+    """x / factor, split into blocks, before rounding; NaN throughout a NaN block."""
+    view = view_blocks(tuple(x.shape), layout, s.block)
+    blocks, factors = view.split(x.to(torch.float32)), view.spread(scales.factor(scale))
+    # 1 / 2^k is exact, so a power-of-two scale costs a product instead of a division
+    return blocks / factors if s.scale is Scale.REAL else blocks * factors.reciprocal()
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, spec: str, layout: str, site: str
+) -> Tensor:
+    """The integer codes of `x`: clamp(round(x / factor) + zero point, qmin, qmax), of the shape and strides of `x`.
+
+    The noise of stochastic rounding is added before clamping. Codes of a NaN block are the zero point.
+
+    Args:
+        scale: what `scale` returned.
+        zero_point: what `zero_point` returned, for formats that have one.
+        key: int32 [2] from `draw_key`, for stochastic rounding.
+        site: the name of this quantizer; different sites round with independent bits.
+    """
+    s = parse_spec(spec)
+    view = view_blocks(tuple(x.shape), layout, s.block)
+    real = _real_codes(x, scale, s, layout)
+    if s.rounding is Rounding.STOCHASTIC:
+        if key is None:
+            raise ValueError(f"quantize: {site}: spec {spec} rounds stochastically and needs a key")
+        index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
+        codes = round_stochastic(real, random_bits(key, site, view.split(index)))
+    else:
+        codes = torch.round(real)
+    codes = torch.where(codes == codes, codes, 0.0)
+    if zero_point is not None:
+        codes = codes + view.spread(zero_point).to(torch.float32)
+    return view.join(codes.clamp(s.format.qmin, s.format.qmax).to(s.format.dtype))
+
+
+def dequantize(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
+) -> Tensor:
+    """(code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block."""
+    s = parse_spec(spec)
+    view = view_blocks(tuple(codes.shape), layout, s.block)
+    values = view.split(codes).to(torch.float32)
+    if zero_point is not None:
+        values = values - view.spread(zero_point).to(torch.float32)
+    return view.join((values * view.spread(scales.factor(scale))).to(dtype))
+
+
+def in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+    """bool: True where quantizing clips nothing, qmin ≤ x / factor ≤ qmax; False throughout a NaN block."""
+    s = parse_spec(spec)
+    real = _real_codes(x, scale, s, layout)
+    return view_blocks(tuple(x.shape), layout, s.block).join((real >= s.format.qmin) & (real <= s.format.qmax))
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/packing.py."""
+    return packing.pack(codes, bits)
+
+
+def unpack(packed: Tensor, shape: list[int], bits: int, signed: bool) -> Tensor:
+    """The inverse of `pack`, as int8 or uint8."""
+    return packing.unpack(packed, tuple(shape), bits, signed)
+
+
+def draw_key(device: torch.device) -> Tensor:
+    """int32 [2]: the random key of one step, drawn from torch's default generator of the CPU.
+
+    `torch.manual_seed` therefore repeats a run, on every device and in eager and compiled code alike.
+    """
+    return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32).to(device)
+
+
+def _draw_key_shape(device: torch.device) -> Tensor:
+    return torch.empty(2, dtype=torch.int32, device=device)
+
+
+def define(name: str, schema: str, reference: Callable[..., Tensor]) -> torch._ops.OpOverload:
+    """Makes `reference` the operator `qcompiler::name` with the given schema, on every device and on fake tensors."""
+    _LIBRARY.define(f"{name}{schema}", tags=[torch.Tag.pt2_compliant_tag])
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qcompiler::{name}", reference, lib=_LIBRARY)
+    overload: torch._ops.OpOverload = getattr(torch.ops.qcompiler, name).default
+    return overload
+
+
+_LIBRARY: Final = torch.library.Library("qcompiler", "DEF")
+SCALE: Final = define("scale", "(Tensor x, str spec, str layout) -> Tensor", scale)
+ZERO_POINT: Final = define("zero_point", "(Tensor x, Tensor scale, str spec, str layout) -> Tensor", zero_point)
+QUANTIZE: Final = define(
+    "quantize",
+    "(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site) -> Tensor",
+    quantize,
+)
+DEQUANTIZE: Final = define(
+    "dequantize",
+    "(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype) -> Tensor",
+    dequantize,
+)
+IN_RANGE: Final = define("in_range", "(Tensor x, Tensor scale, str spec, str layout) -> Tensor", in_range)
+PACK: Final = define("pack", "(Tensor codes, int bits) -> Tensor", pack)
+UNPACK: Final = define("unpack", "(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack)
+
+_LIBRARY.define("draw_key(Device device) -> Tensor", tags=[torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded])
+_LIBRARY.impl("draw_key", draw_key, "CompositeExplicitAutograd")
+torch.library.register_fake("qcompiler::draw_key", _draw_key_shape, lib=_LIBRARY)
+DRAW_KEY: Final[torch._ops.OpOverload] = torch.ops.qcompiler.draw_key.default
+
+#: operator → the plain torch code that a compiler traces in its place; `draw_key` stays a call, so that it draws anew
+DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
+    SCALE: scale,
+    ZERO_POINT: zero_point,
+    QUANTIZE: quantize,
+    DEQUANTIZE: dequantize,
+    IN_RANGE: in_range,
+    PACK: pack,
+    UNPACK: unpack,
+}

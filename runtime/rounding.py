@@ -1,0 +1,61 @@
+"""Rounding of a real code to an integer: to nearest with ties to even, or stochastically from a counter hash.
+
+The random bits are a function of (step key, site, logical element index) and nothing else. So they are the same in
+eager and compiled code, for every memory layout, and when a checkpointed region is computed again; and no random
+tensor is ever stored.
+"""
+
+import enum
+import zlib
+
+import torch
+
+
+class Rounding(enum.StrEnum):
+    """How a real number becomes a code."""
+
+    #: to the nearest integer, ties to even: 0.5 → 0, 1.5 → 2
+    NEAREST = "nearest"
+    #: up with the probability of the fraction: the expected code is the real number itself
+    STOCHASTIC = "stochastic"
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical right shift of int32 (torch shifts arithmetically)."""
+    return (x >> by) & ((1 << (32 - by)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A bijection of 32 bits whose every output bit depends on every input bit (C. Wellons, "lowbias32")."""
+    x = (x ^ _shift(x, 16)) * 0x7FEB352D
+    x = (x ^ _shift(x, 15)) * _signed(0x846CA68B)
+    return x ^ _shift(x, 16)
+
+
+def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tensor:
+    """32 random bits for each element, as int32.
+
+    bits(i) = mix(mix(mix(key₀ ⊕ crc32(site)) ⊕ key₁) + i·0x9E3779B1), modulo 2³².
+
+    Args:
+        key: int32 [2], the key of the training step.
+        site: the name of the quantizer.
+        index: int32, the logical (row-major) index of each element, modulo 2³².
+    """
+    seed = _mix(_mix(key[0] ^ _signed(zlib.crc32(site.encode()))) ^ key[1])
+    return _mix(seed + index * _signed(0x9E3779B1))
+
+
+def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """⌊x⌋ or ⌊x⌋+1; up where the top 24 of the random bits, as a number u in [0, 1), are below the fraction of x.
+
+    The fraction of a float32 is exact, so E[result] differs from x by at most 2⁻²⁴. (x + u rounded down would not do:
+    the sum of 100.3 and u is itself rounded to a multiple of 2⁻¹⁷.)
+    """
+    floor = torch.floor(x)
+    threshold = (x - floor) * 2.0**24
+    return floor + (_shift(bits, 8).to(torch.float32) < threshold).to(torch.float32)

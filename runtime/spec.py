@@ -1,0 +1,100 @@
+"""QuantSpec: everything that decides which numbers a quantizer produces, as one value with one canonical string."""
+
+import dataclasses
+import enum
+from typing import TypeVar
+
+from qcompiler.runtime.blocks import Block, parse_block
+from qcompiler.runtime.formats import IntFormat, Kind, parse_format
+from qcompiler.runtime.rounding import Rounding
+
+
+_E = TypeVar("_E", bound=enum.StrEnum)
+
+
+class Scale(enum.StrEnum):
+    """How the scale of a block follows from the largest magnitude in it (docs/numbers.md)."""
+
+    #: 2^(E−m) with amax = f·2^E, ½ ≤ f < 1 and m magnitude bits: what block-floating-point hardware does; codes saturate
+    MAX = "max"
+    #: the smallest power of two at which amax does not saturate
+    FIT = "fit"
+    #: amax / qmax as float32
+    REAL = "real"
+
+
+class Vjp(enum.StrEnum):
+    """What a quantizer does to the gradient that comes back through it."""
+
+    #: passes it on unchanged (straight-through estimator)
+    PASS = "pass"
+    #: passes it where the value lay inside the range, zero where it was clipped
+    CLIP = "clip"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one tensor is quantized. `parse_spec(str(spec)) == spec`; the string is what stands in the graph.
+
+    Raises:
+        ValueError: a zero point together with a power-of-two scale (rounding the zero point would push the end of the
+            range over the last code, so the exponent could not be chosen from the range alone).
+    """
+
+    #: the integer grid
+    format: IntFormat
+    #: scale rule; power-of-two scales are stored as an 8-bit exponent, real ones as float32
+    scale: Scale = Scale.FIT
+    #: the elements that share a scale
+    block: Block = dataclasses.field(default_factory=Block)
+    #: real code → integer code
+    rounding: Rounding = Rounding.NEAREST
+    #: gradient through this quantizer
+    vjp: Vjp = Vjp.PASS
+
+    def __post_init__(self) -> None:
+        if self.has_zero_point and self.scale is not Scale.REAL:
+            raise ValueError(f"spec: {self.format} has a zero point and needs scale 'real', got {str(self.scale)!r}")
+
+    @property
+    def has_zero_point(self) -> bool:
+        """True where zero is stored as a code of its own."""
+        return self.format.kind is Kind.AFFINE
+
+    @property
+    def saturates(self) -> bool:
+        """True where values can fall outside the range, so that `Vjp.CLIP` differs from `Vjp.PASS`."""
+        return self.scale is Scale.MAX or self.format.kind is Kind.UNSIGNED
+
+    def with_block(self, block: Block) -> "QuantSpec":
+        """The same spec over another block."""
+        return dataclasses.replace(self, block=block)
+
+    def __str__(self) -> str:
+        return f"{self.format}:{self.scale}:{self.block}:{self.rounding}:{self.vjp}"
+
+
+def parse_spec(text: str) -> QuantSpec:
+    """The spec that `str` wrote, such as `int8:fit:b4c16:nearest:pass`.
+
+    Raises:
+        ValueError: not five fields, or one of them is not valid.
+    """
+    fields = text.split(":")
+    if len(fields) != 5:
+        raise ValueError(f"spec: got {text!r}; valid: format:scale:block:rounding:vjp, such as int8:fit:b4c16:nearest:pass")
+    return QuantSpec(
+        format=parse_format(fields[0]),
+        scale=choice(Scale, fields[1], "scale"),
+        block=parse_block(fields[2]),
+        rounding=choice(Rounding, fields[3], "rounding"),
+        vjp=choice(Vjp, fields[4], "vjp"),
+    )
+
+
+def choice(kind: type[_E], text: str, field: str) -> _E:
+    """The member of an enumeration, or a ValueError that names the field and the valid members."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{field}: got {text!r}; valid: {', '.join(kind)}") from None

@@ -1,0 +1,126 @@
+"""One captured step at run time: the autograd function over its forward and backward half."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: a compiled half: list of inputs (emptied by the call) → outputs
+Half = Callable[[list[Any]], Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tangent:
+    """The gradient of one output, as backward was traced to read it."""
+
+    output: int  # which user output
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def fit(self, grad: Tensor | None) -> Tensor:
+        """The gradient with the traced strides; zeros where the loss did not use the output."""
+        if grad is None:
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).zero_()
+        if grad.stride() == self.stride and grad.dtype == self.dtype:
+            return grad
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).copy_(grad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Runs a captured graph: `step(*inputs)` returns the user outputs.
+
+    Forward returns, in this order: new values of mutated inputs, user outputs, tensors saved for backward. Buffers such
+    as batch-norm statistics are written at forward, as in eager. Both halves run with autocast off: its casts are part
+    of the graph already. A second derivative is refused: the backward half was traced as it stands.
+    """
+
+    forward: Half
+    #: None for a graph without gradients; called with (saved, tangents as traced)
+    backward: Half | None
+    #: index of the input that each of the first outputs is written back to
+    mutated: tuple[int, ...]
+    #: for each user output: True where it takes part in autograd
+    differentiable: tuple[bool, ...]
+    tangents: tuple[Tangent, ...] = ()
+    #: for each input: the tangents that its gradient depends on; None where it has no gradient
+    depends: tuple[frozenset[int] | None, ...] = ()
+    device_types: tuple[str, ...] = ("cpu",)
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        if self.backward is None:
+            with torch.no_grad(), self.without_autocast():
+                outputs = list(self.forward(list(inputs)))
+            return self.write_back(inputs, outputs)
+        outputs = list(_Run.apply(self, *inputs))  # type: ignore[no-untyped-call]
+        return self.write_back(inputs, outputs)
+
+    def write_back(self, inputs: Sequence[Any], outputs: list[Any]) -> tuple[Any, ...]:
+        """Writes mutated inputs; returns the user outputs."""
+        with torch.no_grad():
+            for index, new in zip(self.mutated, outputs, strict=False):
+                inputs[index].copy_(new)
+        return tuple(outputs[len(self.mutated) :])
+
+    @contextlib.contextmanager
+    def without_autocast(self) -> Any:
+        """A context in which autocast is off on every device of the graph."""
+        with contextlib.ExitStack() as stack:
+            for kind in self.device_types:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+
+    def gradients(self, saved: list[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradient of every input; None where it hangs on outputs only that the loss did not use, as in eager."""
+        assert self.backward is not None
+        given = [grads[tangent.output] for tangent in self.tangents]
+        used = {i for i, grad in enumerate(given) if grad is not None}
+        with self.without_autocast():
+            results = self.backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))])
+        return [
+            grad if needed is not None and (not needed or needed & used) else None
+            for grad, needed in zip(results, self.depends, strict=True)
+        ]
+
+
+class _Run(torch.autograd.Function):
+    """forward and backward of a `Step`."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, *inputs: Any) -> tuple[Any, ...]:
+        with step.without_autocast():
+            results = list(step.forward(list(inputs)))
+        count = len(step.mutated) + len(step.differentiable)
+        outputs, saved = results[:count], results[count:]
+        ctx.save_for_backward(*saved)
+        ctx.step = step
+        ctx.set_materialize_grads(False)
+        outputs = [_standalone(out, inputs) for out in outputs]
+        fixed = [True] * len(step.mutated) + [not wanted for wanted in step.differentiable]
+        ctx.mark_non_differentiable(*(o for o, f in zip(outputs, fixed, strict=True) if f and isinstance(o, Tensor)))
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        step: Step = ctx.step
+        return (None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
+
+
+def _standalone(out: Any, inputs: Sequence[Any]) -> Any:
+    """An output that autograd does not take for a view or an input, so that users may change it in place."""
+    if not isinstance(out, Tensor):
+        return out
+    if any(out is given for given in inputs):
+        return out.clone()
+    if out._is_view():
+        return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
+    return out
+
+

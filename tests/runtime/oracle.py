@@ -1,0 +1,208 @@
+"""A slow, independent answer to what runtime/ops.py computes: numpy and plain Python, no torch, nothing of this project.
+
+Written from the words of docs and docstrings: a scale is looked up in the list of all scales, a block is a set of element
+numbers, a random word is Python integers modulo 2³². Reals are float64, in which every float32 times a power of two is
+exact; where the specification says float32, the numpy operation is a float32 one.
+
+A case is described by the text of its spec, `format:scale:block:rounding:vjp`, which is taken apart here once more.
+"""
+
+import functools
+import itertools
+import re
+import zlib
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+F32 = np.float32
+#: the steps of power-of-two scales, smallest first
+STEPS = 2.0 ** np.arange(-126, 128)
+#: what each byte of a stored exponent means; 0 is never written
+FACTORS = np.concatenate([[np.nan], STEPS, [np.nan]])
+NAN_BYTE = 255
+#: bits a pattern sweep runs over, by the name of the float type
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+
+
+class Quantized(NamedTuple):
+    """What the operators return for one tensor; `zero` is None for formats without a zero point."""
+
+    scale: Array
+    zero: Array | None
+    codes: Array
+    values: Array  # float32, before the rounding to the dtype of the output
+    in_range: Array
+
+
+class Spec(NamedTuple):
+    """The fields of a spec, as plain values; `edges` maps a letter to its edge, 0 for the whole axis."""
+
+    kind: str
+    bits: int
+    scale: str
+    edges: dict[str, int]
+    stochastic: bool
+
+    @property
+    def top(self) -> int:
+        """Largest code."""
+        return int(2 ** (self.bits - 1) - 1 if self.kind == "int" else 2**self.bits - 1)
+
+    @property
+    def bottom(self) -> int:
+        """Smallest code."""
+        return -self.top if self.kind == "int" else 0
+
+    @property
+    def code_dtype(self) -> str:
+        """Name of the type of one code."""
+        return ("int" if self.kind == "int" else "uint") + ("16" if self.bits == 16 else "8")
+
+
+def read_spec(text: str) -> Spec:
+    """The fields of `int8:fit:b4c16:nearest:pass`."""
+    number, scale, block, rounding, _ = text.split(":")
+    kind, bits = re.split(r"(?<=\D)(?=\d)", number)
+    named = {"each": {}, "tensor": dict.fromkeys("bcsoig", 0)}
+    edges = {pair[0]: int(pair[1:].replace("*", "0")) for pair in re.findall(r"\D(?:\d+|\*)", block)}
+    return Spec(kind, int(bits), scale, named.get(block, edges), rounding == "stochastic")
+
+
+def patterns(dtype: str) -> Array:
+    """Every value of a 16-bit float type, once, in the order of its bits."""
+    return np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
+
+
+def cast(values: Array, dtype: str) -> Array:
+    """float32 rounded once to `dtype`, to nearest with ties to even (ml_dtypes for bfloat16)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(DTYPES[dtype])
+
+
+def same(got: Array, expected: Array) -> bool:
+    """Equal shape, type and bits, where every NaN counts as the same one; −0 differs from +0."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    if got.dtype.kind in "iub":
+        return bool(np.array_equal(got, expected))
+    nan = np.isnan(expected)
+    words = f"u{got.dtype.itemsize}"
+    bits_got, bits_expected = np.ascontiguousarray(got).view(words), np.ascontiguousarray(expected).view(words)
+    return bool(np.array_equal(np.isnan(got), nan) and np.array_equal(bits_got[~nan], bits_expected[~nan]))
+
+
+def block_numbers(shape: tuple[int, ...], layout: str, edges: dict[str, int]) -> tuple[Array, tuple[int, ...]]:
+    """For each element the row-major number of its block, and how many blocks there are along each axis."""
+    index = np.indices(shape) if shape else np.zeros((0,), int)
+    number = np.zeros(shape, int)
+    counts = []
+    for letter, run in itertools.groupby(range(len(shape)), key=layout.__getitem__):
+        dims = list(run)
+        for axis in [[dim] for dim in dims] if letter == "s" else [dims]:
+            position, extent = np.zeros(shape, int), 1
+            for dim in axis:
+                position, extent = position * shape[dim] + index[dim], extent * shape[dim]
+            edge = edges.get(letter, 1) or max(extent, 1)
+            counts.append(len(range(0, extent, edge)))
+            number = number * counts[-1] + position // edge
+    return number, tuple(counts)
+
+
+def block_ranges(x: Array, number: Array, blocks: int) -> tuple[Array, Array]:
+    """(lowest, highest) of each block together with zero; a NaN member makes both NaN."""
+    low, high = np.zeros(blocks, F32), np.zeros(blocks, F32)
+    np.minimum.at(low, number.ravel(), x.ravel())
+    np.maximum.at(high, number.ravel(), x.ravel())
+    return low, high
+
+
+def step_bytes(amax: Array, spec: Spec) -> Array:
+    """The stored exponent of each block of a power-of-two scale."""
+    bits = spec.bits - 1 if spec.kind == "int" else spec.bits
+    finite = np.where(np.isfinite(amax), amax, 0).astype(np.float64)
+    if spec.scale == "fit":
+        # as many steps are too small as there are ranges top·step below amax
+        place = np.searchsorted(spec.top * STEPS, finite, side="left")
+    else:
+        place = np.where(finite > 0, np.frexp(finite)[1] - bits, -126) + 126
+    return np.where(np.isfinite(amax), place.clip(0, len(STEPS) - 1) + 1, NAN_BYTE).astype(np.uint8)
+
+
+def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), site: str = "") -> Quantized:
+    """Everything about a tensor of any float type; axes are named by `layout` as in runtime/blocks.py."""
+    spec = read_spec(text)
+    x = x.astype(F32)
+    number, counts = block_numbers(x.shape, layout, spec.edges)
+    blocks = int(np.prod(counts))
+    with np.errstate(all="ignore"):
+        low, high = block_ranges(x, number, blocks)
+        bad = ~(np.isfinite(low) & np.isfinite(high))
+        zero = np.zeros(blocks, F32)
+        if spec.scale == "real":
+            if spec.kind == "int":
+                high = np.maximum(-low, high)
+            start = low if spec.kind == "affine" else zero
+            stored = np.maximum(high / F32(spec.top) - start / F32(spec.top), F32(2.0**-126))
+            stored = factor = np.where(bad, F32(np.nan), stored)
+            zero = np.where(bad, 0, np.rint(-start / factor).clip(0, spec.top))
+        else:
+            amax = np.maximum(-low, high) if spec.kind == "int" else high
+            stored = step_bytes(np.where(bad, F32(np.nan), amax), spec)
+            factor = FACTORS[stored]
+        # from here on one factor and one zero point for each element
+        factors, zeros = factor.astype(F32)[number], zero.astype(F32)[number]
+        real = x / factors
+        words = random_words(key, site, x.size).reshape(x.shape)
+        rounded = round_up_or_down(real, words) if spec.stochastic else np.rint(real)
+        rounded = np.where(bad[number], F32(0), rounded)
+        codes = (rounded + zeros).clip(spec.bottom, spec.top).astype(spec.code_dtype)
+        values = (codes.astype(F32) - zeros) * factors
+    return Quantized(
+        scale=stored.reshape(counts),
+        zero=zero.astype(spec.code_dtype).reshape(counts) if spec.kind == "affine" else None,
+        codes=codes,
+        values=values,
+        in_range=(real >= spec.bottom) & (real <= spec.top),
+    )
+
+
+def mix(word: int) -> int:
+    """The hash "lowbias32" of C. Wellons, on a Python integer of 32 bits."""
+    word ^= word >> 16
+    word = word * 0x7FEB352D % 2**32
+    word ^= word >> 15
+    word = word * 0x846CA68B % 2**32
+    return word ^ word >> 16
+
+
+@functools.lru_cache(maxsize=64)
+def random_words(key: tuple[int, int], site: str, count: int) -> Array:
+    """mix(mix(mix(key₀ ⊕ crc32(site)) ⊕ key₁) + i·0x9E3779B1) modulo 2³², for i = 0 … count−1."""
+    seed = mix(mix(key[0] % 2**32 ^ zlib.crc32(site.encode())) ^ key[1] % 2**32)
+    return np.array([mix((seed + i * 0x9E3779B1) % 2**32) for i in range(count)], np.uint32)
+
+
+def round_up_or_down(real: Array, words: Array) -> Array:
+    """Up where u = (top 24 bits)/2²⁴ is below the fraction; the fraction is a float32 difference."""
+    below = np.floor(real)
+    return below + (words // 256 / 2.0**24 < real - below)
+
+
+def pack(codes: Array, bits: int) -> tuple[Array, int | None]:
+    """The packed bytes, and the dimension that shrank (None: flattened): element by element."""
+    parts = {1: 8, 2: 4, 3: 2, 4: 2}.get(bits, 1)
+    width = 8 // parts
+    dim = next((d for d, extent in enumerate(codes.shape) if extent > 0 and extent % parts == 0), None)
+    if dim is None:
+        flat = np.zeros(-(-codes.size // parts) * parts, codes.dtype)
+        flat[: codes.size] = codes.ravel()
+        return pack(flat, bits)[0] if flat.size else flat.astype(np.uint8), None
+    size = codes.shape[dim] // parts
+    packed = np.zeros((*codes.shape[:dim], size, *codes.shape[dim + 1 :]), np.uint8)
+    for index in np.ndindex(codes.shape):
+        part, place = divmod(index[dim], size)
+        packed[(*index[:dim], place, *index[dim + 1 :])] += int(codes[index]) % 2**width << (part * width)
+    return packed, dim

@@ -1,0 +1,406 @@
+"""The operators against the oracle: every 16-bit pattern, every shape, layout, block and memory order; then by hand."""
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import AXES, Block
+from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.rounding import Rounding
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+
+INF, NAN = math.inf, math.nan
+KEY, SITE = (123456789, -987654321), "layer.weight"
+#: format and scale, every legal pair
+PAIRS = [f"{kind}{bits}:{rule}" for kind in ("int", "uint") for bits in BITS for rule in ("max", "fit", "real")]
+PAIRS += [f"affine{bits}:real" for bits in BITS]
+HALVES = (torch.float16, torch.bfloat16)
+FLOATS = (*HALVES, torch.float32)
+Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def run(
+    x: torch.Tensor, spec: str, layout: str, dtype: torch.dtype, key: tuple[int, int] = KEY, site: str = SITE
+) -> Tensors:
+    """(scale, zero point or None, codes, values as `dtype`) by the registered operators."""
+    scale = ops.SCALE(x, spec, layout)
+    zero = ops.ZERO_POINT(x, scale, spec, layout) if parse_spec(spec).has_zero_point else None
+    codes = ops.QUANTIZE(x, scale, zero, torch.tensor(key, dtype=torch.int32), spec, layout, site)
+    return scale, zero, codes, ops.DEQUANTIZE(codes, scale, zero, spec, layout, dtype)
+
+
+@pytest.fixture(scope="session")
+def check(oracle: ModuleType, array: Callable[[torch.Tensor], np.ndarray]) -> Callable[..., None]:
+    """Asserts that the operators and the oracle agree bit for bit on a tensor."""
+
+    def compare(x: torch.Tensor, spec: str, layout: str, dtype: torch.dtype, key: tuple[int, int] = KEY) -> None:
+        expected = oracle.quantize(array(x), spec, layout, key, SITE)
+        scale, zero, codes, values = run(x, spec, layout, dtype, key)
+        assert oracle.same(array(scale), expected.scale), "scale"
+        assert (zero is None) == (expected.zero is None)
+        if zero is not None:
+            assert oracle.same(array(zero), expected.zero), "zero point"
+        else:
+            assert oracle.same(array(ops.IN_RANGE(x, scale, spec, layout)), expected.in_range), "in_range"
+        assert oracle.same(array(codes), expected.codes), "codes"
+        assert oracle.same(array(values), oracle.cast(expected.values, name_of(dtype))), "values"
+
+    return compare
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_16_bit_pattern(
+    oracle: ModuleType, tensor: Callable, check: Callable[..., None], pair: str, dtype: torch.dtype, rounding: Rounding
+) -> None:
+    x = oracle.patterns(name_of(dtype))
+    # a block of its own for each pattern meets every exponent; beside a random other one it meets every inner code
+    check(tensor(x), f"{pair}:each:{rounding}:pass", "c", dtype)
+    other = np.random.default_rng(0).permutation(x)
+    check(tensor(np.stack([x, other])), f"{pair}:b2:{rounding}:pass", "bc", torch.float32)
+
+
+@st.composite
+def cases(draw: Callable[..., Any]) -> tuple[torch.Tensor, str, str, torch.dtype]:
+    """(tensor in a random memory order, spec, layout, output dtype)."""
+    kind = draw(st.sampled_from(list(Kind)))
+    spec = QuantSpec(
+        format=IntFormat(draw(st.sampled_from(BITS)), kind),
+        scale=Scale.REAL if kind is Kind.AFFINE else draw(st.sampled_from(list(Scale))),
+        block=Block(**{name: draw(st.integers(0, 10)) for name in AXES.values()}),
+        rounding=draw(st.sampled_from(list(Rounding))),
+    )
+    shape = draw(st.lists(st.integers(0, 9), max_size=4))
+    letters, place, layout = draw(st.permutations(list(AXES))), 0, ""
+    for _ in shape:
+        layout += letters[place]
+        place += draw(st.integers(0, 1))
+    order = draw(st.permutations(range(len(shape))))
+    stored = draw(values_of([shape[dim] for dim in order])).to(draw(st.sampled_from(FLOATS)))
+    x = stored.permute([order.index(dim) for dim in range(len(shape))])
+    return x, str(spec), layout, draw(st.sampled_from(FLOATS))
+
+
+@st.composite
+def values_of(draw: Callable[..., Any], shape: list[int]) -> torch.Tensor:
+    """float32 values of one style: any bits, a bell at any magnitude, ties, few wide members, one-sided; some poisoned."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    style = draw(st.sampled_from(["bits", "bell", "ties", "wide", "one-sided", "zero"]))
+    unit = 2.0 ** draw(st.integers(-149, 118))
+    if style == "bits":
+        x = random.integers(0, 2**32, shape, np.uint32).view(np.float32)
+        x = np.where(np.abs(x) < INF, x, 1).astype(np.float32)
+    else:
+        x = {
+            "bell": lambda: random.standard_normal(shape),
+            "ties": lambda: random.integers(-64, 65, shape) / 2,
+            "wide": lambda: random.standard_normal(shape) * 2.0 ** random.integers(-40, 7, shape),
+            "one-sided": lambda: random.uniform(3, 5, shape) * draw(st.sampled_from([-1, 1])),
+            "zero": lambda: random.choice([0.0, -0.0], shape),
+        }[style]()
+        x = np.asarray(x * unit, np.float32)
+    if x.size and draw(st.booleans()):
+        x.reshape(-1)[draw(st.integers(0, x.size - 1))] = draw(st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 2.0**-149]))
+    return torch.from_numpy(x)
+
+
+@given(cases())
+@settings(derandomize=True, deadline=None, max_examples=700)
+def test_every_shape_layout_block_and_memory_order(
+    check: Callable[..., None], case: tuple[torch.Tensor, str, str, torch.dtype]
+) -> None:
+    check(*case)
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+def test_a_block_that_is_not_finite_is_nan_throughout(pair: str, rounding: Rounding, poison: float) -> None:
+    x = torch.tensor([[1.0, poison, 3.0], [1.0, 2.0, 3.0]])
+    spec = f"{pair}:c3:{rounding}:pass"
+    scale, zero, codes, values = run(x, spec, "bc", torch.float32)
+    assert values[0].isnan().all()
+    assert values[1].isfinite().all()
+    assert codes[0].tolist() == [0, 0, 0]
+    assert scale[0].isnan() if scale.is_floating_point() else scale[0] == 255
+    assert zero is None or zero[0] == 0
+    assert not ops.IN_RANGE(x, scale, spec, "bc")[0].any()
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+def test_zeros_of_both_signs_come_back_as_plus_zero(pair: str, rounding: Rounding, dtype: torch.dtype) -> None:
+    # a block of zeros; zeros in blocks of either sign and of both; a range that does not reach zero by itself
+    x = torch.tensor([[0.0, -0.0, 0.0, -0.0], [-0.0, 0.0, 5, 7], [-0.0, 0.0, -5, -7], [-0.0, 0.0, -5, 7]], dtype=dtype)
+    scale, zero, codes, values = run(x, f"{pair}:c4:{rounding}:pass", "bc", dtype)
+    zeros = values[x == 0]
+    assert torch.equal(zeros, torch.zeros_like(zeros))
+    assert not zeros.signbit().any()
+    code_of_zero = torch.zeros(4, 1) if zero is None else zero.float()
+    assert torch.equal(codes.float()[x == 0], code_of_zero.expand(4, 4)[x == 0])
+    assert scale[0] == (2.0**-126 if scale.is_floating_point() else 1)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("block", [[3.0, 5.0], [-5.0, -3.0], [-1.0, 3.0], [-1000.0, 1.0], [1e-40, -1e-42], [1e38, -1e38]])
+def test_affine_holds_both_ends_and_zero(bits: int, block: list[float]) -> None:
+    spec = f"affine{bits}:real:c2:nearest:pass"
+    x = torch.tensor([block])
+    scale, zero, codes, values = run(x, spec, "bc", torch.float32)
+    assert zero is not None
+    assert 0 <= int(zero) <= 2**bits - 1
+    assert ops.DEQUANTIZE(zero, scale, zero, spec, "bc", torch.float32).tolist() == [[0.0]]
+    # half a step for x/s, half a step for the zero point, and 4 float32 roundings of numbers up to 2^b−1
+    bound = float(scale) * (1 + 4 * (2**bits - 1) * 2.0**-24)
+    assert torch.all((values.double() - x.double()).abs() <= bound)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_types_and_shapes(pair: str, dtype: torch.dtype) -> None:
+    x = torch.linspace(-1, 1, 30).reshape(5, 6).to(dtype)
+    spec = parse_spec(f"{pair}:b2c4:nearest:pass")
+    for out in FLOATS:
+        scale, zero, codes, values = run(x, str(spec), "bc", out)
+        assert (values.dtype, values.shape) == (out, x.shape)
+        assert (codes.dtype, codes.shape) == (spec.format.dtype, x.shape)
+        assert (scale.dtype, scale.shape) == (torch.float32 if spec.scale is Scale.REAL else torch.uint8, (3, 2))
+        assert zero is None or (zero.dtype, zero.shape) == (spec.format.dtype, (3, 2))
+        mask = ops.IN_RANGE(x, scale, str(spec), "bc")
+        assert (mask.dtype, mask.shape) == (torch.bool, x.shape)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("int8", [0.5, 1.5, 2.5, 3.5, 126.5, 127.5, 200.0], [0, 2, 2, 4, 126, 127, 127]),
+        ("int8", [-0.5, -1.5, -2.5, -3.5, -126.5, -127.5, -200.0], [0, -2, -2, -4, -126, -127, -127]),
+        ("int4", [6.5, 7.5, -6.5, -7.5, 0.25, -0.75], [6, 7, -6, -7, 0, -1]),
+        ("int2", [0.5, 0.75, 1.5, -0.5, -0.75, -9.0], [0, 1, 1, 0, -1, -1]),
+        ("int16", [1.5, 2.5, -1.5, 60000.0, -60000.0], [2, 2, -2, 32767, -32767]),
+        ("uint8", [0.5, 1.5, 2.5, 254.5, 255.5, -0.5, -9.0], [0, 2, 2, 254, 255, 0, 0]),
+        ("uint4", [14.5, 15.5, 16.0, -1.0], [14, 15, 15, 0]),
+    ],
+)
+def test_ties_and_saturation_at_step_one(name: str, values: list[float], expected: list[int], dtype: torch.dtype) -> None:
+    x, one = torch.tensor(values).to(dtype), torch.tensor([127], dtype=torch.uint8)
+    codes = ops.QUANTIZE(x, one, None, None, f"{name}:fit:tensor:nearest:pass", "c", SITE)
+    exact = x.float() == torch.tensor(values)  # bfloat16 has no 254.5
+    assert codes[exact].tolist() == torch.tensor(expected)[exact].tolist()
+    assert exact.sum() >= len(values) - 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "x", "codes", "values"),
+    [
+        ("int8:fit:tensor:nearest:pass", [1.0, -0.5, 0.0], [64, -32, 0], [1.0, -0.5, 0.0]),
+        ("int4:max:tensor:nearest:pass", [1.0, 1.96875, -2.0], [2, 4, -4], [1.0, 2.0, -2.0]),
+        ("int4:max:tensor:nearest:pass", [1.0, 1.96875, -0.25], [4, 7, -1], [1.0, 1.75, -0.25]),  # 7.875 saturates
+        ("int4:real:tensor:nearest:pass", [3.5, -1.75, 0.2], [7, -4, 0], [3.5, -2.0, 0.0]),
+        ("uint4:real:tensor:nearest:pass", [30.0, 3.0, -7.0], [15, 2, 0], [30.0, 4.0, 0.0]),
+        ("affine4:real:tensor:nearest:pass", [-10.0, 20.0, 1.0], [0, 15, 5], [-10.0, 20.0, 0.0]),  # 1/2 ties to 0
+        ("affine4:real:tensor:nearest:pass", [15.0, 30.0, 21.0], [8, 15, 10], [16.0, 30.0, 20.0]),
+        ("affine4:real:tensor:nearest:pass", [-15.0, -30.0, 0.0], [7, 0, 15], [-16.0, -30.0, 0.0]),
+        ("int8:fit:tensor:nearest:pass", [2.0**-149, 2.0**-126, 2.0**-127], [0, 1, 0], [0.0, 2.0**-126, 0.0]),
+    ],
+)
+def test_worked_examples(spec: str, x: list[float], codes: list[int], values: list[float]) -> None:
+    result = run(torch.tensor(x), spec, "c", torch.float32)
+    assert (result[2].tolist(), result[3].tolist()) == (codes, values)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rule", ["max", "fit"])
+def test_error_is_at_most_half_a_step_inside_the_range(bits: int, rule: str) -> None:
+    spec = f"int{bits}:{rule}:c16:nearest:pass"
+    x = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    scale, _, _, values = run(x, spec, "bc", torch.float32)
+    step = 2.0 ** (scale.double() - 127).repeat_interleave(16, 1)[:, :40]
+    error = (values.double() - x.double()).abs() / step
+    inside = ops.IN_RANGE(x, scale, spec, "bc")
+    assert torch.all(error[inside] <= 0.5)
+    assert bool(inside.all()) == (rule == "fit" or bits == 16)
+    assert torch.all(error < 1)  # max: the last code is less than a step below 2^m
+
+
+def test_in_range_by_hand() -> None:
+    one = torch.tensor([127], dtype=torch.uint8)
+    x = torch.tensor([-128.0, -127.0, 0.0, 127.0, 127.25, 255.0, 256.0])
+    signed, unsigned = (ops.IN_RANGE(x, one, f"{name}:max:tensor:nearest:clip", "c").tolist() for name in ("int8", "uint8"))
+    assert signed == [False, True, True, True, False, False, False]
+    assert unsigned == [False, False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("pair", ["int8:fit", "int8:real", "affine8:real"])
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
+@pytest.mark.parametrize("rounding", Rounding)
+def test_empty(pair: str, shape: tuple[int, ...], rounding: Rounding) -> None:
+    for block in ("each", "tensor", "b2c2"):
+        scale, zero, codes, values = run(torch.empty(shape), f"{pair}:{block}:{rounding}:pass", "bco"[: len(shape)], HALVES[0])
+        assert scale.numel() == 0
+        assert zero is None or zero.numel() == 0
+        assert (codes.shape, values.shape) == (shape, shape)
+
+
+def test_stochastic_rounding_needs_a_key() -> None:
+    x, scale, spec = torch.ones(2), torch.tensor([127, 127], dtype=torch.uint8), "int8:fit:each:stochastic:pass"
+    with pytest.raises(ValueError, match=rf"^quantize: a.b: spec {spec} rounds stochastically and needs a key$"):
+        ops.QUANTIZE(x, scale, None, None, spec, "c", "a.b")
+
+
+@pytest.mark.parametrize("call", [ops.SCALE, lambda x, *rest: ops.QUANTIZE(x, torch.ones(1), None, None, *rest, SITE)])
+def test_bad_texts_are_refused(call: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="^layout: got 'bc' for 1 dimensions"):
+        call(torch.ones(3), "int8:real:each:nearest:pass", "bc")
+    with pytest.raises(ValueError, match="^spec: got 'int8'; valid: format:scale:block:rounding:vjp"):
+        call(torch.ones(3), "int8", "c")
+
+
+def codes_of(x: torch.Tensor, key: torch.Tensor, site: str = SITE, block: str = "tensor") -> torch.Tensor:
+    """int8 codes of a [B, C, H, W] tensor, stochastically rounded at the step 2^−6."""
+    spec, scale = f"int8:fit:{block}:stochastic:pass", torch.tensor(121, dtype=torch.uint8)
+    scale = scale.expand(ops.SCALE(x, spec, "bcss").shape)
+    return ops.QUANTIZE(x, scale, None, key, spec, "bcss", site)
+
+
+def test_stochastic_rounding_follows_the_seed_the_step_and_the_site() -> None:
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    cpu = torch.device("cpu")
+    torch.manual_seed(5)
+    first, second = ops.DRAW_KEY(cpu), ops.DRAW_KEY(cpu)
+    torch.manual_seed(5)
+    again = ops.DRAW_KEY(cpu)
+    assert (first.dtype, first.shape) == (torch.int32, (2,))
+    assert torch.equal(first, again)
+    assert torch.equal(codes_of(x, first), codes_of(x, again))
+    assert not torch.equal(first, second)
+    assert not torch.equal(codes_of(x, first), codes_of(x, second))
+    assert not torch.equal(codes_of(x, first), codes_of(x, first, "another site"))
+
+
+def test_stochastic_rounding_depends_on_neither_memory_layout_nor_block() -> None:
+    x = torch.rand(3, 4, 5, 2, generator=torch.Generator().manual_seed(0))
+    key = torch.tensor(KEY, dtype=torch.int32)
+    expected = codes_of(x, key)
+    padded = torch.zeros(3, 4, 7, 9)
+    padded[:, :, 1:6, 2:4] = x
+    variants = [x.to(memory_format=torch.channels_last), x.mT.contiguous().mT, padded[:, :, 1:6, 2:4]]
+    for variant in variants:
+        assert variant.stride() != x.stride()
+        assert torch.equal(codes_of(variant, key), expected)
+    for block in ("each", "b2c3s2", "c*", "b7"):
+        assert torch.equal(codes_of(x, key, block=block), expected)
+
+
+def test_dequantized_values_are_unbiased() -> None:
+    steps, x = 1024, torch.tensor([0.013, -0.37, 0.9, 1.0 / 3]).reshape(1, 4, 1, 1)
+    keys = torch.randint(-(2**31), 2**31, (steps, 2), generator=torch.Generator().manual_seed(1)).to(torch.int32)
+    mean = torch.stack([codes_of(x, key) for key in keys]).double().mean(0)
+    real = x.double() * 64
+    fraction = real - real.floor()
+    # z-test of the mean over steps, fixed keys: |z| > 5 has p = 5.7e-7 for each of the 4 elements
+    assert torch.all((mean - real).abs() <= 5 * (fraction * (1 - fraction) / steps).sqrt())
+
+
+#: name → (input, spec, layout); no extent is a multiple of a vector of 4, 8 or 16 elements unless a block makes it one
+COMPILED = {
+    "partial blocks": ("bell", (7, 37), "int8:fit:b2c5:nearest:pass", "bc"),
+    "all exponents": ("bits", (1031,), "int2:max:each:nearest:pass", "c"),
+    "subnormal": ("subnormal", (5, 67), "int16:fit:c3:nearest:pass", "bc"),
+    "subnormal real": ("subnormal", (5, 67), "int4:real:c3:stochastic:pass", "bc"),
+    "channels last": ("channels last", (3, 5, 7, 2), "uint4:max:b2c3s*:stochastic:clip", "bcss"),
+    "bfloat16": ("bfloat16", (2, 3, 17), "affine8:real:b4c*:nearest:pass", "bbc"),
+    "float16": ("float16", (3, 41), "affine16:real:c7:stochastic:pass", "bc"),
+}
+
+
+def compiled_input(style: str, shape: tuple[int, ...]) -> torch.Tensor:
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=random)
+    if style == "bits":
+        x = torch.randint(-(2**31), 2**31, shape, generator=random).to(torch.int32).view(torch.float32)
+    elif style == "subnormal":
+        x = x * 2.0**-130
+        assert (x.abs() < 2.0**-126).all()
+    elif style == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    elif style != "bell":
+        x = x.to(getattr(torch, style))
+    if style != "bits":
+        x[(0,) * x.dim()], x[(-1,) * x.dim()] = NAN, -0.0
+    return x
+
+
+def run_all(*inputs: torch.Tensor) -> list[list[torch.Tensor | None]]:
+    """For each case of COMPILED: key, scale, zero point, codes, mask of the range, packed codes, values."""
+    results: list[list[torch.Tensor | None]] = []
+    for x, (_, _, spec, layout) in zip(inputs, COMPILED.values(), strict=True):
+        key = ops.DRAW_KEY(x.device)
+        scale = ops.SCALE(x, spec, layout)
+        zero = ops.ZERO_POINT(x, scale, spec, layout) if parse_spec(spec).has_zero_point else None
+        codes = ops.QUANTIZE(x, scale, zero, key, spec, layout, SITE)
+        mask, form = ops.IN_RANGE(x, scale, spec, layout), parse_spec(spec).format
+        packed = ops.PACK(codes if form.bits <= 4 else mask, form.bits if form.bits <= 4 else 1)
+        results.append([key, scale, zero, codes, mask, packed, ops.DEQUANTIZE(codes, scale, zero, spec, layout, x.dtype)])
+    return results
+
+
+@pytest.fixture(scope="module")
+def eager_and_compiled() -> list[dict[str, list[torch.Tensor | None]]]:
+    """The results of run_all by the operators, and by Inductor from their decompositions, from the same seed."""
+    inputs = [compiled_input(style, shape) for style, shape, _, _ in COMPILED.values()]
+    graph = make_fx(run_all, decomposition_table=ops.DECOMPOSITIONS, tracing_mode="fake")(*inputs)
+    left = {str(node.target) for node in graph.graph.nodes if str(node.target).startswith("qcompiler")}
+    assert left == {"qcompiler.draw_key.default"}
+    results = []
+    for function in (run_all, torch.compile(graph, fullgraph=True)):
+        torch.manual_seed(17)
+        results.append(dict(zip(COMPILED, function(*inputs), strict=True)))
+    return results
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiled_code_gives_the_same_bits(
+    oracle: ModuleType, array: Callable, case: str, eager_and_compiled: list[dict[str, list[torch.Tensor | None]]]
+) -> None:
+    names = ("key", "scale", "zero point", "codes", "in_range", "packed", "values")
+    for name, eager, compiled in zip(names, eager_and_compiled[0][case], eager_and_compiled[1][case], strict=True):
+        assert (eager is None) == (compiled is None), name
+        if eager is not None and compiled is not None:
+            assert oracle.same(array(compiled), array(eager)), name
+
+
+@pytest.mark.parametrize("pair", ["int4:fit", "uint16:real", "affine8:real"])
+def test_fake_tensors_have_the_types_and_shapes_of_real_ones(pair: str) -> None:
+    x, spec = torch.randn(5, 6), f"{pair}:b2c4:stochastic:pass"
+    scale, zero, codes, _ = run(x, spec, "bc", torch.float32)
+    key = torch.tensor(KEY, dtype=torch.int32)
+    calls: list[tuple[Any, tuple]] = [
+        (ops.SCALE, (x, spec, "bc")),
+        (ops.QUANTIZE, (x, scale, zero, key, spec, "bc", SITE)),
+        (ops.DEQUANTIZE, (codes, scale, zero, spec, "bc", torch.bfloat16)),
+        (ops.IN_RANGE, (x, scale, spec, "bc")),
+        (ops.PACK, (torch.ones(5, 6, dtype=torch.int8), 4)),
+        (ops.UNPACK, (torch.ones(5, 3, dtype=torch.uint8), [5, 6], 4, True)),
+    ]
+    if zero is not None:
+        calls.append((ops.ZERO_POINT, (x, scale, spec, "bc")))
+    for operator, arguments in calls:
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(ops.DRAW_KEY, (x.device,), test_utils=("test_faketensor",))

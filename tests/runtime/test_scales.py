@@ -1,0 +1,166 @@
+"""Ranges, power-of-two exponents and real scales of blocks, against the oracle and by worked examples."""
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from qcompiler.runtime import scales
+from qcompiler.runtime.blocks import TENSOR, Block, view_blocks
+from qcompiler.runtime.formats import BITS, Kind
+from qcompiler.runtime.spec import parse_spec
+
+INF, NAN = math.inf, math.nan
+SPECS = [f"{kind}{bits}:{rule}:each:nearest:pass" for kind in ("int", "uint") for bits in BITS for rule in ("max", "fit")]
+
+
+def exponent(amax: float, spec: str) -> int:
+    """The exponent k of the step 2^k, from the stored byte."""
+    return int(scales.power_of_two(torch.tensor([amax]), parse_spec(f"{spec}:each:nearest:pass"))) - 127
+
+
+@pytest.mark.parametrize(
+    ("spec", "amax", "k"),
+    [
+        ("int8:max", 1.0, -6),  # 1 = ½·2¹: step 2^(1−7), code 64
+        ("int8:fit", 1.0, -6),
+        ("int8:max", 127.5 / 64, -6),  # code 127, saturated
+        ("int8:fit", 127.5 / 64, -5),
+        ("int8:fit", 127.0, 0),  # 127·2⁰ holds it exactly
+        ("int8:fit", 127.00001, 1),
+        ("int8:max", 127.00001, 0),
+        ("int8:max", 128.0, 1),
+        ("int4:fit", 7.0, 0),
+        ("int4:fit", 7.25, 1),
+        ("int2:fit", 1.0, 0),
+        ("int2:fit", 1.5, 1),
+        ("int2:max", 1.0, 0),  # E − m = 1 − 1
+        ("int2:max", 1.5, 0),
+        ("int16:fit", 32767.0, 0),
+        ("int16:fit", 32767.5, 1),
+        ("uint8:fit", 255.0, 0),
+        ("uint8:fit", 255.5, 1),
+        ("uint8:max", 255.5, 0),
+        ("uint16:fit", 65535.0, 0),
+        ("uint16:fit", 65535.5, 1),
+        ("int8:max", 0.0, -126),
+        ("int8:fit", 2.0**-149, -126),  # subnormal: rounds on the grid of 2^−126 …
+        ("int8:fit", 127 * 2.0**-126, -126),  # … up to its last code
+        ("int8:fit", 127.5 * 2.0**-126, -125),
+        ("int8:max", 2.0**127, 121),
+        ("int2:max", 2.0**127, 127),
+        ("int2:fit", 1.5 * 2.0**127, 127),  # 2^128 is no float32: saturates
+        ("int8:fit", INF, 128),
+        ("int8:max", NAN, 128),
+    ],
+)
+def test_exponent_by_hand(spec: str, amax: float, k: int) -> None:
+    assert exponent(amax, spec) == k
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_exponent_beside_every_power_of_two_and_every_edge_of_the_codes(oracle: ModuleType, spec: str) -> None:
+    powers = 2.0 ** np.arange(-149, 128, dtype=np.float64)
+    read = oracle.read_spec(spec)
+    with np.errstate(over="ignore"):
+        edges = np.concatenate([[0], powers, read.top * powers, (read.top + 0.5) * powers]).astype(np.float32)
+    below, above = np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(INF))
+    amax = np.concatenate([edges, below, above, np.array([INF, NAN], np.float32)])
+    got = scales.power_of_two(torch.from_numpy(amax), parse_spec(spec)).numpy()
+    assert oracle.same(got, oracle.step_bytes(amax, read))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_fit_is_the_smallest_step_that_does_not_saturate(oracle: ModuleType, spec: str) -> None:
+    amax = torch.from_numpy(np.abs(oracle.patterns("float16").astype(np.float32)))
+    amax = amax[torch.isfinite(amax) & (amax > 0)].double()
+    parsed = parse_spec(spec)
+    step = scales.factor(scales.power_of_two(amax.float(), parsed)).double()
+    if parsed.scale == "fit":
+        assert torch.all(amax <= parsed.format.qmax * step)
+        assert torch.all(amax > parsed.format.qmax * step / 2)
+    else:  # f·2^E in steps of 2^(E−m) is f·2^m, and ½ ≤ f < 1
+        assert torch.all(amax < 2**parsed.format.magnitude_bits * step)
+        assert torch.all(amax >= 2**parsed.format.magnitude_bits * step / 2)
+
+
+def test_factor_of_every_byte() -> None:
+    stored = torch.arange(1, 256, dtype=torch.int32).to(torch.uint8)
+    factors = scales.factor(stored)
+    assert factors.dtype == torch.float32
+    assert factors[:-1].tolist() == [2.0 ** (byte - 127) for byte in range(1, 255)]
+    assert math.isnan(factors[-1])
+
+
+def test_factor_of_a_real_scale_is_itself() -> None:
+    stored = torch.tensor([0.1, NAN, 2.0**-126])
+    assert scales.factor(stored) is stored
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "levels", "expected"),
+    [
+        (0.0, 127.0, 127, 1.0),
+        (-1.0, 2.0, 3, 1.0),
+        (0.0, 1.0, 127, float(np.float32(1) / np.float32(127))),
+        (-(2.0**127), 2.0**127, 255, float(np.float32(2.0**128 / 255))),  # high − low overflows, the scale does not
+        (0.0, 0.0, 7, 2.0**-126),
+        (0.0, 2.0**-140, 7, 2.0**-126),
+        (-INF, 0.0, 7, NAN),
+        (0.0, INF, 7, NAN),
+        (NAN, NAN, 7, NAN),
+    ],
+)
+def test_real_scale(low: float, high: float, levels: int, expected: float) -> None:
+    got = scales.real_scale(torch.tensor([low]), torch.tensor([high]), levels)
+    assert got.dtype == torch.float32
+    np.testing.assert_array_equal(got.numpy(), [expected])
+
+
+@pytest.mark.parametrize(
+    ("block", "lowest", "highest", "signed", "unsigned"),
+    [
+        ([1.0, 2.0], 0.0, 2.0, 2.0, 2.0),
+        ([-3.0, -2.0], -3.0, 0.0, 3.0, 0.0),
+        ([-3.0, 2.0], -3.0, 2.0, 3.0, 2.0),
+        ([0.0, -0.0], 0.0, 0.0, 0.0, 0.0),
+        ([2.0**-133, 0.0], 0.0, 2.0**-133, 2.0**-133, 2.0**-133),
+        ([INF, 1.0], 0.0, INF, INF, INF),
+        ([-INF, 1.0], -INF, 1.0, INF, INF),  # an unsigned block shows −inf too
+        ([NAN, 1.0], NAN, NAN, NAN, NAN),
+        ([NAN, -INF], NAN, NAN, NAN, NAN),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ranges(
+    block: list[float], lowest: float, highest: float, signed: float, unsigned: float, dtype: torch.dtype
+) -> None:
+    # the block of two stands between others that must not leak into it
+    x = torch.tensor([[9.0, -9.0], block, [8.0, -8.0]], dtype=dtype)
+    view = view_blocks((3, 2), "bc", Block(channel=2))
+    low, high = scales.block_range(x, view)
+    results = [low, high, scales.largest(x, view, Kind.SIGNED), scales.largest(x, view, Kind.UNSIGNED)]
+    for result, expected in zip(results, (lowest, highest, signed, unsigned), strict=True):
+        assert result.dtype == torch.float32
+        assert result.shape == (3, 1)
+        np.testing.assert_array_equal(result[1].numpy(), [expected])
+    assert [float(result[0]) for result in results] == [-9, 9, 9, 9]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
+def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
+    view = view_blocks(shape, "bco"[: len(shape)], TENSOR)
+    x = torch.empty(shape)
+    for result in (*scales.block_range(x, view), scales.largest(x, view, Kind.SIGNED)):
+        assert result.dtype == torch.float32
+        assert tuple(result.shape) == view.counts
+        assert not result.any()
+
+
+def test_range_does_not_see_the_filling(tensor: Callable[[np.ndarray], torch.Tensor]) -> None:
+    x = tensor(np.full(5, -4, np.float32))
+    low, high = scales.block_range(x, view_blocks((5,), "c", Block(channel=3)))
+    assert (low.tolist(), high.tolist()) == ([-4, -4], [0, 0])

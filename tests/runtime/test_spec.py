@@ -1,0 +1,112 @@
+"""QuantSpec: its canonical string, and the combinations it refuses."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompiler.runtime.blocks import AXES, TENSOR, Block
+from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.rounding import Rounding
+from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice, parse_spec
+
+BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
+SPECS = st.tuples(st.sampled_from(BITS), st.sampled_from(list(Kind)), st.sampled_from(list(Scale))).flatmap(
+    lambda drawn: st.builds(
+        QuantSpec,
+        format=st.just(IntFormat(drawn[0], drawn[1])),
+        scale=st.just(Scale.REAL if drawn[1] is Kind.AFFINE else drawn[2]),
+        block=BLOCKS,
+        rounding=st.sampled_from(list(Rounding)),
+        vjp=st.sampled_from(list(Vjp)),
+    )
+)
+
+
+@given(SPECS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_text_round_trip(spec: QuantSpec) -> None:
+    assert parse_spec(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (QuantSpec(format=IntFormat(8)), "int8:fit:each:nearest:pass"),
+        (QuantSpec(format=IntFormat(8), block=Block(batch=4, channel=16)), "int8:fit:b4c16:nearest:pass"),
+        (
+            QuantSpec(
+                format=IntFormat(4, Kind.UNSIGNED), scale=Scale.MAX, block=TENSOR, rounding=Rounding.STOCHASTIC, vjp=Vjp.CLIP
+            ),
+            "uint4:max:tensor:stochastic:clip",
+        ),
+        (QuantSpec(format=IntFormat(8, Kind.AFFINE), scale=Scale.REAL), "affine8:real:each:nearest:pass"),
+    ],
+)
+def test_text(spec: QuantSpec, text: str) -> None:
+    assert str(spec) == text
+    assert parse_spec(text) == spec
+
+
+@pytest.mark.parametrize("scale", [Scale.MAX, Scale.FIT])
+def test_zero_point_needs_a_real_scale(scale: Scale) -> None:
+    with pytest.raises(ValueError, match=f"^spec: affine8 has a zero point and needs scale 'real', got '{scale}'$"):
+        QuantSpec(format=IntFormat(8, Kind.AFFINE), scale=scale)
+
+
+@pytest.mark.parametrize("text", ["", "int8", "int8:fit:each:nearest", "int8:fit:each:nearest:pass:"])
+def test_parse_refuses_other_than_five_fields(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^spec: got '{text}'; valid: format:scale:block:rounding:vjp, such as int8:fit:"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int9:fit:each:nearest:pass", r"^integer format: 9 bits are not supported"),
+        ("byte:fit:each:nearest:pass", r"^number format: got 'byte'; valid: int, uint or affine"),
+        ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real$"),
+        ("int8:fit:q4:nearest:pass", r"^block: got 'q4'; valid: 'tensor', 'each'"),
+        ("int8:fit:each:up:pass", r"^rounding: got 'up'; valid: nearest, stochastic$"),
+        ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip$"),
+        ("affine4:fit:each:nearest:pass", r"^spec: affine4 has a zero point and needs scale 'real', got 'fit'$"),
+    ],
+)
+def test_parse_refuses(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_spec(text)
+
+
+def test_choice() -> None:
+    assert choice(Scale, "real", "scale") is Scale.REAL
+    with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real$"):
+        choice(Scale, "REAL", "knob")
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "has_zero_point", "saturates"),
+    [
+        ("int8", "fit", False, False),
+        ("int8", "real", False, False),
+        ("int8", "max", False, True),  # amax of almost 2^E lies above code 127
+        ("uint8", "fit", False, True),  # negative values clip to 0
+        ("uint8", "real", False, True),
+        ("uint8", "max", False, True),
+        ("affine8", "real", True, False),
+    ],
+)
+def test_derived_facts(name: str, scale: str, has_zero_point: bool, saturates: bool) -> None:
+    spec = parse_spec(f"{name}:{scale}:each:nearest:pass")
+    assert (spec.has_zero_point, spec.saturates) == (has_zero_point, saturates)
+
+
+def test_with_block() -> None:
+    spec = parse_spec("uint4:max:each:stochastic:clip")
+    assert str(spec.with_block(TENSOR)) == "uint4:max:tensor:stochastic:clip"
+    assert spec.block == Block()
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QuantSpec(format=IntFormat(8)).scale = Scale.MAX  # type: ignore[misc]
