@@ -1,6 +1,7 @@
 """Find every contraction, forward and backward, and say what each operand is and which axis is summed over."""
 
 import dataclasses
+import math
 from collections import Counter
 from typing import ClassVar, Final
 
@@ -148,8 +149,8 @@ class _Annotator:
         for forward in self.forward.get(sequence_number(node), []):
             args = _arguments(forward)
             hits = [k for k, a in enumerate(args) if view_root(_arg(forward, a)) is root]
-            if len(hits) == 2:  # x·xᵀ: the right operand is read by the gradient of the left, as its right operand
-                hits = [int(other == _arguments(node)[1])]
+            if len(hits) == 2:
+                hits = [_which(node, other, [_arg(forward, a) for a in args])]
             if hits:
                 return forward, hits[0]
         return None
@@ -164,7 +165,7 @@ class _Annotator:
         if owner is None or dims != set(range(value(source).ndim - 1)):
             return False
         layout = "b" * len(dims) + "c"
-        operand = Operand(0, Role.GRADIENT, "grad", layout, "b", value(source).numel() // value(source).shape[-1])
+        operand = Operand(0, Role.GRADIENT, "grad", layout, "b", math.prod(value(source).shape[:-1]))
         set_fact(node, dataclasses.replace(owner, operands=(operand,), gradient_of=None, is_bias=True))
         return True
 
@@ -203,6 +204,20 @@ def _arg(node: Node, index: int) -> Node:
     return arg
 
 
+def _which(node: Node, other: int, operands: list[Node]) -> int:
+    """Which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the one that its own views start from.
+
+    Both in x·x. There the gradient of the left reads the right one, as G·xᵀ or (x·Gᵀ)ᵀ, that of the right the left one,
+    as xᵀ·G or (Gᵀ·x)ᵀ.
+    """
+    source = arg = _arg(node, other)
+    while source not in operands and is_view(source):
+        source = _arg(source, 0)
+    met = [k for k, operand in enumerate(operands) if operand is source]
+    on_right = other == _arguments(node)[1]
+    return met[0] if len(met) == 1 else int(on_right == (source is not arg))
+
+
 def _positions(node: Node, forward: list[Node]) -> frozenset[Position]:
     ends = [p for p, end in ((Position.FIRST, forward[0]), (Position.LAST, forward[-1])) if node is end]
     return frozenset(ends or [Position.INNER])
@@ -213,9 +228,9 @@ def _path(node: Node, args: tuple[int, ...]) -> str:
     path = module_path(node)
     for arg in args:
         fact = get_input(view_root(_arg(node, arg)))
-        owner = fact.name.rpartition(".")[0] if fact is not None and fact.kind is InputKind.PARAMETER else ""
-        if owner == path or owner.startswith(f"{path}." if path else ""):
-            return owner or path
+        owner = fact.name.rpartition(".")[0] if fact is not None and fact.kind is InputKind.PARAMETER else None
+        if owner is not None and (owner == path or owner.startswith(f"{path}." if path else "")):
+            return owner
     return path
 
 

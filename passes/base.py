@@ -43,7 +43,9 @@ class Pipeline:
                 finish(module)
                 verify(module)
             except Exception as error:
-                raise PassError(f"pass {step.name} failed (ran before it: {', '.join(done) or 'none'}): {error}") from error
+                before = ", ".join(done) or "none"
+                reason = str(error).partition("\n")[0]  # torch.fx appends the whole graph
+                raise PassError(f"pass {step.name} failed (ran before it: {before}): {reason}") from error
             done.append(step.name)
             if observe is not None:
                 observe(step.name, changes, module)

@@ -71,6 +71,3 @@ def _respecify(codes: Node, floats: Node, text: str) -> None:
     for node in (scale, point, codes, floats):
         if isinstance(node, Node):
             infer(node)
-    for user in list(scale.users):
-        if user.target is ops.IN_RANGE:
-            user.args = (tensor, scale, text, layout)

@@ -118,9 +118,9 @@ def value(node: Node) -> torch.Tensor:
     return cast(torch.Tensor, node.meta["val"])
 
 
-def has_tensor_value(node: Node) -> bool:
-    """True where the node produces exactly one tensor."""
-    return isinstance(node.meta.get("val"), torch.Tensor)
+def has_value(node: Node) -> bool:
+    """True where the fake value of a node is known."""
+    return "val" in node.meta
 
 
 def is_backward(node: Node) -> bool:

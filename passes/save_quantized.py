@@ -10,6 +10,7 @@ from qcompiler.passes.graph import (
     aten,
     insert_call,
     is_backward,
+    is_pinned_saved,
     pin_saved,
     pin_to_backward,
     quantizers,
@@ -57,10 +58,10 @@ def _save_codes(codes: Node) -> int:
             pin_saved(scale)
     form = parse_spec(str(codes.args[4])).format
     if per_byte(form.bits) == 1:
-        pinned = "recompute" in codes.meta
+        pinned = is_pinned_saved(codes)
         pin_saved(codes)
         return 0 if pinned else 1
-    whole = _through_bytes(codes, form.bits, form.kind is Kind.SIGNED, readers[0])
+    whole = _through_bytes(codes, form.bits, form.kind is Kind.SIGNED, min(readers))
     for reader in readers:
         reader.replace_input_with(codes, whole)
     return 1
@@ -96,7 +97,7 @@ def _save_mask(mask: Node) -> int:
     readers = [user for user in mask.users if is_backward(user)]
     if not readers:
         return 0
-    small = _unpacked_mask(mask, readers[0])
+    small = _unpacked_mask(mask, min(readers))
     for reader in readers:
         reader.replace_input_with(mask, small)
     return 1

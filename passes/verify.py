@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.graph import (
     contractions,
     dequantizers,
+    has_value,
     is_backward,
     is_view,
     quantizers,
@@ -32,7 +33,7 @@ def verify(module: GraphModule) -> None:
         VerifyError: with the first node that breaks a rule.
     """
     for node in module.graph.nodes:
-        if node.op == "call_function" and "val" not in node.meta:
+        if node.op == "call_function" and not has_value(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
     for nodes, rules in ((quantizers(module.graph), _QUANTIZE), (dequantizers(module.graph), _DEQUANTIZE)):
         for node in nodes:

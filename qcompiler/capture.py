@@ -1,6 +1,7 @@
 """From the graph that Dynamo hands over to the joint forward and backward graph, with the user's names on it."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler import torch_compat
-from qcompiler.passes.graph import Input, InputKind, clean_path, set_fact
+from qcompiler.passes.graph import Input, InputKind, clean_path, is_backward, set_fact
 
 #: outputs that share memory with an input or with one another, by AOTAutograd's names
 _ALIASES: Final = (
@@ -78,7 +79,8 @@ def _describe(node: Node, given: Any) -> Input:
         kind = InputKind.PARAMETER
     else:
         kind = InputKind.BUFFER if "_buffers[" in source else InputKind.INPUT
-    return Input(kind, clean_path(source) or source or node.name)
+    variable = re.sub(r"^[LG]\['(\w+)'\]$", r"\1", source)
+    return Input(kind, clean_path(source) or variable or node.name)
 
 
 def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
@@ -94,9 +96,9 @@ def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
 def _refuse_unsupported(facts: Sequence[Input], metadata: Any) -> None:
     for fact, info in zip(facts, metadata.input_info, strict=True):
         if info.mutates_data and info.requires_grad:
-            raise CaptureError(f"{fact.name}: an input that needs gradients is changed in place; change a copy of it instead")
+            raise CaptureError(f"input {fact.name}: needs gradients and is changed in place; change a copy of it instead")
         if info.mutates_metadata:
-            raise CaptureError(f"{fact.name}: the shape or strides of an input are changed in place; use a new tensor instead")
+            raise CaptureError(f"input {fact.name}: its shape or strides are changed in place; use a new tensor instead")
     if metadata.tokens:
         raise CaptureError(f"the graph has operators with side effects: {', '.join(map(str, metadata.tokens))}")
 
@@ -118,7 +120,14 @@ def _annotate(graph: GraphModule, facts: Sequence[Input], metadata: Any) -> Capt
             set_fact(node, facts[description.idx])
         else:
             raise CaptureError(f"input {node.name} is a {type(description).__name__}, which is not supported")
-    for node in graph.graph.nodes:
-        node.meta.setdefault("partitioner_tag", "is_forward")
+    _tag_halves(graph)
     differentiable = tuple(bool(info.requires_grad) for info in metadata.output_info)
     return Captured(graph, tuple(facts), tuple(mutated), differentiable, tuple(tangents), bool(tangents))
+
+
+def _tag_halves(graph: GraphModule) -> None:
+    """Gives every node the tag of its half: AOTAutograd tags the backward of a custom autograd.Function as forward."""
+    for node in graph.graph.nodes:
+        node.meta.setdefault("partitioner_tag", "is_forward")
+        if node.op == "call_function" and not is_backward(node) and any(map(is_backward, node.all_input_nodes)):
+            node.meta["partitioner_tag"] = "is_backward"

@@ -1,9 +1,9 @@
 """compile(): the module that a user gets, and the backend that Dynamo calls for each graph of it."""
 
+import contextlib
 import copy
-import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,6 +15,7 @@ from qcompiler.capture import capture
 from qcompiler.lower import lower
 from qcompiler.passes.graph import graph_text
 from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.rules import did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 
@@ -23,6 +24,8 @@ logger = logging.getLogger("qcompiler")
 BACKENDS: Final = ("eager", "inductor")
 #: captures of one model (signatures × modes) before an error; Dynamo's own limit of 8 would train on in float
 CAPTURES: Final = 64
+_OPTIONS: Final = ("recipe", "backend", "strict")
+_NO_GRAPH: Final = "no graph was captured: the model ran in float, outside of the compiler"
 
 
 class CompileError(Exception):
@@ -50,14 +53,18 @@ def compile(  # noqa: A001
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):
-        raise CompileError(f"compile: the model is compiled already, by recipe {model.recipe.name!r}; compile the model behind it")
+        done = f"the model is compiled already, by recipe {model.recipe.name!r}"
+        raise CompileError(f"compile: {done}; compile the model behind it")
     if not isinstance(model, nn.Module):
         raise CompileError(f"compile: got {type(model).__name__}; valid: a torch.nn.Module")
-    if backend is not None and backend not in BACKENDS:
-        close = difflib.get_close_matches(str(backend), BACKENDS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
+    _check_backend(backend)
     return QuantizedModule(model, recipes.get(recipe), backend, strict)
+
+
+def _check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        hint = did_you_mean(str(backend), BACKENDS)
+        raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
 
 
 class GraphCompiler:
@@ -71,6 +78,8 @@ class GraphCompiler:
         self.plans: dict[int | None, Callable[[], QuantPlan]] = {}
         #: frame → the graph behind it, after the passes and before the partition, as text
         self.texts: dict[int | None, str] = {}
+        #: what ran outside of the captured graphs, as notes for the plan
+        self.breaks: list[str] = []
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         captured = capture(module, inputs)
@@ -92,6 +101,11 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
     Without gradients (`torch.no_grad`) blocks span one sample, as in `eval()` of a compiled module.
     """
     options = dict(options or {})
+    for name in options:
+        if name not in _OPTIONS:
+            hint = did_you_mean(name, _OPTIONS)
+            raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
+    _check_backend(options.get("backend"))
     recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
     compiler = GraphCompiler(recipe if torch.is_grad_enabled() else recipe.for_eval(), **options)
     return compiler(module, inputs)
@@ -100,7 +114,7 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
 class QuantizedModule(nn.Module):
     """A model that trains through its quantized joint graph. Made by `qcompiler.compile`.
 
-    Its parameters, buffers and submodules are the model's own; attributes that it lacks are read from the model.
+    Its parameters, buffers and submodules are the model's own; attributes that it lacks are read and set on the model.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
@@ -110,30 +124,31 @@ class QuantizedModule(nn.Module):
             object.__setattr__(self, name, getattr(model, name))
         self.recipe = recipe
         self._options = (backend, strict)
-        self._compilers = {True: GraphCompiler(recipe, backend, strict), False: GraphCompiler(recipe.for_eval(), backend, strict)}
-        self._functions = {
-            mode: torch_compat.compile_with(model, compiler, fullgraph=strict) for mode, compiler in self._compilers.items()
+        self._compilers = {
+            mode: GraphCompiler(rules, backend, strict) for mode, rules in ((True, recipe), (False, recipe.for_eval()))
         }
-        self._breaks: dict[str, int] = {}
+        self._functions = {
+            mode: torch_compat.compile_with(model, compiler, fullgraph=strict)
+            for mode, compiler in self._compilers.items()
+        }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""
+        backend, strict = self._options
         compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
-        with torch_compat.no_silent_eager(CAPTURES), torch_compat.plain_encoder_layers(bool(self.recipe.rules)):
+        plain_layers = backend != "eager" or bool(self.recipe.rules)
+        with _own_errors(strict), torch_compat.no_silent_eager(CAPTURES), torch_compat.plain_encoder_layers(plain_layers):
             result = self._functions[self.training](*args, **kwargs)
-        for reason, count in torch_compat.graph_breaks().items():
-            if count > before.get(reason, 0):
-                self._breaks[reason] = count - before.get(reason, 0)
+        breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
+        notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
         if not compiler.plans:
-            self._complain("no graph was captured: the model ran in float, outside of the compiler")
+            notes.append(_NO_GRAPH)
+            if strict:
+                raise CompileError(f"strict: {_NO_GRAPH}")
+            if _NO_GRAPH not in compiler.breaks:
+                logger.warning(_NO_GRAPH)
+        compiler.breaks += [note for note in notes if note not in compiler.breaks]
         return result
-
-    def _complain(self, message: str) -> None:
-        if self._options[1]:
-            raise CompileError(f"strict: {message}")
-        if message not in self._breaks:
-            logger.warning("%s", message)
-            self._breaks[message] = 1
 
     def plan(self, *, training: bool = True) -> QuantPlan:
         """The quantizers of the latest capture of each frame, in training or in eval mode.
@@ -142,11 +157,11 @@ class QuantizedModule(nn.Module):
             CompileError: the model has not been called in that mode.
         """
         compiler = self._compilers[training]
-        if not compiler.plans and not self._breaks:
+        if not compiler.plans and not compiler.breaks:
             mode = "train()" if training else "eval()"
             raise CompileError(f"plan: nothing is captured yet; call the model once in {mode} mode")
         plans = [make() for make in compiler.plans.values()]
-        return QuantPlan.merge(plans, [*map(_break_note, self._breaks), *_unused(self.recipe, plans)])
+        return QuantPlan.merge(plans, [*compiler.breaks, *_unused(compiler.recipe, plans)])
 
     def graph_text(self, *, training: bool = True) -> str:
         """The quantized graphs of that mode as text, forward and backward, one after the other."""
@@ -182,6 +197,10 @@ class QuantizedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_model"], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = "_functions" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
+        super().__setattr__(name, value) if is_own else setattr(self._model, name, value)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         return QuantizedModule(copy.deepcopy(self._model, memo), self.recipe, *self._options)
 
@@ -193,8 +212,21 @@ class QuantizedModule(nn.Module):
         return f"recipe={self.recipe.name!r}"
 
 
-def _break_note(reason: str) -> str:
-    return reason if reason.startswith("no graph") else f"graph break: {' '.join(reason.split())}"
+@contextlib.contextmanager
+def _own_errors(strict: bool) -> Iterator[None]:
+    """Raises what Dynamo raises for us as our own errors, chained to Dynamo's."""
+    try:
+        with torch_compat.unwrapped_errors():
+            yield
+    except torch_compat.GRAPH_BREAKS as error:
+        if not strict:
+            raise
+        raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
+    except torch_compat.CAPTURE_LIMIT as error:
+        raise CompileError(
+            f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs of the model is captured "
+            "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors)"
+        ) from error
 
 
 def _unused(recipe: Recipe, plans: Sequence[QuantPlan]) -> list[str]:

@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler import torch_compat
 from qcompiler.capture import Captured
-from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, value, view_root
+from qcompiler.passes.graph import (
+    InputKind,
+    aten,
+    fake_mode,
+    get_input,
+    infer,
+    is_backward,
+    value,
+    view_root,
+)
 from qcompiler.passes.verify import verify, verify_saved
 from qcompiler.runtime import ops
 from qcompiler.runtime.step import Half, Step, Tangent
@@ -41,7 +51,11 @@ def lower(captured: Captured, backend: str | None) -> Lowered:
         forward = _half(captured.module, captured, backend, notes, is_backward=False)
         return Lowered(Step(forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured)), 0, 0, notes)
     depends = _dependencies(captured)
+    _recompute_floats(captured.module)
     first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
+    _draw_in_forward(first, second, len(captured.tangents))
+    for half in (first, second):
+        _infer_missing(half)
     saved = list(first.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
     verify(first)
     verify(second)
@@ -58,6 +72,39 @@ def lower(captured: Captured, backend: str | None) -> Lowered:
     return Lowered(step, *_saved_bytes(saved), notes)
 
 
+def _recompute_floats(module: GraphModule) -> None:
+    """In a region that the user checkpoints, dequantizes are computed again with their readers: codes are what is saved."""
+    for reader in reversed(module.graph.nodes):
+        tag = reader.meta.get("recompute")
+        if tag not in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
+            continue
+        for source in reader.all_input_nodes:
+            if view_root(source).target is ops.DEQUANTIZE and not is_backward(source):
+                source.meta.setdefault("recompute", tag)
+
+
+def _draw_in_forward(forward: GraphModule, backward: GraphModule, tangents: int) -> None:
+    """Saves a random key that the partitioner has moved to backward: run twice, backward must round alike."""
+    for key in backward.graph.find_nodes(op="call_function", target=ops.DRAW_KEY):
+        output = forward.graph.output_node()
+        with forward.graph.inserting_before(output):
+            drawn = forward.graph.node_copy(key)
+        output.args = ((*output.args[0], drawn),)  # type: ignore[misc]
+        first_tangent = backward.graph.find_nodes(op="placeholder")[-tangents]
+        with backward.graph.inserting_before(first_tangent):
+            saved = backward.graph.placeholder(key.name)
+        saved.meta = dict(key.meta)
+        key.replace_all_uses_with(saved)
+        backward.graph.erase_node(key)
+
+
+def _infer_missing(half: GraphModule) -> None:
+    """Infers what the partitioner leaves open: the random states that it carries into checkpointed regions."""
+    for node in half.graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta:
+            infer(node)
+
+
 def _half(module: GraphModule, captured: Captured, backend: str | None, notes: list[str], *, is_backward: bool) -> Half:
     """One half, compiled or interpreted."""
     inputs = [value(node) for node in module.graph.find_nodes(op="placeholder")]
@@ -70,7 +117,7 @@ def _lazy(module: GraphModule, captured: Captured, backend: str | None, notes: l
 
     def run(args: list[Any]) -> Sequence[Any]:
         if not compiled:
-            inputs = [fake_mode(module.graph).from_tensor(arg) for arg in args]
+            inputs = [fake_mode(module.graph).from_tensor(arg, static_shapes=True) for arg in args]
             compiled.append(_compile(module, inputs, captured, backend, notes, is_backward=True))
         return compiled[0](args)
 
@@ -147,6 +194,7 @@ def _devices(captured: Captured) -> tuple[str, ...]:
 def _saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
     """(bytes that forward keeps for backward, of these codes, scales and masks); inputs and parameters not counted."""
     made = [node for node in saved if isinstance(node, Node) and view_root(node).op != "placeholder"]
-    sizes = [(node, value(node).numel() * value(node).element_size()) for node in made]
+    # int(): the size of a random state is symbolic
+    sizes = [(node, int(value(node).numel()) * value(node).element_size()) for node in made]
     quantized = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
     return sum(size for _, size in sizes), sum(size for node, size in sizes if node.target in quantized)

@@ -19,8 +19,8 @@ def pipeline(recipe: Recipe) -> Pipeline:
             SplitConvolutionBackward(),  # one product a node
             AnnotateRoles(),  # what every operand is, and which axis is summed
             PlaceQuantizers(recipe.rules),  # a quantizer in front of every operand
-            MaskGradients(),  # its backward, where it clips
             ChooseBlocks(),  # a legal block for every reader
+            MaskGradients(),  # its backward, where it clips
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
             SaveQuantized(),  # codes, scales and bits for backward

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch._dynamo import config as dynamo_config
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
 from torch._dynamo.utils import counters
 from torch._guards import CompileContext
 from torch._functorch import config as functorch_config
@@ -88,6 +89,22 @@ def graph_breaks() -> dict[str, int]:
 def no_silent_eager(limit: int) -> Any:
     """A context in which running out of recompilations raises instead of training in float without a word."""
     return dynamo_config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True)
+
+
+#: what Dynamo raises with fullgraph=True where it would otherwise split the graph
+GRAPH_BREAKS: Final = (Unsupported, UserError)
+#: what Dynamo raises where `no_silent_eager` ends
+CAPTURE_LIMIT: Final = FailOnRecompileLimitHit
+
+
+@contextlib.contextmanager
+def unwrapped_errors() -> Iterator[None]:
+    """A context in which what our backend raises reaches the user as it is, with its cause, without Dynamo's wrapper."""
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        inner = error.inner_exception
+        raise inner from inner.__cause__
 
 
 def frame_id() -> int | None:

@@ -72,13 +72,14 @@ def parse_block(text: str) -> Block:
     """The block that `str` wrote: `b4c16`, `o16i16`, `b*c1s*`, `tensor`, `each`.
 
     Raises:
-        ValueError: unknown axis letter, repeated axis, or no edge behind a letter.
+        ValueError: empty text, unknown axis letter, repeated axis, or no edge behind a letter.
     """
     if text in ("tensor", "each"):
         return TENSOR if text == "tensor" else Block()
     pairs = re.findall(r"([a-z])(\d+|\*)", text)
     letters = [letter for letter, _ in pairs]
-    if "".join(letter + edge for letter, edge in pairs) != text or len(set(letters)) != len(letters) or set(letters) - set(AXES):
+    whole = pairs and "".join(letter + edge for letter, edge in pairs) == text
+    if not whole or len(set(letters)) != len(letters) or set(letters) - set(AXES):
         raise ValueError(
             f"block: got {text!r}; valid: 'tensor', 'each', or each axis once with its edge, such as 'b4c16o16i16' or "
             f"'c*s*' (axes: {', '.join(f'{k}={v}' for k, v in AXES.items())}; * = the whole axis)"
@@ -90,7 +91,7 @@ def parse_block(text: str) -> Block:
 class BlockView:
     """How a tensor of `shape` and `layout` splits into blocks.
 
-    `split(x)` has two dimensions for each axis: the index of the block and the index inside it; `join` undoes it.
+    `split(x)` has two dimensions for each axis: the index of the block and the index inside it.
     """
 
     shape: tuple[int, ...]
@@ -118,17 +119,17 @@ class BlockView:
             x = F.pad(x, [pad for fill in reversed(missing) for pad in (0, fill)])
         return x.reshape([n for pair in zip(self.counts, self.edges, strict=True) for n in pair])
 
-    def join(self, y: torch.Tensor) -> torch.Tensor:
-        """The inverse of `split`: drops the filling."""
+    def spread(self, scale: torch.Tensor) -> torch.Tensor:
+        """[count₀, count₁, …] → [*shape]: for each element the value of its block.
+
+        Elementwise work stays on the tensor as it is, in its own memory order, and reads this beside it.
+        """
+        pairs = zip(self.counts, self.edges, strict=True)
+        y = scale.reshape([n for count in self.counts for n in (count, 1)]).expand([n for pair in pairs for n in pair])
         y = y.reshape([count * edge for count, edge in zip(self.counts, self.edges, strict=True)])
         for dim, extent in enumerate(self.axes):
-            if y.shape[dim] != extent:
-                y = y.narrow(dim, 0, extent)
+            y = y.narrow(dim, 0, extent)
         return y.reshape(self.shape)
-
-    def spread(self, scale: torch.Tensor) -> torch.Tensor:
-        """[count₀, count₁, …] → [count₀, 1, count₁, 1, …]: one value a block, to meet `split(x)`."""
-        return scale.reshape([n for count in self.counts for n in (count, 1)])
 
 
 def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:

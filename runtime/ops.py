@@ -1,7 +1,7 @@
-"""The operators that passes write into graphs: schema, reference, shape inference and decomposition.
+"""The operators that passes write into graphs: schema, reference, shape rule and decomposition.
 
-One function is all four: the reference is plain torch code; it runs as the eager kernel, on fake tensors as the shape
-rule, and traced as the decomposition that the compiler fuses. So simulation and compiled code cannot drift apart.
+The reference is plain torch code; it runs as the eager kernel, and traced as the decomposition that the compiler fuses.
+So simulation and compiled code cannot drift apart.
 
 Specs cross as strings: a dataclass in a graph node prints as code that does not run.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import packing, scales
-from qcompiler.runtime.blocks import view_blocks
+from qcompiler.runtime.blocks import BlockView, view_blocks
 from qcompiler.runtime.formats import Kind
 from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
@@ -48,12 +48,13 @@ def zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
     return torch.where(point == point, point, 0.0).to(s.format.dtype)
 
 
-def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, layout: str) -> Tensor:
-    """x / factor, split into blocks, before rounding; NaN throughout a NaN block."""
-    view = view_blocks(tuple(x.shape), layout, s.block)
-    blocks, factors = view.split(x.to(torch.float32)), view.spread(scales.factor(scale))
+def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tensor:
+    """x / factor before rounding, of the shape of `x`; NaN throughout a NaN block."""
+    values = x.to(torch.float32)
+    if s.scale is Scale.REAL:
+        return values / view.spread(scale)
     # 1 / 2^k is exact, so a power-of-two scale costs a product instead of a division
-    return blocks / factors if s.scale is Scale.REAL else blocks * factors.reciprocal()
+    return values * view.spread(scales.inverse(scale))
 
 
 def quantize(
@@ -71,37 +72,44 @@ def quantize(
     """
     s = parse_spec(spec)
     view = view_blocks(tuple(x.shape), layout, s.block)
-    real = _real_codes(x, scale, s, layout)
+    real = _real_codes(x, scale, s, view)
     if s.rounding is Rounding.STOCHASTIC:
         if key is None:
             raise ValueError(f"quantize: {site}: spec {spec} rounds stochastically and needs a key")
         index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
-        codes = round_stochastic(real, random_bits(key, site, view.split(index)))
+        codes = round_stochastic(real, random_bits(key, site, index))
     else:
         codes = torch.round(real)
     codes = torch.where(codes == codes, codes, 0.0)
     if zero_point is not None:
         codes = codes + view.spread(zero_point).to(torch.float32)
-    return view.join(codes.clamp(s.format.qmin, s.format.qmax).to(s.format.dtype))
+    return codes.clamp(s.format.qmin, s.format.qmax).to(s.format.dtype)
 
 
 def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
 ) -> Tensor:
-    """(code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block."""
+    """(code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block.
+
+    The top code of a range that ends beside the largest value of `dtype` can come back as infinity: 60000 in float16
+    with `int4:fit` is 4·2¹⁴ = 65536.
+    """
     s = parse_spec(spec)
     view = view_blocks(tuple(codes.shape), layout, s.block)
-    values = view.split(codes).to(torch.float32)
+    values = codes.to(torch.float32)
     if zero_point is not None:
         values = values - view.spread(zero_point).to(torch.float32)
-    return view.join((values * view.spread(scales.factor(scale))).to(dtype))
+    return (values * view.spread(scales.factor(scale))).to(dtype)
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
-    """bool: True where quantizing clips nothing, qmin ≤ x / factor ≤ qmax; False throughout a NaN block."""
+    """bool: True where quantizing clips nothing, qmin ≤ x / factor ≤ qmax; False throughout a NaN block.
+
+    For formats without a zero point; one with a zero point never clips.
+    """
     s = parse_spec(spec)
-    real = _real_codes(x, scale, s, layout)
-    return view_blocks(tuple(x.shape), layout, s.block).join((real >= s.format.qmin) & (real <= s.format.qmax))
+    real = _real_codes(x, scale, s, view_blocks(tuple(x.shape), layout, s.block))
+    return (real >= s.format.qmin) & (real <= s.format.qmax)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -122,40 +130,69 @@ def draw_key(device: torch.device) -> Tensor:
     return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32).to(device)
 
 
-def _draw_key_shape(device: torch.device) -> Tensor:
+def _fake_scale(x: Tensor, spec: str, layout: str) -> Tensor:
+    s = parse_spec(spec)
+    counts = view_blocks(tuple(x.shape), layout, s.block).counts
+    return x.new_empty(counts, dtype=torch.float32 if s.scale is Scale.REAL else torch.uint8)
+
+
+def _fake_zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+    return torch.empty_like(scale, dtype=parse_spec(spec).format.dtype)
+
+
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, spec: str, layout: str, site: str
+) -> Tensor:
+    return torch.empty_like(x, dtype=parse_spec(spec).format.dtype)
+
+
+def _fake_dequantize(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty_like(codes, dtype=dtype)
+
+
+def _fake_in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+    return torch.empty_like(x, dtype=torch.bool)
+
+
+def _fake_draw_key(device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int32, device=device)
 
 
-def define(name: str, schema: str, reference: Callable[..., Tensor]) -> torch._ops.OpOverload:
-    """Makes `reference` the operator `qcompiler::name` with the given schema, on every device and on fake tensors."""
-    _LIBRARY.define(f"{name}{schema}", tags=[torch.Tag.pt2_compliant_tag])
+def _define(
+    schema: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor], *tags: torch.Tag
+) -> torch._ops.OpOverload:
+    """Makes `reference` the operator `qcompiler::<schema>` on every device, and `fake` its shape rule."""
+    _LIBRARY.define(schema, tags=[torch.Tag.pt2_compliant_tag, *tags])
+    name = schema.partition("(")[0]
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qcompiler::{name}", reference, lib=_LIBRARY)
+    torch.library.register_fake(f"qcompiler::{name}", fake, lib=_LIBRARY)
     overload: torch._ops.OpOverload = getattr(torch.ops.qcompiler, name).default
     return overload
 
 
 _LIBRARY: Final = torch.library.Library("qcompiler", "DEF")
-SCALE: Final = define("scale", "(Tensor x, str spec, str layout) -> Tensor", scale)
-ZERO_POINT: Final = define("zero_point", "(Tensor x, Tensor scale, str spec, str layout) -> Tensor", zero_point)
-QUANTIZE: Final = define(
-    "quantize",
-    "(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site) -> Tensor",
+SCALE: Final = _define("scale(Tensor x, str spec, str layout) -> Tensor", scale, _fake_scale)
+ZERO_POINT: Final = _define(
+    "zero_point(Tensor x, Tensor scale, str spec, str layout) -> Tensor", zero_point, _fake_zero_point
+)
+QUANTIZE: Final = _define(
+    "quantize(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site) -> Tensor",
     quantize,
+    _fake_quantize,
 )
-DEQUANTIZE: Final = define(
-    "dequantize",
-    "(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype) -> Tensor",
+DEQUANTIZE: Final = _define(
+    "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype) -> Tensor",
     dequantize,
+    _fake_dequantize,
 )
-IN_RANGE: Final = define("in_range", "(Tensor x, Tensor scale, str spec, str layout) -> Tensor", in_range)
-PACK: Final = define("pack", "(Tensor codes, int bits) -> Tensor", pack)
-UNPACK: Final = define("unpack", "(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack)
-
-_LIBRARY.define("draw_key(Device device) -> Tensor", tags=[torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded])
-_LIBRARY.impl("draw_key", draw_key, "CompositeExplicitAutograd")
-torch.library.register_fake("qcompiler::draw_key", _draw_key_shape, lib=_LIBRARY)
-DRAW_KEY: Final[torch._ops.OpOverload] = torch.ops.qcompiler.draw_key.default
+IN_RANGE: Final = _define("in_range(Tensor x, Tensor scale, str spec, str layout) -> Tensor", in_range, _fake_in_range)
+PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, pack)
+UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
+DRAW_KEY: Final = _define(
+    "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded
+)
 
 #: operator → the plain torch code that a compiler traces in its place; `draw_key` stays a call, so that it draws anew
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {

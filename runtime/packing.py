@@ -21,7 +21,12 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """The codes (int8, uint8 or bool), `per_byte(bits)` to a byte, as uint8.
 
     The packed dimension shrinks by that factor (`packed_dim`); where none divides, the result is flat.
+
+    Raises:
+        ValueError: the codes are longer than a byte.
     """
+    if codes.element_size() > 1:
+        raise ValueError(f"pack: got {codes.dtype} codes of {bits} bits; valid: int8, uint8 or bool")
     parts = per_byte(bits)
     dim = packed_dim(tuple(codes.shape), bits)
     if dim is None:

@@ -9,6 +9,7 @@ import torch
 
 from qcompiler.runtime.blocks import BlockView
 from qcompiler.runtime.formats import Kind
+from qcompiler.runtime.rounding import stored
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
@@ -70,4 +71,10 @@ def factor(scale: torch.Tensor) -> torch.Tensor:
     if scale.dtype != torch.uint8:
         return scale
     code = scale.to(torch.int32)
-    return torch.where(code == NAN_EXPONENT, torch.nan, (code << 23).view(torch.float32))
+    return stored(torch.where(code == NAN_EXPONENT, torch.nan, (code << 23).view(torch.float32)))
+
+
+def inverse(scale: torch.Tensor) -> torch.Tensor:
+    """What a value is multiplied by before rounding: 1 / factor, exact, for stored exponents; NaN for a NaN block."""
+    return stored(factor(scale).reciprocal())
+

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 from typing import TypeVar
 
 from qcompiler.runtime.blocks import Block, parse_block
@@ -74,6 +75,7 @@ class QuantSpec:
         return f"{self.format}:{self.scale}:{self.block}:{self.rounding}:{self.vjp}"
 
 
+@functools.cache
 def parse_spec(text: str) -> QuantSpec:
     """The spec that `str` wrote, such as `int8:fit:b4c16:nearest:pass`.
 

@@ -61,6 +61,11 @@ class Step:
         outputs = list(_Run.apply(self, *inputs))  # type: ignore[no-untyped-call]
         return self.write_back(inputs, outputs)
 
+    def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
+        """Copies, among the tensors saved for backward, what `write_back` is about to change."""
+        written = {inputs[index].untyped_storage().data_ptr() for index in self.mutated}
+        return [t.clone() if t.untyped_storage().data_ptr() in written else t for t in saved]
+
     def write_back(self, inputs: Sequence[Any], outputs: list[Any]) -> tuple[Any, ...]:
         """Writes mutated inputs; returns the user outputs."""
         with torch.no_grad():
@@ -98,7 +103,7 @@ class _Run(torch.autograd.Function):
             results = list(step.forward(list(inputs)))
         count = len(step.mutated) + len(step.differentiable)
         outputs, saved = results[:count], results[count:]
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step = step
         ctx.set_materialize_grads(False)
         outputs = [_standalone(out, inputs) for out in outputs]

@@ -8,7 +8,7 @@ from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES, get
 from qcompiler.runtime.blocks import TENSOR, Block
 
-HYPERBLOCK = Block(batch=4, channel=16, out=16, in_=16)
+HYPERBLOCK = Block(batch=2, channel=8, out=4, in_=4)
 CHANNELWISE = Block(channel=16, in_=16)
 
 #: name → (bits in the first and the last contraction, bits in between, block)
@@ -16,9 +16,9 @@ TABLE = {
     "hyperblock-int8": (8, 8, HYPERBLOCK),
     "hyperblock-int4": (8, 4, HYPERBLOCK),
     "channelwise-int8": (8, 8, CHANNELWISE),
-    "channelwise-int4": (4, 4, CHANNELWISE),
+    "channelwise-int4": (8, 4, CHANNELWISE),
     "tensor-int8": (8, 8, TENSOR),
-    "tensor-int4": (4, 4, TENSOR),
+    "tensor-int4": (8, 4, TENSOR),
 }
 POSITIONS = [
     frozenset({Position.FIRST}),
@@ -37,7 +37,7 @@ def test_every_operand_gets_the_spec_of_the_table(name, operator, positions, rol
     bits = inner_bits if Position.INNER in positions else end_bits
     rounding = "stochastic" if role is Role.GRADIENT else "nearest"
     _, rule = first_match(RECIPES[name].rules, role, operator, "layer1.0.conv1", positions)
-    assert str(rule.spec) == f"int{bits}:fit:{block}:{rounding}:pass"
+    assert str(rule.spec) == f"int{bits}:max:{block}:{rounding}:pass"
 
 
 def test_identity_has_no_rules():

@@ -1,8 +1,8 @@
-"""A slow, independent answer to what runtime/ops.py computes: numpy and plain Python, no torch, nothing of this project.
+"""A slow, independent answer to what runtime/ops.py computes, in numpy and plain Python: no torch, no qcompiler.
 
-Written from the words of docs and docstrings: a scale is looked up in the list of all scales, a block is a set of element
-numbers, a random word is Python integers modulo 2³². Reals are float64, in which every float32 times a power of two is
-exact; where the specification says float32, the numpy operation is a float32 one.
+Written from the words of docs and docstrings: a power-of-two scale is looked up in the list of all, a block is a set of
+element numbers, a random word is a Python integer modulo 2³². Ranges are compared in float64, where every code times a
+power of two is exact; where the specification says float32, the numpy operation is a float32 one.
 
 A case is described by the text of its spec, `format:scale:block:rounding:vjp`, which is taken apart here once more.
 """

@@ -14,7 +14,8 @@ from qcompiler.runtime.formats import BITS, Kind
 from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
-SPECS = [f"{kind}{bits}:{rule}:each:nearest:pass" for kind in ("int", "uint") for bits in BITS for rule in ("max", "fit")]
+NAMES = [f"{kind}{bits}:{rule}" for kind in ("int", "uint") for bits in BITS for rule in ("max", "fit")]
+SPECS = [f"{name}:each:nearest:pass" for name in NAMES]
 
 
 def exponent(amax: float, spec: str) -> int:

@@ -1,0 +1,103 @@
+"""Accuracy of recipes against float: ResNet-8, paired seeds, mean and 95 % interval.
+
+    python benchmarks/accuracy.py --data FOLDER [--seeds 5] [--epochs 8] [--results accuracy.jsonl] [RECIPE ...]
+
+FOLDER holds `cifar10-small.npz` (10,000 images to train on) and `cifar10.npz` (its 10,000 test images to judge by).
+Every finished run is appended to the results file, and a run that is there already is not repeated: stop and start at
+will. A seed fixes initialization, order and augmentation, so that recipes are compared in pairs with float.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import cifar
+from cifar10 import train
+from nets import ResNet, accuracy
+
+import qcompiler
+from qcompiler import recipes
+from qcompiler.compile import GraphCompiler
+
+RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")
+#: two-sided 95 % quantile of Student's t by degrees of freedom
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def run(recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with the training edge}."""
+    torch.manual_seed(seed)
+    plain = ResNet(blocks=1)
+    if recipe == "float":
+        train(torch.compile(plain, dynamic=False), *data, epochs, seed)
+        score = accuracy(plain, *test)
+        return {"per sample": score, "training blocks": score}
+    model = qcompiler.compile(plain, recipe)
+    train(model, *data, epochs, seed)
+    return {"per sample": accuracy(model, *test), "training blocks": accuracy(batch_blocks(plain, recipe), *test)}
+
+
+def batch_blocks(plain: nn.Module, recipe: str) -> nn.Module:
+    """The same network in eval mode with the blocks of training, which span several samples."""
+    backend = GraphCompiler(recipes.get(recipe))
+    return torch.compile(plain, backend=backend, dynamic=False)  # type: ignore[return-value]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half width of the 95 % interval, by Student's t."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    half = STUDENT[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+
+
+def report(results: list[dict[str, object]], epochs: int) -> Table:
+    """One row a recipe: accuracies, and the paired difference from float."""
+    table = Table("recipe", "seeds", "batch edge 1, %", "training edge, %", "difference from float", title=f"{epochs} epochs")
+    scores = {(r["recipe"], r["seed"]): r for r in results if r["epochs"] == epochs}
+    for recipe in dict.fromkeys(name for name, _ in scores):
+        seeds = sorted(seed for name, seed in scores if name == recipe)
+        single, block = ([float(scores[recipe, s][key]) for s in seeds] for key in ("per sample", "training blocks"))
+        paired = [a - float(scores["float", s]["per sample"]) for a, s in zip(single, seeds, strict=True) if ("float", s) in scores]
+        difference = interval(paired) if recipe != "float" and paired else ""
+        table.add_row(str(recipe), str(len(seeds)), interval(single), interval(block), difference)
+    return table
+
+
+def main() -> None:
+    """Runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=["float", *RECIPES])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
+    args = parser.parse_args()
+    results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    done = {(r["recipe"], r["seed"], r["epochs"]) for r in results}
+    data, test = cifar.load(args.data / "cifar10-small.npz", "train"), cifar.load(args.data / "cifar10.npz", "test")
+    for seed in range(args.seeds):
+        for recipe in args.recipes:
+            if (recipe, seed, args.epochs) in done:
+                continue
+            print(f"{recipe}, seed {seed}")
+            row = {"recipe": recipe, "seed": seed, "epochs": args.epochs, **run(recipe, seed, args.epochs, data, test)}
+            with args.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            results.append(row)
+            Console(width=110).print(report(results, args.epochs))
+    Console(width=110).print(report(results, args.epochs))
+
+
+if __name__ == "__main__":
+    main()

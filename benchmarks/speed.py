@@ -1,0 +1,68 @@
+"""Time of a training step against compiled float32, in both memory formats, in one run.
+
+    python benchmarks/speed.py [--recipes hyperblock-int8] [--blocks 3] [--batch 128] [--rounds 9]
+
+Every contender takes its turn in every round; medians and ratios to the faster float are printed.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from measure import paired_times, saved_bytes
+from nets import ResNet
+
+import qcompiler
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+def step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Forward and backward of one batch."""
+
+    def run() -> None:
+        F.cross_entropy(model(x), y).backward()
+
+    return run
+
+
+def main() -> None:
+    """Compiles every contender, then times them in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="*", default=["hyperblock-int8"])
+    parser.add_argument("--blocks", type=int, default=3, help="3 is ResNet-20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    steps, saved = {}, {}
+    y = torch.randint(10, (args.batch,))
+    for format_name, memory_format in FORMATS.items():
+        x = torch.randn(args.batch, 3, 32, 32).to(memory_format=memory_format)
+        for name in ["float", *args.recipes]:
+            plain = ResNet(args.blocks).to(memory_format=memory_format)
+            model = torch.compile(plain, dynamic=False) if name == "float" else qcompiler.compile(plain, name, backend="inductor")
+            row, start = f"{name}, {format_name}", time.perf_counter()
+            steps[row] = step(model, x, y)
+            steps[row]()
+            saved[row] = saved_bytes(model, x)
+            print(f"{row}: first step {time.perf_counter() - start:.0f} s, then compiled")
+    times = paired_times(steps, args.rounds)
+    best = min(seconds for row, seconds in times.items() if row.startswith("float"))
+    table = Table("", "ms per step", "of the faster float", "MB saved for backward")
+    for row, seconds in times.items():
+        table.add_row(row, f"{1000 * seconds:.1f}", f"{seconds / best:.2f}×", f"{saved[row] / 1e6:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

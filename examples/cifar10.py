@@ -1,0 +1,59 @@
+"""Train ResNet-20 on CIFAR-10 through a recipe.
+
+    python examples/cifar10.py --data PATH [--recipe hyperblock-int4] [--epochs 20]
+
+PATH is `cifar10.npz`, `cifar10-small.npz`, or the folder that torchvision unpacks. `--recipe float` is plain PyTorch.
+"""
+
+import argparse
+from pathlib import Path
+
+import cifar
+import torch
+import torch.nn.functional as F  # noqa: N812
+from nets import ResNet, accuracy
+from rich.progress import Progress
+from torch import Tensor, nn
+
+import qcompiler
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, rate: float = 0.1) -> None:
+    """SGD, momentum 0.9, weight decay 5e-4, one-cycle cosine, batch 128, shifts and mirroring; a progress bar."""
+    steps = len(images) // 128
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.2)
+    generator = torch.Generator().manual_seed(seed)
+    with Progress() as progress:
+        task = progress.add_task("training", total=epochs * steps)
+        for epoch in range(epochs):
+            model.train()
+            order = torch.randperm(len(images), generator=generator)[: steps * 128]
+            for index in order.split(128):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(cifar.augment(images[index], generator)), labels[index])
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update(task, advance=1, description=f"epoch {epoch + 1}, loss {loss.item():.3f}")
+
+
+def main() -> None:
+    """Trains, then prints the test accuracy and the plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", default="hyperblock-int4")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    model: nn.Module = ResNet(blocks=3)
+    model = torch.compile(model, dynamic=False) if args.recipe == "float" else qcompiler.compile(model, args.recipe)
+    train(model, *cifar.load(args.data, "train"), args.epochs, args.seed)
+    if isinstance(model, qcompiler.QuantizedModule):
+        print(model.plan())
+    print(f"test accuracy: {accuracy(model, *cifar.load(args.data, 'test')):.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What a step costs: bytes that autograd keeps for backward, and time."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes of all tensors that the forward of `model` keeps for backward; parameters, buffers and `x` not counted."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x).sum()
+    return sum(kept.values())
+
+
+def paired_times(steps: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each step; the steps take turns, so that a drift of the machine meets all of them."""
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,50 @@
+"""The residual networks of the examples and benchmarks: He et al. 2016, section 4.2, at any depth and width."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-(6·blocks+2): blocks=1 is ResNet-8, blocks=3 ResNet-20; `width` channels in the first stage."""
+
+    def __init__(self, blocks: int = 1, width: int = 16, channels: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        widths = [width] + [width * 2**stage for stage in range(3) for _ in range(blocks)]
+        strides = [2 if stage and not block else 1 for stage in range(3) for block in range(blocks)]
+        pairs = zip(widths, widths[1:], strides, strict=False)
+        self.blocks = nn.Sequential(*(Block(inputs, outputs, stride) for inputs, outputs, stride in pairs))
+        self.fc = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.blocks(F.relu(self.bn(self.conv(x))))
+        return self.fc(hidden.mean((2, 3)))
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
+    """Percent of labels that the model's largest output meets, in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        pieces = zip(images.split(batch), labels.split(batch), strict=True)
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in pieces)
+    return 100 * right / len(labels)
