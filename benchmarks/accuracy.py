@@ -1,6 +1,6 @@
 """Accuracy of recipes against float: ResNet-8, paired seeds, mean and 95 % interval.
 
-    python benchmarks/accuracy.py --data FOLDER [--seeds 5] [--epochs 8] [--results accuracy.jsonl] [RECIPE ...]
+    python benchmarks/accuracy.py --data FOLDER [--seeds 5] [--epochs 5] [--results accuracy.jsonl] [RECIPE ...]
 
 FOLDER holds `cifar10-small.npz` (10,000 images to train on) and `cifar10.npz` (its 10,000 test images to judge by).
 Every finished run is appended to the results file, and a run that is there already is not repeated: stop and start at
@@ -34,10 +34,12 @@ RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def run(recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with the training edge}."""
+def run(
+    recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with that of training}."""
     torch.manual_seed(seed)
-    plain = ResNet(blocks=1)
+    plain = ResNet(blocks=1).to(memory_format=torch.channels_last)
     if recipe == "float":
         train(torch.compile(plain, dynamic=False), *data, epochs, seed)
         score = accuracy(plain, *test)
@@ -63,12 +65,18 @@ def interval(values: list[float]) -> str:
 
 def report(results: list[dict[str, object]], epochs: int) -> Table:
     """One row a recipe: accuracies, and the paired difference from float."""
-    table = Table("recipe", "seeds", "batch edge 1, %", "training edge, %", "difference from float", title=f"{epochs} epochs")
+    table = Table(
+        "recipe", "seeds", "batch edge 1, %", "training edge, %", "difference from float", title=f"{epochs} epochs"
+    )
     scores = {(r["recipe"], r["seed"]): r for r in results if r["epochs"] == epochs}
     for recipe in dict.fromkeys(name for name, _ in scores):
         seeds = sorted(seed for name, seed in scores if name == recipe)
         single, block = ([float(scores[recipe, s][key]) for s in seeds] for key in ("per sample", "training blocks"))
-        paired = [a - float(scores["float", s]["per sample"]) for a, s in zip(single, seeds, strict=True) if ("float", s) in scores]
+        paired = [
+            a - float(scores["float", s]["per sample"])
+            for a, s in zip(single, seeds, strict=True)
+            if ("float", s) in scores
+        ]
         difference = interval(paired) if recipe != "float" and paired else ""
         table.add_row(str(recipe), str(len(seeds)), interval(single), interval(block), difference)
     return table
@@ -80,7 +88,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=["float", *RECIPES])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []

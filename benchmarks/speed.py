@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -50,7 +50,11 @@ def main() -> None:
         x = torch.randn(args.batch, 3, 32, 32).to(memory_format=memory_format)
         for name in ["float", *args.recipes]:
             plain = ResNet(args.blocks).to(memory_format=memory_format)
-            model = torch.compile(plain, dynamic=False) if name == "float" else qcompiler.compile(plain, name, backend="inductor")
+            model = (
+                torch.compile(plain, dynamic=False)
+                if name == "float"
+                else qcompiler.compile(plain, name, backend="inductor")
+            )
             row, start = f"{name}, {format_name}", time.perf_counter()
             steps[row] = step(model, x, y)
             steps[row]()

@@ -1,6 +1,7 @@
 """CIFAR-10 from disk: the .npz archives of the benchmarks, or the folder that torchvision unpacks."""
 
 import io
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def load(path: Path, part: str) -> tuple[Tensor, Tensor]:
     else:
         folder = next((p for p in (path / "cifar-10-batches-py", path) if (p / "test_batch").exists()), None)
         if folder is None:
-            raise FileNotFoundError(f"{path}: valid: cifar10.npz, cifar10-small.npz or torchvision's cifar-10-batches-py")
+            raise FileNotFoundError(
+                f"{path}: valid: cifar10.npz, cifar10-small.npz or torchvision's cifar-10-batches-py"
+            )
         images, labels = _from_batches(folder, part)
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     return ((pixels - _MEAN) / _STD).contiguous(), torch.from_numpy(labels.astype(np.int64))
@@ -42,7 +45,7 @@ def _from_npz(archive: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     header, data, ends = archive["header"].tobytes(), archive[f"{part}_jpeg"], archive[f"{part}_offsets"]
-    files = (header + data[start:end].tobytes() for start, end in zip(ends[:-1], ends[1:], strict=True))
+    files = (header + data[start:end].tobytes() for start, end in itertools.pairwise(ends))
     return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]), labels
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cifar
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from nets import ResNet, accuracy
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
             order = torch.randperm(len(images), generator=generator)[: steps * 128]
             for index in order.split(128):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(cifar.augment(images[index], generator)), labels[index])
+                batch = cifar.augment(images[index], generator).to(memory_format=torch.channels_last)
+                loss = F.cross_entropy(model(batch), labels[index])
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    model: nn.Module = ResNet(blocks=3)
+    model: nn.Module = ResNet(blocks=3).to(memory_format=torch.channels_last)
     model = torch.compile(model, dynamic=False) if args.recipe == "float" else qcompiler.compile(model, args.recipe)
     train(model, *cifar.load(args.data, "train"), args.epochs, args.seed)
     if isinstance(model, qcompiler.QuantizedModule):

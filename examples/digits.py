@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from measure import paired_times, saved_bytes
 from nets import ResNet, accuracy
 from rich.console import Console

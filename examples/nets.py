@@ -1,7 +1,7 @@
 """The residual networks of the examples and benchmarks: He et al. 2016, section 4.2, at any depth and width."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -44,6 +44,7 @@ class ResNet(nn.Module):
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
     """Percent of labels that the model's largest output meets, in eval mode."""
     model.eval()
+    images = images.to(memory_format=torch.channels_last) if images.ndim == 4 else images
     with torch.no_grad():
         pieces = zip(images.split(batch), labels.split(batch), strict=True)
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in pieces)

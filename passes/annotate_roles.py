@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from torch.fx import Graph, GraphModule, Node
 
@@ -45,10 +45,15 @@ OPAQUE: Final = {
     "lstm_cell": "fused recurrent kernel",
     "gru_cell": "fused recurrent kernel",
     "aten.dot.": "vector product",
+    "aten.vdot.": "vector product",
+    "aten.addr.": "vector product",
     "aten.mv.": "matrix-vector product",
     "aten.addmv.": "matrix-vector product",
     "_trilinear": "trilinear product",
+    "aten.addbmm.": "sum of products in one kernel",
+    "conv_tbc": "convolution with channels last, of a kernel of its own",
     "_cdist": "distance kernel",
+    "_euclidean_dist": "distance kernel",
     "_int_mm": "already an integer product",
     "_scaled_mm": "already a scaled product",
     "grouped_mm": "grouped product of a fused kernel",
@@ -63,7 +68,7 @@ class AnnotateRoles:
        a *gradient*, all else an *activation*.
     2. Forward contractions sum over the channels of an activation (`c`) and the input channels of a weight (`i`); what
        is left is `b` and `o`.
-    3. A gradient contraction belongs to the forward contraction with the same sequence number. In it a forward tensor is
+    3. A gradient contraction belongs to the forward contraction with its sequence number. In it a forward tensor is
        summed over what was left in forward; the output gradient over the axis that it shares with that tensor.
     4. A product inside a fused kernel is marked as kept in float, with the reason.
     """
@@ -161,7 +166,7 @@ class _Annotator:
             return False
         source = node.args[0]
         owner = self.gradient_reader(view_root(source))
-        dims = {d % value(source).ndim for d in node.args[1]}
+        dims = {d % value(source).ndim for d in cast(list[int], node.args[1])}
         if owner is None or dims != set(range(value(source).ndim - 1)):
             return False
         layout = "b" * len(dims) + "c"
@@ -193,7 +198,7 @@ def _arguments(node: Node) -> tuple[int, ...]:
     if node.target is aten.convolution.default:
         return (0, 1)
     if node.target is _CONV_BACKWARD:
-        dx, dw, _ = node.args[-1]  # one product after split-convolution-backward
+        dx, dw, _ = cast(list[bool], node.args[-1])  # one product after split-convolution-backward
         return (0, 2) if dx else (0, 1) if dw else ()
     return MATRIX_PRODUCTS.get(node.target, ())  # type: ignore[call-overload,no-any-return]
 
@@ -205,7 +210,7 @@ def _arg(node: Node, index: int) -> Node:
 
 
 def _which(node: Node, other: int, operands: list[Node]) -> int:
-    """Which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the one that its own views start from.
+    """Which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the one its own views start from.
 
     Both in x·x. There the gradient of the left reads the right one, as G·xᵀ or (x·Gᵀ)ᵀ, that of the right the left one,
     as xᵀ·G or (Gᵀ·x)ᵀ.
@@ -234,9 +239,7 @@ def _path(node: Node, args: tuple[int, ...]) -> str:
     return path
 
 
-def _matrix_operand(
-    node: Node, arg: int, role: Role, name: str, letters: tuple[str, str], contracted: int
-) -> Operand:
+def _matrix_operand(node: Node, arg: int, role: Role, name: str, letters: tuple[str, str], contracted: int) -> Operand:
     """One operand [..., rows, columns] of a matrix product; letters = (left over, summed over)."""
     tensor = value(_arg(node, arg))
     free, summed = letters
@@ -270,7 +273,9 @@ def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contracti
     forward = fact.operands[index]
     free = next(letter for letter in forward.layout[-2:] if letter != forward.contracted)
     sides = _arguments(node)
-    tensor = _matrix_operand(node, other, forward.role, forward.name, (forward.contracted, free), 1 - sides.index(other))
+    tensor = _matrix_operand(
+        node, other, forward.role, forward.name, (forward.contracted, free), 1 - sides.index(other)
+    )
     rows, columns = _gradient_letters(fact)
     shared, left = (rows, columns) if index == 0 else (columns, rows)
     gradient = _matrix_operand(node, grad, Role.GRADIENT, "grad", (left, shared), 1 - sides.index(grad))
@@ -313,5 +318,3 @@ def _descends_from_tangents(graph: Graph) -> dict[Node, bool]:
         tangent = isinstance(fact, Input) and fact.kind is InputKind.TANGENT
         result[node] = tangent or any(result[source] for source in node.all_input_nodes)
     return result
-
-

@@ -199,12 +199,13 @@ def view_root(node: Node) -> Node:
 
 def last_placeholder(graph: Graph) -> Node:
     """The last of the inputs, which stand at the head of the graph."""
-    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+    nodes: list[Node] = list(graph.find_nodes(op="placeholder"))
+    return nodes[-1]
 
 
 def insert_call(
     graph: Graph,
-    target: Callable[..., Any],
+    target: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
@@ -246,7 +247,9 @@ def fake_mode(graph: Graph) -> FakeTensorMode:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         if mode is not None:
             return cast(FakeTensorMode, mode)
-    raise ValueError("graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')")
+    raise ValueError(
+        "graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')"
+    )
 
 
 def finish(module: GraphModule) -> None:
@@ -256,7 +259,13 @@ def finish(module: GraphModule) -> None:
     module.recompile()
 
 
-_SHORT: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64", torch.bool: "b1"}
+_SHORT: Final = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.float64: "f64",
+    torch.bool: "b1",
+}
 
 
 def _type(node: Node) -> str:
@@ -275,11 +284,19 @@ def graph_text(module: GraphModule) -> str:
         args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
         if node.op == "placeholder":
             fact = get_input(node)
-            lines.append(f"{mark} %{node.name}{_type(node)} = {fact.kind} {fact.name}" if fact else f"{mark} %{node.name}{_type(node)}")
+            lines.append(
+                f"{mark} %{node.name}{_type(node)} = {fact.kind} {fact.name}"
+                if fact
+                else f"{mark} %{node.name}{_type(node)}"
+            )
         elif node.op == "output":
             lines.append(f"   return {_show(node.args[0])}")
         else:
-            target = str(node.target) if not callable(node.target) or hasattr(node.target, "_schema") else node.target.__name__
+            target = (
+                str(node.target)
+                if not callable(node.target) or hasattr(node.target, "_schema")
+                else node.target.__name__
+            )
             lines.append(f"{mark} %{node.name}{_type(node)} = {target.removesuffix('.default')}({args})")
     return "\n".join(lines) + "\n"
 

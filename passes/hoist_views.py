@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from torch.fx import GraphModule, Node
 
@@ -17,13 +17,12 @@ from qcompiler.passes.graph import (
 )
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import WHOLE, Block, check_layout
-from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import parse_spec
 
 
 @dataclasses.dataclass(frozen=True)
 class HoistViews:
-    """dequantize(quantize(view(X))) → view(dequantize(quantize(X))), where the same elements share scales before and after.
+    """dequantize(quantize(view(X))) → view(dequantize(quantize(X))), where the same elements share scales.
 
     1. A permutation permutes the letters of the layout.
     2. A reshape gives each dimension of X the letter of the dimensions that it becomes, if that is one letter.
@@ -60,13 +59,19 @@ def _hoist(codes: Node) -> Node | None:
     if above is None:
         return None
     new_scale = insert_call(codes.graph, ops.SCALE, (source, text, above), after=scale)
-    new_point = insert_call(codes.graph, ops.ZERO_POINT, (source, new_scale, text, above), after=new_scale) if point else None
+    new_point = (
+        insert_call(codes.graph, ops.ZERO_POINT, (source, new_scale, text, above), after=new_scale) if point else None
+    )
     place = new_point or new_scale
-    new_codes = insert_call(codes.graph, ops.QUANTIZE, (source, new_scale, new_point, key, text, above, site), after=place)
+    new_codes = insert_call(
+        codes.graph, ops.QUANTIZE, (source, new_scale, new_point, key, text, above, site), after=place
+    )
+    # codes that were packed lie in memory as new: a view of them may need a copy
+    target = aten.reshape.default if tensor.target in _RESHAPES else tensor.target
     for floats in list(codes.users):
         args = (new_codes, new_scale, new_point, text, above, floats.args[5])
         plain = insert_call(codes.graph, ops.DEQUANTIZE, args, before=floats)
-        view = insert_call(codes.graph, tensor.target, (plain, *tensor.args[1:]), dict(tensor.kwargs), before=floats)
+        view = insert_call(codes.graph, target, (plain, *tensor.args[1:]), dict(tensor.kwargs), before=floats)
         if is_backward(floats):
             pin_to_backward(plain)
             pin_to_backward(view)
@@ -76,6 +81,9 @@ def _hoist(codes: Node) -> Node | None:
         if isinstance(old, Node):
             codes.graph.erase_node(old)
     return new_codes
+
+
+_RESHAPES: Final = (aten.view.default, aten._unsafe_view.default)
 
 
 def layout_above(view: Node, layout: str, block: Block) -> str | None:
@@ -146,7 +154,9 @@ def _groups(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) or j < len(shape):
-        dims, outs, left, right = [], [], 1, 1
+        dims: list[int] = []
+        outs: list[int] = []
+        left = right = 1
         while not dims or not outs or left != right:
             if (left <= right and i < len(source)) or j >= len(shape):
                 if i >= len(source):
@@ -158,4 +168,3 @@ def _groups(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[
                 right, j = right * shape[j], j + 1
         groups.append((dims, outs))
     return groups
-

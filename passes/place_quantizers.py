@@ -71,7 +71,9 @@ def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, s
     graph, text = tensor.graph, str(spec)
     key = _key(tensor) if spec.rounding is Rounding.STOCHASTIC else None
     scale = insert_call(graph, ops.SCALE, (tensor, text, layout), after=tensor if key is None else _later(tensor, key))
-    point = insert_call(graph, ops.ZERO_POINT, (tensor, scale, text, layout), after=scale) if spec.has_zero_point else None
+    point = (
+        insert_call(graph, ops.ZERO_POINT, (tensor, scale, text, layout), after=scale) if spec.has_zero_point else None
+    )
     codes = insert_call(graph, ops.QUANTIZE, (tensor, scale, point, key, text, layout, site), after=point or scale)
     floats = insert_call(graph, ops.DEQUANTIZE, (codes, scale, point, text, layout, value(tensor).dtype), before=reader)
     if is_backward(reader):
@@ -82,7 +84,7 @@ def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, s
 def _key(tensor: Node) -> Node:
     """The node that draws the random key of the step: one for the graph, at its head."""
     graph = tensor.graph
-    drawn = list(graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
+    drawn: list[Node] = list(graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
     if drawn:
         return drawn[0]
     node = insert_call(graph, ops.DRAW_KEY, (value(tensor).device,), after=last_placeholder(graph))

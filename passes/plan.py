@@ -63,7 +63,9 @@ class QuantPlan:
     @classmethod
     def of(cls, module: GraphModule) -> "QuantPlan":
         """Reads the table off a graph, whole or forward only."""
-        consumers = {reader: (node, fact) for node, fact in contractions(module.graph) for reader in _sources(node, fact)}
+        consumers = {
+            reader: (node, fact) for node, fact in contractions(module.graph) for reader in _sources(node, fact)
+        }
         sites = tuple(_site(codes, consumers) for codes in quantizers(module.graph))
         placed = [d for d in dequantizers(module.graph) if d in consumers and not consumers[d][1].is_bias]
         matched = {o.rule for _, fact in contractions(module.graph) for o in fact.operands if o.rule is not None}
@@ -87,10 +89,21 @@ class QuantPlan:
         )
 
     def __str__(self) -> str:
-        quantized = Table("quantizer", "role", "format", "block", "scale", "rounding", "shape", "read by", title="Quantizers")
+        quantized = Table(
+            "quantizer", "role", "format", "block", "scale", "rounding", "shape", "read by", title="Quantizers"
+        )
         for site in self.sites:
             s = site.spec
-            row = (site.name, site.role, s.format, s.block, s.scale, s.rounding, list(site.shape), ", ".join(site.consumers))
+            row = (
+                site.name,
+                site.role,
+                s.format,
+                s.block,
+                s.scale,
+                s.rounding,
+                list(site.shape),
+                ", ".join(site.consumers),
+            )
             quantized.add_row(*map(str, row))
         floats = Table("kept in float", "in", "why", title="Contractions left in float")
         for kept in self.kept:
@@ -100,7 +113,9 @@ class QuantPlan:
         if self.kept:
             console.print(floats)
         console.print(f"quantizers: {self.placed} before deduplication, {len(self.sites)} after")
-        console.print(f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}")
+        console.print(
+            f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
+        )
         for note in self.notes:
             console.print(f"note: {note}")
         text = console.file
@@ -138,7 +153,9 @@ def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
     last = str(name).rpartition("/")[2].removesuffix(".turned")
     role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT}.get(last, Role.ACTIVATION)
-    return Site(str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts)))
+    return Site(
+        str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))
+    )
 
 
 def _kept(module: GraphModule) -> list[Kept]:
@@ -146,5 +163,7 @@ def _kept(module: GraphModule) -> list[Kept]:
     for _, fact in contractions(module.graph):
         if fact.kept:
             found.append(Kept(fact.operator, fact.site, fact.kept))
-        found += [Kept(f"{fact.site}/{o.name}", describe(fact), o.kept) for o in fact.operands if o.kept and not fact.is_bias]
+        found += [
+            Kept(f"{fact.site}/{o.name}", describe(fact), o.kept) for o in fact.operands if o.kept and not fact.is_bias
+        ]
     return found

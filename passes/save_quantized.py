@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.graph import (
@@ -32,7 +31,7 @@ class SaveQuantized:
        takes the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
     4. A clip mask is saved as one bit an element too.
 
-    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay what they were.
+    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay as they were.
     """
 
     name: ClassVar[str] = "save-quantized"
@@ -85,7 +84,7 @@ def _save_relu_mask(node: Node) -> int:
     if is_backward(root) or not _is_quantized(root) or value(root).shape != value(output).shape:
         return 0
     zero = insert_call(node.graph, aten.le.Scalar, (root, threshold), after=root)
-    mask = _unpacked_mask(zero, node)
+    mask = _through_bytes(zero, 1, False, node)
     masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
     node.replace_all_uses_with(masked)
     node.graph.erase_node(node)
@@ -97,17 +96,10 @@ def _save_mask(mask: Node) -> int:
     readers = [user for user in mask.users if is_backward(user)]
     if not readers:
         return 0
-    small = _unpacked_mask(mask, min(readers))
+    small = _through_bytes(mask, 1, False, min(readers))
     for reader in readers:
         reader.replace_input_with(mask, small)
     return 1
-
-
-def _unpacked_mask(mask: Node, reader: Node) -> Node:
-    whole = _through_bytes(mask, 1, False, reader)
-    result = insert_call(mask.graph, aten._to_copy.default, (whole,), {"dtype": torch.bool}, before=reader)
-    pin_to_backward(result)
-    return result
 
 
 def _is_quantized(root: Node) -> bool:
@@ -120,5 +112,3 @@ def _is_quantized(root: Node) -> bool:
             if user not in readers and user.op == "call_function" and view_root(user) is view_root(root):
                 readers.append(user)
     return False
-
-

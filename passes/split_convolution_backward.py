@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch.fx import GraphModule, Node
 
@@ -14,7 +14,7 @@ class SplitConvolutionBackward:
     """convolution_backward(G, X, W, mask=[T, T, b]) → input gradient (mask [T, F, F]) and weight gradient ([F, T, b]).
 
     Bitwise the same: the kernels compute the two products one after the other in any case. Each product uses one of X
-    and W for its shape only; there a broadcast scalar of that shape takes its place, so that nothing else is kept alive.
+    and W for its shape only; there a broadcast scalar of that shape takes its place, so nothing else is kept alive.
     """
 
     name: ClassVar[str] = "split-convolution-backward"
@@ -28,7 +28,8 @@ class SplitConvolutionBackward:
 
 
 def _split(node: Node) -> int:
-    *head, (dx, dw, db) = node.args
+    *head, mask = node.args
+    dx, dw, db = cast(list[bool], mask)
     changed = 0
     if dx and dw:
         weight = insert_call(node.graph, node.target, (*head, [False, dw, db]), before=node)

@@ -45,7 +45,9 @@ def verify(module: GraphModule) -> None:
         for operand in fact.operands:
             tensor = node.args[operand.arg]
             if isinstance(tensor, Node) and len(operand.layout) != value(tensor).ndim:
-                raise VerifyError(f"{node.name}: layout {operand.layout!r} for {value(tensor).ndim} dimensions of {tensor.name}")
+                raise VerifyError(
+                    f"{node.name}: layout {operand.layout!r} for {value(tensor).ndim} dimensions of {tensor.name}"
+                )
 
 
 def verify_saved(forward: GraphModule, saved: list[Node]) -> None:
@@ -110,7 +112,9 @@ def _has_what_its_spec_needs(node: Node) -> str:
 
 def _codes_have_the_format(node: Node) -> str:
     spec, _ = _spec(node)
-    return "" if value(node).dtype is spec.format.dtype else f"codes are {value(node).dtype}; valid: {spec.format.dtype}"
+    return (
+        "" if value(node).dtype is spec.format.dtype else f"codes are {value(node).dtype}; valid: {spec.format.dtype}"
+    )
 
 
 def _dequantizes_its_own_codes(node: Node) -> str:

@@ -96,9 +96,13 @@ def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
 def _refuse_unsupported(facts: Sequence[Input], metadata: Any) -> None:
     for fact, info in zip(facts, metadata.input_info, strict=True):
         if info.mutates_data and info.requires_grad:
-            raise CaptureError(f"input {fact.name}: needs gradients and is changed in place; change a copy of it instead")
+            raise CaptureError(
+                f"input {fact.name}: needs gradients and is changed in place; change a copy of it instead"
+            )
         if info.mutates_metadata:
-            raise CaptureError(f"input {fact.name}: its shape or strides are changed in place; use a new tensor instead")
+            raise CaptureError(
+                f"input {fact.name}: its shape or strides are changed in place; use a new tensor instead"
+            )
     if metadata.tokens:
         raise CaptureError(f"the graph has operators with side effects: {', '.join(map(str, metadata.tokens))}")
 

@@ -137,7 +137,11 @@ class QuantizedModule(nn.Module):
         backend, strict = self._options
         compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
         plain_layers = backend != "eager" or bool(self.recipe.rules)
-        with _own_errors(strict), torch_compat.no_silent_eager(CAPTURES), torch_compat.plain_encoder_layers(plain_layers):
+        with (
+            _own_errors(strict),
+            torch_compat.no_silent_eager(CAPTURES),
+            torch_compat.plain_encoder_layers(plain_layers),
+        ):
             result = self._functions[self.training](*args, **kwargs)
         breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
         notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
@@ -168,9 +172,9 @@ class QuantizedModule(nn.Module):
         return "\n".join(self._compilers[training].texts.values())
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """The model's own flag."""
-        return self._model.training
+        return bool(self._model.training)
 
     @training.setter
     def training(self, mode: bool) -> None:
@@ -224,7 +228,7 @@ def _own_errors(strict: bool) -> Iterator[None]:
         raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
     except torch_compat.CAPTURE_LIMIT as error:
         raise CompileError(
-            f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs of the model is captured "
+            f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs is captured "
             "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors)"
         ) from error
 

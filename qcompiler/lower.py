@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ def lower(captured: Captured, backend: str | None) -> Lowered:
     notes: list[str] = []
     if not captured.is_joint:
         forward = _half(captured.module, captured, backend, notes, is_backward=False)
-        return Lowered(Step(forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured)), 0, 0, notes)
+        return Lowered(
+            Step(forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured)), 0, 0, notes
+        )
     depends = _dependencies(captured)
     _recompute_floats(captured.module)
     first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
@@ -73,7 +75,7 @@ def lower(captured: Captured, backend: str | None) -> Lowered:
 
 
 def _recompute_floats(module: GraphModule) -> None:
-    """In a region that the user checkpoints, dequantizes are computed again with their readers: codes are what is saved."""
+    """In a region that the user checkpoints, dequantizes are computed again with their readers; codes are saved."""
     for reader in reversed(module.graph.nodes):
         tag = reader.meta.get("recompute")
         if tag not in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
@@ -117,7 +119,7 @@ def _lazy(module: GraphModule, captured: Captured, backend: str | None, notes: l
 
     def run(args: list[Any]) -> Sequence[Any]:
         if not compiled:
-            inputs = [fake_mode(module.graph).from_tensor(arg, static_shapes=True) for arg in args]
+            inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
             compiled.append(_compile(module, inputs, captured, backend, notes, is_backward=True))
         return compiled[0](args)
 
@@ -125,7 +127,13 @@ def _lazy(module: GraphModule, captured: Captured, backend: str | None, notes: l
 
 
 def _compile(
-    module: GraphModule, inputs: list[Any], captured: Captured, backend: str | None, notes: list[str], *, is_backward: bool
+    module: GraphModule,
+    inputs: list[Any],
+    captured: Captured,
+    backend: str | None,
+    notes: list[str],
+    *,
+    is_backward: bool,
 ) -> Half:
     _relax_views(module)
     if backend == "eager":
@@ -170,7 +178,9 @@ def _relax_views(module: GraphModule) -> None:
 def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
     """For each input the tangents that its gradient descends from; None where it has no gradient."""
     reach: dict[Node, frozenset[int]] = {}
-    tangents = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
+    tangents = [
+        n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT
+    ]
     for node in captured.module.graph.nodes:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))

@@ -46,7 +46,7 @@ _TENSOR_PAPER: Final = (
 )
 
 #: 2 samples × 8 channels of activations and gradients, 4 × 4 channels of weights share an exponent: each of the three
-#: contractions of a layer meets a block edge, so each tensor is quantized once. 16 elements an exponent, as channelwise.
+#: contractions of a layer meets a block edge, so each tensor is quantized once. 16 elements an exponent, as below.
 #: The edges are our choice, by the error of gradients (docs/measurements.md).
 _HYPERBLOCK: Final = Block(batch=2, channel=8, out=4, in_=4)
 #: 16 channels share an exponent: legal for the forward contraction only, so each tensor is quantized a second time

@@ -9,27 +9,26 @@ import torch
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
 from torch._dynamo.utils import counters
-from torch._guards import CompileContext
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import CompileContext, TracingContext, tracing
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.runtime.ops import DECOMPOSITIONS
-
 
 #: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
 _INDUCTOR: Final = {"fallback_random": True}
 
 
 def placeholder_source(node: Node) -> str:
-    """The Python expression behind a placeholder of a Dynamo graph: `L['self']._modules['fc']._parameters['weight']`."""
+    """The expression behind a placeholder of a Dynamo graph: `L['self']._modules['fc']._parameters['weight']`."""
     argument = node.meta.get("grapharg")
     source = getattr(argument, "source", None)
     name = getattr(source, "name", "")
@@ -46,7 +45,9 @@ def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModul
         return joint.graph_module, joint._aot_state.fw_metadata
 
 
-def partition(joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]) -> tuple[GraphModule, GraphModule]:
+def partition(
+    joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
+) -> tuple[GraphModule, GraphModule]:
     """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
 
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
@@ -69,16 +70,20 @@ def retrace(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) ->
 def compile_inductor(
     module: GraphModule, inputs: Sequence[Any], *, is_backward: bool, is_inference: bool, static_inputs: Sequence[int]
 ) -> Callable[[list[Any]], Sequence[Any]]:
-    """The graph compiled by Inductor; called with a list, which it empties."""
-    with torch.no_grad(), inductor_config.patch(_INDUCTOR):
-        compiled = compile_fx_inner(
+    """The graph compiled by Inductor; called with a list, which it empties.
+
+    Backward is compiled after Dynamo has left; the tracing context that it needs to use Inductor's cache is made anew.
+    """
+    modes = [value.fake_mode for value in inputs if isinstance(value, FakeTensor)]
+    context = tracing(TracingContext(modes[0])) if modes else contextlib.nullcontext()
+    with torch.no_grad(), inductor_config.patch(_INDUCTOR), context:
+        return compile_fx_inner(
             module,
             list(inputs),
             is_backward=is_backward,
             is_inference=is_inference,
             static_input_idxs=tuple(static_inputs),
         )
-    return compiled  # type: ignore[return-value]
 
 
 def graph_breaks() -> dict[str, int]:
@@ -99,7 +104,7 @@ CAPTURE_LIMIT: Final = FailOnRecompileLimitHit
 
 @contextlib.contextmanager
 def unwrapped_errors() -> Iterator[None]:
-    """A context in which what our backend raises reaches the user as it is, with its cause, without Dynamo's wrapper."""
+    """A context in which what our backend raises reaches the user as it is, without Dynamo's wrapper."""
     try:
         yield
     except BackendCompilerFailed as error:
@@ -108,20 +113,22 @@ def unwrapped_errors() -> Iterator[None]:
 
 
 def frame_id() -> int | None:
-    """The frame that Dynamo is compiling: the same for another signature of one function, another after a graph break."""
+    """The frame that Dynamo is compiling: the same for every signature of a function, another after a graph break."""
     current = CompileContext.current_compile_id()
     return None if current is None else current.frame_id
 
 
 def compile_with(model: torch.nn.Module, backend: Callable[..., Any], *, fullgraph: bool) -> Callable[..., Any]:
     """torch.compile for one backend with static shapes; its compiled entries are its own where torch can do that."""
-    options = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    options = (
+        {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    )
     return torch.compile(model, backend=backend, dynamic=False, fullgraph=fullgraph, **options)  # type: ignore[no-any-return,call-overload]
 
 
 @contextlib.contextmanager
 def plain_encoder_layers(wanted: bool) -> Iterator[None]:
-    """While `wanted`, encoder layers run as their parts in eval too: their fused inference kernel hides its products."""
+    """While `wanted`, encoder layers run as their parts in eval too: their fused kernel hides its products."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(before and not wanted)
     try:

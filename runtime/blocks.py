@@ -44,7 +44,9 @@ class Block:
         for name in AXES.values():
             edge = getattr(self, name)
             if not isinstance(edge, int) or edge < 0:
-                raise ValueError(f"block: edge {name}={edge!r} is not valid; give a positive integer, or 0 for the whole axis")
+                raise ValueError(
+                    f"block: edge {name}={edge!r} is not valid; give a positive integer, or 0 for the whole axis"
+                )
 
     def edge(self, letter: str) -> int:
         """The edge along the axis that a layout calls `letter`."""
@@ -114,7 +116,9 @@ class BlockView:
         Zero is a level of every format and part of every range, so the filling changes no scale.
         """
         x = x.reshape(self.axes)
-        missing = [count * edge - extent for count, edge, extent in zip(self.counts, self.edges, self.axes, strict=True)]
+        missing = [
+            count * edge - extent for count, edge, extent in zip(self.counts, self.edges, self.axes, strict=True)
+        ]
         if any(missing):
             x = F.pad(x, [pad for fill in reversed(missing) for pad in (0, fill)])
         return x.reshape([n for pair in zip(self.counts, self.edges, strict=True) for n in pair])

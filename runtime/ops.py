@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qcompiler.runtime import packing, scales
 from qcompiler.runtime.blocks import BlockView, view_blocks
-from qcompiler.runtime.formats import Kind
 from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
@@ -118,7 +117,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: list[int], bits: int, signed: bool) -> Tensor:
-    """The inverse of `pack`, as int8 or uint8."""
+    """The inverse of `pack`, as int32 or (1 bit) bool."""
     return packing.unpack(packed, tuple(shape), bits, signed)
 
 

@@ -77,4 +77,3 @@ def factor(scale: torch.Tensor) -> torch.Tensor:
 def inverse(scale: torch.Tensor) -> torch.Tensor:
     """What a value is multiplied by before rounding: 1 / factor, exact, for stored exponents; NaN for a NaN block."""
     return stored(factor(scale).reciprocal())
-

@@ -9,14 +9,13 @@ from qcompiler.runtime.blocks import Block, parse_block
 from qcompiler.runtime.formats import IntFormat, Kind, parse_format
 from qcompiler.runtime.rounding import Rounding
 
-
 _E = TypeVar("_E", bound=enum.StrEnum)
 
 
 class Scale(enum.StrEnum):
     """How the scale of a block follows from the largest magnitude in it (docs/numbers.md)."""
 
-    #: 2^(E−m) with amax = f·2^E, ½ ≤ f < 1 and m magnitude bits: what block-floating-point hardware does; codes saturate
+    #: 2^(E−m) with amax = f·2^E, ½ ≤ f < 1 and m magnitude bits: what block-floating-point hardware does; saturates
     MAX = "max"
     #: the smallest power of two at which amax does not saturate
     FIT = "fit"
@@ -84,7 +83,9 @@ def parse_spec(text: str) -> QuantSpec:
     """
     fields = text.split(":")
     if len(fields) != 5:
-        raise ValueError(f"spec: got {text!r}; valid: format:scale:block:rounding:vjp, such as int8:fit:b4c16:nearest:pass")
+        raise ValueError(
+            f"spec: got {text!r}; valid: format:scale:block:rounding:vjp, such as int8:fit:b4c16:nearest:pass"
+        )
     return QuantSpec(
         format=parse_format(fields[0]),
         scale=choice(Scale, fields[1], "scale"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 #: a compiled half: list of inputs (emptied by the call) → outputs
 Half = Callable[[list[Any]], Sequence[Any]]
@@ -58,7 +57,7 @@ class Step:
             with torch.no_grad(), self.without_autocast():
                 outputs = list(self.forward(list(inputs)))
             return self.write_back(inputs, outputs)
-        outputs = list(_Run.apply(self, *inputs))  # type: ignore[no-untyped-call]
+        outputs = list(_Run.apply(self, *inputs))
         return self.write_back(inputs, outputs)
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
@@ -112,8 +111,11 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # refused at once: an error at the second derivative itself (`once_differentiable`) is never reached where
+            # autograd.grad asks for parameters only, and a gradient penalty would be dropped without a word
+            raise RuntimeError("create_graph=True: a quantized step has no second derivative; leave create_graph out")
         step: Step = ctx.step
         return (None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
 
@@ -127,5 +129,3 @@ def _standalone(out: Any, inputs: Sequence[Any]) -> Any:
     if out._is_view():
         return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
     return out
-
-

@@ -1,8 +1,73 @@
-"""Options of the test run."""
+"""Options of the test run, and what the end-to-end tests share."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+import qcompiler
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest --update-golden` writes the golden files anew, to be reviewed as a diff."""
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+def _load(name: str) -> ModuleType:
+    """A module beside this file; under `--import-mode=importlib` no test can import it."""
+    spec = importlib.util.spec_from_file_location(f"qcompiler_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+_MODELS = _load("models")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small: a second thread only waits, and the order of sums would depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """tests/models.py."""
+    return _MODELS
+
+
+@pytest.fixture(params=_MODELS.CASES)
+def case(request: pytest.FixtureRequest) -> Any:
+    """Every case of tests/models.py, one after the other."""
+    return _MODELS.CASES[request.param]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Seed 0, and nothing that Dynamo has captured before or keeps afterwards."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def eager() -> Callable[..., qcompiler.QuantizedModule]:
+    """eager(model, recipe="identity", strict=False) → the model compiled to run node by node, which starts fast."""
+
+    def make(model: nn.Module, recipe: str | qcompiler.Recipe = "identity", *, strict: bool = False) -> Any:
+        return qcompiler.compile(model, recipe, backend="eager", strict=strict)
+
+    return make

@@ -117,10 +117,25 @@ class CausalLanguageModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return self.head(x + self.mlp(self.norm2(x)))
+
+
+class Function(nn.Module):
+    """forward(…) = function(self, …), over the given parts."""
+
+    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.function(self, *inputs, **options)
 
 
 class DictOutputs(nn.Module):
@@ -180,7 +195,13 @@ def frozen() -> nn.Module:
 def dropout() -> nn.Module:
     """Dropout of elements and of channels."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Dropout2d(0.3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 16), nn.Dropout(0.5), nn.Linear(16, 4)
+        nn.Conv2d(3, 8, 3),
+        nn.Dropout2d(0.3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 16),
+        nn.Dropout(0.5),
+        nn.Linear(16, 4),
     )
 
 

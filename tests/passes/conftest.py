@@ -1,6 +1,6 @@
 """Fixtures of the passes: captured graphs, their execution, golden texts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,6 @@ from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.runtime.spec import parse_spec
 
 GOLDEN = Path(__file__).with_name("golden")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -83,17 +74,30 @@ def function() -> type[Function]:
 
 
 @pytest.fixture(scope="session")
-def run_graph() -> Callable[..., list[Any]]:
+def arguments() -> Callable[..., tuple[list[Any], list[Tensor]]]:
+    """arguments(captured) → its real inputs, and random tangents of one seed with the strides they were traced with."""
+
+    def make(captured: Captured, seed: int = 1) -> tuple[list[Any], list[Tensor]]:
+        torch.manual_seed(seed)
+        inputs, tangents = [*captured.module.meta["inputs"]], []
+        for node in captured.module.graph.find_nodes(op="placeholder")[len(inputs) :]:
+            assert get_input(node).kind is InputKind.TANGENT
+            traced = value(node)
+            tangent = torch.empty_strided(traced.shape, traced.stride(), dtype=traced.dtype)
+            tangents.append(tangent.copy_(torch.randn(traced.shape)))
+        return inputs, tangents
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_graph(arguments: Callable[..., tuple[list[Any], list[Tensor]]]) -> Callable[..., list[Any]]:
     """run_graph(captured) → the outputs of the graph, node by node, for its inputs and the tangents of one seed."""
 
     def run(captured: Captured, seed: int = 1) -> list[Any]:
-        torch.manual_seed(seed)
-        args = [*captured.module.meta["inputs"]]
-        for node in captured.module.graph.find_nodes(op="placeholder")[len(args) :]:
-            assert get_input(node).kind is InputKind.TANGENT
-            args.append(torch.randn(value(node).shape).to(value(node).dtype))
+        inputs, tangents = arguments(captured, seed)
         with torch.no_grad():
-            return [*Interpreter(captured.module).run(*args, enable_io_processing=False)]
+            return [*Interpreter(captured.module).run(*inputs, *tangents, enable_io_processing=False)]
 
     return run
 
@@ -107,7 +111,8 @@ def same_bits() -> Callable[[Sequence[Any], Sequence[Any]], bool]:
             return x is None and y is None
         if (x.dtype, x.shape) != (y.dtype, y.shape):
             return False
-        return x.detach().numpy().tobytes() == y.detach().numpy().tobytes()
+        left, right = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (x, y))
+        return torch.equal(left, right)
 
     return lambda left, right: len(left) == len(right) and all(map(equal, left, right))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from qcompiler.passes.annotate_roles import AnnotateRoles
 from qcompiler.passes.graph import contractions, graph_text, is_backward
@@ -231,6 +231,24 @@ def test_what_is_out_of_reach_says_why(call, shapes, reason, joint, apply, funct
     facts = [fact for _, fact in contractions(captured.module.graph)]
     assert len(facts) == count > 0
     assert all(fact.kept.startswith(reason) and not fact.operands for fact in facts)
+
+
+@pytest.mark.parametrize(
+    ("call", "shapes", "reason"),
+    [
+        (torch.addbmm, [(2, 3), (4, 2, 5), (4, 5, 3)], "sum of products in one kernel"),
+        (torch.addr, [(2, 3), (2,), (3,)], "vector product"),
+        (torch.vdot, [(3,), (3,)], "vector product"),
+        (torch.conv_tbc, [(5, 2, 3), (2, 3, 4), (4,)], "convolution with channels last, of a kernel of its own"),
+        (torch.cdist, [(30, 3), (30, 3)], "distance kernel"),
+    ],
+    ids=["addbmm", "addr", "vdot", "tbc", "distance"],
+)
+def test_rare_products_say_why(call, shapes, reason, joint, apply):
+    captured = joint(lambda *inputs: call(*inputs), *(leaf(*shape) for shape in shapes))
+    apply(captured, ANNOTATE)
+    facts = [fact for node, fact in contractions(captured.module.graph) if not is_backward(node)]
+    assert [(fact.kept, fact.operands) for fact in facts] == [(reason, ())]
 
 
 class Odd(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import qcompiler
 from qcompiler.passes.dedupe_quantizers import DedupeQuantizers

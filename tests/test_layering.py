@@ -1,0 +1,141 @@
+"""The architecture, held by parsing the source: imports point one way, and every public name is explained."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qcompiler
+
+ROOT = Path(__file__).parents[1]
+#: import name → folder
+PACKAGES = {"qcompiler": "qcompiler", "qcompiler.passes": "passes", "qcompiler.runtime": "runtime"}
+SOURCES = {
+    f"{folder}/{path.name}": path for folder in PACKAGES.values() for path in sorted((ROOT / folder).glob("*.py"))
+}
+TOP_MODULES = {"qcompiler"} | {f"qcompiler.{path.stem}" for path in (ROOT / "qcompiler").glob("*.py")}
+#: the one private module outside of torch_compat.py: the type of the mode that fake tensors belong to
+ALLOWED_PRIVATE = {("passes/graph.py", "torch._subclasses.fake_tensor"), ("runtime/ops.py", "torch._ops")}
+LINES = 500
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that the source imports, at the top or inside of functions; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def private_torch(tree: ast.AST) -> Iterator[str]:
+    """Private modules of torch, imported or reached as attributes: `torch._dynamo`, `torch._ops`."""
+    for name in imported(tree):
+        if name.startswith("torch.") and any(part.startswith("_") for part in name.split(".")[1:]):
+            yield name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch" and node.attr.startswith("_"):
+            yield f"torch.{node.attr}"
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; properties and nested classes included."""
+
+    def visit(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
+                setter = any(ast.unparse(decorator).endswith(".setter") for decorator in node.decorator_list)
+                if ast.get_docstring(node) is None and not setter:
+                    yield prefix + node.name
+                if isinstance(node, ast.ClassDef):
+                    yield from visit(node.body, f"{prefix}{node.name}.")
+
+    if ast.get_docstring(tree) is None:
+        yield "(module)"
+    yield from visit(tree.body, "")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_the_sources_are_found():
+    assert {"qcompiler/compile.py", "passes/graph.py", "runtime/ops.py"} <= SOURCES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("runtime/")])
+def test_runtime_imports_nothing_above_it(name):
+    assert {i for i in imported(parse(SOURCES[name])) if i in TOP_MODULES or i.startswith("qcompiler.passes")} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("passes/")])
+def test_passes_import_nothing_above_them(name):
+    assert {i for i in imported(parse(SOURCES[name])) if i in TOP_MODULES} == set()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_are_absolute_and_by_the_full_name(name):
+    roots = {i.partition(".")[0] for i in imported(parse(SOURCES[name]))}
+    assert roots & {"", "passes", "runtime"} == set()
+
+
+def test_private_torch_stands_in_one_file():
+    found = {(name, used) for name, path in SOURCES.items() for used in private_torch(parse(path))}
+    outside = {(name, used) for name, used in found if name != "qcompiler/torch_compat.py"}
+    modules = {(name, used.removesuffix(".FakeTensorMode")) for name, used in outside}
+    assert modules <= ALLOWED_PRIVATE
+    assert outside != found
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_public_names_have_docstrings(name):
+    assert [*undocumented(parse(SOURCES[name]))] == []
+
+
+def test_one_identity():
+    """A bare `import passes` would make a second module with other enumerations and other caches."""
+    assert {"qcompiler.passes", "qcompiler.runtime"} <= sys.modules.keys()
+    assert {"passes", "runtime", "passes.graph", "runtime.ops"} & sys.modules.keys() == set()
+
+
+def test_packages_of_the_wheel():
+    """A package that is missing in the list is silently absent from the wheel."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert sorted(settings["packages"]) == sorted(PACKAGES)
+    assert settings["package-dir"] == PACKAGES
+    folders = {
+        str(path.parent.relative_to(ROOT)) for folder in PACKAGES.values() for path in (ROOT / folder).rglob("*.py")
+    }
+    # the two symlinks inside qcompiler/ show the same files again
+    assert {folder.replace("qcompiler/", "") for folder in folders} == set(PACKAGES.values())
+
+
+def test_public_names():
+    assert [name for name in qcompiler.__all__ if not hasattr(qcompiler, name)] == []
+    names = {i.rpartition(".")[2] for i in imported(parse(ROOT / "qcompiler/__init__.py")) if i not in TOP_MODULES}
+    assert names - {"plan"} >= set(qcompiler.__all__) - {"compile"}
+
+
+def test_no_file_is_long():
+    files = [*SOURCES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    files += (ROOT / "benchmarks").glob("*.py")
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: count for name, count in lengths.items() if count > LINES} == {}
+
+
+def test_the_checks_can_fail():
+    """Each of the checks above on source that breaks its rule."""
+    tree = ast.parse(
+        "import passes.graph\nfrom qcompiler import lower\nfrom . import x\ndef f():\n    import torch._dynamo"
+    )
+    assert {"passes.graph", "qcompiler.lower", "."} <= {*imported(tree)}
+    assert [*private_torch(tree)] == ["torch._dynamo"]
+    assert [*private_torch(ast.parse("torch._C.x(torch.y)"))] == ["torch._C"]
+    source = "class A:\n    'a'\n    def f(self): ...\n    def _g(self): ...\n    class B: ...\ndef h(): ...\n"
+    assert [*undocumented(ast.parse(source))] == ["(module)", "A.f", "A.B", "h"]
