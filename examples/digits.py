@@ -66,8 +66,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     images, labels, test_images, test_labels = digits()
-    plain = ResNet(blocks=1, channels=1)
+    plain = ResNet(blocks=1, channels=1, stages=2)
     quantized = qcompiler.compile(copy.deepcopy(plain), args.recipe, backend=args.backend)
+    print("The first step of the quantized network compiles it: that takes most of the time here.")
     for name, model in (("float", plain), (args.recipe, quantized)):
         train(name, model, images, labels, args.epochs)
     table = Table("", "float", args.recipe)

@@ -24,17 +24,17 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-(6·blocks+2): blocks=1 is ResNet-8, blocks=3 ResNet-20; `width` channels in the first stage."""
+    """ResNet-(2·stages·blocks+2): blocks=1 is ResNet-8, blocks=3 ResNet-20; `width` channels in the first stage."""
 
-    def __init__(self, blocks: int = 1, width: int = 16, channels: int = 3, classes: int = 10) -> None:
+    def __init__(self, blocks: int = 1, width: int = 16, channels: int = 3, classes: int = 10, stages: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        widths = [width] + [width * 2**stage for stage in range(3) for _ in range(blocks)]
-        strides = [2 if stage and not block else 1 for stage in range(3) for block in range(blocks)]
+        widths = [width] + [width * 2**stage for stage in range(stages) for _ in range(blocks)]
+        strides = [2 if stage and not block else 1 for stage in range(stages) for block in range(blocks)]
         pairs = zip(widths, widths[1:], strides, strict=False)
         self.blocks = nn.Sequential(*(Block(inputs, outputs, stride) for inputs, outputs, stride in pairs))
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.blocks(F.relu(self.bn(self.conv(x))))

@@ -38,9 +38,10 @@ def placeholder_source(node: Node) -> str:
 def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
     """The functional forward+backward graph of a Dynamo graph, and AOTAutograd's metadata of its inputs and outputs.
 
-    Without inputs that need gradients (or under no_grad) the graph is the forward alone.
+    Without inputs that need gradients (or under no_grad) the graph is the forward alone. Backward is traced with
+    autocast off, as it runs in eager: each gradient has the type of its operator, whatever context the call stood in.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, functorch_config.patch(backward_pass_autocast="off"):
         joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
         return joint.graph_module, joint._aot_state.fw_metadata
 

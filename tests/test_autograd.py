@@ -155,18 +155,19 @@ def test_nan_in_the_gradient(models, eager, recipe):
     assert all(g.isnan().any() for g in gradients(model))
 
 
-def test_output_that_the_user_changes(models, eager):
-    model = models.mlp()
-    x = torch.randn(6, 12)
-    y = eager(model)(x)
-    y += 1
-    y.sum().backward()
-    found = gradients(model)
-    z = model(x)
-    z += 1
-    z.sum().backward()
-    assert torch.equal(y, z)
-    assert all(map(torch.equal, found, gradients(model)))
+@pytest.mark.parametrize("view", ["", "t", "flatten"])
+def test_output_that_the_user_changes(models, eager, view):
+    """Also where forward computed it as a view, which autograd would not let anybody change."""
+    model = layer_net(models, lambda self, x: getattr(self.second(self.first(x)), view)() if view else self.second(x))
+    x = torch.randn(6, 4)
+    runs = []
+    for call in (model, eager(model)):
+        y = call(x)
+        y += 1
+        y.sin().sum().backward()
+        runs.append([y, *(p.grad for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    assert all(map(torch.equal, *runs))
 
 
 def test_relu_in_place(models, eager):
@@ -283,6 +284,29 @@ def test_autocast(models, eager, recipe):
         losses.append(loss.item())
     assert y.dtype is torch.bfloat16
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_autocast_that_the_model_switches_off(models, eager, backward_inside):
+    """Its casts are part of the graph: what it left in float32 must not be cast when the graph runs inside of it."""
+
+    def forward(self, x):
+        h = self.first(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.second(h.float())
+
+    model = layer_net(models, forward)
+    x = torch.randn(6, 4)
+    runs = []
+    for call in (model, eager(model)):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = call(x)
+        # eager runs each gradient in the type of its operator, inside of autocast too
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward_inside and call is not model):
+            y.backward(torch.ones_like(y))
+        runs.append([y, *gradients(model)])
+    assert all(map(torch.equal, *runs))
+    assert runs[0][0].dtype is torch.float32
 
 
 class Checkpointed(nn.Module):

@@ -1,0 +1,154 @@
+"""The documentation: its Python blocks run, its recipes load, its links lead somewhere, its tables are complete."""
+
+import importlib.util
+import linecache
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import qcompiler
+from qcompiler.capture import capture
+from qcompiler.passes.rules import OPERATORS, Position, Role
+from qcompiler.pipeline import pipeline
+from qcompiler.runtime.blocks import AXES
+from qcompiler.runtime.formats import BITS, Kind
+from qcompiler.runtime.rounding import Rounding
+from qcompiler.runtime.spec import Scale, Vjp
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "docs", "examples", "passes", "qcompiler", "runtime", "tests")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+}
+#: [text](target), in prose and tables
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+
+
+def blocks(text: str, language: str) -> list[tuple[int, str]]:
+    """(line number of its first line, source) of every fenced block of a language."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+
+
+def prose(text: str) -> str:
+    """The page without fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """What `#…` can point at: headings in lower case, punctuation dropped, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture
+def page_module() -> Iterator[ModuleType]:
+    """The module that the blocks of one page are written into; dataclasses look theirs up."""
+    module = ModuleType("qcompiler_tests_page")
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+def test_the_pages_are_found():
+    expected = {"README.md", "CHANGELOG.md", "docs/numbers.md", "docs/writing_a_pass.md", "docs/glossary.md"}
+    assert expected | {"docs/decisions.md"} <= PAGES.keys()
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
+    """All blocks of a page in one namespace, in order; then the tests that they define. The folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    for _, recipe in blocks(PAGES[page], "yaml"):
+        (tmp_path / re.match(r"# (\S+\.yaml)\n", recipe)[1]).write_text(recipe, encoding="utf-8")
+    source = str(ROOT / page)
+    linecache.checkcache(source)
+    for line, block in blocks(PAGES[page], "python"):
+        exec(compile("\n" * (line - 1) + block, source, "exec"), vars(page_module))
+    tests = [value for name, value in vars(page_module).items() if name.startswith("test_")]
+    for test in tests:
+        test()
+    assert bool(tests) == (page == "docs/writing_a_pass.md")
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "yaml")])
+def test_yaml_blocks_are_recipes(page):
+    for _, recipe in blocks(PAGES[page], "yaml"):
+        assert qcompiler.Recipe.from_yaml(recipe).rules
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    """Every relative link leads to a file or folder of the project, and to a heading where it names one."""
+    broken = []
+    for target in LINK.findall(prose(PAGES[page])):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        inside = found.resolve().is_relative_to(ROOT.resolve())
+        if not inside or not found.exists() or (anchor and anchor not in anchors(found.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_readme_lists_every_recipe():
+    rows = re.findall(r"^\| `([\w-]+)` \|.*$", PAGES["README.md"], re.MULTILINE)
+    assert set(qcompiler.RECIPES) <= set(rows)
+    for recipe in qcompiler.RECIPES.values():
+        (row,) = re.findall(rf"^\| `{recipe.name}` \| [^|]+ \| [^|]+ \| \d \|$", PAGES["README.md"], re.MULTILINE)
+        assert all(f"`{rule.spec.block}`" in row for rule in recipe.rules)
+        ends, inner = ({rule.spec.format.bits for rule in recipe.rules if (rule.position is None) == i} for i in (0, 1))
+        text = " ".join(map(str, inner)) + (f" ({' '.join(map(str, ends))})" if ends else "")
+        assert f"| {text or 'none'} |" in row
+
+
+def test_every_choice_is_named():
+    """A new member of an enumeration, or a new pass, has to be written down."""
+    names = {*Kind, *Scale, *Rounding, *Vjp, *AXES}
+    assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
+    names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *OPERATORS}
+    assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
+    names = {step.name for step in pipeline(qcompiler.RECIPES["identity"]).passes}
+    assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
+    assert BITS == (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+def test_the_glossary_is_sorted():
+    words = re.findall(r"^\| ([\w ]+) \|", PAGES["docs/glossary.md"], re.MULTILINE)[1:]
+    assert words == sorted(set(words), key=str.lower)
+
+
+def test_counts_of_the_readme():
+    spec = importlib.util.spec_from_file_location("qcompiler_tests_nets", ROOT / "examples" / "nets.py")
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    counts = []
+
+    def backend(module, inputs):
+        for recipe in ("channelwise-int4", "hyperblock-int4"):
+            graph = capture(module, inputs).module
+            pipeline(qcompiler.RECIPES[recipe])(graph)
+            plan = qcompiler.QuantPlan.of(graph)
+            counts.extend([plan.placed, len(plan.sites), len(plan.kept)])
+        return module
+
+    torch.compile(nets.ResNet(blocks=1, width=4), backend=backend, dynamic=False)(torch.randn(2, 3, 8, 8))
+    assert counts == [58, 54, 0, 58, 28, 0]
+    text = " ".join(PAGES["README.md"].split())
+    assert "58 operands need 54 quantizers with `channelwise-int4`, and 28 with `hyperblock-int4`" in text
+
+
+def test_the_checks_can_fail():
+    text = "# A b, c\n```python\nx = 1\n```\n[t](none.md)\n"
+    assert blocks(text, "python") == [(3, "x = 1\n")]
+    assert anchors(text) == {"a-b-c"}
+    assert LINK.findall(prose(text)) == ["none.md"]
