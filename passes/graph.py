@@ -56,6 +56,8 @@ class Operand:
     extent: int
     #: why this operand stays in float; empty: it is quantized
     kept: str = ""
+    #: True where a rule of the recipe keeps it, False where nothing else was possible
+    asked: bool = False
     #: index of the recipe's rule that decided; None: no rule matched
     rule: int | None = None
 

@@ -58,7 +58,7 @@ class PlaceQuantizers:
             return 0
         index, rule = match
         if rule.spec is None:
-            record(node, operand.arg, kept=f"rule {index + 1}: {rule}", rule=index)
+            record(node, operand.arg, kept=f"rule {index + 1}: {rule}", asked=True, rule=index)
             return 0
         record(node, operand.arg, rule=index)
         floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}")

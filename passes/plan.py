@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.graph import Contraction, contractions, dequantizers, is_view, quantizers, value
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
+from qcompiler.runtime.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
@@ -29,7 +30,8 @@ class Site:
     @property
     def code_bytes(self) -> int:
         """Bytes of its codes, packed, without scales."""
-        return math.ceil(math.prod(self.shape) * (self.spec.format.bits if self.spec.format.bits <= 4 else 8) / 8)
+        form = self.spec.format
+        return math.ceil(math.prod(self.shape) / per_byte(form.bits)) * form.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Kept:
     name: str
     consumer: str
     reason: str
+    #: True where a rule says so; False where nothing could be done, or no rule speaks of it
+    asked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +168,8 @@ def _kept(module: GraphModule) -> list[Kept]:
         if fact.kept:
             found.append(Kept(fact.operator, fact.site, fact.kept))
         found += [
-            Kept(f"{fact.site}/{o.name}", describe(fact), o.kept) for o in fact.operands if o.kept and not fact.is_bias
+            Kept(f"{fact.site}/{o.name}", describe(fact), o.kept, asked=o.asked)
+            for o in fact.operands
+            if o.kept and not fact.is_bias
         ]
     return found

@@ -1,9 +1,26 @@
 """qcompiler: quantized training by rewriting the joint forward and backward graph of any PyTorch model."""
 
+from qcompiler.capture import CaptureError
 from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
 from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.rules import Position, Role, Rule
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 __version__ = "0.1.0"
-__all__ = ["RECIPES", "CompileError", "QuantPlan", "QuantizedModule", "Recipe", "RecipeError", "compile"]
+__all__ = [
+    "RECIPES",
+    "CaptureError",
+    "CompileError",
+    "Position",
+    "QuantPlan",
+    "QuantSpec",
+    "QuantizedModule",
+    "Recipe",
+    "RecipeError",
+    "Role",
+    "Rule",
+    "compile",
+    "parse_spec",
+]

@@ -15,7 +15,7 @@ from qcompiler.capture import capture
 from qcompiler.lower import lower
 from qcompiler.passes.graph import graph_text
 from qcompiler.passes.plan import QuantPlan
-from qcompiler.passes.rules import did_you_mean
+from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 
@@ -45,8 +45,8 @@ def compile(  # noqa: A001
         recipe: the name of a recipe, the path of a .yaml file, or a `Recipe`.
         backend: "inductor" compiles (an error where that fails), "eager" runs node by node. None compiles, and where
             that fails runs eagerly, with the reason logged and in `plan()`.
-        strict: everything that would stay in float against the recipe's rules raises: graph breaks, fused kernels,
-            operands without a legal block, a failed compilation.
+        strict: everything that would stay in float without a rule that says so raises: graph breaks, fused kernels,
+            operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
 
     Raises:
         CompileError: the model is not a module, is compiled already, or the backend is unknown.
@@ -85,8 +85,8 @@ class GraphCompiler:
         captured = capture(module, inputs)
         pipeline(self.recipe)(captured.module)
         plan = QuantPlan.of(captured.module)
-        if self.strict and plan.kept:
-            rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept)
+        rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
+        if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
         frame = torch_compat.frame_id()
         self.texts[frame] = graph_text(captured.module)
@@ -235,4 +235,6 @@ def _own_errors(strict: bool) -> Iterator[None]:
 
 def _unused(recipe: Recipe, plans: Sequence[QuantPlan]) -> list[str]:
     matched = {index for plan in plans for index in plan.matched}
-    return [f"rule matched nothing: {rule}" for rule in recipe.unused(matched)] if plans else []
+    backward = any(site.role is Role.GRADIENT for plan in plans for site in plan.sites)
+    unused = [rule for rule in recipe.unused(matched) if backward or rule.role is not Role.GRADIENT]
+    return [f"rule matched nothing: {rule}" for rule in unused] if plans else []

@@ -155,6 +155,13 @@ def _fake_in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
     return torch.empty_like(x, dtype=torch.bool)
 
 
+def _fake_pack(codes: Tensor, bits: int) -> Tensor:
+    parts, dim = packing.per_byte(bits), packing.packed_dim(tuple(codes.shape), bits)
+    if dim is None:
+        return codes.new_empty(-(-codes.numel() // parts), dtype=torch.uint8)
+    return torch.empty_like(codes.narrow(dim, 0, codes.shape[dim] // parts), dtype=torch.uint8)
+
+
 def _fake_draw_key(device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int32, device=device)
 
@@ -187,7 +194,7 @@ DEQUANTIZE: Final = _define(
     _fake_dequantize,
 )
 IN_RANGE: Final = _define("in_range(Tensor x, Tensor scale, str spec, str layout) -> Tensor", in_range, _fake_in_range)
-PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, pack)
+PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
 DRAW_KEY: Final = _define(
     "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded

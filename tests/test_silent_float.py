@@ -197,6 +197,18 @@ def test_strict_refuses_an_operand_in_float(models, eager):
     assert message.startswith("strict: left in float: 2/input in 2 forward: no rule of the recipe matches; ")
 
 
+def test_strict_accepts_what_a_rule_keeps(models, eager):
+    recipe = recipe_of(Rule(spec=None, module="0"), Rule(spec=INT8))
+    compiled = eager(models.mlp(), recipe, strict=True)
+    compiled(torch.randn(6, 12))
+    assert {kept.name for kept in compiled.plan().kept} >= {"0/input", "0/weight"}
+    assert all(kept.asked for kept in compiled.plan().kept)
+
+
+def test_strict_accepts_identity(models, eager):
+    eager(models.mlp(), "identity", strict=True)(torch.randn(6, 12))
+
+
 def test_strict_refuses_a_block_that_is_legal_nowhere(models, eager):
     spec = parse_spec("int8:fit:each:nearest:pass")
     message = strict_error(eager, models.mlp(), recipe_of(Rule(spec=spec)), torch.randn(6, 12))

@@ -98,7 +98,15 @@ def test_an_empty_graph_has_an_empty_plan(planned, rules):
 
 @pytest.mark.parametrize(
     ("form", "shape", "expected"),
-    [("int8", (3, 5), 15), ("int5", (3, 5), 15), ("int4", (3, 5), 8), ("int4", (2, 4), 4), ("int2", (3, 5), 4)],
+    [
+        ("int8", (3, 5), 15),
+        ("int5", (3, 5), 15),
+        ("int4", (3, 5), 8),
+        ("int4", (2, 4), 4),
+        ("int2", (3, 5), 4),
+        ("int3", (8, 8), 32),
+        ("int16", (8, 8), 128),
+    ],
 )
 def test_bytes_of_codes(form, shape, expected):
     site = Site("x", Role.WEIGHT, parse_spec(f"{form}:fit:tensor:nearest:pass"), "oi", shape, ())
