@@ -15,8 +15,17 @@ import qcompiler
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest --update-golden` writes the golden files anew, to be reviewed as a diff."""
+    """`pytest --update-golden` writes the golden files anew, to be reviewed as a diff; `--full` leaves nothing out."""
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+    parser.addoption("--full", action="store_true", help="run the tests marked full too, which take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `full` are skipped, with the reason, unless --full is given."""
+    if not config.getoption("--full"):
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
 
 
 def _load(name: str) -> ModuleType:
