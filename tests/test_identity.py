@@ -158,7 +158,7 @@ def test_inductor_on_every_model(case):
 
 
 def assert_inductor_is_close(case: Any) -> None:
-    Its distance from float64 is another draw of rounding error, as it sums in another order than eager float32.
+    """Inductor sums in another order than eager float32: its distance from float64 is another draw of rounding error.
 
     The largest relative error of eager float32 over outputs, gradients and buffers measures the size of such draws;
     four times that bounds the largest of another sample, plus four units in the last place.
