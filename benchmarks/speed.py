@@ -8,32 +8,20 @@ Every contender takes its turn in every round; medians and ratios to the faster 
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from measure import paired_times, saved_bytes
+from measure import one_step, paired_times, saved_bytes
 from nets import ResNet
 
 import qcompiler
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
-
-
-def step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Forward and backward of one batch."""
-
-    def run() -> None:
-        F.cross_entropy(model(x), y).backward()
-
-    return run
 
 
 def main() -> None:
@@ -56,7 +44,7 @@ def main() -> None:
                 else qcompiler.compile(plain, name, backend="inductor")
             )
             row, start = f"{name}, {format_name}", time.perf_counter()
-            steps[row] = step(model, x, y)
+            steps[row] = one_step(model, x, y)
             steps[row]()
             saved[row] = saved_bytes(model, x)
             print(f"{row}: first step {time.perf_counter() - start:.0f} s, then compiled")

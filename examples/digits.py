@@ -7,11 +7,10 @@ The digits are the 1,797 real images of 8×8 pixels that scikit-learn ships. Not
 
 import argparse
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from measure import paired_times, saved_bytes
+from measure import one_step, paired_times, saved_bytes
 from nets import ResNet, accuracy
 from rich.console import Console
 from rich.progress import track
@@ -46,15 +45,6 @@ def train(name: str, model: nn.Module, images: Tensor, labels: Tensor, epochs: i
         F.cross_entropy(model(images[index]), labels[index]).backward()
         optimizer.step()
         schedule.step()
-
-
-def one_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """A forward and backward pass, to be timed."""
-
-    def run() -> None:
-        F.cross_entropy(model(x), y).backward()
-
-    return run
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Fixtures of the number layer: the oracle and the way from tensors to its arrays."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -9,15 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are small: a second thread only waits, for long where the cores are busy with something else."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
