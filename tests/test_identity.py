@@ -158,21 +158,24 @@ def test_inductor_on_every_model(case):
 
 
 def assert_inductor_is_close(case: Any) -> None:
-    """Inductor sums in another order than eager float32: its distance from float64 is another draw of rounding error.
+    """The identity recipe under Inductor is as near to float64 as PyTorch itself, eager or compiled.
 
-    The largest relative error of eager float32 over outputs, gradients and buffers measures the size of such draws;
-    four times that bounds the largest of another sample, plus four units in the last place.
+    Every order of summation draws other rounding errors (and in a deep network a few signs at relu). The largest
+    relative error of plain PyTorch, eager and torch.compile, over outputs, gradients and buffers measures such draws;
+    four times that bounds the largest of a third sample, plus four units in the last place.
     """
-    (exact, xs), (plain, ys), (model, zs) = (make(case) for _ in range(3))
+    (exact, xs), (plain, ys), (fast, vs), (model, zs) = (make(case) for _ in range(4))
     exact = exact.double()
     doubles = tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in xs)
     truth = train(exact, exact, doubles, case.loss, steps=1)
-    eager = train(plain, plain, ys, case.loss, steps=1)
+    draws = train(plain, plain, ys, case.loss, steps=1)
+    with torch._inductor.config.patch(fallback_random=True):  # dropout masks as in eager
+        draws += train(torch.compile(fast, dynamic=False), fast, vs, case.loss, steps=1)
     compiled = qcompiler.compile(model, "identity", backend="inductor")
     found = train(compiled, model, zs, case.loss, steps=1)
-    spread = max(distance(value, true) for value, true in zip(eager, truth, strict=True))
+    spread = max(distance(value, true) for value, true in zip(draws, truth * 2, strict=True))
     bound = 4 * spread + 4 * torch.finfo(torch.float32).eps
-    assert [distance(value, true) <= bound for value, true in zip(found, truth, strict=True)] == [True] * len(truth)
+    assert max(distance(value, true) for value, true in zip(found, truth, strict=True)) <= bound
     assert compiled.plan().notes == ()
 
 
