@@ -13,6 +13,7 @@ import yaml
 from qcompiler.passes.rules import Position, Role, Rule, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
+from qcompiler.runtime.ranges import Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice
 
@@ -63,7 +64,10 @@ class Recipe:
         return [rule for index, rule in enumerate(self.rules) if index not in matched]
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, one line a rule. Conditions that hold for everything are left out, spec fields never."""
+        """The recipe as YAML, one line a rule.
+
+        Conditions that hold for everything are left out, and so is the range `current`; other spec fields never.
+        """
         head = {"name": self.name} | ({"source": self.source} if self.source else {})
         data = head | {"rules": [_rule_to_dict(rule) for rule in self.rules]}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=float("inf"), default_flow_style=None)
@@ -135,6 +139,7 @@ _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
     "block": parse_block,
     "rounding": lambda text: choice(Rounding, text, "rounding"),
     "vjp": lambda text: choice(Vjp, text, "vjp"),
+    "range": parse_range,
 }
 _RECIPE_KEYS: Final = ("name", "source", "rules")
 _RULE_KEYS: Final = (*_CONDITIONS, "keep", *_SPEC)
@@ -143,7 +148,10 @@ _EVERYTHING: Final = Rule(spec=None)
 
 def _rule_to_dict(rule: Rule) -> dict[str, Any]:
     conditions = {key: getattr(rule, key) for key in _CONDITIONS if getattr(rule, key) != getattr(_EVERYTHING, key)}
-    action = {"keep": True} if rule.spec is None else {key: str(getattr(rule.spec, key)) for key in _SPEC}
+    texts = {} if rule.spec is None else {key: str(getattr(rule.spec, key)) for key in _SPEC}
+    if texts.get("range") == str(Current()):
+        del texts["range"]
+    action: dict[str, Any] = dict(texts) if texts else {"keep": True}
     return {key: str(value) for key, value in conditions.items()} | action
 
 

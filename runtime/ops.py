@@ -31,12 +31,9 @@ def scale(x: Tensor, spec: str, layout: str) -> Tensor:
     """
     s, view = parse_spec(spec), view_blocks(tuple(x.shape), layout, parse_spec(spec).block)
     if s.has_zero_point:
-        low, high = scales.block_range(x, view)
-        return scales.real_scale(low, high, s.format.qmax)
+        return scales.from_ends(*scales.block_range(x, view), s)
     amax = scales.largest(x, view, s.format.kind)
-    if s.scale is Scale.REAL:
-        return scales.real_scale(torch.zeros_like(amax), amax, s.format.qmax)
-    return scales.power_of_two(amax, s)
+    return scales.from_ends(amax, amax, s)
 
 
 def zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:

@@ -66,6 +66,16 @@ def real_scale(low: torch.Tensor, high: torch.Tensor, levels: int) -> torch.Tens
     return torch.where(torch.isfinite(high) & torch.isfinite(low), scale, torch.nan)
 
 
+def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """The scale of blocks with the range low ≤ 0 ≤ high, by the spec's scale rule; stored as the rule stores it."""
+    if spec.has_zero_point:
+        return real_scale(low, high, spec.format.qmax)
+    amax = high if spec.format.kind is Kind.UNSIGNED else torch.maximum(-low, high)
+    if spec.scale is Scale.REAL:
+        return real_scale(torch.zeros_like(amax), amax, spec.format.qmax)
+    return power_of_two(amax, spec)
+
+
 def factor(scale: torch.Tensor) -> torch.Tensor:
     """What a code is multiplied by: float32, 2^(code−127) for stored exponents; NaN for a NaN block."""
     if scale.dtype != torch.uint8:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from qcompiler.runtime.blocks import Block, parse_block
 from qcompiler.runtime.formats import IntFormat, Kind, parse_format
+from qcompiler.runtime.ranges import Current, Range, parse_range
 from qcompiler.runtime.rounding import Rounding
 
 _E = TypeVar("_E", bound=enum.StrEnum)
@@ -51,6 +52,8 @@ class QuantSpec:
     rounding: Rounding = Rounding.NEAREST
     #: gradient through this quantizer
     vjp: Vjp = Vjp.PASS
+    #: where the ends of the range come from
+    range: Range = dataclasses.field(default_factory=Current)
 
     def __post_init__(self) -> None:
         if self.has_zero_point and self.scale is not Scale.REAL:
@@ -71,20 +74,22 @@ class QuantSpec:
         return dataclasses.replace(self, block=block)
 
     def __str__(self) -> str:
-        return f"{self.format}:{self.scale}:{self.block}:{self.rounding}:{self.vjp}"
+        text = f"{self.format}:{self.scale}:{self.block}:{self.rounding}:{self.vjp}"
+        return text if self.range == Current() else f"{text}:{self.range}"
 
 
 @functools.cache
 def parse_spec(text: str) -> QuantSpec:
-    """The spec that `str` wrote, such as `int8:fit:b4c16:nearest:pass`.
+    """The spec that `str` wrote, such as `int8:fit:b4c16:nearest:pass` or `int8:real:tensor:nearest:pass:hindsight`.
 
     Raises:
-        ValueError: not five fields, or one of them is not valid.
+        ValueError: not five or six fields, or one of them is not valid.
     """
     fields = text.split(":")
-    if len(fields) != 5:
+    if len(fields) not in (5, 6):
         raise ValueError(
-            f"spec: got {text!r}; valid: format:scale:block:rounding:vjp, such as int8:fit:b4c16:nearest:pass"
+            f"spec: got {text!r}; valid: format:scale:block:rounding:vjp and a range, or none for the tensor's own, "
+            "such as int8:fit:b4c16:nearest:pass"
         )
     return QuantSpec(
         format=parse_format(fields[0]),
@@ -92,6 +97,7 @@ def parse_spec(text: str) -> QuantSpec:
         block=parse_block(fields[2]),
         rounding=choice(Rounding, fields[3], "rounding"),
         vjp=choice(Vjp, fields[4], "vjp"),
+        range=parse_range(fields[5]) if len(fields) == 6 else Current(),
     )
 
 

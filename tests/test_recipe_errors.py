@@ -50,8 +50,8 @@ def test_invalid_recipe(text, message):
     ("lines", "message"),
     [
         (["blok: b4", "format: int4"], r", rule 2: unknown key 'blok'; valid keys: role, operator, module, .*"
-         r"reason, keep, format, scale, block, rounding, vjp; did you mean 'block'\?$"),
-        (["xyz: b4", "format: int4"], r", rule 2: unknown key 'xyz'; valid keys: .*, vjp$"),
+         r"reason, keep, format, scale, block, rounding, vjp, range; did you mean 'block'\?$"),
+        (["xyz: b4", "format: int4"], r", rule 2: unknown key 'xyz'; valid keys: .*, vjp, range$"),
         (["format: int4", "role: weight", "format: int8"], r"(?s)'format' is given twice.*line 6"),
         (["role: weight"], r", rule 2: neither 'format' nor 'keep: true' is given; valid: one of them$"),
         (["scale: fit"], r", rule 2: neither 'format' nor 'keep: true' is given"),
@@ -70,6 +70,7 @@ def test_invalid_recipe(text, message):
         (["format: int4", "block: q4"], r", rule 2: block: got 'q4'; valid: "),
         (["format: int4", "rounding: up"], r", rule 2: rounding: got 'up'; valid: nearest, stochastic"),
         (["format: int4", "vjp: ste"], r", rule 2: vjp: got 'ste'; valid: pass, clip"),
+        (["format: int4", "range: past"], r", rule 2: range: got 'past'; valid: current, .*hindsight"),
         (["format: int4", "role: grad"], r", rule 2: role: got 'grad'; valid: weight, activation, gradient$"),
         (["format: int4", "position: 1st"], r", rule 2: position: got '1st'; valid: first, inner, last$"),
         (["format: int4", "operator: conv"], r", rule 2: operator: got 'conv'; valid: .* did you mean 'convolution'\?"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qcompiler.runtime.blocks import AXES, TENSOR, Block
 from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.ranges import ESTIMATORS
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice, parse_spec
 
@@ -20,6 +21,7 @@ SPECS = st.tuples(st.sampled_from(BITS), st.sampled_from(list(Kind)), st.sampled
         block=BLOCKS,
         rounding=st.sampled_from(list(Rounding)),
         vjp=st.sampled_from(list(Vjp)),
+        range=st.sampled_from([kind() for kind in ESTIMATORS]),
     )
 )
 
@@ -59,9 +61,9 @@ def test_zero_point_needs_a_real_scale(scale: Scale) -> None:
         QuantSpec(format=IntFormat(8, Kind.AFFINE), scale=scale)
 
 
-@pytest.mark.parametrize("text", ["", "int8", "int8:fit:each:nearest", "int8:fit:each:nearest:pass:"])
-def test_parse_refuses_other_than_five_fields(text: str) -> None:
-    with pytest.raises(ValueError, match=f"^spec: got '{text}'; valid: format:scale:block:rounding:vjp, such as"):
+@pytest.mark.parametrize("text", ["", "int8", "int8:fit:each:nearest", "int8:fit:each:nearest:pass:current:"])
+def test_parse_refuses_other_than_five_or_six_fields(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^spec: got '{text}'; valid: format:scale:block:rounding:vjp and a range"):
         parse_spec(text)
 
 
@@ -74,6 +76,7 @@ def test_parse_refuses_other_than_five_fields(text: str) -> None:
         ("int8:fit:q4:nearest:pass", r"^block: got 'q4'; valid: 'tensor', 'each'"),
         ("int8:fit:each:up:pass", r"^rounding: got 'up'; valid: nearest, stochastic$"),
         ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip$"),
+        ("int8:fit:each:nearest:pass:past", r"^range: got 'past'; valid: current, running, hindsight"),
         ("affine4:fit:each:nearest:pass", r"^spec: affine4 has a zero point and needs scale 'real', got 'fit'$"),
     ],
 )
