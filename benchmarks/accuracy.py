@@ -38,6 +38,7 @@ def run(
     recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with that of training}."""
+    torch._dynamo.reset()  # Dynamo counts compilations of one forward: after 8 it would run in float
     torch.manual_seed(seed)
     plain = ResNet(blocks=1).to(memory_format=torch.channels_last)
     if recipe == "float":

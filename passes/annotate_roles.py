@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar, Final, cast
 
 from torch.fx import Graph, GraphModule, Node
@@ -120,7 +121,8 @@ class _Annotator:
                 for side, (arg, role, name, pair) in enumerate(zip(args, roles, names, pairs, strict=True))
             ]
         module = _path(node, args)
-        return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands))
+        layout = operands[0].layout if convolution else _result_layout(operands)
+        return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands), layout)
 
     def unique(self, module: str, operator: str) -> str:
         """The module path, with /matmul for products of activations and #2, #3 … where a module multiplies again."""
@@ -146,7 +148,7 @@ class _Annotator:
             operands = _convolution_gradient_operands(node, fact, index)
         else:
             operands = _matrix_gradient_operands(node, grads[0], other, fact, index)
-        return dataclasses.replace(fact, operands=tuple(operands), gradient_of=1 - index)
+        return dataclasses.replace(fact, operands=tuple(operands), gradient_of=1 - index, layout="")
 
     def match(self, node: Node, other: int) -> tuple[Node, int] | None:
         """(forward contraction, which of its operands the backward one reads), by sequence number and tensor."""
@@ -276,16 +278,16 @@ def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contracti
     tensor = _matrix_operand(
         node, other, forward.role, forward.name, (forward.contracted, free), 1 - sides.index(other)
     )
-    rows, columns = _gradient_letters(fact)
+    rows, columns = fact.layout[-2], fact.layout[-1]
     shared, left = (rows, columns) if index == 0 else (columns, rows)
     gradient = _matrix_operand(node, grad, Role.GRADIENT, "grad", (left, shared), 1 - sides.index(grad))
     return sorted([tensor, gradient], key=lambda operand: operand.arg)
 
 
-def _gradient_letters(fact: Contraction) -> tuple[str, str]:
-    """(rows, columns) of the output: channels are what a weight leaves over, batch the rest."""
-    weights = [operand.role is Role.WEIGHT for operand in fact.operands]
-    return ("c", "b") if weights == [True, False] else ("b", "c")
+def _result_layout(operands: Sequence[Operand]) -> str:
+    """[..., rows, columns] of a matrix product: channels are what a weight leaves over, batch the rest."""
+    weights = [operand.role is Role.WEIGHT for operand in operands]
+    return operands[0].layout[:-2] + ("cb" if weights == [True, False] else "bc")
 
 
 def _kept(node: Node, reason: str) -> Contraction:

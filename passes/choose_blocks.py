@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.graph import Contraction, Operand, contractions, infer, record
+from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import Block
 from qcompiler.runtime.spec import parse_spec
@@ -47,15 +48,16 @@ def _choose(node: Node, fact: Contraction, operand: Operand) -> int:
     spec = parse_spec(str(codes.args[4]))
     if is_legal(spec.block, operand):
         return 0
-    turned = spec.block.transposed()
-    if not is_legal(turned, operand):
+    turned = spec.with_block(spec.block.transposed())
+    if not is_legal(turned.block, operand) or not (turned.outlives_batch or operand.role is Role.WEIGHT):
         tensor = codes.args[0]
         assert isinstance(tensor, Node)
         node.update_arg(operand.arg, tensor)
-        reason = f"block {spec.block} has edge 1 along the summed axis {operand.contracted!r}, turned or not"
+        how = "turned or not" if turned.outlives_batch else "and turned it has no range that outlives a batch"
+        reason = f"block {spec.block} has edge 1 along the summed axis {operand.contracted!r}, {how}"
         record(node, operand.arg, kept=reason)
         return 1
-    _respecify(codes, floats, str(spec.with_block(turned)))
+    _respecify(codes, floats, str(turned))
     return 1
 
 

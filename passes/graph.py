@@ -29,6 +29,8 @@ class InputKind(enum.StrEnum):
     BUFFER = "buffer"
     INPUT = "input"
     TANGENT = "tangent"
+    #: the range of a quantizer, kept between steps; named by its site
+    STATE = "state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,10 @@ class Contraction:
     operator: str
     positions: frozenset[Position]
     operands: tuple[Operand, ...]
+    #: a letter for each dimension of the result; empty where nobody asks (backward)
+    layout: str = ""
+    #: index of the recipe's rule that quantizes the result; None: it stays in float
+    output_rule: int | None = None
     #: the operand of the forward contraction whose gradient this is; None in forward and for the bias gradient
     gradient_of: int | None = None
     #: True for the sum that makes a bias gradient: no product, but it reads the same codes of the gradient
@@ -203,6 +209,28 @@ def last_placeholder(graph: Graph) -> Node:
     """The last of the inputs, which stand at the head of the graph."""
     nodes: list[Node] = list(graph.find_nodes(op="placeholder"))
     return nodes[-1]
+
+
+def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, backward: bool) -> Node:
+    """A new input of the graph, behind all others, of the half that reads it.
+
+    The partitioner knows the inputs of backward by "tangents" in their names.
+    """
+    count = len(graph.find_nodes(op="placeholder"))
+    with graph.inserting_after(last_placeholder(graph)):
+        node = graph.placeholder(f"tangents_{kind}_{count}" if backward else f"{kind}_{count}")
+    node.meta["partitioner_tag"] = "is_backward" if backward else "is_forward"
+    with fake_mode(graph):
+        node.meta["val"] = torch.empty_like(like)
+    set_fact(node, Input(kind, name))
+    return node
+
+
+def add_output(graph: Graph, node: Node) -> None:
+    """One more output of the graph, behind all others."""
+    output = graph.output_node()
+    (outputs,) = output.args
+    output.args = ((*cast(tuple[Any, ...], outputs), node),)
 
 
 def insert_call(

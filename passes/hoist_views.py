@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from torch.fx import GraphModule, Node
 
@@ -29,7 +29,8 @@ class HoistViews:
     3. A copy or an alias changes nothing.
     4. Refused where an axis would be flattened in another order and its edge is neither 1 nor whole, where two letters
        meet in one dimension, or where spatial edges would tile other rows.
-    5. A stochastic quantizer moves above a permutation too; its random bits then follow the elements of X.
+    5. A clip mask moves with its quantizer: in_range(view(X)) → view(in_range(X)).
+    6. A stochastic quantizer moves above a permutation too; its random bits then follow the elements of X.
     """
 
     name: ClassVar[str] = "hoist-views"
@@ -50,7 +51,7 @@ def _hoist(codes: Node) -> Node | None:
     tensor, scale, point, key, text, layout, site = codes.args
     assert isinstance(tensor, Node)
     assert isinstance(scale, Node)
-    if not is_view(tensor) or any(user.target is ops.IN_RANGE for user in scale.users):
+    if not is_view(tensor):
         return None
     source = tensor.args[0]
     assert isinstance(source, Node)
@@ -71,16 +72,28 @@ def _hoist(codes: Node) -> Node | None:
     for floats in list(codes.users):
         args = (new_codes, new_scale, new_point, text, above, floats.args[5])
         plain = insert_call(codes.graph, ops.DEQUANTIZE, args, before=floats)
-        view = insert_call(codes.graph, target, (plain, *tensor.args[1:]), dict(tensor.kwargs), before=floats)
         if is_backward(floats):
             pin_to_backward(plain)
-            pin_to_backward(view)
-        floats.replace_all_uses_with(view)
+        floats.replace_all_uses_with(_viewed(plain, tensor, target, floats))
         codes.graph.erase_node(floats)
+    for mask in [user for user in scale.users if user.target is ops.IN_RANGE]:
+        points = (new_point,) if new_point is not None else ()
+        whole = insert_call(codes.graph, ops.IN_RANGE, (source, new_scale, text, above, *points), after=place)
+        for reader in list(mask.users):
+            reader.replace_input_with(mask, _viewed(whole, tensor, target, reader))
+        codes.graph.erase_node(mask)
     for old in (codes, point, scale):
         if isinstance(old, Node):
             codes.graph.erase_node(old)
     return new_codes
+
+
+def _viewed(source: Node, like: Node, target: Any, reader: Node) -> Node:
+    """The view `like` of another tensor, in front of a reader and in its half."""
+    view = insert_call(source.graph, target, (source, *like.args[1:]), dict(like.kwargs), before=reader)
+    if is_backward(reader):
+        pin_to_backward(view)
+    return view
 
 
 _RESHAPES: Final = (aten.view.default, aten._unsafe_view.default)

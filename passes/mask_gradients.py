@@ -17,8 +17,8 @@ class MaskGradients:
     """dX → where(in_range(X), dX, 0) for every operand X whose spec says `vjp: clip` and whose format can clip.
 
     The mask is computed in forward and applied to the result of each gradient contraction of X; the gradients of
-    several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Formats with a zero point or a `real`
-    or `fit` scale over signed codes never clip, so they get no mask.
+    several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Where the range is the tensor's own,
+    formats with a zero point and a `real` or `fit` scale over signed codes never clip, so they get no mask.
     """
 
     name: ClassVar[str] = "mask-gradients"
@@ -43,13 +43,14 @@ def _mask(node: Node, fact: Contraction, forward: Node, forward_fact: Contractio
         return 0
     codes = floats.args[0]
     assert isinstance(codes, Node)
-    tensor, scale, _, _, text, layout, _ = codes.args
+    tensor, scale, point, _, text, layout, _ = codes.args
     spec = parse_spec(str(text))
     done = any(user.target is aten.where.ScalarOther for user in result.users)
     if spec.vjp is not Vjp.CLIP or not spec.saturates or done:
         return 0
     assert isinstance(scale, Node)
-    mask = insert_call(node.graph, ops.IN_RANGE, (tensor, scale, text, layout), after=scale)
+    points = (point,) if isinstance(point, Node) else ()
+    mask = insert_call(node.graph, ops.IN_RANGE, (tensor, scale, text, layout, *points), after=(scale, *points)[-1])
     readers, place = list(result.users), result
     if _is_transposed(fact):
         mask = place = insert_call(node.graph, aten.transpose.int, (mask, -2, -1), after=result)

@@ -15,9 +15,11 @@ from qcompiler.passes.graph import (
     pin_saved,
     pin_to_backward,
     record,
+    set_fact,
     value,
+    view_root,
 )
-from qcompiler.passes.rules import Rule, first_match
+from qcompiler.passes.rules import Role, Rule, first_match
 from qcompiler.runtime import ops
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec
@@ -32,6 +34,8 @@ class PlaceQuantizers:
     2. An empty tensor, or one that is not floating, is kept.
     3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
        backward it is pinned there, so that only codes and scales can be saved.
+    4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
+       as an operand has its codes already.
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -40,13 +44,28 @@ class PlaceQuantizers:
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that were placed."""
         found = list(contractions(module.graph))
-        return sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
+        outputs = sum(self.place_output(node, fact) for node, fact in found)
+        return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
+
+    def place_output(self, node: Node, fact: Contraction) -> int:
+        """Case 4: a quantizer behind a forward contraction, for all its readers."""
+        match = first_match(self.rules, Role.OUTPUT, fact.operator, fact.module, fact.positions)
+        if match is None or not fact.layout or fact.output_rule is not None or value(node).numel() == 0:
+            return 0
+        index, rule = match
+        if rule.spec is None:
+            return 0
+        set_fact(node, dataclasses.replace(fact, output_rule=index))
+        for reader in list(node.users):
+            floats = insert_quantizer(node, reader, rule.spec, fact.layout, f"{fact.site}/output")
+            reader.replace_input_with(node, floats)
+        return 1
 
     def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
         """Places one quantizer; 0 where the operand stays in float or has its quantizer already."""
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)
-        if tensor.target is ops.DEQUANTIZE or operand.kept:
+        if view_root(tensor).target is ops.DEQUANTIZE or operand.kept:
             return 0
         val = value(tensor)
         if not val.is_floating_point() or val.numel() == 0:

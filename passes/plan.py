@@ -72,7 +72,9 @@ class QuantPlan:
         }
         sites = tuple(_site(codes, consumers) for codes in quantizers(module.graph))
         placed = [d for d in dequantizers(module.graph) if d in consumers and not consumers[d][1].is_bias]
-        matched = {o.rule for _, fact in contractions(module.graph) for o in fact.operands if o.rule is not None}
+        rules = {o.rule for _, fact in contractions(module.graph) for o in fact.operands}
+        rules |= {fact.output_rule for _, fact in contractions(module.graph)}
+        matched = {rule for rule in rules if rule is not None}
         return cls(sites=sites, kept=tuple(_kept(module)), placed=len(placed), matched=frozenset(matched))
 
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
@@ -156,7 +158,7 @@ def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     readers += [user for packed in readers[1:] for user in packed.users]
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
     last = str(name).rpartition("/")[2].removesuffix(".turned")
-    role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT}.get(last, Role.ACTIVATION)
+    role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
     return Site(
         str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))
     )

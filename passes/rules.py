@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from qcompiler.runtime.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec, Vjp
 
 
 class Role(enum.StrEnum):
@@ -19,6 +19,8 @@ class Role(enum.StrEnum):
     ACTIVATION = "activation"
     #: what flows backward
     GRADIENT = "gradient"
+    #: the result of a forward contraction, for all its readers
+    OUTPUT = "output"
 
 
 class Position(enum.StrEnum):
@@ -51,7 +53,7 @@ class Rule:
 
     #: how to quantize; None = keep in float
     spec: QuantSpec | None
-    #: only operands of this role; None = of every role
+    #: only operands of this role; None = of every role (an output is no operand, and asks for a rule of its own)
     role: Role | None = None
     #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind
     operator: str = ANY
@@ -74,6 +76,13 @@ class Rule:
                 f"operator: got {self.operator!r}; valid: {', '.join((*OPERATORS, ANY))}"
                 f"{did_you_mean(self.operator, OPERATORS)}"
             )
+        if self.spec is not None and self.role is not Role.WEIGHT and not self.spec.outlives_batch:
+            raise ValueError(
+                f"range: {self.spec.range} keeps a range for each block, and block {self.spec.block} has other samples "
+                "in the next batch; valid: whole axes of batch, space and group, such as tensor or b*s*g*"
+            )
+        if self.spec is not None and self.role is Role.OUTPUT and self.spec.vjp is not Vjp.PASS:
+            raise ValueError(f"vjp: got {str(self.spec.vjp)!r} for the role output; valid: pass")
 
     def matches(self, role: Role, operator: str, module: str, positions: frozenset[Position]) -> bool:
         """True where every condition holds for one operand.
@@ -85,7 +94,7 @@ class Rule:
             positions: all positions of the contraction: {FIRST, LAST} where it is the only one of its graph.
         """
         return (
-            self.role in (None, role)
+            (self.role is role or (self.role is None and role is not Role.OUTPUT))
             and self.operator in (ANY, operator)
             and (self.position is None or self.position in positions)
             and fnmatch.fnmatchcase(module, self.module)

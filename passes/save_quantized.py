@@ -52,7 +52,7 @@ def _save_codes(codes: Node) -> int:
     readers = [user for user in codes.users if user.target is ops.DEQUANTIZE and is_backward(user)]
     if is_backward(codes) or not readers:
         return 0
-    for scale in (codes.args[1], codes.args[2]):
+    for scale in (readers[0].args[1], codes.args[2]):
         if isinstance(scale, Node):
             pin_saved(scale)
     form = parse_spec(str(codes.args[4])).format

@@ -95,7 +95,7 @@ def _has_its_own_scale(node: Node) -> str:
         return f"scale {scale!r} is not a node"
     if scale.op == "placeholder":
         return ""
-    if scale.target is not ops.SCALE or scale.args[0] is not tensor or scale.args[1:] != node.args[4:6]:
+    if scale.target is not ops.SCALE or scale.args[0] is not tensor or scale.args[1:3] != node.args[4:6]:
         return f"its scale {scale.name} belongs to another tensor, spec or layout"
     return ""
 
@@ -124,6 +124,8 @@ def _dequantizes_its_own_codes(node: Node) -> str:
         return ""
     if codes.target is not ops.QUANTIZE:
         return f"dequantizes {codes.name}, which is no quantize node"
+    if isinstance(scale, Node) and scale.target is ops.CHECKED:
+        scale = scale.args[0]
     if (scale, point, text, layout) != (codes.args[1], codes.args[2], codes.args[4], codes.args[5]):
         return f"scale, zero point, spec or layout differ from those of its codes {codes.name}"
     return ""

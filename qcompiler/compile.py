@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,7 @@ from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
+from qcompiler.runtime.state import PREFIX, RangeStore
 
 logger = logging.getLogger("qcompiler")
 
@@ -70,10 +71,22 @@ def _check_backend(backend: str | None) -> None:
 class GraphCompiler:
     """The backend that Dynamo calls: one graph in, one running step out."""
 
-    def __init__(self, recipe: Recipe, backend: str | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        backend: str | None = None,
+        strict: bool = False,
+        *,
+        store: RangeStore | None = None,
+        frozen: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.backend = backend
         self.strict = strict
+        #: ranges of the past, shared by all graphs of a model
+        self.store = RangeStore(torch_compat.ENGINE) if store is None else store
+        #: True in eval mode, where ranges do not move
+        self.frozen = frozen
         #: frame → the plan of its latest capture
         self.plans: dict[int | None, Callable[[], QuantPlan]] = {}
         #: frame → the graph behind it, after the passes and before the partition, as text
@@ -83,14 +96,14 @@ class GraphCompiler:
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         captured = capture(module, inputs)
-        pipeline(self.recipe)(captured.module)
+        pipeline(self.recipe, frozen=self.frozen)(captured.module)
         plan = QuantPlan.of(captured.module)
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
         if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
         frame = torch_compat.frame_id()
         self.texts[frame] = graph_text(captured.module)
-        lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend)
+        lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend, self.store)
         self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return lowered.step
 
@@ -107,6 +120,11 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
             raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
     _check_backend(options.get("backend"))
     recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
+    if recipe.has_state:
+        raise CompileError(
+            f"recipe {recipe.name!r} keeps ranges between steps, which torch.compile has no place for; "
+            "use qcompiler.compile(model, recipe)"
+        )
     compiler = GraphCompiler(recipe if torch.is_grad_enabled() else recipe.for_eval(), **options)
     return compiler(module, inputs)
 
@@ -124,8 +142,10 @@ class QuantizedModule(nn.Module):
             object.__setattr__(self, name, getattr(model, name))
         self.recipe = recipe
         self._options = (backend, strict)
+        self._store = RangeStore(torch_compat.ENGINE)
         self._compilers = {
-            mode: GraphCompiler(rules, backend, strict) for mode, rules in ((True, recipe), (False, recipe.for_eval()))
+            mode: GraphCompiler(rules, backend, strict, store=self._store, frozen=not mode)
+            for mode, rules in ((True, recipe), (False, recipe.for_eval()))
         }
         self._functions = {
             mode: torch_compat.compile_with(model, compiler, fullgraph=strict)
@@ -186,13 +206,35 @@ class QuantizedModule(nn.Module):
         self._model.train(mode)
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own state_dict."""
-        return self._model.state_dict(*args, **kwargs)
+    def ranges(self) -> dict[str, torch.Tensor]:
+        """A copy of the state of every site that keeps one; its estimator says what the numbers mean."""
+        return {name: state.clone() for name, state in self._store.states.items()}
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads into the model."""
-        return self._model.load_state_dict(*args, **kwargs)
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
+        states = self._model.state_dict(*args, prefix=prefix, **kwargs)
+        states.update({f"{prefix}{key}": state for key, state in self._store.state_dict().items()})
+        return states
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads into the model, and the ranges where there are any.
+
+        A checkpoint without ranges loads as strictly as ever; they then start anew, and the log says so.
+        """
+        rest = dict(state_dict)
+        self._load_ranges(rest, "")
+        return self._model.load_state_dict(rest, *args, **kwargs)
+
+    def _load_ranges(self, states: dict[str, Any], prefix: str) -> None:
+        """Takes the ranges out of a checkpoint."""
+        keys = [key for key in states if key.startswith(f"{prefix}{PREFIX}")]
+        self._store.load_state_dict({key.removeprefix(prefix): states.pop(key) for key in keys})
+        if self.recipe.has_state and not keys:
+            logger.warning("the checkpoint holds no ranges of recipe %r: they start anew", self.recipe.name)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._load_ranges(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "QuantizedModule":
         self._model._apply(*args, **kwargs)
@@ -206,14 +248,25 @@ class QuantizedModule(nn.Module):
         super().__setattr__(name, value) if is_own else setattr(self._model, name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
-        return QuantizedModule(copy.deepcopy(self._model, memo), self.recipe, *self._options)
+        twin = QuantizedModule(copy.deepcopy(self._model, memo), self.recipe, *self._options)
+        twin._store.load_state_dict(self._store.state_dict())
+        return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return QuantizedModule, (self._model, self.recipe, *self._options)
+        return _restore, (self._model, self.recipe, *self._options, self._store.state_dict())
 
     def extra_repr(self) -> str:
         """Names the recipe when the module is printed."""
         return f"recipe={self.recipe.name!r}"
+
+
+def _restore(
+    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, ranges: dict[str, torch.Tensor]
+) -> QuantizedModule:
+    """What pickle calls."""
+    module = QuantizedModule(model, recipe, backend, strict)
+    module._store.load_state_dict(ranges)
+    return module
 
 
 @contextlib.contextmanager

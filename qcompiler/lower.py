@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler import torch_compat
@@ -23,7 +23,9 @@ from qcompiler.passes.graph import (
 )
 from qcompiler.passes.verify import verify, verify_saved
 from qcompiler.runtime import ops
-from qcompiler.runtime.step import Half, Step, Tangent
+from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.state import RangeStore, StateSite
+from qcompiler.runtime.step import Half, Ranges, Step, Tangent
 
 logger = logging.getLogger("qcompiler")
 
@@ -38,30 +40,36 @@ class Lowered:
     notes: list[str]
 
 
-def lower(captured: Captured, backend: str | None) -> Lowered:
+def lower(captured: Captured, backend: str | None, store: RangeStore) -> Lowered:
     """Makes the step of a quantized graph.
 
     Args:
         captured: the graph after the passes.
+        store: where the ranges of the past live.
         backend: "eager" runs node by node; "inductor" compiles, and raises where that fails; None compiles, and runs
             eagerly with the reason in `notes` where that fails.
     """
     notes: list[str] = []
+    sites = [_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
+        ranges = _ranges(store, sites, captured.module, None)
         forward = _half(captured.module, captured, backend, notes, is_backward=False)
-        return Lowered(
-            Step(forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured)), 0, 0, notes
+        step = Step(
+            forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured), ranges=ranges
         )
+        return Lowered(step, 0, 0, notes)
     depends = _dependencies(captured)
     _recompute_floats(captured.module)
-    first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
-    _draw_in_forward(first, second, len(captured.tangents))
+    outputs = _order_outputs(captured)
+    first, second = torch_compat.partition(captured.module, outputs, captured.static_inputs)
+    _draw_in_forward(first, second, len(captured.tangents) + len(sites[True]))
     for half in (first, second):
         _infer_missing(half)
-    saved = list(first.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
     verify(first)
     verify(second)
     verify_saved(first, saved)
+    ranges = _ranges(store, sites, first, second)
     step = Step(
         forward=_half(first, captured, backend, notes, is_backward=False),
         backward=_lazy(second, captured, backend, notes),
@@ -70,8 +78,61 @@ def lower(captured: Captured, backend: str | None) -> Lowered:
         tangents=tuple(_tangents(captured)),
         depends=depends,
         device_types=_devices(captured),
+        ranges=ranges,
     )
     return Lowered(step, *_saved_bytes(saved), notes)
+
+
+def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
+    """The sites whose state is an input of one half, in the order of those inputs."""
+    sites = []
+    for node in module.graph.find_nodes(op="placeholder"):
+        fact = get_input(node)
+        if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
+            (text,) = {str(user.args[1]) for user in node.users if user.target is ops.SCALE}
+            shape = tuple(value(node).shape)
+            sites.append(StateSite(fact.name, parse_spec(text).range, shape, value(node).device))
+    return sites
+
+
+def _order_outputs(captured: Captured) -> int:
+    """Moves the states after forward in front of the gradients; returns the number of forward's outputs."""
+    output = captured.module.graph.output_node()
+    outputs = list(output.args[0])  # type: ignore[arg-type]
+    split, end = captured.forward_outputs, captured.forward_outputs + len(captured.inputs)
+    states = outputs[end:]
+    forward = [state for state in states if not is_backward(state)]
+    backward = [state for state in states if is_backward(state)]
+    output.args = ((*outputs[:split], *forward, *outputs[split:end], *backward),)
+    output.meta.pop("desc", None)  # AOTAutograd's list of what the outputs are, which the partitioner would cut up
+    return split + len(forward)
+
+
+def _ranges(
+    store: RangeStore, sites: Sequence[list[StateSite]], forward: GraphModule, backward: GraphModule | None
+) -> Ranges | None:
+    """What a step needs to run with states; None where no quantizer keeps one."""
+    if not any(sites):
+        return None
+    halves = [
+        _interpret(_first(half)) if half is not None and found else None
+        for half, found in zip((forward, backward), sites, strict=True)
+    ]
+    return Ranges(store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1])
+
+
+def _first(module: GraphModule) -> GraphModule:
+    """A half for steps that seek ranges from their own tensors. Such steps are rare, so it is never compiled."""
+    graph = Graph()
+    outputs = graph.graph_copy(module.graph, {})
+    graph.output(outputs)
+    for target, index in ((ops.SCALE, 4), (ops.ZERO_POINT, 5), (ops.UPDATE, 4)):
+        for node in graph.find_nodes(op="call_function", target=target):
+            if len(node.args) > index:
+                node.update_arg(index, True)
+    first = GraphModule(module, graph)
+    _relax_views(first)
+    return first
 
 
 def _recompute_floats(module: GraphModule) -> None:
@@ -184,7 +245,8 @@ def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
     for node in captured.module.graph.nodes:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
-    grads = list(captured.module.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    end = captured.forward_outputs + len(captured.inputs)
+    grads = list(captured.module.graph.output_node().args[0])[captured.forward_outputs : end]  # type: ignore[arg-type]
     return tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
 
 
@@ -206,5 +268,5 @@ def _saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
     made = [node for node in saved if isinstance(node, Node) and view_root(node).op != "placeholder"]
     # int(): the size of a random state is symbolic
     sizes = [(node, int(value(node).numel()) * value(node).element_size()) for node in made]
-    quantized = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
+    quantized = (ops.SCALE, ops.CHECKED, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
     return sum(size for _, size in sizes), sum(size for node, size in sizes if node.target in quantized)

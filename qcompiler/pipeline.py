@@ -9,11 +9,12 @@ from qcompiler.passes.mask_gradients import MaskGradients
 from qcompiler.passes.place_quantizers import PlaceQuantizers
 from qcompiler.passes.save_quantized import SaveQuantized
 from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
+from qcompiler.passes.thread_ranges import ThreadRanges
 from qcompiler.recipe import Recipe
 
 
-def pipeline(recipe: Recipe) -> Pipeline:
-    """The passes that quantize a captured graph by a recipe."""
+def pipeline(recipe: Recipe, *, frozen: bool = False) -> Pipeline:
+    """The passes that quantize a captured graph by a recipe; `frozen` for eval mode, in which ranges do not move."""
     return Pipeline(
         (
             SplitConvolutionBackward(),  # one product a node
@@ -23,6 +24,7 @@ def pipeline(recipe: Recipe) -> Pipeline:
             MaskGradients(),  # its backward, where it clips
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
+            ThreadRanges(frozen),  # ranges of the past, in and out
             SaveQuantized(),  # codes, scales and bits for backward
         )
     )

@@ -51,13 +51,21 @@ class Recipe:
     def for_eval(self) -> Self:
         """The recipe with a batch edge of 1 in every block, so that no sample's result depends on its batch mates.
 
-        All else, rounding too, is unchanged; the recipe itself where its blocks already are so.
+        Ranges of the past do not depend on them either, so their blocks stay. All else, rounding too, is unchanged; the
+        recipe itself where its blocks already are so.
         """
         rules = tuple(
-            dataclasses.replace(rule, spec=rule.spec and rule.spec.with_block(rule.spec.block.per_sample()))
+            dataclasses.replace(rule, spec=rule.spec.with_block(rule.spec.block.per_sample()))
+            if rule.spec is not None and not rule.spec.range.has_state
+            else rule
             for rule in self.rules
         )
         return self if rules == self.rules else dataclasses.replace(self, rules=rules)
+
+    @property
+    def has_state(self) -> bool:
+        """True where a rule takes ranges from the past."""
+        return any(rule.spec is not None and rule.spec.range.has_state for rule in self.rules)
 
     def unused(self, matched: AbstractSet[int]) -> list[Rule]:
         """The rules that decided nothing, in order, given the indices of those that did: mostly typing errors."""

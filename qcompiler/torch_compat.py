@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.runtime.ops import DECOMPOSITIONS
+from qcompiler.runtime.state import Engine
 
 #: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
 _INDUCTOR: Final = {"fallback_random": True}
@@ -111,6 +112,13 @@ def unwrapped_errors() -> Iterator[None]:
     except BackendCompilerFailed as error:
         inner = error.inner_exception
         raise inner from inner.__cause__
+
+
+#: the autograd engine, for ranges that change when a backward has ended
+ENGINE: Final = Engine(
+    after_backward=lambda call: torch.autograd.Variable._execution_engine.queue_callback(call),
+    task=torch._C._current_graph_task_id,
+)
 
 
 def frame_id() -> int | None:

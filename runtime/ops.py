@@ -14,32 +14,60 @@ from torch import Tensor
 
 from qcompiler.runtime import packing, scales
 from qcompiler.runtime.blocks import BlockView, view_blocks
+from qcompiler.runtime.ranges import Ends, Observed, Range
 from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 
-def scale(x: Tensor, spec: str, layout: str) -> Tensor:
-    """The scale of every block of `x`: uint8 exponents + 127 (`max`, `fit`) or float32 (`real`).
+def _range(
+    x: Tensor, s: QuantSpec, view: BlockView, state: Tensor | None, first: bool, frozen: bool
+) -> tuple[Observed, Tensor, Ends]:
+    """What the range of a tensor is made of: the tensor as estimators see it, the state in use, the ends in use."""
+    seen = Observed(x, view, s.format.kind, s.format.magnitude_bits)
+    held = _known(s.range, seen, state) if first and s.range.has_state else state
+    known = seen.x.new_empty(0) if held is None else held
+    return seen, known, (s.range.frozen if frozen else s.range.ends)(seen, known)
+
+
+def _known(estimator: Range, seen: Observed, state: Tensor | None) -> Tensor:
+    """The state; the tensor's own where nothing has been seen yet, or where this is a step that seeks it anew."""
+    own = estimator.first(seen)
+    return own if state is None or estimator.refresh else torch.where(torch.isnan(state), own, state)
+
+
+def scale(
+    x: Tensor, spec: str, layout: str, state: Tensor | None = None, first: bool = True, frozen: bool = False
+) -> Tensor:
+    """The scale of every block of `x`: uint8 exponents + 127 (powers of two) or float32 (`real`).
 
     Args:
         x: a floating tensor, any shape.
         spec: `str` of a `QuantSpec`.
         layout: a letter for each dimension of `x` (runtime/blocks.py).
+        state: of the range estimator (runtime/ranges.py), for those that keep one; None: `x` is the first tensor.
+        first: where the state is NaN, `x` gives its own range. False: the state is known to hold one.
+        frozen: the range of eval mode, from the state alone.
 
     Returns:
         One value a block, of the shape `view_blocks(...).counts`. A block with a NaN or an infinity has 255 or NaN.
     """
     s, view = parse_spec(spec), view_blocks(tuple(x.shape), layout, parse_spec(spec).block)
-    if s.has_zero_point:
-        return scales.from_ends(*scales.block_range(x, view), s)
-    amax = scales.largest(x, view, s.format.kind)
-    return scales.from_ends(amax, amax, s)
+    _, _, ends = _range(x, s, view, state, first, frozen)
+    return scales.from_ends(*ends, s)
 
 
-def zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+def zero_point(
+    x: Tensor,
+    scale: Tensor,
+    spec: str,
+    layout: str,
+    state: Tensor | None = None,
+    first: bool = True,
+    frozen: bool = False,
+) -> Tensor:
     """The code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
     s = parse_spec(spec)
-    low, _ = scales.block_range(x, view_blocks(tuple(x.shape), layout, s.block))
+    _, _, (low, _) = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
     point = torch.round(-low / scale).clamp(0, s.format.qmax)
     return torch.where(point == point, point, 0.0).to(s.format.dtype)
 
@@ -98,14 +126,34 @@ def dequantize(
     return (values * view.spread(scales.factor(scale))).to(dtype)
 
 
-def in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
-    """bool: True where quantizing clips nothing, qmin ≤ x / factor ≤ qmax; False throughout a NaN block.
+def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
+    """bool: True where nothing is clipped, qmin ≤ x / factor + zero point ≤ qmax; False throughout a NaN block."""
+    s = parse_spec(spec)
+    view = view_blocks(tuple(x.shape), layout, s.block)
+    real = _real_codes(x, scale, s, view)
+    if zero_point is not None:
+        real = real + view.spread(zero_point).to(torch.float32)
+    return (real >= s.format.qmin) & (real <= s.format.qmax)
 
-    For formats without a zero point; one with a zero point never clips.
+
+def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:
+    """The state of the range estimator after `x`; unchanged where that would not be finite (a skipped step of AMP)."""
+    s = parse_spec(spec)
+    seen, known, _ = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
+    after = s.range.update(seen, known)
+    return torch.where(torch.isfinite(after).all(0, keepdim=True), after, state)
+
+
+def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
+    """The scale, NaN (255) for each block of `x` that holds a NaN or an infinity.
+
+    A range of the past does not show them. The scale for dequantizing does, so that loss scaling and anomaly detection
+    see the step, and the pass that quantizes need not wait for it.
     """
     s = parse_spec(spec)
-    real = _real_codes(x, scale, s, view_blocks(tuple(x.shape), layout, s.block))
-    return (real >= s.format.qmin) & (real <= s.format.qmax)
+    low, high = Observed(x, view_blocks(tuple(x.shape), layout, s.block), s.format.kind, s.format.magnitude_bits).ends
+    bad = ~(torch.isfinite(low) & torch.isfinite(high))
+    return torch.where(bad, torch.nan if scale.is_floating_point() else scales.NAN_EXPONENT, scale).to(scale.dtype)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -126,13 +174,23 @@ def draw_key(device: torch.device) -> Tensor:
     return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32).to(device)
 
 
-def _fake_scale(x: Tensor, spec: str, layout: str) -> Tensor:
+def _fake_scale(
+    x: Tensor, spec: str, layout: str, state: Tensor | None = None, first: bool = True, frozen: bool = False
+) -> Tensor:
     s = parse_spec(spec)
     counts = view_blocks(tuple(x.shape), layout, s.block).counts
     return x.new_empty(counts, dtype=torch.float32 if s.scale is Scale.REAL else torch.uint8)
 
 
-def _fake_zero_point(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+def _fake_zero_point(
+    x: Tensor,
+    scale: Tensor,
+    spec: str,
+    layout: str,
+    state: Tensor | None = None,
+    first: bool = True,
+    frozen: bool = False,
+) -> Tensor:
     return torch.empty_like(scale, dtype=parse_spec(spec).format.dtype)
 
 
@@ -148,8 +206,16 @@ def _fake_dequantize(
     return torch.empty_like(codes, dtype=dtype)
 
 
-def _fake_in_range(x: Tensor, scale: Tensor, spec: str, layout: str) -> Tensor:
+def _fake_in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
     return torch.empty_like(x, dtype=torch.bool)
+
+
+def _fake_update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:
+    return torch.empty_like(state)
+
+
+def _fake_checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
+    return torch.empty_like(scale)
 
 
 def _fake_pack(codes: Tensor, bits: int) -> Tensor:
@@ -176,9 +242,16 @@ def _define(
 
 
 _LIBRARY: Final = torch.library.Library("qcompiler", "DEF")
-SCALE: Final = _define("scale(Tensor x, str spec, str layout) -> Tensor", scale, _fake_scale)
+SCALE: Final = _define(
+    "scale(Tensor x, str spec, str layout, Tensor? state=None, bool first=True, bool frozen=False) -> Tensor",
+    scale,
+    _fake_scale,
+)
 ZERO_POINT: Final = _define(
-    "zero_point(Tensor x, Tensor scale, str spec, str layout) -> Tensor", zero_point, _fake_zero_point
+    "zero_point(Tensor x, Tensor scale, str spec, str layout, Tensor? state=None, bool first=True, "
+    "bool frozen=False) -> Tensor",
+    zero_point,
+    _fake_zero_point,
 )
 QUANTIZE: Final = _define(
     "quantize(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site) -> Tensor",
@@ -190,7 +263,15 @@ DEQUANTIZE: Final = _define(
     dequantize,
     _fake_dequantize,
 )
-IN_RANGE: Final = _define("in_range(Tensor x, Tensor scale, str spec, str layout) -> Tensor", in_range, _fake_in_range)
+IN_RANGE: Final = _define(
+    "in_range(Tensor x, Tensor scale, str spec, str layout, Tensor? zero_point=None) -> Tensor",
+    in_range,
+    _fake_in_range,
+)
+UPDATE: Final = _define(
+    "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", update, _fake_update
+)
+CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
 DRAW_KEY: Final = _define(
@@ -204,6 +285,8 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     QUANTIZE: quantize,
     DEQUANTIZE: dequantize,
     IN_RANGE: in_range,
+    UPDATE: update,
+    CHECKED: checked,
     PACK: pack,
     UNPACK: unpack,
 }

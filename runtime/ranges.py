@@ -34,19 +34,33 @@ class Observed:
 
     @property
     def largest(self) -> Tensor:
-        """The largest magnitude of each block, [*counts]; NaN where the block holds one."""
-        return self.blocks.abs().amax(self.view.inner)
+        """The largest magnitude of each block, [*counts]; NaN where the block holds one, 0 for an empty tensor."""
+        return self._none if self.x.numel() == 0 else self.blocks.abs().amax(self.view.inner)
 
     @property
     def ends(self) -> Ends:
         """(lowest ≤ 0, highest ≥ 0) of each block, [*counts]; symmetric formats measure one magnitude only."""
+        if self.x.numel() == 0:
+            return self._none, self._none
         if self.kind is Kind.SIGNED:
             high = self.largest
             return -high, high
-        high = self.blocks.amax(self.view.inner).clamp(min=0.0)
         if self.kind is Kind.UNSIGNED:
+            # negative values clip to 0, but an infinity of either sign must still show
+            blocks = torch.where(self.blocks == -torch.inf, torch.inf, self.blocks)
+            high = blocks.amax(self.view.inner).clamp(min=0.0)
             return torch.zeros_like(high), high
-        return self.blocks.amin(self.view.inner).clamp(max=0.0), high
+        blocks = self.blocks
+        return blocks.amin(self.view.inner).clamp(max=0.0), blocks.amax(self.view.inner).clamp(min=0.0)
+
+    def rank(self, x: Tensor, share: float) -> Tensor:
+        """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
+        above = int(share * x.numel())
+        return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
+
+    @property
+    def _none(self) -> Tensor:
+        return torch.zeros(self.view.counts, dtype=torch.float32, device=self.x.device)
 
     def outside(self, ends: Ends) -> Tensor:
         """The fraction of all elements that lie outside of the ends of their block: a scalar."""
@@ -64,13 +78,16 @@ class Range:
     has_state: ClassVar[bool] = False
     #: True where that state belongs to the blocks of a tensor; False where it is one for the whole site
     by_block: ClassVar[bool] = True
-    #: steps between two refreshes, in which the range is sought anew from the tensor; 0: never
-    every: ClassVar[int] = 0
 
     @property
     def is_static(self) -> bool:
         """True where the range in use does not depend on the present tensor: one pass instead of two."""
         return False
+
+    @property
+    def refresh(self) -> int:
+        """Steps between two searches for the range in the tensor itself; 0: never after the first."""
+        return 0
 
     @property
     def width(self) -> int:
@@ -196,8 +213,235 @@ class Hindsight(Range):
         return torch.cat([super().merge(one, other), torch.maximum(one[2:], other[2:])])
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed(Range):
+    """(low, high) as given, for the whole tensor."""
+
+    name: ClassVar[str] = "fixed"
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.low <= 0 <= self.high and self.low < self.high):
+            raise ValueError(f"low {self.low:g} and high {self.high:g} must have zero between them")
+
+    @property
+    def is_static(self) -> bool:
+        """True."""
+        return True
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """The two numbers, once a block."""
+        low, high = (torch.full(seen.view.counts, end, device=seen.x.device) for end in (self.low, self.high))
+        return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Percentile(Range):
+    """The percentile of the magnitudes over the whole tensor, by rank; blocks with a smaller range keep their own.
+
+    Of n magnitudes the largest ⌊n·(1 − percent/100)⌋ lie outside. NaN where the tensor holds one.
+    """
+
+    name: ClassVar[str] = "percentile"
+    percent: float = 99.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percent <= 100:
+            raise ValueError(f"percent: got {self.percent:g}; valid: above 0, at most 100")
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """Each block's own range, cut at the percentile; one that is not finite stays so."""
+        cut = seen.rank(seen.x.to(torch.float32).abs(), 1 - self.percent / 100)
+        low, high = seen.ends
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        return torch.where(finite, torch.maximum(low, -cut), low), torch.where(finite, torch.minimum(high, cut), high)
+
+
+@dataclasses.dataclass(frozen=True)
+class History(Range):
+    """Predicted from the maxima of the last `length` steps: headroom·(max + deviations·std), one pass.
+
+    Autoflex (Flexpoint, Köster et al., NIPS 2017, §3) with α = headroom and β = deviations; its γκ, 100 steps of the
+    16-bit grid, is 0.3 % of the range and left out. A maximum that was clipped starts the history anew at twice itself.
+    The first tensor fills the history.
+    """
+
+    name: ClassVar[str] = "history"
+    has_state: ClassVar[bool] = True
+    length: float = 16
+    deviations: float = 3.0
+    headroom: float = 2.0
+
+    @property
+    def is_static(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def width(self) -> int:
+        """Past magnitudes, the oldest first."""
+        return int(self.length)
+
+    def first(self, seen: Observed) -> Tensor:
+        """The tensor's own magnitude, throughout."""
+        return self._magnitude(seen).expand(self.state_shape(seen.view.counts)).clone()
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """±headroom·(max + deviations·std), the std that of the whole history (not of a sample of it)."""
+        high = self.headroom * (state.amax(0) + self.deviations * state.std(0, correction=0))
+        return -high, high
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """The history with the present magnitude."""
+        now = self._magnitude(seen)
+        _, high = self.ends(seen, state)
+        return torch.where(now > high, (2 * now).expand_as(state), torch.cat([state[1:], now.unsqueeze(0)]))
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """The larger, number by number."""
+        return torch.maximum(one, other)
+
+    def _magnitude(self, seen: Observed) -> Tensor:
+        low, high = seen.ends
+        return torch.maximum(-low, high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Range):
+    """The clip c = i/steps·max|x| with the smallest 1 − cos(x, x̂), sought every `every` steps and kept in between.
+
+    Direction-sensitive gradient clipping (DSGC; F. Zhu et al.: Towards Unified INT8 Training, CVPR 2020, §3.3). x̂ is x
+    rounded to nearest on the symmetric grid of c. Of equal cosines the larger clip is taken.
+    """
+
+    name: ClassVar[str] = "cosine"
+    has_state: ClassVar[bool] = True
+    by_block: ClassVar[bool] = False
+    every: float = 100
+    steps: float = 20
+
+    @property
+    def refresh(self) -> int:
+        """`every`."""
+        return int(self.every)
+
+    @property
+    def is_static(self) -> bool:
+        """True: between two searches the state is the range."""
+        return True
+
+    @property
+    def width(self) -> int:
+        """The clip."""
+        return 1
+
+    def first(self, seen: Observed) -> Tensor:
+        """The clip of the search over the present tensor."""
+        x = seen.x.to(torch.float32)
+        top = x.abs().amax()
+        clips = [top * (i / self.steps) for i in range(int(self.steps), 0, -1)]
+        cosines = torch.stack([_cosine(x, _round_to(x, clip, 2**seen.magnitude_bits - 1)) for clip in clips])
+        return torch.stack(clips)[cosines.argmax()].reshape(1, 1)
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """±clip for every block."""
+        high = state.reshape(()).expand(seen.view.counts)
+        return -high, high
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """The state as it is."""
+        return state.clone()
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """The larger clip."""
+        return torch.maximum(one, other)
+
+
+def _round_to(x: Tensor, clip: Tensor, levels: int) -> Tensor:
+    scale = (clip / levels).clamp(min=2.0**-126)
+    return torch.round(x / scale).clamp(-levels, levels) * scale
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    norms = x.square().sum().sqrt() * y.square().sum().sqrt()
+    return (x * y).sum() / norms.clamp(min=2.0**-126)
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeGradients(Range):
+    """γ times the largest magnitude of each block, γ moved after every step by the count of what was clipped.
+
+    γ ← clip(γ + rate·sign(R − ratio/(2^b−1)), 0.001, 1) with R the fraction of elements beyond ±γ·max (Kim et al.:
+    Toward INT4 Fixed-Point Training via Exploring Quantization Error for Gradients, ECCV 2024, §3). γ starts at the
+    percentile that leaves that fraction outside. With a `momentum` above 0 the maximum is not the present tensor's but
+    the in-hindsight one, for one pass: then a block is the whole tensor.
+    """
+
+    name: ClassVar[str] = "large"
+    has_state: ClassVar[bool] = True
+    by_block: ClassVar[bool] = False
+    ratio: float = 0.001
+    rate: float = 0.001
+    momentum: float = 0.0
+
+    @property
+    def is_static(self) -> bool:
+        """True with a momentum."""
+        return self.momentum > 0
+
+    @property
+    def width(self) -> int:
+        """(γ), with a momentum (γ, largest magnitude of the past)."""
+        return 2 if self.is_static else 1
+
+    def first(self, seen: Observed) -> Tensor:
+        """γ at the percentile; the tensor's own magnitude."""
+        low, high = seen.ends
+        tops = torch.maximum(-low, high)
+        share = seen.x.to(torch.float32).abs() / seen.view.spread(tops).clamp(min=2.0**-126)
+        gamma = seen.rank(share, self._target(seen)).clamp(0.001, 1.0)
+        return torch.stack([gamma, tops.amax()][: self.width]).unsqueeze(1)
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """±γ·magnitude."""
+        if self.is_static:
+            high = (state[0] * state[1]).reshape(()).expand(seen.view.counts)
+            return -high, high
+        low, high = seen.ends
+        return low * state[0], high * state[0]
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """γ after the count, and the moving average of the magnitude."""
+        outside = seen.outside(self.ends(seen, state))
+        gamma = (state[0] + self.rate * torch.sign(outside - self._target(seen))).clamp(0.001, 1.0)
+        if not self.is_static:
+            return gamma.unsqueeze(0)
+        low, high = seen.ends
+        top = torch.maximum(-low, high).amax().reshape(1)
+        return torch.stack([gamma, _mix(self.momentum, state[1], top)])
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """The larger γ (which clips less) and the larger magnitude."""
+        return torch.maximum(one, other)
+
+    def _target(self, seen: Observed) -> float:
+        """α/(2^b−1): 6.7e-5 at 4 bits and α = 0.001."""
+        bits = seen.magnitude_bits + (seen.kind is Kind.SIGNED)
+        return self.ratio / float(2**bits - 1)
+
+
 #: every estimator; `parse_range` finds them by name
-ESTIMATORS: Final[tuple[type[Range], ...]] = (Current, Running, Hindsight)
+ESTIMATORS: Final[tuple[type[Range], ...]] = (
+    Current,
+    Running,
+    Hindsight,
+    Fixed,
+    Percentile,
+    History,
+    Cosine,
+    LargeGradients,
+)
 
 
 def parse_range(text: str) -> Range:

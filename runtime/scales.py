@@ -7,33 +7,12 @@ log2, which is wrong beside powers of two.
 
 import torch
 
-from qcompiler.runtime.blocks import BlockView
 from qcompiler.runtime.formats import Kind
 from qcompiler.runtime.rounding import stored
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
 _MANTISSA = (1 << 23) - 1
-
-
-def block_range(x: torch.Tensor, view: BlockView) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lowest ≤ 0, highest ≥ 0) of each block as float32, NaN where the block holds one; shape `view.counts`."""
-    if x.numel() == 0:
-        nothing = torch.zeros(view.counts, dtype=torch.float32, device=x.device)
-        return nothing, nothing
-    blocks = view.split(x.to(torch.float32))
-    return blocks.amin(view.inner).clamp(max=0.0), blocks.amax(view.inner).clamp(min=0.0)
-
-
-def largest(x: torch.Tensor, view: BlockView, kind: Kind) -> torch.Tensor:
-    """The largest magnitude (unsigned: the largest value, at least 0) of each block as float32; shape `view.counts`."""
-    if x.numel() == 0:
-        return torch.zeros(view.counts, dtype=torch.float32, device=x.device)
-    blocks = view.split(x.to(torch.float32))
-    if kind is Kind.UNSIGNED:
-        # negative values clip to 0, but an infinity of either sign must still show
-        return torch.where(blocks == -torch.inf, torch.inf, blocks).amax(view.inner).clamp(min=0.0)
-    return blocks.abs().amax(view.inner)
 
 
 def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:

@@ -5,7 +5,7 @@ import enum
 import functools
 from typing import TypeVar
 
-from qcompiler.runtime.blocks import Block, parse_block
+from qcompiler.runtime.blocks import WHOLE, Block, parse_block
 from qcompiler.runtime.formats import IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import Current, Range, parse_range
 from qcompiler.runtime.rounding import Rounding
@@ -67,7 +67,16 @@ class QuantSpec:
     @property
     def saturates(self) -> bool:
         """True where values can fall outside the range, so that `Vjp.CLIP` differs from `Vjp.PASS`."""
-        return self.scale is Scale.MAX or self.format.kind is Kind.UNSIGNED
+        return self.scale is Scale.MAX or self.format.kind is Kind.UNSIGNED or self.range != Current()
+
+    @property
+    def outlives_batch(self) -> bool:
+        """False where a range is to be kept for blocks that the next batch does not have: those of samples and pixels.
+
+        Weights are the same tensor in every step: for them any block will do.
+        """
+        kept = self.range.has_state and self.range.by_block
+        return not kept or (self.block.batch, self.block.space, self.block.group) == (WHOLE, WHOLE, WHOLE)
 
     def with_block(self, block: Block) -> "QuantSpec":
         """The same spec over another block."""

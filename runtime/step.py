@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.state import Moment, RangeStore, StateSite
+
 #: a compiled half: list of inputs (emptied by the call) → outputs
 Half = Callable[[list[Any]], Sequence[Any]]
 
@@ -32,12 +34,28 @@ class Tangent:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ranges:
+    """The sites of a step that keep a range; both halves read their states behind all other inputs.
+
+    The halves here are those of a first step, in which states are sought from the tensors themselves.
+    """
+
+    store: RangeStore
+    forward_sites: tuple[StateSite, ...]
+    backward_sites: tuple[StateSite, ...]
+    #: None where no site is in that half
+    first_forward: Half | None
+    first_backward: Half | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """Runs a captured graph: `step(*inputs)` returns the user outputs.
 
-    Forward returns, in this order: new values of mutated inputs, user outputs, tensors saved for backward. Buffers such
-    as batch-norm statistics are written at forward, as in eager. Both halves run with autocast off: its casts are part
-    of the graph already. A second derivative is refused: the backward half was traced as it stands.
+    Forward returns, in this order: new values of mutated inputs, user outputs, states after the step, tensors saved for
+    backward. Buffers such as batch-norm statistics are written at forward, as in eager; states of ranges when backward
+    has ended (runtime/state.py). Both halves run with autocast off: its casts are part of the graph already. A second
+    derivative is refused: the backward half was traced as it stands.
     """
 
     forward: Half
@@ -51,14 +69,41 @@ class Step:
     #: for each input: the tangents that its gradient depends on; None where it has no gradient
     depends: tuple[frozenset[int] | None, ...] = ()
     device_types: tuple[str, ...] = ("cpu",)
+    ranges: Ranges | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         if self.backward is None:
-            with torch.no_grad(), self.without_autocast():
-                outputs = list(self.forward(list(inputs)))
+            with torch.no_grad():
+                outputs, _ = self.run_forward(inputs)
             return self.write_back(inputs, outputs)
         outputs = list(_Run.apply(self, *inputs))
         return self.write_back(inputs, outputs)
+
+    def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
+        """What the forward half returns, and the moment at which it read its states."""
+        half, states, moment = self.forward, [], None
+        if self.ranges is not None:
+            sites = self.ranges.forward_sites
+            moment = self.ranges.store.now(sites)
+            states = self.ranges.store.read(sites)
+            half = self.ranges.first_forward if moment.is_first and self.ranges.first_forward else half
+        with self.without_autocast():
+            return list(half([*inputs, *states])), moment
+
+    def run_backward(self, args: Sequence[Any]) -> list[Any]:
+        """What the backward half returns, without the states after it, which are proposed to the store."""
+        assert self.backward is not None
+        half, states = self.backward, []
+        if self.ranges is not None:
+            sites = self.ranges.backward_sites
+            moment = self.ranges.store.now(sites)
+            states = self.ranges.store.read(sites)
+            half = self.ranges.first_backward if moment.is_first and self.ranges.first_backward else half
+        with self.without_autocast():
+            results = list(half([*args, *states]))
+        if self.ranges is not None and states:
+            self.ranges.store.propose(sites, results[-len(states) :], moment)
+        return results[: len(results) - len(states)]
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
         """Copies, among the tensors saved for backward, what `write_back` is about to change."""
@@ -82,11 +127,9 @@ class Step:
 
     def gradients(self, saved: list[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradient of every input; None where it hangs on outputs only that the loss did not use, as in eager."""
-        assert self.backward is not None
         given = [grads[tangent.output] for tangent in self.tangents]
         used = {i for i, grad in enumerate(given) if grad is not None}
-        with self.without_autocast():
-            results = self.backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))])
+        results = self.run_backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))])
         return [
             grad if needed is not None and (not needed or needed & used) else None
             for grad, needed in zip(results, self.depends, strict=True)
@@ -98,12 +141,12 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: Step, *inputs: Any) -> tuple[Any, ...]:
-        with step.without_autocast():
-            results = list(step.forward(list(inputs)))
+        results, moment = step.run_forward(inputs)
         count = len(step.mutated) + len(step.differentiable)
-        outputs, saved = results[:count], results[count:]
+        states = len(step.ranges.forward_sites) if step.ranges is not None else 0
+        outputs, after, saved = results[:count], results[count : count + states], results[count + states :]
         ctx.save_for_backward(*step.before_write(inputs, saved))
-        ctx.step = step
+        ctx.step, ctx.after, ctx.moment = step, after, moment
         ctx.set_materialize_grads(False)
         outputs = [_standalone(out, inputs) for out in outputs]
         fixed = [True] * len(step.mutated) + [not wanted for wanted in step.differentiable]
@@ -117,6 +160,8 @@ class _Run(torch.autograd.Function):
             # autograd.grad asks for parameters only, and a gradient penalty would be dropped without a word
             raise RuntimeError("create_graph=True: a quantized step has no second derivative; leave create_graph out")
         step: Step = ctx.step
+        if step.ranges is not None and ctx.after:
+            step.ranges.store.propose(step.ranges.forward_sites, ctx.after, ctx.moment)
         return (None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
 
 

@@ -71,7 +71,7 @@ def test_invalid_recipe(text, message):
         (["format: int4", "rounding: up"], r", rule 2: rounding: got 'up'; valid: nearest, stochastic"),
         (["format: int4", "vjp: ste"], r", rule 2: vjp: got 'ste'; valid: pass, clip"),
         (["format: int4", "range: past"], r", rule 2: range: got 'past'; valid: current, .*hindsight"),
-        (["format: int4", "role: grad"], r", rule 2: role: got 'grad'; valid: weight, activation, gradient$"),
+        (["format: int4", "role: grad"], r", rule 2: role: got 'grad'; valid: weight, activation, gradient, output$"),
         (["format: int4", "position: 1st"], r", rule 2: position: got '1st'; valid: first, inner, last$"),
         (["format: int4", "operator: conv"], r", rule 2: operator: got 'conv'; valid: .* did you mean 'convolution'\?"),
     ],

@@ -199,9 +199,13 @@ def test_does_not_fire_without_views(placed, settle):
     assert graph_text(captured.module) == before
 
 
-def test_a_quantizer_with_a_mask_stays_with_it(placed, apply, settle):
+def test_a_mask_moves_with_its_quantizer(placed, apply, settle, run_graph):
     captured = placed("", nn.Linear(4, 3, bias=False), leaf(2, 4), weight="int8:max:tensor:nearest:clip")
     apply(captured, MaskGradients())
-    assert settle(captured, HOIST) == 2  # the quantizer of the input gradient, which no mask reads
+    before = run_graph(captured)
+    assert settle(captured, HOIST) > 0
     (mask,) = captured.module.graph.find_nodes(op="call_function", target=ops.IN_RANGE)
-    assert value(mask).shape == (4, 3)
+    assert value(mask).shape == (3, 4)  # the weight itself, not its transpose
+    assert read(captured) == {"primals_1"}
+    for old, new in zip(before, run_graph(captured), strict=True):
+        assert torch.equal(old, new)

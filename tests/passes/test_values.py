@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from qcompiler import torch_compat
 from qcompiler.lower import lower
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
+from qcompiler.runtime.state import RangeStore
 
 #: passes that leave every bit of every output as it is, if quantizers round to nearest
 SILENT = {"split-convolution-backward", "annotate-roles", "hoist-views", "dedupe-quantizers", "save-quantized"}
@@ -114,7 +116,7 @@ def test_the_halves_compute_what_the_whole_computes(name, joint, rules, argument
     captured = joint(model, inputs)
     pipeline(Recipe(name="values", rules=rules("int4:max:b2c2o2i2:stochastic:clip")))(captured.module)
     whole = run_graph(captured)
-    step = lower(captured, "eager").step
+    step = lower(captured, "eager", RangeStore(torch_compat.ENGINE)).step
     inputs, tangents = arguments(captured)
     results = [*step.forward(inputs)]
     outputs, saved = results[: captured.forward_outputs], results[captured.forward_outputs :]

@@ -1,7 +1,6 @@
 """Ranges, power-of-two exponents and real scales of blocks, against the oracle and by worked examples."""
 
 import math
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -9,8 +8,7 @@ import pytest
 import torch
 
 from qcompiler.runtime import scales
-from qcompiler.runtime.blocks import TENSOR, Block, view_blocks
-from qcompiler.runtime.formats import BITS, Kind
+from qcompiler.runtime.formats import BITS
 from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
@@ -119,49 +117,3 @@ def test_real_scale(low: float, high: float, levels: int, expected: float) -> No
     got = scales.real_scale(torch.tensor([low]), torch.tensor([high]), levels)
     assert got.dtype == torch.float32
     np.testing.assert_array_equal(got.numpy(), [expected])
-
-
-@pytest.mark.parametrize(
-    ("block", "lowest", "highest", "signed", "unsigned"),
-    [
-        ([1.0, 2.0], 0.0, 2.0, 2.0, 2.0),
-        ([-3.0, -2.0], -3.0, 0.0, 3.0, 0.0),
-        ([-3.0, 2.0], -3.0, 2.0, 3.0, 2.0),
-        ([0.0, -0.0], 0.0, 0.0, 0.0, 0.0),
-        ([2.0**-133, 0.0], 0.0, 2.0**-133, 2.0**-133, 2.0**-133),
-        ([INF, 1.0], 0.0, INF, INF, INF),
-        ([-INF, 1.0], -INF, 1.0, INF, INF),  # an unsigned block shows −inf too
-        ([NAN, 1.0], NAN, NAN, NAN, NAN),
-        ([NAN, -INF], NAN, NAN, NAN, NAN),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ranges(
-    block: list[float], lowest: float, highest: float, signed: float, unsigned: float, dtype: torch.dtype
-) -> None:
-    # the block of two stands between others that must not leak into it
-    x = torch.tensor([[9.0, -9.0], block, [8.0, -8.0]], dtype=dtype)
-    view = view_blocks((3, 2), "bc", Block(channel=2))
-    low, high = scales.block_range(x, view)
-    results = [low, high, scales.largest(x, view, Kind.SIGNED), scales.largest(x, view, Kind.UNSIGNED)]
-    for result, expected in zip(results, (lowest, highest, signed, unsigned), strict=True):
-        assert result.dtype == torch.float32
-        assert result.shape == (3, 1)
-        np.testing.assert_array_equal(result[1].numpy(), [expected])
-    assert [float(result[0]) for result in results] == [-9, 9, 9, 9]
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
-def test_ranges_of_nothing(shape: tuple[int, ...]) -> None:
-    view = view_blocks(shape, "bco"[: len(shape)], TENSOR)
-    x = torch.empty(shape)
-    for result in (*scales.block_range(x, view), scales.largest(x, view, Kind.SIGNED)):
-        assert result.dtype == torch.float32
-        assert tuple(result.shape) == view.counts
-        assert not result.any()
-
-
-def test_range_does_not_see_the_filling(tensor: Callable[[np.ndarray], torch.Tensor]) -> None:
-    x = tensor(np.full(5, -4, np.float32))
-    low, high = scales.block_range(x, view_blocks((5,), "c", Block(channel=3)))
-    assert (low.tolist(), high.tolist()) == ([-4, -4], [0, 0])

@@ -1,0 +1,82 @@
+"""Give every quantizer with a range of the past its state: an input of the graph, and an output after the step."""
+
+import dataclasses
+import itertools
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import (
+    InputKind,
+    add_input,
+    add_output,
+    fake_mode,
+    get_input,
+    insert_call,
+    is_backward,
+    quantizers,
+    value,
+)
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadRanges:
+    """quantize(X, scale(X)) → quantize(X, scale(X, state)), checked(scale, X) for its readers, update(X, state) → out.
+
+    1. For a quantizer of a forward tensor the state is an input of the forward half and the state after it an output of
+       that half; for one of a gradient both belong to the backward half.
+    2. Readers dequantize by the checked scale, which is NaN where the tensor holds a NaN or an infinity.
+    3. The state is called after the site; a site that meets another of its name in one graph is numbered: `…/input#2`.
+    4. In a graph without backward (eval, no_grad) states are read and never changed; with `frozen` the range is that of
+       the state alone.
+    """
+
+    name: ClassVar[str] = "thread-ranges"
+    frozen: bool = False
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of quantizers that got a state."""
+        graph = module.graph
+        facts = [get_input(node) for node in graph.find_nodes(op="placeholder")]
+        learns = any(fact is not None and fact.kind is InputKind.TANGENT for fact in facts)
+        taken = {fact.name for fact in facts if fact is not None and fact.kind is InputKind.STATE}
+        return sum(self.thread(codes, learns, taken) for codes in quantizers(graph))
+
+    def thread(self, codes: Node, learns: bool, taken: set[str]) -> int:
+        """Threads one quantizer; 0 where its range is the tensor's own, or is threaded already."""
+        tensor, scale, point, _, text, layout, site = codes.args
+        assert isinstance(tensor, Node)
+        assert isinstance(scale, Node)
+        estimator = parse_spec(str(text)).range
+        done = any(user.target is ops.CHECKED for user in scale.users)
+        if done or not (estimator.has_state or estimator.is_static):
+            return 0
+        check = insert_call(codes.graph, ops.CHECKED, (scale, tensor, text, layout), after=codes)
+        for reader in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
+            reader.update_arg(1, check)
+        if estimator.has_state:
+            state = _state_input(codes, estimator.state_shape(tuple(value(scale).shape)), _free(str(site), taken))
+            for node in (scale, point):
+                if isinstance(node, Node):
+                    node.args = (*node.args, state, False, self.frozen)
+            if learns:
+                after = insert_call(codes.graph, ops.UPDATE, (tensor, state, text, layout, False), after=check)
+                add_output(codes.graph, after)
+        return 1
+
+
+def _free(site: str, taken: set[str]) -> str:
+    """Case 3: the site's name, numbered where it is taken; taken from now on."""
+    names = (site if i == 1 else f"{site}#{i}" for i in itertools.count(1))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
+
+
+def _state_input(codes: Node, shape: tuple[int, ...], name: str) -> Node:
+    with fake_mode(codes.graph):
+        like = value(codes).new_empty(shape, dtype=torch.float32)
+    return add_input(codes.graph, like, InputKind.STATE, name, backward=is_backward(codes))

@@ -1,0 +1,152 @@
+"""The ranges that outlive a step: one small tensor a site, changed once a backward."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qcompiler.runtime.ranges import Range
+
+#: what a key of a checkpoint starts with, so that ranges and weights travel in one state_dict
+PREFIX = "qcompiler.ranges."
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSite:
+    """One site that keeps a range: its name, its estimator, and the tensor that it keeps."""
+
+    name: str
+    estimator: Range
+    shape: tuple[int, ...]
+    device: torch.device
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a step read its states: what its backward needs to know to propose the next ones."""
+
+    #: True where the step seeks ranges from its own tensors (runtime/ranges.py)
+    is_first: bool
+    clock: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What the store asks of the autograd engine (private in torch, so it is handed in)."""
+
+    #: calls a function when the backward that runs now has ended
+    after_backward: Callable[[Callable[[], None]], None]
+    #: the number of the backward that runs now; −1 outside of one
+    task: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A state that a step proposes, and how often the site had been committed when the step read it."""
+
+    site: StateSite
+    after: Tensor
+    read_at: int
+
+
+class RangeStore:
+    """The state of every site by name.
+
+    A forward reads the states and changes none. Its backward proposes the states after it, forward and backward sites
+    alike, and when the whole backward has ended they are committed. So a forward without backward changes nothing,
+    recomputed forwards read what the first one read, and each micro-batch of an accumulation counts once. Where several
+    forwards have read one state before their backward, their proposals are merged to the widest.
+    """
+
+    def __init__(self, engine: Engine, group: "dist.ProcessGroup | None" = None) -> None:
+        self._engine = engine
+        self._group = group
+        self.states: dict[str, Tensor] = {}
+        self._commits: dict[str, int] = {}
+        #: backward (by its number) → what it has proposed so far
+        self._proposed: dict[int, list[_Seen]] = {}
+
+    def is_first(self, sites: Sequence[StateSite]) -> bool:
+        """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
+        return any(
+            not self._fits(site)
+            or (site.estimator.refresh > 0 and self._commits.get(site.name, 0) % site.estimator.refresh == 0)
+            for site in sites
+        )
+
+    def read(self, sites: Sequence[StateSite]) -> list[Tensor]:
+        """The state of each site; NaN where there is none (or one of another shape, of another recipe)."""
+        return [
+            self.states[site.name].to(site.device)
+            if self._fits(site)
+            else torch.full(site.shape, torch.nan, device=site.device)
+            for site in sites
+        ]
+
+    def _fits(self, site: StateSite) -> bool:
+        return site.name in self.states and tuple(self.states[site.name].shape) == site.shape
+
+    def now(self, sites: Sequence[StateSite]) -> Moment:
+        """The moment at which these sites are read. Forgets what a backward has proposed that ended in an error."""
+        if self._engine.task() == -1:
+            self._proposed.clear()
+        return Moment(self.is_first(sites), tuple(self._commits.get(site.name, 0) for site in sites))
+
+    def propose(self, sites: Sequence[StateSite], after: Sequence[Tensor], moment: Moment) -> None:
+        """Keeps the states after a step until the backward that runs now has ended."""
+        task = self._engine.task()
+        if task not in self._proposed:
+            self._proposed[task] = []
+            self._engine.after_backward(lambda: self._commit(task))
+        self._proposed[task] += map(_Seen, sites, (state.detach() for state in after), moment.clock)
+
+    def _commit(self, task: int) -> None:
+        """Merges what one backward has proposed, over ranks too, and makes it the state."""
+        merged: dict[str, Tensor] = {}
+        proposals = self._proposed.pop(task, [])
+        for seen in proposals:
+            name, merge = seen.site.name, seen.site.estimator.merge
+            if name in merged:
+                merged[name] = merge(merged[name], seen.after)
+            elif self._commits.get(name, 0) != seen.read_at and self._fits(seen.site):
+                merged[name] = merge(self.states[name].to(seen.after.device), seen.after)
+            else:
+                merged[name] = seen.after
+        sites = {seen.site.name: seen.site for seen in proposals}
+        self.states |= self._over_ranks(sites, merged)
+        for name in merged:
+            self._commits[name] = self._commits.get(name, 0) + 1
+
+    def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same states on every rank: those of all ranks, merged in the order of ranks."""
+        if not states or not (dist.is_available() and dist.is_initialized()):
+            return states
+        ranks = dist.get_world_size(self._group)
+        if ranks == 1:
+            return states
+        flat = torch.cat([state.flatten() for state in states.values()])
+        gathered = [torch.empty_like(flat) for _ in range(ranks)]
+        dist.all_gather(gathered, flat, group=self._group)
+        split = [part.split([state.numel() for state in states.values()]) for part in gathered]
+        result = {}
+        for i, (name, state) in enumerate(states.items()):
+            merged = split[0][i].reshape(state.shape)
+            for part in split[1:]:
+                merged = sites[name].estimator.merge(merged, part[i].reshape(state.shape))
+            result[name] = merged
+        return result
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of every state, under `PREFIX` and the site's name, and the clock of refreshes."""
+        states = {f"{PREFIX}{name}": state.clone() for name, state in self.states.items()}
+        clocks = {f"{PREFIX}{name}#steps": torch.tensor(self._commits.get(name, 0)) for name in self.states}
+        return states | clocks
+
+    def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
+        """Replaces every state by a copy of those that `state_dict` gave."""
+        plain = {key.removeprefix(PREFIX): state for key, state in states.items()}
+        self._commits = {key.removesuffix("#steps"): int(n) for key, n in plain.items() if key.endswith("#steps")}
+        self.states = {name: state.clone() for name, state in plain.items() if not name.endswith("#steps")}
+        self._proposed.clear()
