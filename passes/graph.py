@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from qcompiler.passes.rules import Position, Role
+from qcompiler.passes.rules import Position, Product, Role
 from qcompiler.runtime import ops
 
 aten = torch.ops.aten
@@ -86,6 +86,17 @@ class Contraction:
     is_bias: bool = False
     #: why nothing here can be quantized; empty where the operands decide
     kept: str = ""
+
+    @property
+    def product(self) -> Product:
+        """Which of the layer's products this is; of a product of activations the right one counts as the weight."""
+        if self.is_bias:
+            return Product.WEIGHT_GRADIENT
+        if self.gradient_of is None:
+            return Product.FORWARD
+        with_weight = any(operand.role is Role.WEIGHT for operand in self.operands)
+        is_input = with_weight if self.operator != "matmul" else self.gradient_of == 0
+        return Product.INPUT_GRADIENT if is_input else Product.WEIGHT_GRADIENT
 
 
 def get_input(node: Node) -> Input | None:

@@ -71,7 +71,7 @@ class PlaceQuantizers:
         if not val.is_floating_point() or val.numel() == 0:
             record(node, operand.arg, kept=f"nothing to quantize: {val.dtype}, {val.numel()} elements")
             return 0
-        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions)
+        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions, fact.product)
         if match is None:
             record(node, operand.arg, kept="no rule of the recipe matches")
             return 0

@@ -23,6 +23,17 @@ class Role(enum.StrEnum):
     OUTPUT = "output"
 
 
+class Product(enum.StrEnum):
+    """Which of the products of a layer reads an operand."""
+
+    #: Y = X·W
+    FORWARD = "forward"
+    #: dX = G·W
+    INPUT_GRADIENT = "input-gradient"
+    #: dW = G·X, and the bias gradient, which sums the same G
+    WEIGHT_GRADIENT = "weight-gradient"
+
+
 class Position(enum.StrEnum):
     """Where a contraction stands among the forward contractions of its graph."""
 
@@ -62,6 +73,8 @@ class Rule:
     module: str = ANY
     #: only contractions at this position; None = at every position
     position: Position | None = None
+    #: only operands of this product; None = of all three. Rules that differ by product quantize a tensor more than once
+    product: Product | None = None
     #: why this rule is there, for the report
     reason: str = ""
 
@@ -84,7 +97,14 @@ class Rule:
         if self.spec is not None and self.role is Role.OUTPUT and self.spec.vjp is not Vjp.PASS:
             raise ValueError(f"vjp: got {str(self.spec.vjp)!r} for the role output; valid: pass")
 
-    def matches(self, role: Role, operator: str, module: str, positions: frozenset[Position]) -> bool:
+    def matches(
+        self,
+        role: Role,
+        operator: str,
+        module: str,
+        positions: frozenset[Position],
+        product: Product = Product.FORWARD,
+    ) -> bool:
         """True where every condition holds for one operand.
 
         Args:
@@ -92,18 +112,20 @@ class Rule:
             operator: the kind of its contraction, one of `OPERATORS`.
             module: the path of the module that the contraction belongs to.
             positions: all positions of the contraction: {FIRST, LAST} where it is the only one of its graph.
+            product: which of the layer's products reads it.
         """
         return (
             (self.role is role or (self.role is None and role is not Role.OUTPUT))
             and self.operator in (ANY, operator)
             and (self.position is None or self.position in positions)
+            and self.product in (None, product)
             and fnmatch.fnmatchcase(module, self.module)
         )
 
     def __str__(self) -> str:
         operator = "" if self.operator == ANY else self.operator
         contraction = f"{self.position} {operator or 'contraction'}" if self.position else operator
-        subject = " of ".join(part for part in (self.role, contraction) if part) or "everything"
+        subject = " of ".join(part for part in (self.role, self.product, contraction) if part) or "everything"
         where = "" if self.module == ANY else f" at {self.module or repr('')}"
         reason = f" ({self.reason})" if self.reason else ""
         return f"{subject}{where} -> {self.spec or 'keep in float'}{reason}"
@@ -116,17 +138,23 @@ _TYPES: Final = {
     "operator": str,
     "module": str,
     "position": Position,
+    "product": Product,
     "reason": str,
 }
-_OPTIONAL: Final = ("spec", "role", "position")
+_OPTIONAL: Final = ("spec", "role", "position", "product")
 
 
 def first_match(
-    rules: Sequence[Rule], role: Role, operator: str, module: str, positions: frozenset[Position]
+    rules: Sequence[Rule],
+    role: Role,
+    operator: str,
+    module: str,
+    positions: frozenset[Position],
+    product: Product = Product.FORWARD,
 ) -> tuple[int, Rule] | None:
     """The first rule that matches an operand, with its index; None where none does: the operand then stays in float."""
     for index, rule in enumerate(rules):
-        if rule.matches(role, operator, module, positions):
+        if rule.matches(role, operator, module, positions, product):
             return index, rule
     return None
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import yaml
 
-from qcompiler.passes.rules import Position, Role, Rule, did_you_mean
+from qcompiler.passes.rules import Position, Product, Role, Rule, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.ranges import Current, parse_range
@@ -84,8 +84,8 @@ class Recipe:
     def from_yaml(cls, text: str) -> Self:
         """The recipe that `to_yaml` or a person wrote.
 
-        A rule has conditions (`role`, `operator`, `module`, `position`), all optional, a `reason`, and either
-        `keep: true` or the fields of a spec, of which only `format` is required.
+        A rule has conditions (`role`, `operator`, `module`, `position`, `product`), all optional, a `reason`, and
+        either `keep: true` or the fields of a spec, of which only `format` is required.
 
         Raises:
             RecipeError: no YAML, an unknown or repeated key, a value of the wrong type, or one that is not valid.
@@ -139,6 +139,7 @@ _CONDITIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "operator": str,
     "module": str,
     "position": lambda text: choice(Position, text, "position"),
+    "product": lambda text: choice(Product, text, "product"),
     "reason": str,
 }
 _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.passes.rules import OPERATORS, Position, Role, Rule
+from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule
 from qcompiler.recipe import _RULE_KEYS, _SPEC, Recipe
 from qcompiler.runtime.blocks import TENSOR, Block
 from qcompiler.runtime.formats import BITS, IntFormat, Kind
@@ -71,6 +71,7 @@ RULES = st.builds(
     operator=st.sampled_from([*OPERATORS, "*"]),
     module=TEXTS,
     position=st.none() | st.sampled_from(Position),
+    product=st.none() | st.sampled_from(Product),
     reason=TEXTS,
 )
 RECIPES = st.builds(Recipe, name=TEXTS.filter(bool), rules=st.lists(RULES, max_size=4).map(tuple), source=TEXTS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.passes.rules import OPERATORS, Position, Role, Rule, did_you_mean, first_match
+from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, did_you_mean, first_match
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -22,8 +22,16 @@ ONLY = frozenset({Position.FIRST, Position.LAST})
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("module", ["", "head", "layer1.0.conv1"])
 @pytest.mark.parametrize("positions", [INNER, ONLY, frozenset({Position.FIRST})])
-def test_rule_without_conditions_matches_everything(role, operator, module, positions):
-    assert Rule(spec=INT8).matches(role, operator, module, positions)
+@pytest.mark.parametrize("product", Product)
+def test_rule_without_conditions_matches_every_operand(role, operator, module, positions, product):
+    # an output is no operand: only a rule that names the role speaks of it
+    assert Rule(spec=INT8).matches(role, operator, module, positions, product) is (role is not Role.OUTPUT)
+
+
+@pytest.mark.parametrize("product", Product)
+def test_product_matches_only_itself(product):
+    rule = Rule(spec=INT8, product=product)
+    assert [other for other in Product if rule.matches(Role.GRADIENT, "linear", "", INNER, other)] == [product]
 
 
 @pytest.mark.parametrize("role", Role)
@@ -65,10 +73,12 @@ def test_position_matches_any_of_the_contraction(position, positions):
 
 
 def test_conditions_are_joined_by_and():
-    full = Rule(spec=INT8, role=Role.WEIGHT, operator="linear", module="fc*", position=Position.LAST)
-    operand = {"role": Role.WEIGHT, "operator": "linear", "module": "fc1", "positions": frozenset({Position.LAST})}
+    forward, backward = Product.FORWARD, Product.INPUT_GRADIENT
+    full = Rule(spec=INT8, role=Role.WEIGHT, operator="linear", module="fc*", position=Position.LAST, product=forward)
+    last = frozenset({Position.LAST})
+    operand = {"role": Role.WEIGHT, "operator": "linear", "module": "fc1", "positions": last, "product": forward}
     assert full.matches(**operand)
-    misses = {"role": Role.GRADIENT, "operator": "matmul", "module": "conv1", "positions": INNER}
+    misses = {"role": Role.GRADIENT, "operator": "matmul", "module": "conv1", "positions": INNER, "product": backward}
     for name, value in misses.items():
         assert not full.matches(**(operand | {name: value})), name
 
