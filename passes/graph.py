@@ -6,7 +6,7 @@ One key of ours holds one typed value a node: an `Input` on placeholders, a `Con
 import dataclasses
 import enum
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -237,11 +237,18 @@ def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, b
     return node
 
 
-def add_output(graph: Graph, node: Node) -> None:
+def add_output(graph: Graph, node: Node | None) -> None:
     """One more output of the graph, behind all others."""
     output = graph.output_node()
     (outputs,) = output.args
     output.args = ((*cast(tuple[Any, ...], outputs), node),)
+
+
+def remove_outputs(graph: Graph, nodes: Sequence[Node]) -> None:
+    """Takes nodes out of the outputs of the graph."""
+    output = graph.output_node()
+    (outputs,) = output.args
+    output.args = (tuple(out for out in cast(tuple[Any, ...], outputs) if out not in nodes),)
 
 
 def insert_call(

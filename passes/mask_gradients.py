@@ -4,7 +4,7 @@ import dataclasses
 import operator
 from typing import ClassVar
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.graph import Contraction, aten, contractions, insert_call, is_backward, pin_to_backward
 from qcompiler.passes.rules import Role
@@ -25,24 +25,28 @@ class MaskGradients:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of gradients that were masked."""
-        forward: dict[str, tuple[Node, Contraction]] = {}
-        changes = 0
-        for node, fact in list(contractions(module.graph)):
-            if fact.gradient_of is not None and fact.site in forward:
-                changes += _mask(node, fact, *forward[fact.site])
-            elif not is_backward(node) and fact.operands:
-                forward[fact.site] = (node, fact)
-        return changes
+        return sum(_mask(*pair) for pair in gradient_pairs(module.graph))
 
 
-def _mask(node: Node, fact: Contraction, forward: Node, forward_fact: Contraction) -> int:
-    assert fact.gradient_of is not None
-    floats = forward.args[forward_fact.operands[fact.gradient_of].arg]
-    result = _result(node, fact.gradient_of)
-    if result is None or not isinstance(floats, Node) or floats.target is not ops.DEQUANTIZE:
-        return 0
-    codes = floats.args[0]
-    assert isinstance(codes, Node)
+def gradient_pairs(graph: Graph) -> list[tuple[Contraction, Node, Node]]:
+    """(gradient contraction, the node that holds its result, the codes of the forward operand that it belongs to)."""
+    forward: dict[str, tuple[Node, Contraction]] = {}
+    pairs = []
+    for node, fact in contractions(graph):
+        if not is_backward(node) and fact.operands:
+            forward[fact.site] = (node, fact)
+        if fact.gradient_of is None or fact.site not in forward:
+            continue
+        reader, forward_fact = forward[fact.site]
+        floats = reader.args[forward_fact.operands[fact.gradient_of].arg]
+        result = _result(node, fact.gradient_of)
+        if result is not None and isinstance(floats, Node) and floats.target is ops.DEQUANTIZE:
+            assert isinstance(floats.args[0], Node)
+            pairs.append((fact, result, floats.args[0]))
+    return pairs
+
+
+def _mask(fact: Contraction, result: Node, codes: Node) -> int:
     tensor, scale, point, _, text, layout, _ = codes.args
     spec = parse_spec(str(text))
     done = any(user.target is aten.where.ScalarOther for user in result.users)
@@ -50,12 +54,12 @@ def _mask(node: Node, fact: Contraction, forward: Node, forward_fact: Contractio
         return 0
     assert isinstance(scale, Node)
     points = (point,) if isinstance(point, Node) else ()
-    mask = insert_call(node.graph, ops.IN_RANGE, (tensor, scale, text, layout, *points), after=(scale, *points)[-1])
+    mask = insert_call(codes.graph, ops.IN_RANGE, (tensor, scale, text, layout, *points), after=(scale, *points)[-1])
     readers, place = list(result.users), result
-    if _is_transposed(fact):
-        mask = place = insert_call(node.graph, aten.transpose.int, (mask, -2, -1), after=result)
+    if is_transposed(fact):
+        mask = place = insert_call(codes.graph, aten.transpose.int, (mask, -2, -1), after=result)
         pin_to_backward(mask)
-    masked = insert_call(node.graph, aten.where.ScalarOther, (mask, result, 0.0), after=place)
+    masked = insert_call(codes.graph, aten.where.ScalarOther, (mask, result, 0.0), after=place)
     for reader in readers:
         reader.replace_input_with(result, masked)
     return 1
@@ -69,7 +73,7 @@ def _result(node: Node, gradient_of: int) -> Node | None:
     return items[0] if items else None
 
 
-def _is_transposed(fact: Contraction) -> bool:
+def is_transposed(fact: Contraction) -> bool:
     """True where autograd computes the transpose: dA = G·Bᵀ and dB = Aᵀ·G are direct, B·Gᵀ and Gᵀ·A are not."""
     if fact.operator == "convolution":
         return False

@@ -94,6 +94,12 @@ class Rule:
                 f"range: {self.spec.range} keeps a range for each block, and block {self.spec.block} has other samples "
                 "in the next batch; valid: whole axes of batch, space and group, such as tensor or b*s*g*"
             )
+        if self.spec is not None and self.spec.range.is_learned and self.role not in (Role.WEIGHT, Role.ACTIVATION):
+            given = repr(str(self.role)) if self.role else "every role"
+            raise ValueError(
+                f"range: {self.spec.range} learns from the gradient of an operand; got {given}; "
+                "valid: role weight or activation"
+            )
         if self.spec is not None and self.role is Role.OUTPUT and self.spec.vjp is not Vjp.PASS:
             raise ValueError(f"vjp: got {str(self.spec.vjp)!r} for the role output; valid: pass")
 

@@ -11,11 +11,13 @@ from qcompiler.passes.graph import (
     InputKind,
     add_input,
     add_output,
+    aten,
     fake_mode,
     get_input,
     insert_call,
     is_backward,
     quantizers,
+    remove_outputs,
     value,
 )
 from qcompiler.runtime import ops
@@ -30,7 +32,9 @@ class ThreadRanges:
        that half; for one of a gradient both belong to the backward half.
     2. Readers dequantize by the checked scale, which is NaN where the tensor holds a NaN or an infinity.
     3. The state is called after the site; a site that meets another of its name in one graph is numbered: `…/input#2`.
-    4. In a graph without backward (eval, no_grad) states are read and never changed; with `frozen` the range is that of
+    4. The state of a learned range is a parameter: the gradients of its consumers are summed to one output, with the
+       sign of the parameter, of which the quantizer uses the magnitude.
+    5. In a graph without backward (eval, no_grad) states are read and never changed; with `frozen` the range is that of
        the state alone.
     """
 
@@ -65,7 +69,23 @@ class ThreadRanges:
             if learns:
                 after = insert_call(codes.graph, ops.UPDATE, (tensor, state, text, layout, False), after=check)
                 add_output(codes.graph, after)
+                if estimator.is_learned:
+                    _sum_gradients(scale, state)
         return 1
+
+
+def _sum_gradients(scale: Node, state: Node) -> None:
+    """Case 4: one output in place of the range gradients of all consumers."""
+    graph = scale.graph
+    parts = sorted(user for user in scale.users if user.target is ops.RANGE_GRADIENT)
+    remove_outputs(graph, parts)
+    if not parts:  # the input of the model, which needs no gradient: its range stays where it starts
+        return add_output(graph, None)
+    total = parts[0]
+    for part in parts[1:]:
+        total = insert_call(graph, aten.add.Tensor, (total, part), after=part)
+    sign = insert_call(graph, aten.sign.default, (state,), after=total)
+    return add_output(graph, insert_call(graph, aten.mul.Tensor, (total, sign), after=sign))
 
 
 def _free(site: str, taken: set[str]) -> str:

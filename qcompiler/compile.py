@@ -208,7 +208,21 @@ class QuantizedModule(nn.Module):
 
     def ranges(self) -> dict[str, torch.Tensor]:
         """A copy of the state of every site that keeps one; its estimator says what the numbers mean."""
-        return {name: state.clone() for name, state in self._store.states.items()}
+        return {name: state.detach().clone() for name, state in self._store.states.items()}
+
+    def quantizer_parameters(self) -> list[nn.Parameter]:
+        """The learned ranges, for an optimizer group of their own; one number a site, in the order of `ranges()`.
+
+        They are no parameters of the model: its own optimizer does not move them. Under DDP each rank moves its own.
+
+        Raises:
+            CompileError: the recipe learns ranges, but nothing is captured yet: they take their first values from the
+                first batch.
+        """
+        learned = [state for state in self._store.states.values() if isinstance(state, nn.Parameter)]
+        if not learned and any(rule.spec is not None and rule.spec.range.is_learned for rule in self.recipe.rules):
+            raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
+        return learned
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""

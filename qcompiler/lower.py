@@ -96,14 +96,18 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
 
 
 def _order_outputs(captured: Captured) -> int:
-    """Moves the states after forward in front of the gradients; returns the number of forward's outputs."""
+    """Moves the states after forward in front of the gradients; returns the number of forward's outputs.
+
+    Then: states after forward, gradients of inputs, gradients of learned ranges, states after backward.
+    """
     output = captured.module.graph.output_node()
     outputs = list(output.args[0])  # type: ignore[arg-type]
     split, end = captured.forward_outputs, captured.forward_outputs + len(captured.inputs)
-    states = outputs[end:]
+    states = [node for node in outputs[end:] if node is not None and node.target is ops.UPDATE]
+    learned = [node for node in outputs[end:] if node not in states]
     forward = [state for state in states if not is_backward(state)]
     backward = [state for state in states if is_backward(state)]
-    output.args = ((*outputs[:split], *forward, *outputs[split:end], *backward),)
+    output.args = ((*outputs[:split], *forward, *outputs[split:end], *learned, *backward),)
     output.meta.pop("desc", None)  # AOTAutograd's list of what the outputs are, which the partitioner would cut up
     return split + len(forward)
 
@@ -237,7 +241,7 @@ def _relax_views(module: GraphModule) -> None:
 
 
 def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
-    """For each input the tangents that its gradient descends from; None where it has no gradient."""
+    """For each input, then each learned range, the tangents that its gradient descends from; None without gradient."""
     reach: dict[Node, frozenset[int]] = {}
     tangents = [
         n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT
@@ -245,8 +249,8 @@ def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
     for node in captured.module.graph.nodes:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
-    end = captured.forward_outputs + len(captured.inputs)
-    grads = list(captured.module.graph.output_node().args[0])[captured.forward_outputs : end]  # type: ignore[arg-type]
+    outputs = list(captured.module.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    grads = [node for node in outputs if not isinstance(node, Node) or node.target is not ops.UPDATE]
     return tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
 
 

@@ -5,6 +5,7 @@ from qcompiler.passes.base import Pipeline
 from qcompiler.passes.choose_blocks import ChooseBlocks
 from qcompiler.passes.dedupe_quantizers import DedupeQuantizers
 from qcompiler.passes.hoist_views import HoistViews
+from qcompiler.passes.learn_ranges import LearnRanges
 from qcompiler.passes.mask_gradients import MaskGradients
 from qcompiler.passes.place_quantizers import PlaceQuantizers
 from qcompiler.passes.save_quantized import SaveQuantized
@@ -22,6 +23,7 @@ def pipeline(recipe: Recipe, *, frozen: bool = False) -> Pipeline:
             PlaceQuantizers(recipe.rules),  # a quantizer in front of every operand
             ChooseBlocks(),  # a legal block for every reader
             MaskGradients(),  # its backward, where it clips
+            LearnRanges(),  # the gradients of learned ranges
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
             ThreadRanges(frozen),  # ranges of the past, in and out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qcompiler.runtime import packing, scales
 from qcompiler.runtime.blocks import BlockView, view_blocks
-from qcompiler.runtime.ranges import Ends, Observed, Range
+from qcompiler.runtime.estimator import Ends, Observed, Range
 from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
@@ -144,6 +144,13 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
     return torch.where(torch.isfinite(after).all(0, keepdim=True), after, state)
 
 
+def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
+    """The gradient of a learned range (runtime/learned_ranges.py), [width, 1], from that of the dequantized `x`."""
+    s = parse_spec(spec)
+    step = scales.factor(scale).reshape(())
+    return s.range.gradient(grad, x, step, s.format.qmax, s.format.qmin)
+
+
 def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     """The scale, NaN (255) for each block of `x` that holds a NaN or an infinity.
 
@@ -214,6 +221,10 @@ def _fake_update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool =
     return torch.empty_like(state)
 
 
+def _fake_range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
+    return grad.new_empty((parse_spec(spec).range.width, 1), dtype=torch.float32)
+
+
 def _fake_checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     return torch.empty_like(scale)
 
@@ -271,6 +282,9 @@ IN_RANGE: Final = _define(
 UPDATE: Final = _define(
     "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", update, _fake_update
 )
+RANGE_GRADIENT: Final = _define(
+    "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", range_gradient, _fake_range_gradient
+)
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
@@ -286,6 +300,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     DEQUANTIZE: dequantize,
     IN_RANGE: in_range,
     UPDATE: update,
+    RANGE_GRADIENT: range_gradient,
     CHECKED: checked,
     PACK: pack,
     UNPACK: unpack,

@@ -5,9 +5,10 @@ import enum
 import functools
 from typing import TypeVar
 
-from qcompiler.runtime.blocks import WHOLE, Block, parse_block
+from qcompiler.runtime.blocks import TENSOR, WHOLE, Block, parse_block
+from qcompiler.runtime.estimator import Range
 from qcompiler.runtime.formats import IntFormat, Kind, parse_format
-from qcompiler.runtime.ranges import Current, Range, parse_range
+from qcompiler.runtime.ranges import Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 
 _E = TypeVar("_E", bound=enum.StrEnum)
@@ -39,7 +40,8 @@ class QuantSpec:
 
     Raises:
         ValueError: a zero point together with a power-of-two scale (rounding the zero point would push the end of the
-            range over the last code, so the exponent could not be chosen from the range alone).
+            range over the last code, so the exponent could not be chosen from the range alone); a learned range with
+            other than one real scale a tensor.
     """
 
     #: the integer grid
@@ -58,6 +60,11 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if self.has_zero_point and self.scale is not Scale.REAL:
             raise ValueError(f"spec: {self.format} has a zero point and needs scale 'real', got {str(self.scale)!r}")
+        if self.range.is_learned and (self.has_zero_point or self.scale is not Scale.REAL or self.block != TENSOR):
+            raise ValueError(
+                f"spec: the learned range {self.range} is one number for the tensor; it needs block 'tensor', scale "
+                f"'real' and no zero point, got {self.block}, {self.scale}, {self.format}"
+            )
 
     @property
     def has_zero_point(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qcompiler.runtime.ranges import Range
+from qcompiler.runtime.estimator import Range
 
 #: what a key of a checkpoint starts with, so that ranges and weights travel in one state_dict
 PREFIX = "qcompiler.ranges."
@@ -67,11 +67,14 @@ class RangeStore:
         self._commits: dict[str, int] = {}
         #: backward (by its number) → what it has proposed so far
         self._proposed: dict[int, list[_Seen]] = {}
+        #: learned sites whose parameter has no value yet
+        self._unstarted: set[str] = set()
 
     def is_first(self, sites: Sequence[StateSite]) -> bool:
         """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
         return any(
             not self._fits(site)
+            or site.name in self._unstarted
             or (site.estimator.refresh > 0 and self._commits.get(site.name, 0) % site.estimator.refresh == 0)
             for site in sites
         )
@@ -79,11 +82,29 @@ class RangeStore:
     def read(self, sites: Sequence[StateSite]) -> list[Tensor]:
         """The state of each site; NaN where there is none (or one of another shape, of another recipe)."""
         return [
-            self.states[site.name].to(site.device)
+            self.states[site.name].detach().to(site.device)
             if self._fits(site)
             else torch.full(site.shape, torch.nan, device=site.device)
             for site in sites
         ]
+
+    def parameters(self, sites: Sequence[StateSite]) -> list[torch.nn.Parameter]:
+        """The parameter of each learned site, made where there is none yet; NaN until `start`."""
+        for site in sites:
+            held = self.states.get(site.name)
+            if not isinstance(held, torch.nn.Parameter) or not self._fits(site):
+                start = held if held is not None and self._fits(site) else torch.full(site.shape, torch.nan)
+                self.states[site.name] = torch.nn.Parameter(start.to(site.device))
+                self._unstarted |= set() if start is held else {site.name}
+        found = [self.states[site.name] for site in sites]
+        return [parameter for parameter in found if isinstance(parameter, torch.nn.Parameter)]
+
+    def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
+        """Gives learned ranges that have no value yet the one of their first tensor. All others wait for backward."""
+        for site, state in zip(sites, after, strict=False):
+            if site.name in self._unstarted:
+                self.states[site.name].data.copy_(state)
+                self._unstarted.remove(site.name)
 
     def _fits(self, site: StateSite) -> bool:
         return site.name in self.states and tuple(self.states[site.name].shape) == site.shape
@@ -100,7 +121,8 @@ class RangeStore:
         if task not in self._proposed:
             self._proposed[task] = []
             self._engine.after_backward(lambda: self._commit(task))
-        self._proposed[task] += map(_Seen, sites, (state.detach() for state in after), moment.clock)
+        seen = map(_Seen, sites, (state.detach() for state in after), moment.clock)
+        self._proposed[task] += [one for one in seen if not one.site.estimator.is_learned]
 
     def _commit(self, task: int) -> None:
         """Merges what one backward has proposed, over ranks too, and makes it the state."""
@@ -140,13 +162,21 @@ class RangeStore:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every state, under `PREFIX` and the site's name, and the clock of refreshes."""
-        states = {f"{PREFIX}{name}": state.clone() for name, state in self.states.items()}
+        states = {f"{PREFIX}{name}": state.detach().clone() for name, state in self.states.items()}
         clocks = {f"{PREFIX}{name}#steps": torch.tensor(self._commits.get(name, 0)) for name in self.states}
         return states | clocks
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
-        """Replaces every state by a copy of those that `state_dict` gave."""
+        """Replaces every state by a copy of those that `state_dict` gave; learned parameters keep their identity."""
         plain = {key.removeprefix(PREFIX): state for key, state in states.items()}
         self._commits = {key.removesuffix("#steps"): int(n) for key, n in plain.items() if key.endswith("#steps")}
-        self.states = {name: state.clone() for name, state in plain.items() if not name.endswith("#steps")}
+        loaded = {name: state.clone() for name, state in plain.items() if not name.endswith("#steps")}
+        learned = {name: held for name, held in self.states.items() if isinstance(held, torch.nn.Parameter)}
+        for name, parameter in learned.items():
+            if name in loaded and loaded[name].shape == parameter.shape:
+                parameter.data.copy_(loaded[name])
+                self._unstarted.discard(name)
+            else:
+                self._unstarted.add(name)
+        self.states = loaded | learned
         self._proposed.clear()

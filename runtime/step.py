@@ -47,6 +47,11 @@ class Ranges:
     first_forward: Half | None
     first_backward: Half | None
 
+    @property
+    def learned_sites(self) -> tuple[StateSite, ...]:
+        """The forward sites whose state is a parameter, in order."""
+        return tuple(site for site in self.forward_sites if site.estimator.is_learned)
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -76,7 +81,8 @@ class Step:
             with torch.no_grad():
                 outputs, _ = self.run_forward(inputs)
             return self.write_back(inputs, outputs)
-        outputs = list(_Run.apply(self, *inputs))
+        learned = self.ranges.store.parameters(self.ranges.learned_sites) if self.ranges is not None else []
+        outputs = list(_Run.apply(self, len(inputs), *inputs, *learned))
         return self.write_back(inputs, outputs)
 
     def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
@@ -88,7 +94,11 @@ class Step:
             states = self.ranges.store.read(sites)
             half = self.ranges.first_forward if moment.is_first and self.ranges.first_forward else half
         with self.without_autocast():
-            return list(half([*inputs, *states])), moment
+            results = list(half([*inputs, *states]))
+        if self.ranges is not None and moment is not None and moment.is_first:
+            start = len(self.mutated) + len(self.differentiable)
+            self.ranges.store.start(self.ranges.forward_sites, results[start : start + len(states)])
+        return results, moment
 
     def run_backward(self, args: Sequence[Any]) -> list[Any]:
         """What the backward half returns, without the states after it, which are proposed to the store."""
@@ -140,7 +150,8 @@ class _Run(torch.autograd.Function):
     """forward and backward of a `Step`."""
 
     @staticmethod
-    def forward(ctx: Any, step: Step, *inputs: Any) -> tuple[Any, ...]:
+    def forward(ctx: Any, step: Step, count_inputs: int, *args: Any) -> tuple[Any, ...]:
+        inputs = args[:count_inputs]  # what follows are learned ranges, which the store holds too
         results, moment = step.run_forward(inputs)
         count = len(step.mutated) + len(step.differentiable)
         states = len(step.ranges.forward_sites) if step.ranges is not None else 0
@@ -162,7 +173,7 @@ class _Run(torch.autograd.Function):
         step: Step = ctx.step
         if step.ranges is not None and ctx.after:
             step.ranges.store.propose(step.ranges.forward_sites, ctx.after, ctx.moment)
-        return (None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
+        return (None, None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
 
 
 def _standalone(out: Any, inputs: Sequence[Any]) -> Any:

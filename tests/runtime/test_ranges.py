@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qcompiler.runtime.blocks import TENSOR, Block, view_blocks
+from qcompiler.runtime.estimator import Observed
 from qcompiler.runtime.formats import Kind
-from qcompiler.runtime.ranges import Observed
 
 INF, NAN = float("inf"), float("nan")
 

@@ -1,0 +1,132 @@
+"""What a range estimator is, and what it can ask of the tensor in front of it."""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.blocks import BlockView
+from qcompiler.runtime.formats import Kind
+
+Ends = tuple[Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What an estimator can ask of the tensor in front of it; `magnitude_bits` and `kind` are those of its format."""
+
+    x: Tensor
+    view: BlockView
+    kind: Kind
+    magnitude_bits: int
+
+    @property
+    def blocks(self) -> Tensor:
+        """float32, split into blocks: `BlockView.split`."""
+        return self.view.split(self.x.to(torch.float32))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest magnitude of each block, [*counts]; NaN where the block holds one, 0 for an empty tensor."""
+        return self._none if self.x.numel() == 0 else self.blocks.abs().amax(self.view.inner)
+
+    @property
+    def ends(self) -> Ends:
+        """(lowest ≤ 0, highest ≥ 0) of each block, [*counts]; symmetric formats measure one magnitude only."""
+        if self.x.numel() == 0:
+            return self._none, self._none
+        if self.kind is Kind.SIGNED:
+            high = self.largest
+            return -high, high
+        if self.kind is Kind.UNSIGNED:
+            # negative values clip to 0, but an infinity of either sign must still show
+            blocks = torch.where(self.blocks == -torch.inf, torch.inf, self.blocks)
+            high = blocks.amax(self.view.inner).clamp(min=0.0)
+            return torch.zeros_like(high), high
+        blocks = self.blocks
+        return blocks.amin(self.view.inner).clamp(max=0.0), blocks.amax(self.view.inner).clamp(min=0.0)
+
+    def rank(self, x: Tensor, share: float) -> Tensor:
+        """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
+        above = int(share * x.numel())
+        return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
+
+    @property
+    def _none(self) -> Tensor:
+        return torch.zeros(self.view.counts, dtype=torch.float32, device=self.x.device)
+
+    def outside(self, ends: Ends) -> Tensor:
+        """The fraction of all elements that lie outside of the ends of their block: a scalar."""
+        low, high = (self.view.spread(end) for end in ends)
+        x = self.x.to(torch.float32)
+        return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An estimator. Fields are numbers; `str` gives `hindsight(0.9,0.01)`, which `parse_range` reads back."""
+
+    name: ClassVar[str]
+    #: True where ranges of the past are kept: one for each scale, which must then outlive a batch
+    has_state: ClassVar[bool] = False
+    #: True where that state belongs to the blocks of a tensor; False where it is one for the whole site
+    by_block: ClassVar[bool] = True
+
+    #: True where the state is a parameter that the optimizer moves, in place of `update` (runtime/learned_ranges.py)
+    is_learned: ClassVar[bool] = False
+
+    @property
+    def is_static(self) -> bool:
+        """True where the range in use does not depend on the present tensor: one pass instead of two."""
+        return False
+
+    @property
+    def refresh(self) -> int:
+        """Steps between two searches for the range in the tensor itself; 0: never after the first."""
+        return 0
+
+    @property
+    def width(self) -> int:
+        """Numbers of the state for each unit."""
+        return 0
+
+    def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """[width, *counts], or [width, 1] where the state is one for the whole site."""
+        return (self.width, *(counts if self.by_block else (1,)))
+
+    def first(self, seen: Observed) -> Tensor:
+        """The state that a first tensor is quantized with: its own range."""
+        raise NotImplementedError(self.name)
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """The range in use."""
+        raise NotImplementedError(self.name)
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """The state of the next step."""
+        raise NotImplementedError(self.name)
+
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+        """For learned ranges the gradient of the state, [width, 1], from that of the dequantized tensor.
+
+        Args:
+            grad: dL/dx̂, of the shape of `x`.
+            x: the tensor in front of the quantizer.
+            step: the step of the grid in use, a scalar.
+            top: the largest code.
+            bottom: the smallest code.
+        """
+        raise NotImplementedError(self.name)
+
+    def frozen(self, seen: Observed, state: Tensor) -> Ends:
+        """The range in use in eval mode, where the state stays as it is."""
+        return self.ends(seen, state)
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """Of two states that both follow the same one: the wider."""
+        return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
+
+    def __str__(self) -> str:
+        values = [f"{getattr(self, field.name):g}" for field in dataclasses.fields(self)]
+        return f"{self.name}({','.join(values)})" if values else self.name
