@@ -19,7 +19,8 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
-from qcompiler.passes.rules import Role, Rule, first_match
+from qcompiler.passes.rules import Role, Rule, Sign, first_match
+from qcompiler.passes.signs import is_nonnegative
 from qcompiler.runtime import ops
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec
@@ -71,7 +72,8 @@ class PlaceQuantizers:
         if not val.is_floating_point() or val.numel() == 0:
             record(node, operand.arg, kept=f"nothing to quantize: {val.dtype}, {val.numel()} elements")
             return 0
-        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions, fact.product)
+        sign = Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
+        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
         if match is None:
             record(node, operand.arg, kept="no rule of the recipe matches")
             return 0

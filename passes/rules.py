@@ -23,6 +23,15 @@ class Role(enum.StrEnum):
     OUTPUT = "output"
 
 
+class Sign(enum.StrEnum):
+    """What the graph says of the values of an operand."""
+
+    #: no value is below zero: it comes from relu, a sigmoid, a softmax, a pool of such …
+    NONNEGATIVE = "nonnegative"
+    #: nothing is known
+    SIGNED = "signed"
+
+
 class Product(enum.StrEnum):
     """Which of the products of a layer reads an operand."""
 
@@ -75,6 +84,8 @@ class Rule:
     position: Position | None = None
     #: only operands of this product; None = of all three. Rules that differ by product quantize a tensor more than once
     product: Product | None = None
+    #: only operands of this sign; None = of either
+    sign: Sign | None = None
     #: why this rule is there, for the report
     reason: str = ""
 
@@ -110,6 +121,7 @@ class Rule:
         module: str,
         positions: frozenset[Position],
         product: Product = Product.FORWARD,
+        sign: Sign = Sign.SIGNED,
     ) -> bool:
         """True where every condition holds for one operand.
 
@@ -119,19 +131,26 @@ class Rule:
             module: the path of the module that the contraction belongs to.
             positions: all positions of the contraction: {FIRST, LAST} where it is the only one of its graph.
             product: which of the layer's products reads it.
+            sign: what is known of its values.
         """
         return (
             (self.role is role or (self.role is None and role is not Role.OUTPUT))
             and self.operator in (ANY, operator)
             and (self.position is None or self.position in positions)
             and self.product in (None, product)
+            and self.sign in (None, sign)
             and fnmatch.fnmatchcase(module, self.module)
         )
 
     def __str__(self) -> str:
         operator = "" if self.operator == ANY else self.operator
         contraction = f"{self.position} {operator or 'contraction'}" if self.position else operator
-        subject = " of ".join(part for part in (self.role, self.product, contraction) if part) or "everything"
+        subject = (
+            " of ".join(
+                part for part in (" ".join(filter(None, (self.sign, self.role))), self.product, contraction) if part
+            )
+            or "everything"
+        )
         where = "" if self.module == ANY else f" at {self.module or repr('')}"
         reason = f" ({self.reason})" if self.reason else ""
         return f"{subject}{where} -> {self.spec or 'keep in float'}{reason}"
@@ -145,9 +164,10 @@ _TYPES: Final = {
     "module": str,
     "position": Position,
     "product": Product,
+    "sign": Sign,
     "reason": str,
 }
-_OPTIONAL: Final = ("spec", "role", "position", "product")
+_OPTIONAL: Final = ("spec", "role", "position", "product", "sign")
 
 
 def first_match(
@@ -157,10 +177,11 @@ def first_match(
     module: str,
     positions: frozenset[Position],
     product: Product = Product.FORWARD,
+    sign: Sign = Sign.SIGNED,
 ) -> tuple[int, Rule] | None:
     """The first rule that matches an operand, with its index; None where none does: the operand then stays in float."""
     for index, rule in enumerate(rules):
-        if rule.matches(role, operator, module, positions, product):
+        if rule.matches(role, operator, module, positions, product, sign):
             return index, rule
     return None
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import yaml
 
-from qcompiler.passes.rules import Position, Product, Role, Rule, did_you_mean
+from qcompiler.passes.rules import Position, Product, Role, Rule, Sign, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.ranges import Current, parse_range
@@ -78,14 +78,20 @@ class Recipe:
         """
         head = {"name": self.name} | ({"source": self.source} if self.source else {})
         data = head | {"rules": [_rule_to_dict(rule) for rule in self.rules]}
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=float("inf"), default_flow_style=None)
+        # YAML takes these for line breaks, which it folds into spaces; escaped they come back as they were
+        plain = not any(mark in text for mark in "\x85\u2028\u2029" for text in self._texts())
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=float("inf"), default_flow_style=None)
+
+    def _texts(self) -> list[str]:
+        """Every text that people wrote freely."""
+        return [self.name, self.source, *(text for rule in self.rules for text in (rule.module, rule.reason))]
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
         """The recipe that `to_yaml` or a person wrote.
 
-        A rule has conditions (`role`, `operator`, `module`, `position`, `product`), all optional, a `reason`, and
-        either `keep: true` or the fields of a spec, of which only `format` is required.
+        A rule has conditions (`role`, `operator`, `module`, `position`, `product`, `sign`), all optional, a
+        `reason`, and either `keep: true` or the fields of a spec, of which only `format` is required.
 
         Raises:
             RecipeError: no YAML, an unknown or repeated key, a value of the wrong type, or one that is not valid.
@@ -140,6 +146,7 @@ _CONDITIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "module": str,
     "position": lambda text: choice(Position, text, "position"),
     "product": lambda text: choice(Product, text, "product"),
+    "sign": lambda text: choice(Sign, text, "sign"),
     "reason": str,
 }
 _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {

@@ -13,7 +13,7 @@ import torch
 
 import qcompiler
 from qcompiler.capture import capture
-from qcompiler.passes.rules import OPERATORS, Position, Product, Role
+from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, Kind
@@ -115,7 +115,7 @@ def test_every_choice_is_named():
     """A new member of an enumeration, or a new pass, has to be written down."""
     names = {*Kind, *Scale, *Rounding, *Vjp, *AXES}
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
-    names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *OPERATORS}
+    names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *OPERATORS}
     assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
     names = {step.name for step in pipeline(qcompiler.RECIPES["identity"]).passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()

@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule
+from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, Sign
 from qcompiler.recipe import _RULE_KEYS, _SPEC, Recipe
 from qcompiler.runtime.blocks import TENSOR, Block
 from qcompiler.runtime.formats import BITS, IntFormat, Kind
-from qcompiler.runtime.ranges import ESTIMATORS
+from qcompiler.runtime.ranges import ESTIMATORS, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
 INT8 = QuantSpec(format=IntFormat(8), block=Block(batch=4, channel=16))
+LEARNED = QuantSpec(
+    format=IntFormat(4, Kind.UNSIGNED), scale=Scale.REAL, block=TENSOR, vjp=Vjp.CLIP, range=parse_range("lsq")
+)
 EXAMPLE = Recipe(
     name="example",
     source="A. Author: A Title, 2020",
@@ -33,6 +36,7 @@ EXAMPLE = Recipe(
             operator="convolution",
             position=Position.FIRST,
         ),
+        Rule(spec=LEARNED, role=Role.ACTIVATION, sign=Sign.NONNEGATIVE, product=Product.FORWARD),
         Rule(spec=INT8),
     ),
 )
@@ -42,6 +46,7 @@ source: 'A. Author: A Title, 2020'
 rules:
 - {module: '*.head', reason: 'few values: nothing to gain', keep: true}
 - {role: gradient, operator: convolution, position: first, format: uint4, scale: max, block: b*c16, rounding: stochastic, vjp: clip}
+- {role: activation, product: forward, sign: nonnegative, format: uint4, scale: real, block: tensor, rounding: nearest, vjp: clip, range: lsq}
 - {format: int8, scale: fit, block: b4c16, rounding: nearest, vjp: pass}
 """  # noqa: E501
 
@@ -55,7 +60,8 @@ def specs(draw: st.DrawFn) -> QuantSpec:
     form = draw(FORMATS)
     scale = Scale.REAL if form.kind is Kind.AFFINE else draw(st.sampled_from(Scale))
     rounding, vjp = draw(st.sampled_from(Rounding)), draw(st.sampled_from(Vjp))
-    estimator = draw(st.sampled_from([kind() for kind in ESTIMATORS]))
+    # learned ranges go with few specs and roles: an example has one
+    estimator = draw(st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned]))
     block = TENSOR if estimator.has_state else draw(BLOCKS)  # kept ranges need blocks that the next batch has too
     return QuantSpec(format=form, scale=scale, block=block, rounding=rounding, vjp=vjp, range=estimator)
 
@@ -72,6 +78,7 @@ RULES = st.builds(
     module=TEXTS,
     position=st.none() | st.sampled_from(Position),
     product=st.none() | st.sampled_from(Product),
+    sign=st.none() | st.sampled_from(Sign),
     reason=TEXTS,
 )
 RECIPES = st.builds(Recipe, name=TEXTS.filter(bool), rules=st.lists(RULES, max_size=4).map(tuple), source=TEXTS)
@@ -115,8 +122,8 @@ def test_anchors_and_merges_with_overrides():
 
 
 def test_for_eval_changes_only_the_batch_edge():
-    (keep, gradient, other) = EXAMPLE.for_eval().rules
-    assert keep == EXAMPLE.rules[0]
+    (keep, gradient, learned, other) = EXAMPLE.for_eval().rules
+    assert (keep, learned) == (EXAMPLE.rules[0], EXAMPLE.rules[2])  # a range of the past has no batch mates
     assert gradient == dataclasses.replace(EXAMPLE.rules[1], spec=EXAMPLE.rules[1].spec.with_block(Block(channel=16)))
     assert other == Rule(spec=INT8.with_block(Block(channel=16)))
     assert dataclasses.replace(EXAMPLE.for_eval(), rules=EXAMPLE.rules) == EXAMPLE
@@ -139,10 +146,10 @@ def test_for_eval_of_per_sample_blocks_is_the_recipe_itself():
 
 
 def test_unused():
-    first, second, third = EXAMPLE.rules
-    assert EXAMPLE.unused(set()) == [first, second, third]
-    assert EXAMPLE.unused({1}) == [first, third]
-    assert EXAMPLE.unused({0, 1, 2}) == []
+    first, second, third, fourth = EXAMPLE.rules
+    assert EXAMPLE.unused(set()) == [first, second, third, fourth]
+    assert EXAMPLE.unused({1, 3}) == [first, third]
+    assert EXAMPLE.unused({0, 1, 2, 3}) == []
 
 
 def test_recipe_is_a_frozen_hashable_value():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, did_you_mean, first_match
+from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, Sign, did_you_mean, first_match
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -26,6 +26,13 @@ ONLY = frozenset({Position.FIRST, Position.LAST})
 def test_rule_without_conditions_matches_every_operand(role, operator, module, positions, product):
     # an output is no operand: only a rule that names the role speaks of it
     assert Rule(spec=INT8).matches(role, operator, module, positions, product) is (role is not Role.OUTPUT)
+
+
+@pytest.mark.parametrize("sign", Sign)
+def test_sign_matches_only_itself(sign):
+    rule = Rule(spec=INT8, sign=sign)
+    known = [other for other in Sign if rule.matches(Role.ACTIVATION, "linear", "", INNER, sign=other)]
+    assert known == [sign]
 
 
 @pytest.mark.parametrize("product", Product)
