@@ -14,15 +14,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import AXES, Block
-from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.formats import BITS, FloatFormat, parse_format
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = math.inf, math.nan
 KEY, SITE = (123456789, -987654321), "layer.weight"
-#: format and scale, every legal pair
-PAIRS = [f"{kind}{bits}:{rule}" for kind in ("int", "uint") for bits in BITS for rule in ("max", "fit", "real")]
-PAIRS += [f"affine{bits}:real" for bits in BITS]
+#: format and scale: every legal pair of integers, floats of each shape and source with every scale
+RULES = {"int": list(Scale), "uint": list(Scale), "affine": [Scale.REAL]}
+PAIRS = [f"{kind}{bits}:{rule}" for kind, rules in RULES.items() for bits in BITS for rule in rules]
+FLOAT_NAMES = ["e4m3", "e4m3nan", "e5m2", "e5m2inf", "e3m2", "e2m3", "e2m1", "e4m3b11", "e3m0", "e3m0r4", "e3m0r4x2"]
+FLOAT_NAMES += ["e1m2", "e5m10", "e6m9inf"]
+FLOAT_RULES = ("max", "fit", "real", "one", "two-level")
+PAIRS += [f"{name}:{rule}" for name in FLOAT_NAMES for rule in FLOAT_RULES]
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32)
 Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
@@ -77,10 +81,10 @@ def test_every_16_bit_pattern(
 @st.composite
 def cases(draw: Callable[..., Any]) -> tuple[torch.Tensor, str, str, torch.dtype]:
     """(tensor in a random memory order, spec, layout, output dtype)."""
-    kind = draw(st.sampled_from(list(Kind)))
+    name, rule = draw(st.sampled_from(PAIRS)).split(":")
     spec = QuantSpec(
-        format=IntFormat(draw(st.sampled_from(BITS)), kind),
-        scale=Scale.REAL if kind is Kind.AFFINE else draw(st.sampled_from(list(Scale))),
+        format=parse_format(name),
+        scale=Scale(rule),
         block=Block(**{name: draw(st.integers(0, 10)) for name in AXES.values()}),
         rounding=draw(st.sampled_from(list(Rounding))),
     )
@@ -135,7 +139,8 @@ def test_a_block_that_is_not_finite_is_nan_throughout(pair: str, rounding: Round
     scale, zero, codes, values = run(x, spec, "bc", torch.float32)
     assert values[0].isnan().all()
     assert values[1].isfinite().all()
-    assert codes[0].tolist() == [0, 0, 0]
+    form = parse_spec(spec).format
+    assert codes[0].tolist() == [form.nan_code if isinstance(form, FloatFormat) else 0] * 3
     assert scale[0].isnan() if scale.is_floating_point() else scale[0] == 255
     assert zero is None or zero[0] == 0
     assert not ops.IN_RANGE(x, scale, spec, "bc")[0].any()
@@ -144,16 +149,25 @@ def test_a_block_that_is_not_finite_is_nan_throughout(pair: str, rounding: Round
 @pytest.mark.parametrize("rounding", Rounding)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-def test_zeros_of_both_signs_come_back_as_plus_zero(pair: str, rounding: Rounding, dtype: torch.dtype) -> None:
+def test_integers_return_plus_zero_and_floats_the_zero_they_got(
+    pair: str, rounding: Rounding, dtype: torch.dtype
+) -> None:
     # a block of zeros; zeros in blocks of either sign and of both; a range that does not reach zero by itself
     x = torch.tensor([[0.0, -0.0, 0.0, -0.0], [-0.0, 0.0, 5, 7], [-0.0, 0.0, -5, -7], [-0.0, 0.0, -5, 7]], dtype=dtype)
     scale, zero, codes, values = run(x, f"{pair}:c4:{rounding}:pass", "bc", dtype)
     zeros = values[x == 0]
     assert torch.equal(zeros, torch.zeros_like(zeros))
-    assert not zeros.signbit().any()
-    code_of_zero = torch.zeros(4, 1) if zero is None else zero.float()
-    assert torch.equal(codes.float()[x == 0], code_of_zero.expand(4, 4)[x == 0])
-    assert scale[0] == (2.0**-126 if scale.is_floating_point() else 1)
+    form = parse_format(pair.partition(":")[0])
+    code_of_zero = torch.zeros(4, 4) if zero is None else zero.float().expand(4, 4)
+    if isinstance(form, FloatFormat):
+        assert torch.equal(zeros.signbit(), x[x == 0].signbit())
+        code_of_zero = torch.where(x.signbit(), 2.0 ** (form.bits - 1), 0.0)
+    else:
+        assert not zeros.signbit().any()
+    assert torch.equal(codes.float()[x == 0], code_of_zero[x == 0])
+    # two-level: the smallest level of e4m3, 2^−9, in units of what the other blocks reach
+    fixed = {"real": 2.0**-126, "one": 127, "two-level": 2.0**-9 * float(np.float32(7) / np.float32(448 * form.reach))}
+    assert scale[0] == fixed.get(pair.partition(":")[2], 1)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -179,7 +193,10 @@ def test_types_and_shapes(pair: str, dtype: torch.dtype) -> None:
         scale, zero, codes, values = run(x, str(spec), "bc", out)
         assert (values.dtype, values.shape) == (out, x.shape)
         assert (codes.dtype, codes.shape) == (spec.format.dtype, x.shape)
-        assert (scale.dtype, scale.shape) == (torch.float32 if spec.scale is Scale.REAL else torch.uint8, (3, 2))
+        assert (scale.dtype, scale.shape) == (
+            torch.float32 if spec.scale in ("real", "two-level") else torch.uint8,
+            (3, 2),
+        )
         assert zero is None or (zero.dtype, zero.shape) == (spec.format.dtype, (3, 2))
         mask = ops.IN_RANGE(x, scale, str(spec), "bc")
         assert (mask.dtype, mask.shape) == (torch.bool, x.shape)

@@ -72,7 +72,7 @@ def test_parse_refuses_other_than_five_or_six_fields(text: str) -> None:
     [
         ("int9:fit:each:nearest:pass", r"^integer format: 9 bits are not supported"),
         ("byte:fit:each:nearest:pass", r"^number format: got 'byte'; valid: int, uint or affine"),
-        ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real$"),
+        ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real, ceil, round, one, two-level$"),
         ("int8:fit:q4:nearest:pass", r"^block: got 'q4'; valid: 'tensor', 'each'"),
         ("int8:fit:each:up:pass", r"^rounding: got 'up'; valid: nearest, stochastic$"),
         ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip$"),
@@ -87,7 +87,7 @@ def test_parse_refuses(text: str, message: str) -> None:
 
 def test_choice() -> None:
     assert choice(Scale, "real", "scale") is Scale.REAL
-    with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real$"):
+    with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real, ceil, round, one, two-level$"):
         choice(Scale, "REAL", "knob")
 
 
