@@ -17,7 +17,6 @@ from qcompiler.passes.graph import (
     view_root,
 )
 from qcompiler.runtime import ops
-from qcompiler.runtime.formats import Kind
 from qcompiler.runtime.packing import per_byte
 from qcompiler.runtime.spec import parse_spec
 
@@ -60,7 +59,7 @@ def _save_codes(codes: Node) -> int:
         pinned = is_pinned_saved(codes)
         pin_saved(codes)
         return 0 if pinned else 1
-    whole = _through_bytes(codes, form.bits, form.kind is Kind.SIGNED, min(readers))
+    whole = _through_bytes(codes, form.bits, form.dtype.is_signed, min(readers))
     for reader in readers:
         reader.replace_input_with(codes, whole)
     return 1

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Final
 
-import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.graph import (
@@ -19,7 +18,7 @@ from qcompiler.passes.graph import (
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import view_blocks
 from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
 class VerifyError(Exception):
@@ -137,7 +136,7 @@ def _scale_fits(node: Node) -> str:
     assert isinstance(scale, Node)
     spec = parse_spec(str(text))
     counts = view_blocks(tuple(value(codes).shape), str(layout), spec.block).counts
-    kind = torch.float32 if spec.scale is Scale.REAL else torch.uint8
+    kind = spec.scale.dtype
     if tuple(value(scale).shape) != counts or value(scale).dtype is not kind:
         return f"scale is {value(scale).dtype} {list(value(scale).shape)}; valid: {kind} {list(counts)}"
     return ""

@@ -107,7 +107,7 @@ class Range:
         """The state of the next step."""
         raise NotImplementedError(self.name)
 
-    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """For learned ranges the gradient of the state, [width, 1], from that of the dequantized tensor.
 
         Args:

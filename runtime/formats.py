@@ -1,76 +1,45 @@
-"""Integer number formats: which codes exist and how they are stored."""
+"""Number formats and their names: integers and floats, with one surface for both.
 
-import dataclasses
-import enum
+Every format has `bits`, `kind`, `dtype` (storage of one code), `largest` and `lowest` (values at scale 1), `reach` and
+`magnitude_bits` (what scale rules go by: 2^(m−1) ≤ reach < 2^m), `encode` and `decode`.
+"""
+
 import re
+from typing import TypeAlias
 
-import torch
+from qcompiler.runtime.floats import FloatFormat
+from qcompiler.runtime.integers import BITS, IntFormat, Kind
 
+__all__ = ["BITS", "FloatFormat", "Format", "IntFormat", "Kind", "parse_format"]
 
-class Kind(enum.StrEnum):
-    """How codes are laid out around zero."""
+Format: TypeAlias = IntFormat | FloatFormat
 
-    #: symmetric: −(2^(b−1)−1) … +(2^(b−1)−1); −2^(b−1) is never used, so that negation stays exact
-    SIGNED = "int"
-    #: 0 … 2^b−1 with zero at code 0, for tensors that are never negative; negative values clip to 0
-    UNSIGNED = "uint"
-    #: 0 … 2^b−1 with zero at a code of its own (the zero point), for one-sided or shifted ranges
-    AFFINE = "affine"
+_INT = re.compile(r"(int|uint|affine)(\d+)")
+_FLOAT = re.compile(r"e(\d)m(\d{1,2})(?:b(\d{1,2})|r(4)(x2)?)?(nan|inf)?")
 
 
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-
-
-@dataclasses.dataclass(frozen=True)
-class IntFormat:
-    """A uniform integer grid of `bits` bits; zero is always one of its levels.
-
-    `str(format)` is `int8`, `uint4`, `affine8`; `parse_format(str(f)) == f`.
-
-    Raises:
-        ValueError: `bits` is not one of 2–8 or 16.
-    """
-
-    bits: int
-    kind: Kind = Kind.SIGNED
-
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise ValueError(f"integer format: {self.bits} bits are not supported; valid: {', '.join(map(str, BITS))}")
-
-    @property
-    def magnitude_bits(self) -> int:
-        """Bits that hold the magnitude: b−1 for signed, b otherwise."""
-        return self.bits - 1 if self.kind is Kind.SIGNED else self.bits
-
-    @property
-    def qmax(self) -> int:
-        """Largest code: 2^magnitude_bits − 1."""
-        return int(2**self.magnitude_bits - 1)
-
-    @property
-    def qmin(self) -> int:
-        """Smallest code: −qmax for signed, 0 otherwise."""
-        return -self.qmax if self.kind is Kind.SIGNED else 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Storage of one unpacked code."""
-        if self.bits == 16:
-            return torch.int16 if self.kind is Kind.SIGNED else torch.uint16
-        return torch.int8 if self.kind is Kind.SIGNED else torch.uint8
-
-    def __str__(self) -> str:
-        return f"{self.kind}{self.bits}"
-
-
-def parse_format(text: str) -> IntFormat:
-    """The format that `str` wrote: `int4`, `uint8`, `affine16`.
+def parse_format(text: str) -> Format:
+    """The format that `str` wrote: `int4`, `uint8`, `affine16`, `e4m3`, `e5m2inf`, `e4m3b11`, `e3m0r4x2`.
 
     Raises:
         ValueError: the text names no format.
     """
-    match = re.fullmatch(r"(int|uint|affine)(\d+)", text)
-    if match is None:
-        raise ValueError(f"number format: got {text!r}; valid: int, uint or affine followed by the bits, such as int8")
-    return IntFormat(int(match[2]), Kind(match[1]))
+    if match := _INT.fullmatch(text):
+        return IntFormat(int(match[2]), Kind(match[1]))
+    if match := _FLOAT.fullmatch(text):
+        exponent, mantissa, bias, radix, doubled, overflow = match.groups()
+        form = FloatFormat(
+            int(exponent),
+            int(mantissa),
+            bias=None if bias is None else int(bias),
+            radix=int(radix or 2),
+            doubled=doubled is not None,
+            saturates=overflow is None,
+        )
+        if overflow in (None, form.top):
+            return form
+        raise ValueError(f"number format: got {text!r}, which does not overflow to {overflow}; valid: {form}")
+    raise ValueError(
+        f"number format: got {text!r}; valid: int, uint or affine followed by the bits, such as int8, or e and m with "
+        "the bits of exponent and mantissa, such as e4m3"
+    )

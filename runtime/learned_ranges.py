@@ -48,7 +48,7 @@ def _spread(seen: Observed, high: Tensor) -> Ends:
     return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
 
 
-def _by_step(grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+def _by_step(grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
     """Σ grad·∂x̂/∂Δ."""
     real = x.to(torch.float32) / step
     inside = (real >= bottom) & (real <= top)
@@ -73,7 +73,7 @@ class Lsq(_Learned):
         """top·|step|."""
         return _spread(seen, state.abs() * _top(seen))
 
-    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad·∂x̂/∂Δ / √(n·top)."""
         return (_by_step(grad, x, step, top, bottom) / math.sqrt(x.numel() * top)).reshape(1, 1)
 
@@ -98,7 +98,7 @@ class LearnedEnd(_Learned):
         """±|c|."""
         return _spread(seen, state.abs())
 
-    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad·∂x̂/∂Δ / top, since c = top·Δ."""
         return (_by_step(grad, x, step, top, bottom) / top).reshape(1, 1)
 
@@ -121,7 +121,7 @@ class Pact(_Learned):
         """(0, |α|)."""
         return _spread(seen, state.abs())
 
-    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: int, bottom: int) -> Tensor:
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad over x ≥ α."""
         over = (x.to(torch.float32) >= step * top).to(torch.float32) - (x.to(torch.float32) < step * bottom)
         return (grad.to(torch.float32) * over).sum().reshape(1, 1)

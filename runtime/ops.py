@@ -15,8 +15,8 @@ from torch import Tensor
 from qcompiler.runtime import packing, scales
 from qcompiler.runtime.blocks import BlockView, view_blocks
 from qcompiler.runtime.estimator import Ends, Observed, Range
-from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
-from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.rounding import Rounding, random_bits
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
 def _range(
@@ -68,14 +68,14 @@ def zero_point(
     """The code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
     s = parse_spec(spec)
     _, _, (low, _) = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
-    point = torch.round(-low / scale).clamp(0, s.format.qmax)
+    point = torch.round(-low / scale).clamp(0, s.format.largest)
     return torch.where(point == point, point, 0.0).to(s.format.dtype)
 
 
 def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tensor:
     """x / factor before rounding, of the shape of `x`; NaN throughout a NaN block."""
     values = x.to(torch.float32)
-    if s.scale is Scale.REAL:
+    if s.scale.dtype.is_floating_point:
         return values / view.spread(scale)
     # 1 / 2^k is exact, so a power-of-two scale costs a product instead of a division
     return values * view.spread(scales.inverse(scale))
@@ -84,9 +84,10 @@ def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tens
 def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, spec: str, layout: str, site: str
 ) -> Tensor:
-    """The integer codes of `x`: clamp(round(x / factor) + zero point, qmin, qmax), of the shape and strides of `x`.
+    """The codes of `x`, of its shape and strides: `encode` of the format, at x / factor.
 
-    The noise of stochastic rounding is added before clamping. Codes of a NaN block are the zero point.
+    For integers clamp(round(x / factor) + zero point, qmin, qmax), for floats the bits of one of the two levels beside
+    x / factor. Rounding comes before saturation. Codes of a NaN block are the zero point, or the float format's NaN.
 
     Args:
         scale: what `scale` returned.
@@ -97,43 +98,40 @@ def quantize(
     s = parse_spec(spec)
     view = view_blocks(tuple(x.shape), layout, s.block)
     real = _real_codes(x, scale, s, view)
+    noise = None
     if s.rounding is Rounding.STOCHASTIC:
         if key is None:
             raise ValueError(f"quantize: {site}: spec {spec} rounds stochastically and needs a key")
         index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
-        codes = round_stochastic(real, random_bits(key, site, index))
-    else:
-        codes = torch.round(real)
-    codes = torch.where(codes == codes, codes, 0.0)
-    if zero_point is not None:
-        codes = codes + view.spread(zero_point).to(torch.float32)
-    return codes.clamp(s.format.qmin, s.format.qmax).to(s.format.dtype)
+        noise = random_bits(key, site, index)
+    zero = None if zero_point is None else view.spread(zero_point).to(torch.float32)
+    return s.format.encode(real, noise, zero)
 
 
 def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
 ) -> Tensor:
-    """(code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block.
+    """(`decode` of the code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block.
 
     The top code of a range that ends beside the largest value of `dtype` can come back as infinity: 60000 in float16
     with `int4:fit` is 4·2¹⁴ = 65536.
     """
     s = parse_spec(spec)
     view = view_blocks(tuple(codes.shape), layout, s.block)
-    values = codes.to(torch.float32)
+    values = s.format.decode(codes)
     if zero_point is not None:
         values = values - view.spread(zero_point).to(torch.float32)
     return (values * view.spread(scales.factor(scale))).to(dtype)
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
-    """bool: True where nothing is clipped, qmin ≤ x / factor + zero point ≤ qmax; False throughout a NaN block."""
+    """bool: True where nothing is clipped, lowest ≤ x / factor + zero point ≤ largest; False throughout a NaN block."""
     s = parse_spec(spec)
     view = view_blocks(tuple(x.shape), layout, s.block)
     real = _real_codes(x, scale, s, view)
     if zero_point is not None:
         real = real + view.spread(zero_point).to(torch.float32)
-    return (real >= s.format.qmin) & (real <= s.format.qmax)
+    return (real >= s.format.lowest) & (real <= s.format.largest)
 
 
 def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:
@@ -148,7 +146,7 @@ def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
     """The gradient of a learned range (runtime/learned_ranges.py), [width, 1], from that of the dequantized `x`."""
     s = parse_spec(spec)
     step = scales.factor(scale).reshape(())
-    return s.range.gradient(grad, x, step, s.format.qmax, s.format.qmin)
+    return s.range.gradient(grad, x, step, s.format.largest, s.format.lowest)
 
 
 def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
@@ -186,7 +184,7 @@ def _fake_scale(
 ) -> Tensor:
     s = parse_spec(spec)
     counts = view_blocks(tuple(x.shape), layout, s.block).counts
-    return x.new_empty(counts, dtype=torch.float32 if s.scale is Scale.REAL else torch.uint8)
+    return x.new_empty(counts, dtype=s.scale.dtype)
 
 
 def _fake_zero_point(

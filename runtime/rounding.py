@@ -1,4 +1,4 @@
-"""Rounding of a real code to an integer: to nearest with ties to even, or stochastically from a counter hash.
+"""Rounding of a real number to an integer: to nearest with ties to even, or stochastically from a counter hash.
 
 The random bits are a function of (step key, site, logical element index) and nothing else. So they are the same in
 eager and compiled code, for every memory layout, and when a checkpointed region is computed again; and no random
@@ -69,3 +69,8 @@ def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     floor = torch.floor(x)
     threshold = (x - floor) * 2.0**24
     return floor + (_shift(bits, 8).to(torch.float32) < threshold).to(torch.float32)
+
+
+def round_code(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    """`x` rounded stochastically by its random bits; where there are none, to nearest with ties to even."""
+    return torch.round(x) if noise is None else round_stochastic(x, noise)

@@ -5,9 +5,11 @@ import enum
 import functools
 from typing import TypeVar
 
+import torch
+
 from qcompiler.runtime.blocks import TENSOR, WHOLE, Block, parse_block
 from qcompiler.runtime.estimator import Range
-from qcompiler.runtime.formats import IntFormat, Kind, parse_format
+from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 
@@ -15,14 +17,30 @@ _E = TypeVar("_E", bound=enum.StrEnum)
 
 
 class Scale(enum.StrEnum):
-    """How the scale of a block follows from the largest magnitude in it (docs/numbers.md)."""
+    """How the scale of a block follows from the largest magnitude in it (runtime/scales.py, docs/numbers.md).
 
-    #: 2^(E−m) with amax = f·2^E, ½ ≤ f < 1 and m magnitude bits: what block-floating-point hardware does; saturates
+    Write amax = f·2^E with ½ ≤ f < 1, and m for the magnitude bits of the format: 2^(m−1) ≤ reach < 2^m.
+    """
+
+    #: 2^(E−m): what block-floating-point hardware does, and the rule of OCP MX, 2^(⌊log2 amax⌋ − emax); saturates
     MAX = "max"
     #: the smallest power of two at which amax does not saturate
     FIT = "fit"
-    #: amax / qmax as float32
+    #: amax / largest value, as float32
     REAL = "real"
+    #: integers: 2^(⌈log2 amax⌉ − m), as HBFP does: `max`, but half of it where amax is a power of two; saturates
+    CEIL = "ceil"
+    #: integers: 2^(round(log2 amax) − m), the shift scale of WAGEUBN; saturates
+    ROUND = "round"
+    #: 1, whatever the range: formats with an exponent of their own under loss scaling; saturates
+    ONE = "one"
+    #: e4m3(amax/largest/unit)·unit, unit = amax of the tensor/(largest·448), as NVFP4 does; float32; can saturate
+    TWO_LEVEL = "two-level"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Storage of one scale: float32, or uint8 for powers of two."""
+        return torch.float32 if self in (Scale.REAL, Scale.TWO_LEVEL) else torch.uint8
 
 
 class Vjp(enum.StrEnum):
@@ -40,13 +58,13 @@ class QuantSpec:
 
     Raises:
         ValueError: a zero point together with a power-of-two scale (rounding the zero point would push the end of the
-            range over the last code, so the exponent could not be chosen from the range alone); a learned range with
-            other than one real scale a tensor.
+            range over the last code, so the exponent could not be chosen from the range alone); a scale rule of
+            integers with a float format; a learned range with other than one real scale a tensor of integers.
     """
 
-    #: the integer grid
-    format: IntFormat
-    #: scale rule; power-of-two scales are stored as an 8-bit exponent, real ones as float32
+    #: the levels
+    format: Format
+    #: scale rule; power-of-two scales are stored as an 8-bit exponent, others as float32
     scale: Scale = Scale.FIT
     #: the elements that share a scale
     block: Block = dataclasses.field(default_factory=Block)
@@ -60,10 +78,14 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if self.has_zero_point and self.scale is not Scale.REAL:
             raise ValueError(f"spec: {self.format} has a zero point and needs scale 'real', got {str(self.scale)!r}")
-        if self.range.is_learned and (self.has_zero_point or self.scale is not Scale.REAL or self.block != TENSOR):
+        if isinstance(self.format, FloatFormat) and self.scale in (Scale.CEIL, Scale.ROUND):
+            valid = ", ".join(rule for rule in Scale if rule not in (Scale.CEIL, Scale.ROUND))
+            raise ValueError(f"spec: scale {str(self.scale)!r} is for integers, got {self.format}; valid: {valid}")
+        plain = isinstance(self.format, IntFormat) and not self.has_zero_point
+        if self.range.is_learned and not (plain and self.scale is Scale.REAL and self.block == TENSOR):
             raise ValueError(
-                f"spec: the learned range {self.range} is one number for the tensor; it needs block 'tensor', scale "
-                f"'real' and no zero point, got {self.block}, {self.scale}, {self.format}"
+                f"spec: the learned range {self.range} is one number for a tensor of integers; it needs block "
+                f"'tensor', scale 'real' and format int or uint, got {self.block}, {self.scale}, {self.format}"
             )
 
     @property
@@ -74,7 +96,8 @@ class QuantSpec:
     @property
     def saturates(self) -> bool:
         """True where values can fall outside the range, so that `Vjp.CLIP` differs from `Vjp.PASS`."""
-        return self.scale is Scale.MAX or self.format.kind is Kind.UNSIGNED or self.range != Current()
+        clips = self.scale not in (Scale.FIT, Scale.REAL) or self.format.kind is Kind.UNSIGNED
+        return clips or self.range != Current()
 
     @property
     def outlives_batch(self) -> bool:

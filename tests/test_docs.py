@@ -16,7 +16,7 @@ from qcompiler.capture import capture
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
-from qcompiler.runtime.formats import BITS, Kind
+from qcompiler.runtime.formats import BITS, Kind, parse_format
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import Scale, Vjp
 
@@ -120,6 +120,15 @@ def test_every_choice_is_named():
     names = {step.name for step in pipeline(qcompiler.RECIPES["identity"]).passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
     assert BITS == (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+def test_the_table_of_float_formats():
+    """Bits, largest and smallest level of every row are those of the format it names."""
+    rows = re.findall(r"^\| `(e\dm\w+)` \| (\d+) \| ([\d.]+) \| 2\^−(\d+) \|", PAGES["docs/numbers.md"], re.MULTILINE)
+    assert len(rows) == 10
+    for name, bits, largest, smallest in rows:
+        form = parse_format(name)
+        assert (form.bits, form.largest, form.smallest) == (int(bits), float(largest), 2.0 ** -int(smallest))
 
 
 def test_the_glossary_is_sorted():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, Sign
 from qcompiler.recipe import _RULE_KEYS, _SPEC, Recipe
 from qcompiler.runtime.blocks import TENSOR, Block
-from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.formats import BITS, IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
@@ -57,8 +57,9 @@ BLOCKS = st.just(TENSOR) | st.builds(Block, batch=EDGES, channel=EDGES, space=ED
 
 @st.composite
 def specs(draw: st.DrawFn) -> QuantSpec:
-    form = draw(FORMATS)
-    scale = Scale.REAL if form.kind is Kind.AFFINE else draw(st.sampled_from(Scale))
+    form = draw(FORMATS | st.sampled_from(["e4m3", "e5m2inf", "e4m3b11", "e3m0r4x2"]).map(parse_format))
+    rules = [Scale.MAX, Scale.FIT, Scale.ONE, Scale.TWO_LEVEL]  # what goes with every format without a zero point
+    scale = Scale.REAL if form.kind is Kind.AFFINE else draw(st.sampled_from(rules))
     rounding, vjp = draw(st.sampled_from(Rounding)), draw(st.sampled_from(Vjp))
     # learned ranges go with few specs and roles: an example has one
     estimator = draw(st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned]))

@@ -66,7 +66,7 @@ def test_invalid_recipe(text, message):
         (["format: float4"], r", rule 2: number format: got 'float4'; valid: "),
         (["format: int9"], r", rule 2: integer format: 9 bits are not supported; valid: "),
         (["format: affine8"], r", rule 2: spec: affine8 has a zero point and needs scale 'real', got 'fit'$"),
-        (["format: int4", "scale: fitt"], r", rule 2: scale: got 'fitt'; valid: max, fit, real$"),
+        (["format: int4", "scale: fitt"], r", rule 2: scale: got 'fitt'; valid: max, fit, real, ceil, "),
         (["format: int4", "block: q4"], r", rule 2: block: got 'q4'; valid: "),
         (["format: int4", "rounding: up"], r", rule 2: rounding: got 'up'; valid: nearest, stochastic"),
         (["format: int4", "vjp: ste"], r", rule 2: vjp: got 'ste'; valid: pass, clip"),

@@ -73,9 +73,9 @@ def test_recipe_file(models, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: parse_spec("int8"), r"^spec: got 'int8'; valid: format:scale:block:rounding:vjp and a range"),
+        (lambda: parse_spec("int8"), r"^spec: got 'int8'; valid: format:scale:block:rounding:vjp and a range, "),
         (lambda: parse_spec("int8:fit:tensor:nearest"), r"^spec: got 'int8:fit:tensor:nearest'; valid"),
-        (lambda: parse_spec("int8:fitt:tensor:nearest:pass"), r"^scale: got 'fitt'; valid: max, fit, real$"),
+        (lambda: parse_spec("int8:fitt:tensor:nearest:pass"), r"^scale: got 'fitt'; valid: max, fit, real, ceil, "),
         (lambda: parse_spec("int8:fit:tensor:up:pass"), r"^rounding: got 'up'; valid: nearest, stochastic$"),
         (lambda: parse_spec("int8:fit:tensor:nearest:ste"), r"^vjp: got 'ste'; valid: pass, clip$"),
         (lambda: parse_format("float8"), r"^number format: got 'float8'; valid: int, uint or affine followed by"),

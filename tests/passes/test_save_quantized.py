@@ -17,6 +17,10 @@ from qcompiler.runtime import ops
 SAVE = SaveQuantized()
 EIGHT, FOUR = "int8:fit:b2c2o2i2:nearest:pass", "int4:fit:b2c2o2i2:nearest:pass"
 
+#: spec → how many tensors are packed
+PINNED = [(EIGHT, 0), (FOUR, 4), ("int5:fit:tensor:nearest:pass", 0)]
+PINNED += [("e4m3:max:tensor:nearest:pass", 0), ("e2m1:real:tensor:nearest:pass", 4)]
+
 
 def leaf(*shape):
     """A random tensor that needs a gradient."""
@@ -62,6 +66,9 @@ def test_golden_save(merged, settle, golden):
         "affine4:real:b2c2o2i2:nearest:pass",
         "int4:max:b2c2o2i2:nearest:clip",
         "int4:fit:b2c2o2i2:stochastic:pass",
+        "e4m3:fit:b2c2o2i2:nearest:pass",
+        "e2m1:two-level:b2c2o2i2:stochastic:clip",
+        "e3m0:real:tensor:nearest:pass",
     ],
 )
 def test_values_do_not_change(spec, merged, settle, run_graph, same_bits):
@@ -72,7 +79,7 @@ def test_values_do_not_change(spec, merged, settle, run_graph, same_bits):
     assert same_bits(run_graph(captured), outputs)
 
 
-@pytest.mark.parametrize(("spec", "packed"), [(EIGHT, 0), (FOUR, 4), ("int5:fit:tensor:nearest:pass", 0)])
+@pytest.mark.parametrize(("spec", "packed"), PINNED)
 def test_what_is_pinned(spec, packed, merged, settle):
     captured = merged(spec, convolutions(), leaf(2, 2, 6, 6))
     settle(captured, SAVE)

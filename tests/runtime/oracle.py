@@ -1,6 +1,7 @@
 """A slow, independent answer to what runtime/ops.py computes, in numpy and plain Python: no torch, no qcompiler.
 
-Written from the words of docs and docstrings: a power-of-two scale is looked up in the list of all, a block is a set of
+Written from the words of docs and docstrings: a power-of-two scale is looked up in the list of all, the levels of a
+float format stand in a table, a block is a set of
 element numbers, a random word is a Python integer modulo 2³². Ranges are compared in float64, where every code times a
 power of two is exact; where the specification says float32, the numpy operation is a float32 one.
 
@@ -23,6 +24,7 @@ STEPS = 2.0 ** np.arange(-126, 128)
 #: what each byte of a stored exponent means; 0 is never written
 FACTORS = np.concatenate([[np.nan], STEPS, [np.nan]])
 NAN_BYTE = 255
+POWERS = 2.0 ** np.arange(-149, 129)
 #: bits a pattern sweep runs over, by the name of the float type
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
@@ -40,21 +42,29 @@ class Quantized(NamedTuple):
 class Spec(NamedTuple):
     """The fields of a spec, as plain values; `edges` maps a letter to its edge, 0 for the whole axis."""
 
-    kind: str
+    name: str  # of the format
+    kind: str  # int, uint, affine, float
     bits: int
     scale: str
     edges: dict[str, int]
     stochastic: bool
 
     @property
-    def top(self) -> int:
-        """Largest code."""
-        return int(2 ** (self.bits - 1) - 1 if self.kind == "int" else 2**self.bits - 1)
+    def top(self) -> float:
+        """Largest code of an integer, largest number of a float."""
+        if self.kind == "float":
+            return float(max(numbers(self.name)))
+        return 2 ** (self.bits - 1) - 1 if self.kind == "int" else 2**self.bits - 1
 
     @property
-    def bottom(self) -> int:
-        """Smallest code."""
-        return -self.top if self.kind == "int" else 0
+    def bottom(self) -> float:
+        """Smallest code or number."""
+        return -self.top if self.kind in ("int", "float") else 0
+
+    @property
+    def reach(self) -> float:
+        """What the largest magnitude of a block is set against: the second phase is that of the first."""
+        return self.top / 2 if self.name.endswith("x2") else self.top
 
     @property
     def code_dtype(self) -> str:
@@ -65,10 +75,61 @@ class Spec(NamedTuple):
 def read_spec(text: str) -> Spec:
     """The fields of `int8:fit:b4c16:nearest:pass`."""
     number, scale, block, rounding, _ = text.split(":")
-    kind, bits = re.split(r"(?<=\D)(?=\d)", number)
+    if number.startswith("e"):
+        kind, bits = "float", str(1 + sum(map(int, re.match(r"e(\d)m(\d+)", number).groups())))
+    else:
+        kind, bits = re.split(r"(?<=\D)(?=\d)", number)
     named = {"each": {}, "tensor": dict.fromkeys("bcsoig", 0)}
     edges = {pair[0]: int(pair[1:].replace("*", "0")) for pair in re.findall(r"\D(?:\d+|\*)", block)}
-    return Spec(kind, int(bits), scale, named.get(block, edges), rounding == "stochastic")
+    return Spec(number, kind, int(bits), scale, named.get(block, edges), rounding == "stochastic")
+
+
+@functools.cache
+def magnitudes(name: str) -> Array:
+    """What each code of a float format means without its sign, from the words of the specifications."""
+    exponent, mantissa = (int(width) for width in re.match(r"e(\d)m(\d+)", name).groups())
+    if "r4" in name:
+        half = 2 ** (exponent - 1) - 1
+        return np.array([0] + [4.0**power * (2 if "x2" in name else 1) for power in range(-half, half + 1)])
+    own = re.search(r"b(\d+)", name)
+    bias = int(own[1]) if own else 2 ** (exponent - 1) - 1
+    tenths = np.arange(2**mantissa) / 2**mantissa
+    binades = [(1 + tenths) * 2.0 ** (field - bias) for field in range(1, 2**exponent)]
+    table = np.concatenate([tenths * 2.0 ** (1 - bias), *binades])
+    if own is None and name.startswith("e4m3"):
+        table[-1] = np.nan  # S.1111.111
+    if own is None and (name.startswith("e5m2") or exponent + mantissa == 15):
+        table[-(2**mantissa) :] = [np.inf] + [np.nan] * (2**mantissa - 1)
+    return table
+
+
+def numbers(name: str) -> Array:
+    """The finite ones among them, in the order of their codes and of their size."""
+    return magnitudes(name)[np.isfinite(magnitudes(name))]
+
+
+def float_codes(real: Array, name: str, words: Array | None) -> Array:
+    """The codes of a float format: the neighbors of each magnitude in the table, and one of them chosen."""
+    table, grid = magnitudes(name), numbers(name)
+    x = np.abs(np.where(np.isnan(real), 0, real)).astype(np.float64)
+    if name.endswith(("nan", "inf")):
+        grid = np.append(grid, 2 * grid[-1] - grid[-2])  # the level that would come next is the first that overflows
+    x = np.minimum(x, grid[-1])
+    below = np.searchsorted(grid, x, side="right").clip(1, len(grid) - 1) - 1
+    share = (x - grid[below]) / (grid[below + 1] - grid[below])
+    if "r4" in name:  # a place between levels of ratio 4 is held as the float32 1 + share
+        third = (F32(1) * x / np.where(below > 0, grid[below], 1) - 1).astype(F32) / F32(3)
+        share = np.where(below > 0, (third + F32(1)).astype(np.float64) - 1, share)
+    up = words // 256 / 2.0**24 < share if words is not None else (share > 0.5) | ((share == 0.5) & (below % 2 == 1))
+    nan = np.flatnonzero(np.isnan(table))
+    codes = below + up + np.signbit(real) * len(table)
+    return np.where(np.isnan(real), nan[(len(nan) - 1) // 2] if len(nan) else 0, codes)
+
+
+def float_values(codes: Array, name: str) -> Array:
+    """What codes mean, with their sign, as float32."""
+    table = magnitudes(name)
+    return np.concatenate([table, -table]).astype(F32)[codes]
 
 
 def patterns(dtype: str) -> Array:
@@ -121,14 +182,30 @@ def block_ranges(x: Array, number: Array, blocks: int) -> tuple[Array, Array]:
 
 def step_bytes(amax: Array, spec: Spec) -> Array:
     """The stored exponent of each block of a power-of-two scale."""
-    bits = spec.bits - 1 if spec.kind == "int" else spec.bits
+    bits = np.frexp(spec.reach)[1]
     finite = np.where(np.isfinite(amax), amax, 0).astype(np.float64)
     if spec.scale == "fit":
-        # as many steps are too small as there are ranges top·step below amax
-        place = np.searchsorted(spec.top * STEPS, finite, side="left")
+        # as many steps are too small as there are ranges reach·step below amax
+        place = np.searchsorted(spec.reach * STEPS, finite, side="left")
     else:
-        place = np.where(finite > 0, np.frexp(finite)[1] - bits, -126) + 126
+        # exponents of: the power of two above amax, the one at or above it, the one that is nearest as a factor, 2^bits
+        power = {
+            "max": np.frexp(finite)[1],
+            "ceil": np.searchsorted(POWERS, finite, side="left") - 149,
+            "round": np.searchsorted(POWERS.astype(np.longdouble) ** 2 / 2, finite**2, side="right") - 150,
+            "one": np.full(finite.shape, bits),
+        }[spec.scale]
+        place = np.where((finite > 0) | (spec.scale == "one"), power - bits, -126) + 126
     return np.where(np.isfinite(amax), place.clip(0, len(STEPS) - 1) + 1, NAN_BYTE).astype(np.uint8)
+
+
+def two_level_scales(amax: Array, reach: float) -> Array:
+    """The product of an e4m3 scale for each block and a float32 for the tensor; float32 operations throughout."""
+    tiny, finite = F32(2.0**-126), np.where(np.isfinite(amax), amax, F32(0))
+    unit = np.maximum(finite.max(initial=0) / F32(reach * 448), tiny)
+    inner = float_values(float_codes(finite / F32(reach) / unit, "e4m3", None), "e4m3")
+    product = np.maximum(np.maximum(inner, F32(2.0**-9)) * unit, tiny)
+    return np.where(np.isfinite(amax), product, F32(np.nan)).astype(F32)
 
 
 def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), site: str = "") -> Quantized:
@@ -141,25 +218,29 @@ def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), si
         low, high = block_ranges(x, number, blocks)
         bad = ~(np.isfinite(low) & np.isfinite(high))
         zero = np.zeros(blocks, F32)
+        amax = np.where(bad, F32(np.nan), np.maximum(-low, high) if spec.bottom < 0 else high)
         if spec.scale == "real":
-            if spec.kind == "int":
-                high = np.maximum(-low, high)
-            start = low if spec.kind == "affine" else zero
-            stored = np.maximum(high / F32(spec.top) - start / F32(spec.top), F32(2.0**-126))
+            start, high = (low, high) if spec.kind == "affine" else (zero, amax)
+            stored = np.maximum(high / F32(spec.reach) - start / F32(spec.reach), F32(2.0**-126))
             stored = factor = np.where(bad, F32(np.nan), stored)
             zero = np.where(bad, 0, np.rint(-start / factor).clip(0, spec.top))
+        elif spec.scale == "two-level":
+            stored = factor = two_level_scales(amax, spec.reach)
         else:
-            amax = np.maximum(-low, high) if spec.kind == "int" else high
-            stored = step_bytes(np.where(bad, F32(np.nan), amax), spec)
+            stored = step_bytes(amax, spec)
             factor = FACTORS[stored]
         # from here on one factor and one zero point for each element
         factors, zeros = factor.astype(F32)[number], zero.astype(F32)[number]
         real = x / factors
-        words = random_words(key, site, x.size).reshape(x.shape)
-        rounded = round_up_or_down(real, words) if spec.stochastic else np.rint(real)
-        rounded = np.where(bad[number], F32(0), rounded)
-        codes = (rounded + zeros).clip(spec.bottom, spec.top).astype(spec.code_dtype)
-        values = (codes.astype(F32) - zeros) * factors
+        words = random_words(key, site, x.size).reshape(x.shape) if spec.stochastic else None
+        if spec.kind == "float":
+            codes = float_codes(real, spec.name, words).astype(spec.code_dtype)
+            values = float_values(codes, spec.name) * factors
+        else:
+            rounded = np.rint(real) if words is None else round_up_or_down(real, words)
+            rounded = np.where(bad[number], F32(0), rounded)
+            codes = (rounded + zeros).clip(spec.bottom, spec.top).astype(spec.code_dtype)
+            values = (codes.astype(F32) - zeros) * factors
     return Quantized(
         scale=stored.reshape(counts),
         zero=zero.astype(spec.code_dtype).reshape(counts) if spec.kind == "affine" else None,

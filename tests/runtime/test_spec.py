@@ -7,17 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.runtime.blocks import AXES, TENSOR, Block
-from qcompiler.runtime.formats import BITS, IntFormat, Kind
+from qcompiler.runtime.formats import BITS, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice, parse_spec
 
 BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
-SPECS = st.tuples(st.sampled_from(BITS), st.sampled_from(list(Kind)), st.sampled_from(list(Scale))).flatmap(
-    lambda drawn: st.builds(
+INTS = st.builds(IntFormat, st.sampled_from(BITS), st.sampled_from(list(Kind)))
+FLOATS = st.sampled_from(["e4m3", "e4m3nan", "e5m2inf", "e4m3b11", "e2m1", "e3m0", "e3m0r4x2", "e5m10"]).map(
+    parse_format
+)
+
+
+def rules_of(form: Format) -> list[Scale]:
+    """The scale rules that go with a format."""
+    if form.kind is Kind.AFFINE:
+        return [Scale.REAL]
+    return [rule for rule in Scale if isinstance(form, IntFormat) or rule not in ("ceil", "round")]
+
+
+SPECS = (INTS | FLOATS).flatmap(
+    lambda form: st.builds(
         QuantSpec,
-        format=st.just(IntFormat(drawn[0], drawn[1])),
-        scale=st.just(Scale.REAL if drawn[1] is Kind.AFFINE else drawn[2]),
+        format=st.just(form),
+        scale=st.sampled_from(rules_of(form)),
         block=BLOCKS,
         rounding=st.sampled_from(list(Rounding)),
         vjp=st.sampled_from(list(Vjp)),
@@ -55,7 +68,7 @@ def test_text(spec: QuantSpec, text: str) -> None:
     assert parse_spec(text) == spec
 
 
-@pytest.mark.parametrize("scale", [Scale.MAX, Scale.FIT])
+@pytest.mark.parametrize("scale", [scale for scale in Scale if scale is not Scale.REAL])
 def test_zero_point_needs_a_real_scale(scale: Scale) -> None:
     with pytest.raises(ValueError, match=f"^spec: affine8 has a zero point and needs scale 'real', got '{scale}'$"):
         QuantSpec(format=IntFormat(8, Kind.AFFINE), scale=scale)
@@ -72,11 +85,17 @@ def test_parse_refuses_other_than_five_or_six_fields(text: str) -> None:
     [
         ("int9:fit:each:nearest:pass", r"^integer format: 9 bits are not supported"),
         ("byte:fit:each:nearest:pass", r"^number format: got 'byte'; valid: int, uint or affine"),
-        ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real$"),
+        ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real, ceil, round, one, two-level$"),
         ("int8:fit:q4:nearest:pass", r"^block: got 'q4'; valid: 'tensor', 'each'"),
         ("int8:fit:each:up:pass", r"^rounding: got 'up'; valid: nearest, stochastic$"),
         ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip$"),
         ("int8:fit:each:nearest:pass:past", r"^range: got 'past'; valid: current, running, hindsight"),
+        (
+            "e4m3:ceil:each:nearest:pass",
+            r"^spec: scale 'ceil' is for integers, got e4m3; valid: max, fit, real, one",
+        ),
+        ("e2m1:round:each:nearest:pass", r"^spec: scale 'round' is for integers, got e2m1; valid: max, fit, real, one"),
+        ("e9m9:fit:each:nearest:pass", r"^float format: e9m9 is not supported"),
         ("affine4:fit:each:nearest:pass", r"^spec: affine4 has a zero point and needs scale 'real', got 'fit'$"),
     ],
 )
@@ -87,7 +106,7 @@ def test_parse_refuses(text: str, message: str) -> None:
 
 def test_choice() -> None:
     assert choice(Scale, "real", "scale") is Scale.REAL
-    with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real$"):
+    with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real, ceil, round, one, two-level$"):
         choice(Scale, "REAL", "knob")
 
 
@@ -101,6 +120,13 @@ def test_choice() -> None:
         ("uint8", "real", False, True),
         ("uint8", "max", False, True),
         ("affine8", "real", True, False),
+        ("e4m3", "fit", False, False),
+        ("e4m3", "real", False, False),
+        ("e4m3", "max", False, True),  # amax below 512 lies above 448
+        ("e4m3", "one", False, True),
+        ("e2m1", "two-level", False, True),
+        ("int8", "ceil", False, True),
+        ("int8", "round", False, True),
     ],
 )
 def test_derived_facts(name: str, scale: str, has_zero_point: bool, saturates: bool) -> None:
