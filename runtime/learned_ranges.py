@@ -122,8 +122,9 @@ class Pact(_Learned):
         return _spread(seen, state.abs())
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
-        """Σ grad over x ≥ α."""
-        over = (x.to(torch.float32) >= step * top).to(torch.float32) - (x.to(torch.float32) < step * bottom)
+        """Σ grad over x ≥ α; signed formats also take −Σ grad over x < −α."""
+        real = x.to(torch.float32) / step
+        over = torch.where(real >= top, 1.0, torch.where(real < bottom, bottom / top, 0.0))
         return (grad.to(torch.float32) * over).sum().reshape(1, 1)
 
 

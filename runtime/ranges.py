@@ -15,6 +15,7 @@ from torch import Tensor
 from qcompiler.runtime.estimator import Ends, Observed, Range
 from qcompiler.runtime.formats import Kind
 from qcompiler.runtime.learned_ranges import LearnedEnd, Lsq, Pact
+from qcompiler.runtime.statistical_ranges import Adaptive, Sawb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +336,8 @@ ESTIMATORS: Final[tuple[type[Range], ...]] = (
     History,
     Cosine,
     LargeGradients,
+    Sawb,
+    Adaptive,
     LearnedEnd,
     Lsq,
     Pact,

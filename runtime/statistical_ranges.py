@@ -1,0 +1,84 @@
+"""Ranges from statistics of the present tensor other than its ends."""
+
+import dataclasses
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.estimator import Ends, Observed, Range
+from qcompiler.runtime.formats import Kind
+
+#: bits → (c1, c2) of SAWB, fitted by its authors to six distributions
+_SAWB: Final = {2: (3.212, 2.178), 4: (12.68, 12.80), 5: (17.74, 18.64)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sawb(Range):
+    """Statistics-aware weight binning: ±|c1·√E[x²] − c2·E|x||, for 2, 4 and 5 bits, over the whole tensor.
+
+    J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3. Never beyond the tensor's
+    own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an error.
+    """
+
+    name: ClassVar[str] = "sawb"
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """The same for every block; not finite where the tensor is not."""
+        bits = seen.magnitude_bits + (seen.kind is Kind.SIGNED)
+        if bits not in _SAWB:
+            raise ValueError(f"range: sawb has coefficients for {', '.join(map(str, _SAWB))} bits, got {bits}")
+        c1, c2 = _SAWB[bits]
+        x = seen.x.to(torch.float32)
+        magnitude = x.abs()
+        clip = (c1 * x.square().mean().sqrt() - c2 * magnitude.mean()).abs()
+        high = torch.minimum(clip, magnitude.amax()).expand(seen.view.counts)
+        return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Range):
+    """By the shape of the distribution of each block: the largest magnitude, or a moving average of it.
+
+    A block in which more than 30 % of the elements lie beyond one standard deviation counts as Gaussian and takes its
+    maximum; any other ("inverted T") takes s_t = (1 − k·rate)·s_{t−1} + rate·max|g|, with k = 1.
+    K. Zhao et al.: Distribution Adaptive INT8 Quantization for Training CNNs, AAAI 2021, §4 (from summaries of it).
+    """
+
+    name: ClassVar[str] = "adaptive"
+    has_state: ClassVar[bool] = True
+    rate: float = 0.8
+    share: float = 0.3
+
+    @property
+    def width(self) -> int:
+        """The magnitude s."""
+        return 1
+
+    def first(self, seen: Observed) -> Tensor:
+        """The largest magnitude."""
+        return seen.largest.unsqueeze(0)
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """±s, the present tensor included."""
+        (high,) = self.update(seen, state)
+        return -high, high
+
+    def frozen(self, seen: Observed, state: Tensor) -> Ends:
+        """±s of the state."""
+        return -state[0], state[0]
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """The maximum of a Gaussian block, the moving average of any other."""
+        high = seen.largest
+        inner = seen.view.inner
+        blocks = seen.blocks
+        mean = blocks.mean(inner, keepdim=True)
+        beyond = (blocks - mean).abs() > blocks.std(inner, correction=0, keepdim=True)
+        gaussian = beyond.to(torch.float32).mean(inner) > self.share
+        moved = (1 - self.rate) * state[0] + self.rate * high
+        return torch.where(gaussian, high, moved).unsqueeze(0)
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """The larger."""
+        return torch.maximum(one, other)
