@@ -23,6 +23,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
     steps = len(images) // 128
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.2)
+    learned: torch.optim.Optimizer | None = None  # of learned ranges, which exist after the first forward
     generator = torch.Generator().manual_seed(seed)
     with Progress() as progress:
         task = progress.add_task("training", total=epochs * steps)
@@ -33,8 +34,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
                 optimizer.zero_grad()
                 batch = cifar.augment(images[index], generator).to(memory_format=torch.channels_last)
                 loss = F.cross_entropy(model(batch), labels[index])
+                if learned is None and isinstance(model, qcompiler.QuantizedModule) and model.quantizer_parameters():
+                    learned = torch.optim.Adam(model.quantizer_parameters(), lr=1e-5)
                 loss.backward()
                 optimizer.step()
+                if learned is not None:
+                    learned.step()
+                    learned.zero_grad()
                 schedule.step()
                 progress.update(task, advance=1, description=f"epoch {epoch + 1}, loss {loss.item():.3f}")
 
