@@ -62,6 +62,8 @@ class Operand:
     asked: bool = False
     #: index of the recipe's rule that decided; None: no rule matched
     rule: int | None = None
+    #: what was asked for this operand, quantized or not, and could not be done
+    remark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

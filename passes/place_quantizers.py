@@ -1,6 +1,7 @@
 """Write a quantizer in front of every operand of every contraction that a rule asks to quantize."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
@@ -72,8 +73,7 @@ class PlaceQuantizers:
         if not val.is_floating_point() or val.numel() == 0:
             record(node, operand.arg, kept=f"nothing to quantize: {val.dtype}, {val.numel()} elements")
             return 0
-        sign = Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
-        match = first_match(self.rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
+        match = match_operand(self.rules, fact, operand, tensor)
         if match is None:
             record(node, operand.arg, kept="no rule of the recipe matches")
             return 0
@@ -85,6 +85,12 @@ class PlaceQuantizers:
         floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}")
         node.update_arg(operand.arg, floats)
         return 1
+
+
+def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
+    """The first rule that matches one operand of a contraction, with its index."""
+    sign = Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
+    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
 
 
 def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:

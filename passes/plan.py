@@ -96,7 +96,7 @@ class QuantPlan:
 
     def __str__(self) -> str:
         quantized = Table(
-            "quantizer", "role", "format", "block", "scale", "rounding", "shape", "read by", title="Quantizers"
+            "quantizer", "role", "format", "block", "scale", "range", "rounding", "shape", "read by", title="Quantizers"
         )
         for site in self.sites:
             s = site.spec
@@ -106,6 +106,7 @@ class QuantPlan:
                 s.format,
                 s.block,
                 s.scale,
+                s.range,
                 s.rounding,
                 list(site.shape),
                 ", ".join(site.consumers),
@@ -174,4 +175,5 @@ def _kept(module: GraphModule) -> list[Kept]:
             for o in fact.operands
             if o.kept and not fact.is_bias
         ]
+        found += [Kept(f"{fact.site}/{o.name}", describe(fact), o.remark) for o in fact.operands if o.remark]
     return found

@@ -86,6 +86,9 @@ class Rule:
     product: Product | None = None
     #: only operands of this sign; None = of either
     sign: Sign | None = None
+    #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of its
+    #: quantizer, if every operand of the product is (passes/rotate_operands.py)
+    rotate: int = 0
     #: why this rule is there, for the report
     reason: str = ""
 
@@ -100,6 +103,8 @@ class Rule:
                 f"operator: got {self.operator!r}; valid: {', '.join((*OPERATORS, ANY))}"
                 f"{did_you_mean(self.operator, OPERATORS)}"
             )
+        if self.rotate < 0 or self.rotate & (self.rotate - 1):
+            raise ValueError(f"rotate: got {self.rotate}; valid: 0 or a power of two")
         if self.spec is not None and self.role is not Role.WEIGHT and not self.spec.outlives_batch:
             raise ValueError(
                 f"range: {self.spec.range} keeps a range for each block, and block {self.spec.block} has other samples "
@@ -153,7 +158,8 @@ class Rule:
         )
         where = "" if self.module == ANY else f" at {self.module or repr('')}"
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{subject}{where} -> {self.spec or 'keep in float'}{reason}"
+        turned = f"rotated by {self.rotate}, " if self.rotate else ""
+        return f"{subject}{where} -> {turned}{self.spec or 'keep in float'}{reason}"
 
 
 #: the type of each field of a rule, and the fields that may be None instead
@@ -165,6 +171,7 @@ _TYPES: Final = {
     "position": Position,
     "product": Product,
     "sign": Sign,
+    "rotate": int,
     "reason": str,
 }
 _OPTIONAL: Final = ("spec", "role", "position", "product", "sign")

@@ -140,17 +140,35 @@ class QuantizedModule(nn.Module):
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, name, getattr(model, name))
-        self.recipe = recipe
         self._options = (backend, strict)
         self._store = RangeStore(torch_compat.ENGINE)
-        self._compilers = {
-            mode: GraphCompiler(rules, backend, strict, store=self._store, frozen=not mode)
-            for mode, rules in ((True, recipe), (False, recipe.for_eval()))
-        }
-        self._functions = {
-            mode: torch_compat.compile_with(model, compiler, fullgraph=strict)
-            for mode, compiler in self._compilers.items()
-        }
+        #: recipe → training and eval mode, each with its compiler and the function that Dynamo guards
+        self._made: dict[Recipe, dict[bool, tuple[GraphCompiler, Callable[..., Any]]]] = {}
+        self.use(recipe)
+
+    def use(self, recipe: str | Recipe) -> "QuantizedModule":
+        """Goes on with another recipe: more bits in the last epoch, say. Parameters, and ranges that fit, stay.
+
+        Each recipe is captured once: going back to one costs nothing.
+
+        Raises:
+            RecipeError: the recipe is unknown or not valid.
+        """
+        recipe = recipes.get(recipe)
+        if recipe not in self._made:
+            self._made[recipe] = {True: self._make(recipe, frozen=False), False: self._make(recipe, frozen=True)}
+        self.recipe = recipe
+        modes = self._made[recipe]
+        self._compilers = {mode: compiler for mode, (compiler, _) in modes.items()}
+        self._functions = {mode: function for mode, (_, function) in modes.items()}
+        return self
+
+    def _make(self, recipe: Recipe, *, frozen: bool) -> tuple[GraphCompiler, Callable[..., Any]]:
+        """The compiler of one mode, and the model behind it; `frozen` is eval mode."""
+        backend, strict = self._options
+        rules = recipe.for_eval() if frozen else recipe
+        compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen)
+        return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""
@@ -185,7 +203,14 @@ class QuantizedModule(nn.Module):
             mode = "train()" if training else "eval()"
             raise CompileError(f"plan: nothing is captured yet; call the model once in {mode} mode")
         plans = [make() for make in compiler.plans.values()]
-        return QuantPlan.merge(plans, [*compiler.breaks, *_unused(compiler.recipe, plans)])
+        return QuantPlan.merge(plans, [*compiler.breaks, *_unused(compiler.recipe, plans), *self._remarks(plans)])
+
+    def _remarks(self, plans: Sequence[QuantPlan]) -> list[str]:
+        """What the ranges of the past have to say: how often they were too small."""
+        held = self._store.states
+        sites = {site.name: site.spec.range for plan in plans for site in plan.sites if site.name in held}
+        remarks = {name: estimator.remark(held[name]) for name, estimator in sites.items()}
+        return [f"{name}: {text}" for name, text in remarks.items() if text]
 
     def graph_text(self, *, training: bool = True) -> str:
         """The quantized graphs of that mode as text, forward and backward, one after the other."""

@@ -8,6 +8,7 @@ from qcompiler.passes.hoist_views import HoistViews
 from qcompiler.passes.learn_ranges import LearnRanges
 from qcompiler.passes.mask_gradients import MaskGradients
 from qcompiler.passes.place_quantizers import PlaceQuantizers
+from qcompiler.passes.rotate_operands import RotateOperands
 from qcompiler.passes.save_quantized import SaveQuantized
 from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.thread_ranges import ThreadRanges
@@ -20,6 +21,7 @@ def pipeline(recipe: Recipe, *, frozen: bool = False) -> Pipeline:
         (
             SplitConvolutionBackward(),  # one product a node
             AnnotateRoles(),  # what every operand is, and which axis is summed
+            RotateOperands(recipe.rules),  # outliers spread along the summed axis
             PlaceQuantizers(recipe.rules),  # a quantizer in front of every operand
             ChooseBlocks(),  # a legal block for every reader
             MaskGradients(),  # its backward, where it clips

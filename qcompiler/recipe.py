@@ -147,6 +147,7 @@ _CONDITIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "position": lambda text: choice(Position, text, "position"),
     "product": lambda text: choice(Product, text, "product"),
     "sign": lambda text: choice(Sign, text, "sign"),
+    "rotate": lambda text: _whole(text, "rotate"),
     "reason": str,
 }
 _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
@@ -160,6 +161,13 @@ _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
 _RECIPE_KEYS: Final = ("name", "source", "rules")
 _RULE_KEYS: Final = (*_CONDITIONS, "keep", *_SPEC)
 _EVERYTHING: Final = Rule(spec=None)
+
+
+def _whole(text: str, key: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{key}: got {text!r}; valid: a whole number, in quotes") from None
 
 
 def _rule_to_dict(rule: Rule) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The named recipes. Bit widths and blocks are tuned here, and nowhere else."""
 
+import dataclasses
 from typing import Final
 
 from qcompiler.passes.rules import Position, Product, Role, Rule, Sign, did_you_mean
@@ -401,12 +402,18 @@ MXFP6: Final = _mx("mxfp6", "e2m3", "e3m2")
 MXFP4: Final = _mx("mxfp4", "e2m1", "e2m1", "stochastic")
 #: MXINT8: 8-bit integers.
 MXINT8: Final = _mx("mxint8", "int8", "int8")
-#: NVFP4: 16 elements with an E4M3 scale under one of the tensor; weights in 16 × 16; the ends in float. Without the
-#: Hadamard transform of the weight gradient's operands.
+#: NVFP4: 16 elements with an E4M3 scale under one of the tensor; weights in 16 × 16; the ends in float; the operands of
+#: the weight gradient turned by Hadamard matrices of 16.
 NVFP4: Final = Recipe(
     name="nvfp4",
     source="NVIDIA: Pretraining Large Language Models with NVFP4, 2025, arXiv 2509.25149",
     rules=_float_ends("about 15 % of the layers stay in high precision")
+    + tuple(
+        dataclasses.replace(rule, product=Product.WEIGHT_GRADIENT, rotate=16)
+        for rule in _by_role(
+            activation="e2m1:two-level:c16:nearest:pass", gradient="e2m1:two-level:c16:stochastic:pass"
+        )
+    )
     + _by_role(
         weight="e2m1:two-level:o16i16:nearest:pass",
         activation="e2m1:two-level:c16:nearest:pass",

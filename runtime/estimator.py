@@ -119,6 +119,10 @@ class Range:
         """
         raise NotImplementedError(self.name)
 
+    def remark(self, state: Tensor) -> str:
+        """What a user should know of a state; empty where there is nothing. Reads the device."""
+        return ""
+
     def frozen(self, seen: Observed, state: Tensor) -> Ends:
         """The range in use in eval mode, where the state stays as it is."""
         return self.ends(seen, state)

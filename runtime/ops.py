@@ -6,6 +6,7 @@ So simulation and compiled code cannot drift apart.
 Specs cross as strings: a dataclass in a graph node prints as code that does not run.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -161,6 +162,27 @@ def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     return torch.where(bad, torch.nan if scale.is_floating_point() else scales.NAN_EXPONENT, scale).to(scale.dtype)
 
 
+def rotate(x: Tensor, dim: int, size: int) -> Tensor:
+    """x·R along `dim` in float32, rounded once to the dtype of `x`; R has Hadamard matrices of `size` on its diagonal.
+
+    R = H·D/√size with H the matrix of Sylvester and D signs that depend on `size` alone; R·Rᵀ = 1.
+    """
+    parts = x.to(torch.float32).unflatten(dim, (-1, size)).movedim(dim + 1, -1)
+    turned = torch.matmul(parts, _rotation(size, x.device))
+    return turned.movedim(-1, dim + 1).reshape(x.shape).to(x.dtype).contiguous()
+
+
+def _rotation(size: int, device: torch.device) -> Tensor:
+    """R: entry (i, j) is sign(j) · (−1)^(bits that i and j share) / √size."""
+    index = torch.arange(size, dtype=torch.int32, device=device)
+    shared = index.unsqueeze(1) & index
+    odd = torch.zeros_like(shared)
+    for bit in range(size.bit_length()):
+        odd = odd ^ ((shared >> bit) & 1)
+    signs = random_bits(torch.zeros(2, dtype=torch.int32, device=device), "rotation", index) >> 31
+    return (1 - 2 * odd).to(torch.float32) * (1 + 2 * signs).to(torch.float32) * (1 / math.sqrt(size))
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/packing.py."""
     return packing.pack(codes, bits)
@@ -227,6 +249,10 @@ def _fake_checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     return torch.empty_like(scale)
 
 
+def _fake_rotate(x: Tensor, dim: int, size: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _fake_pack(codes: Tensor, bits: int) -> Tensor:
     parts, dim = packing.per_byte(bits), packing.packed_dim(tuple(codes.shape), bits)
     if dim is None:
@@ -283,6 +309,7 @@ UPDATE: Final = _define(
 RANGE_GRADIENT: Final = _define(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", range_gradient, _fake_range_gradient
 )
+ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate, _fake_rotate)
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
@@ -299,6 +326,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     IN_RANGE: in_range,
     UPDATE: update,
     RANGE_GRADIENT: range_gradient,
+    ROTATE: rotate,
     CHECKED: checked,
     PACK: pack,
     UNPACK: unpack,

@@ -103,6 +103,11 @@ class Hindsight(Range):
         ends = torch.where(fired, now, _mix(self.momentum, state[:2], now))
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])
 
+    def remark(self, state: Tensor) -> str:
+        """How often the guard has fired."""
+        fired = int(state[2].max())
+        return f"more than {self.guard:.2%} was clipped in {fired} steps; the range started anew" if fired else ""
+
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """The wider range, the larger count."""
         return torch.cat([super().merge(one, other), torch.maximum(one[2:], other[2:])])
@@ -133,9 +138,10 @@ class Fixed(Range):
 
 @dataclasses.dataclass(frozen=True)
 class Percentile(Range):
-    """The percentile of the magnitudes over the whole tensor, by rank; blocks with a smaller range keep their own.
+    """The percentile of the magnitudes of each block, by rank.
 
-    Of n magnitudes the largest ⌊n·(1 − percent/100)⌋ lie outside. NaN where the tensor holds one.
+    Of the n elements of a whole block the largest ⌊n·(1 − percent/100)⌋ lie outside. A last, smaller block counts as if
+    it was filled up with zeros. NaN or infinite where the block is not finite.
     """
 
     name: ClassVar[str] = "percentile"
@@ -146,9 +152,13 @@ class Percentile(Range):
             raise ValueError(f"percent: got {self.percent:g}; valid: above 0, at most 100")
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """Each block's own range, cut at the percentile; one that is not finite stays so."""
-        cut = seen.rank(seen.x.to(torch.float32).abs(), 1 - self.percent / 100)
+        """Each block's own range, cut at its percentile."""
         low, high = seen.ends
+        dims = len(seen.view.axes)
+        order = [*range(0, 2 * dims, 2), *seen.view.inner]
+        magnitudes = seen.blocks.abs().permute(order).reshape(*seen.view.counts, -1)
+        size = magnitudes.shape[-1]
+        cut = torch.kthvalue(magnitudes, size - int((1 - self.percent / 100) * size))[0]
         finite = torch.isfinite(low) & torch.isfinite(high)
         return torch.where(finite, torch.maximum(low, -cut), low), torch.where(finite, torch.minimum(high, cut), high)
 

@@ -80,6 +80,7 @@ RULES = st.builds(
     position=st.none() | st.sampled_from(Position),
     product=st.none() | st.sampled_from(Product),
     sign=st.none() | st.sampled_from(Sign),
+    rotate=st.sampled_from([0, 1, 2, 16]),
     reason=TEXTS,
 )
 RECIPES = st.builds(Recipe, name=TEXTS.filter(bool), rules=st.lists(RULES, max_size=4).map(tuple), source=TEXTS)
