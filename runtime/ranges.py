@@ -55,7 +55,7 @@ class Observed:
 
     def rank(self, x: Tensor, share: float) -> Tensor:
         """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
-        above = int(share * x.numel())
+        above = int(share * x.numel() + 1e-6)  # 1 − 90/100 is 0.09999999999999998
         return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
 
     @property
@@ -119,8 +119,13 @@ class Range:
         return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
 
     def __str__(self) -> str:
-        values = [f"{getattr(self, field.name):g}" for field in dataclasses.fields(self)]
+        values = [_shortest(getattr(self, field.name)) for field in dataclasses.fields(self)]
         return f"{self.name}({','.join(values)})" if values else self.name
+
+
+def _shortest(number: float) -> str:
+    text = f"{number:g}"
+    return text if float(text) == number else repr(float(number))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,8 +355,8 @@ class Cosine(Range):
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The state as it is."""
-        return state.clone()
+        """The state as it is; NaN where the search met zeros only, so that the next tensor is searched."""
+        return torch.where(state > 0, state, torch.nan)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """The larger clip."""
@@ -396,11 +401,12 @@ class LargeGradients(Range):
         return 2 if self.is_static else 1
 
     def first(self, seen: Observed) -> Tensor:
-        """γ at the percentile; the tensor's own magnitude."""
+        """γ at the percentile, 1 for a tensor of zeros; the tensor's own magnitude."""
         low, high = seen.ends
         tops = torch.maximum(-low, high)
         share = seen.x.to(torch.float32).abs() / seen.view.spread(tops).clamp(min=2.0**-126)
         gamma = seen.rank(share, self._target(seen)).clamp(0.001, 1.0)
+        gamma = torch.where(tops.amax() == 0, 1.0, gamma)
         return torch.stack([gamma, tops.amax()][: self.width]).unsqueeze(1)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
@@ -412,13 +418,14 @@ class LargeGradients(Range):
         return low * state[0], high * state[0]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """γ after the count, and the moving average of the magnitude."""
+        """γ after the count, NaN for a tensor that is not finite; and the moving average of the magnitude."""
         outside = seen.outside(self.ends(seen, state))
-        gamma = (state[0] + self.rate * torch.sign(outside - self._target(seen))).clamp(0.001, 1.0)
-        if not self.is_static:
-            return gamma.unsqueeze(0)
         low, high = seen.ends
         top = torch.maximum(-low, high).amax().reshape(1)
+        gamma = (state[0] + self.rate * torch.sign(outside - self._target(seen))).clamp(0.001, 1.0)
+        gamma = torch.where(torch.isfinite(top), gamma, torch.nan)
+        if not self.is_static:
+            return gamma.unsqueeze(0)
         return torch.stack([gamma, _mix(self.momentum, state[1], top)])
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
