@@ -65,6 +65,8 @@ class RangeStore:
         self._group = group
         self.states: dict[str, Tensor] = {}
         self._commits: dict[str, int] = {}
+        #: sites whose state holds a NaN still: they have not seen a finite tensor yet
+        self._unseen: set[str] = set()
         #: backward (by its number) → what it has proposed so far
         self._proposed: dict[int, list[_Seen]] = {}
 
@@ -72,6 +74,7 @@ class RangeStore:
         """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
         return any(
             not self._fits(site)
+            or site.name in self._unseen
             or (site.estimator.refresh > 0 and self._commits.get(site.name, 0) % site.estimator.refresh == 0)
             for site in sites
         )
@@ -115,7 +118,10 @@ class RangeStore:
             else:
                 merged[name] = seen.after
         sites = {seen.site.name: seen.site for seen in proposals}
+        starts = {name for name, site in sites.items() if name in self._unseen or not self._fits(site)}
         self.states |= self._over_ranks(sites, merged)
+        # asks the device, but only at the start of a site
+        self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
         for name in merged:
             self._commits[name] = self._commits.get(name, 0) + 1
 
@@ -149,4 +155,5 @@ class RangeStore:
         plain = {key.removeprefix(PREFIX): state for key, state in states.items()}
         self._commits = {key.removesuffix("#steps"): int(n) for key, n in plain.items() if key.endswith("#steps")}
         self.states = {name: state.clone() for name, state in plain.items() if not name.endswith("#steps")}
+        self._unseen = {name for name, state in self.states.items() if state.isnan().any()}
         self._proposed.clear()

@@ -40,6 +40,9 @@ class Ranges:
     The halves here are those of a first step, in which states are sought from the tensors themselves.
     """
 
+    #: False in eval mode: states are read, and neither half returns those after the step
+    learns: bool
+
     store: RangeStore
     forward_sites: tuple[StateSite, ...]
     backward_sites: tuple[StateSite, ...]
@@ -101,8 +104,9 @@ class Step:
             half = self.ranges.first_backward if moment.is_first and self.ranges.first_backward else half
         with self.without_autocast():
             results = list(half([*args, *states]))
-        if self.ranges is not None and states:
-            self.ranges.store.propose(sites, results[-len(states) :], moment)
+        if self.ranges is None or not self.ranges.learns or not states:
+            return results
+        self.ranges.store.propose(sites, results[-len(states) :], moment)
         return results[: len(results) - len(states)]
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
@@ -143,7 +147,7 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, step: Step, *inputs: Any) -> tuple[Any, ...]:
         results, moment = step.run_forward(inputs)
         count = len(step.mutated) + len(step.differentiable)
-        states = len(step.ranges.forward_sites) if step.ranges is not None else 0
+        states = len(step.ranges.forward_sites) if step.ranges is not None and step.ranges.learns else 0
         outputs, after, saved = results[:count], results[count : count + states], results[count + states :]
         ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step, ctx.after, ctx.moment = step, after, moment
