@@ -11,6 +11,7 @@ from qcompiler.passes.graph import (
     contractions,
     insert_call,
     is_backward,
+    is_view,
     last_placeholder,
     pin_saved,
     pin_to_backward,
@@ -35,7 +36,7 @@ class PlaceQuantizers:
     3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
        backward it is pinned there, so that only codes and scales can be saved.
     4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
-       as an operand has its codes already.
+       as an operand has its codes already. Backward reads the codes through views of its own.
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -56,6 +57,7 @@ class PlaceQuantizers:
         if rule.spec is None:
             return 0
         set_fact(node, dataclasses.replace(fact, output_rule=index))
+        _split_views(node)
         for reader in list(node.users):
             floats = insert_quantizer(node, reader, rule.spec, fact.layout, f"{fact.site}/output")
             reader.replace_input_with(node, floats)
@@ -83,6 +85,16 @@ class PlaceQuantizers:
         floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}")
         node.update_arg(operand.arg, floats)
         return 1
+
+
+def _split_views(node: Node) -> None:
+    """Case 4: a backward reader of a forward view of `node` gets that view anew, in its own half."""
+    for view in [user for user in node.users if is_view(user) and not is_backward(user)]:
+        _split_views(view)
+        for reader in [user for user in view.users if is_backward(user)]:
+            own = insert_call(node.graph, view.target, (node, *view.args[1:]), dict(view.kwargs), before=reader)
+            pin_to_backward(own)
+            reader.replace_input_with(view, own)
 
 
 def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:
