@@ -15,9 +15,10 @@ _MERGED: Final = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.IN_RANGE)
 class DedupeQuantizers:
     """quantize(X, s, spec, layout, site₁) … quantize(X, s, spec, layout, site₂) → the first, read by both.
 
-    Two quantizers are equal where tensor, spec (with its block) and layout are; the site only names the first one and
-    its random bits. Forward, input gradient and weight gradient of one layer meet here where one block is legal for
-    all of them; so do three projections of one input. Dequantizes stay apart: each belongs to its reader's half.
+    Two quantizers are equal where tensor, spec (with its block) and layout are. The site, which names random bits and
+    the state of a range, becomes that of the first reader: the same with and without a backward. Forward, input
+    gradient and weight gradient of one layer meet here where one block is legal for all of them; so do three
+    projections of one input. Dequantizes stay apart: each belongs to its reader's half.
     """
 
     name: ClassVar[str] = "dedupe-quantizers"
@@ -32,6 +33,8 @@ class DedupeQuantizers:
             args = node.args[:-1] if node.target is ops.QUANTIZE else node.args
             kept = first.setdefault((node.target, args), node)
             if kept is not node:
+                if node.target is ops.QUANTIZE and min(node.users) < min(kept.users):
+                    kept.update_arg(6, node.args[6])
                 node.replace_all_uses_with(kept)
                 module.graph.erase_node(node)
                 merged += node.target is ops.QUANTIZE

@@ -12,6 +12,7 @@ from qcompiler.passes.graph import (
     contractions,
     insert_call,
     is_backward,
+    is_view,
     last_placeholder,
     pin_saved,
     pin_to_backward,
@@ -37,7 +38,7 @@ class PlaceQuantizers:
     3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
        backward it is pinned there, so that only codes and scales can be saved.
     4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
-       as an operand has its codes already.
+       as an operand has its codes already. Backward reads the codes through views of its own.
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -58,6 +59,7 @@ class PlaceQuantizers:
         if rule.spec is None:
             return 0
         set_fact(node, dataclasses.replace(fact, output_rule=index))
+        _split_views(node)
         for reader in list(node.users):
             floats = insert_quantizer(node, reader, rule.spec, fact.layout, f"{fact.site}/output")
             reader.replace_input_with(node, floats)
@@ -91,6 +93,16 @@ def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, te
     """The first rule that matches one operand of a contraction, with its index."""
     sign = Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
     return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
+
+
+def _split_views(node: Node) -> None:
+    """Case 4: a backward reader of a forward view of `node` gets that view anew, in its own half."""
+    for view in [user for user in node.users if is_view(user) and not is_backward(user)]:
+        _split_views(view)
+        for reader in [user for user in view.users if is_backward(user)]:
+            own = insert_call(node.graph, view.target, (node, *view.args[1:]), dict(view.kwargs), before=reader)
+            pin_to_backward(own)
+            reader.replace_input_with(view, own)
 
 
 def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:

@@ -31,11 +31,12 @@ class ThreadRanges:
     1. For a quantizer of a forward tensor the state is an input of the forward half and the state after it an output of
        that half; for one of a gradient both belong to the backward half.
     2. Readers dequantize by the checked scale, which is NaN where the tensor holds a NaN or an infinity.
-    3. The state is called after the site; a site that meets another of its name in one graph is numbered: `…/input#2`.
+    3. The state is called after the site; a site that meets another of its name in one graph is numbered, `…/input#2`,
+       in the order of readers, so that one without backward has the names of one with it.
     4. The state of a learned range is a parameter: the gradients of its consumers are summed to one output, with the
        sign of the parameter, of which the quantizer uses the magnitude.
-    5. In a graph without backward (eval, no_grad) states are read and never changed; with `frozen` the range is that of
-       the state alone.
+    5. In a graph without backward, and with `frozen` (eval), states are read and never changed; with `frozen` the range
+       is that of the state alone.
     """
 
     name: ClassVar[str] = "thread-ranges"
@@ -45,11 +46,11 @@ class ThreadRanges:
         """Returns the number of quantizers that got a state."""
         graph = module.graph
         facts = [get_input(node) for node in graph.find_nodes(op="placeholder")]
-        learns = any(fact is not None and fact.kind is InputKind.TANGENT for fact in facts)
+        joint = any(fact is not None and fact.kind is InputKind.TANGENT for fact in facts)
         taken = {fact.name for fact in facts if fact is not None and fact.kind is InputKind.STATE}
-        return sum(self.thread(codes, learns, taken) for codes in quantizers(graph))
+        return sum(self.thread(codes, joint, taken) for codes in sorted(quantizers(graph), key=_first_reader))
 
-    def thread(self, codes: Node, learns: bool, taken: set[str]) -> int:
+    def thread(self, codes: Node, joint: bool, taken: set[str]) -> int:
         """Threads one quantizer; 0 where its range is the tensor's own, or is threaded already."""
         tensor, scale, point, _, text, layout, site = codes.args
         assert isinstance(tensor, Node)
@@ -66,11 +67,11 @@ class ThreadRanges:
             for node in (scale, point):
                 if isinstance(node, Node):
                     node.args = (*node.args, state, False, self.frozen)
-            if learns:
+            if joint and not self.frozen:
                 after = insert_call(codes.graph, ops.UPDATE, (tensor, state, text, layout, False), after=check)
                 add_output(codes.graph, after)
-                if estimator.is_learned:
-                    _sum_gradients(scale, state)
+            if joint and estimator.is_learned:
+                _sum_gradients(scale, state)
         return 1
 
 
@@ -86,6 +87,10 @@ def _sum_gradients(scale: Node, state: Node) -> None:
         total = insert_call(graph, aten.add.Tensor, (total, part), after=part)
     sign = insert_call(graph, aten.sign.default, (state,), after=total)
     return add_output(graph, insert_call(graph, aten.mul.Tensor, (total, sign), after=sign))
+
+
+def _first_reader(codes: Node) -> Node:
+    return min(codes.users, default=codes)
 
 
 def _free(site: str, taken: set[str]) -> str:

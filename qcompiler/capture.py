@@ -65,7 +65,7 @@ def capture(module: GraphModule, inputs: Sequence[Any]) -> Captured:
     if aliases:
         _copy_outputs(module, aliases)
         graph, metadata = torch_compat.export_joint(module, inputs)
-    _refuse_unsupported(facts, metadata)
+    _refuse_unsupported(facts, metadata, graph)
     return _annotate(graph, facts, metadata)
 
 
@@ -93,7 +93,7 @@ def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
     module.recompile()
 
 
-def _refuse_unsupported(facts: Sequence[Input], metadata: Any) -> None:
+def _refuse_unsupported(facts: Sequence[Input], metadata: Any, graph: GraphModule) -> None:
     for fact, info in zip(facts, metadata.input_info, strict=True):
         if info.mutates_data and info.requires_grad:
             raise CaptureError(
@@ -104,7 +104,13 @@ def _refuse_unsupported(facts: Sequence[Input], metadata: Any) -> None:
                 f"input {fact.name}: its shape or strides are changed in place; use a new tensor instead"
             )
     if metadata.tokens:
-        raise CaptureError(f"the graph has operators with side effects: {', '.join(map(str, metadata.tokens))}")
+        wrapped = [node for node in graph.graph.nodes if "with_effects" in str(node.target)]
+        names = ", ".join(sorted({str(node.args[1]) for node in wrapped})) or ", ".join(map(str, metadata.tokens))
+        raise CaptureError(
+            f"the graph has operators with side effects: {names}; keep them out of it by torch.compiler.disable on the "
+            "function that calls them (torch.linalg.inv, solve and cholesky check their result with such an operator; "
+            "inv_ex, solve_ex and cholesky_ex do not)"
+        )
 
 
 def _annotate(graph: GraphModule, facts: Sequence[Input], metadata: Any) -> Captured:

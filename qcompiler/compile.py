@@ -2,7 +2,10 @@
 
 import contextlib
 import copy
+import functools
+import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -26,7 +29,10 @@ BACKENDS: Final = ("eager", "inductor")
 #: captures of one model (signatures × modes) before an error; Dynamo's own limit of 8 would train on in float
 CAPTURES: Final = 64
 _OPTIONS: Final = ("recipe", "backend", "strict")
-_NO_GRAPH: Final = "no graph was captured: the model ran in float, outside of the compiler"
+_NO_GRAPH: Final = (
+    "no graph ran: a call of the model was in float, outside of the compiler; where Dynamo has given the model up "
+    "after a call that it cannot trace (torch.func, sparse inputs), torch._dynamo.reset() lets it try again"
+)
 
 
 class CompileError(Exception):
@@ -34,7 +40,11 @@ class CompileError(Exception):
 
 
 def compile(  # noqa: A001
-    model: nn.Module, recipe: str | Recipe = "hyperblock-int8", *, backend: str | None = None, strict: bool = False
+    model: nn.Module,
+    recipe: str | os.PathLike[str] | Recipe = "hyperblock-int8",
+    *,
+    backend: str | None = None,
+    strict: bool = False,
 ) -> "QuantizedModule":
     """A drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
@@ -59,7 +69,14 @@ def compile(  # noqa: A001
     if not isinstance(model, nn.Module):
         raise CompileError(f"compile: got {type(model).__name__}; valid: a torch.nn.Module")
     _check_backend(backend)
-    return QuantizedModule(model, recipes.get(recipe), backend, strict)
+    if not isinstance(strict, bool):
+        raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
+    return _wrap(model, recipes.get(recipe), backend, strict)
+
+
+def _wrap(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
+    kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
+    return kind(model, recipe, backend, strict)
 
 
 def _check_backend(backend: str | None) -> None:
@@ -93,6 +110,10 @@ class GraphCompiler:
         self.texts: dict[int | None, str] = {}
         #: what ran outside of the captured graphs, as notes for the plan
         self.breaks: list[str] = []
+        #: calls of captured graphs so far: a call of the model that adds none ran in float
+        self.runs = 0
+        #: calls of the model in which none ran
+        self.misses = 0
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         captured = capture(module, inputs)
@@ -105,7 +126,14 @@ class GraphCompiler:
         self.texts[frame] = graph_text(captured.module)
         lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend, self.store)
         self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
-        return lowered.step
+        return self._counted(lowered.step)
+
+    def _counted(self, step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        def run(*inputs: Any) -> tuple[Any, ...]:
+            self.runs += 1
+            return step(*inputs)
+
+        return run
 
 
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -146,7 +174,7 @@ class QuantizedModule(nn.Module):
         self._made: dict[Recipe, dict[bool, tuple[GraphCompiler, Callable[..., Any]]]] = {}
         self.use(recipe)
 
-    def use(self, recipe: str | Recipe) -> "QuantizedModule":
+    def use(self, recipe: str | os.PathLike[str] | Recipe) -> "QuantizedModule":
         """Goes on with another recipe: more bits in the last epoch, say. Parameters, and ranges that fit, stay.
 
         Each recipe is captured once: going back to one costs nothing.
@@ -174,21 +202,24 @@ class QuantizedModule(nn.Module):
         """The model's forward, through the quantized graph of this mode and signature."""
         backend, strict = self._options
         compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
+        runs = compiler.runs
         plain_layers = backend != "eager" or bool(self.recipe.rules)
         with (
             _own_errors(strict),
             torch_compat.no_silent_eager(CAPTURES),
             torch_compat.plain_encoder_layers(plain_layers),
+            self._calls_go_to(None),
         ):
             result = self._functions[self.training](*args, **kwargs)
         breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
         notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
-        if not compiler.plans:
+        if compiler.runs == runs:
             notes.append(_NO_GRAPH)
             if strict:
                 raise CompileError(f"strict: {_NO_GRAPH}")
-            if _NO_GRAPH not in compiler.breaks:
-                logger.warning(_NO_GRAPH)
+            compiler.misses += 1
+            if compiler.misses.bit_count() == 1:  # the first, second, fourth … call: not a line a step
+                logger.warning("%s: %s", type(self._model).__name__, _NO_GRAPH)
         compiler.breaks += [note for note in notes if note not in compiler.breaks]
         return result
 
@@ -200,8 +231,7 @@ class QuantizedModule(nn.Module):
         """
         compiler = self._compilers[training]
         if not compiler.plans and not compiler.breaks:
-            mode = "train()" if training else "eval()"
-            raise CompileError(f"plan: nothing is captured yet; call the model once in {mode} mode")
+            raise CompileError(f"plan: {_not_called(training)}")
         plans = [make() for make in compiler.plans.values()]
         return QuantPlan.merge(plans, [*compiler.breaks, *_unused(compiler.recipe, plans), *self._remarks(plans)])
 
@@ -213,8 +243,15 @@ class QuantizedModule(nn.Module):
         return [f"{name}: {text}" for name, text in remarks.items() if text]
 
     def graph_text(self, *, training: bool = True) -> str:
-        """The quantized graphs of that mode as text, forward and backward, one after the other."""
-        return "\n".join(self._compilers[training].texts.values())
+        """The quantized graphs of that mode as text, forward and backward, one after the other.
+
+        Raises:
+            CompileError: the model has not been called in that mode.
+        """
+        texts = self._compilers[training].texts
+        if not texts:
+            raise CompileError(f"graph_text: {_not_called(training)}")
+        return "\n".join(texts.values())
 
     @property
     def training(self) -> bool:
@@ -280,14 +317,39 @@ class QuantizedModule(nn.Module):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_model"], name)
+        found = getattr(self.__dict__["_model"], name)
+        if not inspect.ismethod(found) or found.__self__ is not self.__dict__["_model"]:
+            return found
+
+        @functools.wraps(found)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            # training_step, generate …: inside of them `self(x)` is the plain model, whose calls shall be quantized too
+            with self._calls_go_to(self.forward):
+                return found(*args, **kwargs)
+
+        return method
+
+    @contextlib.contextmanager
+    def _calls_go_to(self, forward: Callable[..., Any] | None) -> Iterator[None]:
+        """While inside, the plain model's own calls run `forward`; None: its own forward, as it was before."""
+        own = self._model.__dict__
+        before = own.get("forward")
+        ours = getattr(before, "__self__", None) is self
+        if forward is not None and before is None:
+            own["forward"] = forward
+        elif forward is None and ours:
+            del own["forward"]
+        try:
+            yield
+        finally:
+            own.pop("forward", None) if before is None else own.__setitem__("forward", before)
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_own = "_functions" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
         super().__setattr__(name, value) if is_own else setattr(self._model, name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
-        twin = QuantizedModule(copy.deepcopy(self._model, memo), self.recipe, *self._options)
+        twin = _wrap(copy.deepcopy(self._model, memo), self.recipe, *self._options)
         twin._store.load_state_dict(self._store.state_dict())
         return twin
 
@@ -299,13 +361,30 @@ class QuantizedModule(nn.Module):
         return f"recipe={self.recipe.name!r}"
 
 
+class QuantizedContainer(QuantizedModule):
+    """A quantized module that is indexed, counted and walked as its model is: `qmodel[-1]`, `len(qmodel)`."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._model[index]
+
+    def __len__(self) -> int:
+        return len(self._model)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._model)
+
+
 def _restore(
     model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, ranges: dict[str, torch.Tensor]
 ) -> QuantizedModule:
     """What pickle calls."""
-    module = QuantizedModule(model, recipe, backend, strict)
+    module = _wrap(model, recipe, backend, strict)
     module._store.load_state_dict(ranges)
     return module
+
+
+def _not_called(training: bool) -> str:
+    return f"nothing is captured yet; call the model once in {'train()' if training else 'eval()'} mode"
 
 
 @contextlib.contextmanager
@@ -326,6 +405,9 @@ def _own_errors(strict: bool) -> Iterator[None]:
 
 
 def _unused(recipe: Recipe, plans: Sequence[QuantPlan]) -> list[str]:
+    """The rules that people wrote and that decided nothing; named recipes have rules for parts a model may lack."""
+    if recipe.name in recipes.RECIPES:
+        return []
     matched = {index for plan in plans for index in plan.matched}
     backward = any(site.role is Role.GRADIENT for plan in plans for site in plan.sites)
     unused = [rule for rule in recipe.unused(matched) if backward or rule.role is not Role.GRADIENT]

@@ -122,7 +122,10 @@ def _ranges(
         _interpret(_first(half)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
     ]
-    return Ranges(store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1])
+    learns = any(
+        list(half.graph.find_nodes(op="call_function", target=ops.UPDATE)) for half in (forward, backward) if half
+    )
+    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1])
 
 
 def _first(module: GraphModule) -> GraphModule:

@@ -1,6 +1,7 @@
 """The named recipes. Bit widths and blocks are tuned here, and nowhere else."""
 
 import dataclasses
+import os
 from typing import Final
 
 from qcompiler.passes.rules import Position, Product, Role, Rule, Sign, did_you_mean
@@ -468,7 +469,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 }
 
 
-def get(recipe: str | Recipe) -> Recipe:
+def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
     """A recipe from its name, from the path of a file that ends in .yaml or .yml, or from itself.
 
     Raises:
@@ -477,6 +478,8 @@ def get(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if isinstance(recipe, os.PathLike):
+        return Recipe.from_file(recipe)
     if not isinstance(recipe, str):
         raise RecipeError(f"recipe: got {recipe!r} ({type(recipe).__name__}); valid: a name, a path, or a Recipe")
     if recipe.endswith((".yaml", ".yml")):

@@ -94,8 +94,11 @@ def graph_breaks() -> dict[str, int]:
 
 
 def no_silent_eager(limit: int) -> Any:
-    """A context in which running out of recompilations raises instead of training in float without a word."""
-    return dynamo_config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True)
+    """A context in which running out of recompilations raises instead of training in float without a word.
+
+    Guards also see hooks that are registered after the first call; by default Dynamo leaves them out.
+    """
+    return dynamo_config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True, skip_nnmodule_hook_guards=False)
 
 
 #: what Dynamo raises with fullgraph=True where it would otherwise split the graph

@@ -49,7 +49,7 @@ class Observed:
 
     def rank(self, x: Tensor, share: float) -> Tensor:
         """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
-        above = int(share * x.numel())
+        above = int(share * x.numel() + 1e-6)  # 1 − 90/100 is 0.09999999999999998
         return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
 
     @property
@@ -132,5 +132,10 @@ class Range:
         return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
 
     def __str__(self) -> str:
-        values = [f"{getattr(self, field.name):g}" for field in dataclasses.fields(self)]
+        values = [_shortest(getattr(self, field.name)) for field in dataclasses.fields(self)]
         return f"{self.name}({','.join(values)})" if values else self.name
+
+
+def _shortest(number: float) -> str:
+    text = f"{number:g}"
+    return text if float(text) == number else repr(float(number))

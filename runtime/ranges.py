@@ -154,11 +154,13 @@ class Percentile(Range):
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """Each block's own range, cut at its percentile."""
         low, high = seen.ends
+        if seen.x.numel() == 0:
+            return low, high
         dims = len(seen.view.axes)
         order = [*range(0, 2 * dims, 2), *seen.view.inner]
         magnitudes = seen.blocks.abs().permute(order).reshape(*seen.view.counts, -1)
         size = magnitudes.shape[-1]
-        cut = torch.kthvalue(magnitudes, size - int((1 - self.percent / 100) * size))[0]
+        cut = torch.kthvalue(magnitudes, size - int((1 - self.percent / 100) * size + 1e-6))[0]
         finite = torch.isfinite(low) & torch.isfinite(high)
         return torch.where(finite, torch.maximum(low, -cut), low), torch.where(finite, torch.minimum(high, cut), high)
 
@@ -255,8 +257,8 @@ class Cosine(Range):
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The state as it is."""
-        return state.clone()
+        """The state as it is; NaN where the search met zeros only, so that the next tensor is searched."""
+        return torch.where(state > 0, state, torch.nan)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """The larger clip."""
@@ -301,11 +303,12 @@ class LargeGradients(Range):
         return 2 if self.is_static else 1
 
     def first(self, seen: Observed) -> Tensor:
-        """γ at the percentile; the tensor's own magnitude."""
+        """γ at the percentile, 1 for a tensor of zeros; the tensor's own magnitude."""
         low, high = seen.ends
         tops = torch.maximum(-low, high)
         share = seen.x.to(torch.float32).abs() / seen.view.spread(tops).clamp(min=2.0**-126)
         gamma = seen.rank(share, self._target(seen)).clamp(0.001, 1.0)
+        gamma = torch.where(tops.amax() == 0, 1.0, gamma)
         return torch.stack([gamma, tops.amax()][: self.width]).unsqueeze(1)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
@@ -317,13 +320,14 @@ class LargeGradients(Range):
         return low * state[0], high * state[0]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """γ after the count, and the moving average of the magnitude."""
+        """γ after the count, NaN for a tensor that is not finite; and the moving average of the magnitude."""
         outside = seen.outside(self.ends(seen, state))
-        gamma = (state[0] + self.rate * torch.sign(outside - self._target(seen))).clamp(0.001, 1.0)
-        if not self.is_static:
-            return gamma.unsqueeze(0)
         low, high = seen.ends
         top = torch.maximum(-low, high).amax().reshape(1)
+        gamma = (state[0] + self.rate * torch.sign(outside - self._target(seen))).clamp(0.001, 1.0)
+        gamma = torch.where(torch.isfinite(top), gamma, torch.nan)
+        if not self.is_static:
+            return gamma.unsqueeze(0)
         return torch.stack([gamma, _mix(self.momentum, state[1], top)])
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:

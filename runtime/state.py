@@ -65,6 +65,8 @@ class RangeStore:
         self._group = group
         self.states: dict[str, Tensor] = {}
         self._commits: dict[str, int] = {}
+        #: sites whose state holds a NaN still: they have not seen a finite tensor yet
+        self._unseen: set[str] = set()
         #: backward (by its number) → what it has proposed so far
         self._proposed: dict[int, list[_Seen]] = {}
         #: learned sites whose parameter has no value yet
@@ -75,6 +77,7 @@ class RangeStore:
         return any(
             not self._fits(site)
             or site.name in self._unstarted
+            or site.name in self._unseen
             or (site.estimator.refresh > 0 and self._commits.get(site.name, 0) % site.estimator.refresh == 0)
             for site in sites
         )
@@ -137,7 +140,10 @@ class RangeStore:
             else:
                 merged[name] = seen.after
         sites = {seen.site.name: seen.site for seen in proposals}
+        starts = {name for name, site in sites.items() if name in self._unseen or not self._fits(site)}
         self.states |= self._over_ranks(sites, merged)
+        # asks the device, but only at the start of a site
+        self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
         for name in merged:
             self._commits[name] = self._commits.get(name, 0) + 1
 
@@ -179,4 +185,5 @@ class RangeStore:
             else:
                 self._unstarted.add(name)
         self.states = loaded | learned
+        self._unseen = {name for name, state in loaded.items() if state.isnan().any()}
         self._proposed.clear()

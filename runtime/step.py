@@ -40,6 +40,9 @@ class Ranges:
     The halves here are those of a first step, in which states are sought from the tensors themselves.
     """
 
+    #: False in eval mode: states are read, and neither half returns those after the step
+    learns: bool
+
     store: RangeStore
     forward_sites: tuple[StateSite, ...]
     backward_sites: tuple[StateSite, ...]
@@ -95,7 +98,7 @@ class Step:
             half = self.ranges.first_forward if moment.is_first and self.ranges.first_forward else half
         with self.without_autocast():
             results = list(half([*inputs, *states]))
-        if self.ranges is not None and moment is not None and moment.is_first:
+        if self.ranges is not None and self.ranges.learns and moment is not None and moment.is_first:
             start = len(self.mutated) + len(self.differentiable)
             self.ranges.store.start(self.ranges.forward_sites, results[start : start + len(states)])
         return results, moment
@@ -111,8 +114,9 @@ class Step:
             half = self.ranges.first_backward if moment.is_first and self.ranges.first_backward else half
         with self.without_autocast():
             results = list(half([*args, *states]))
-        if self.ranges is not None and states:
-            self.ranges.store.propose(sites, results[-len(states) :], moment)
+        if self.ranges is None or not self.ranges.learns or not states:
+            return results
+        self.ranges.store.propose(sites, results[-len(states) :], moment)
         return results[: len(results) - len(states)]
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
@@ -154,7 +158,7 @@ class _Run(torch.autograd.Function):
         inputs = args[:count_inputs]  # what follows are learned ranges, which the store holds too
         results, moment = step.run_forward(inputs)
         count = len(step.mutated) + len(step.differentiable)
-        states = len(step.ranges.forward_sites) if step.ranges is not None else 0
+        states = len(step.ranges.forward_sites) if step.ranges is not None and step.ranges.learns else 0
         outputs, after, saved = results[:count], results[count : count + states], results[count + states :]
         ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step, ctx.after, ctx.moment = step, after, moment

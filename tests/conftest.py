@@ -57,6 +57,12 @@ def models() -> ModuleType:
     return _MODELS
 
 
+@pytest.fixture(scope="session")
+def workers() -> ModuleType:
+    """tests/workers.py."""
+    return _load("workers")
+
+
 @pytest.fixture(params=_MODELS.CASES)
 def case(request: pytest.FixtureRequest) -> Any:
     """Every case of tests/models.py, one after the other."""

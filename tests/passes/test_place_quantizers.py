@@ -196,3 +196,114 @@ def test_an_empty_batch_keeps_what_is_empty(joint, apply, settle, rules):
     assert settle(captured, PlaceQuantizers(rules(PLAIN))) == 2
     assert {codes.args[-1] for codes in quantizers(captured.module.graph)} == {"(root)/weight"}
     assert set(kept(captured)) == {"", "nothing to quantize: torch.float32, 0 elements"}
+
+
+class Quantized(torch.autograd.Function):
+    """`quantized`, with the gradient passed on: what a rule for an output asks for."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return quantized(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+#: model, shape of its input, contractions of forward
+OUTPUTS = {
+    "linear": (lambda f: nn.Linear(4, 3), (5, 4), 1),
+    "tokens": (lambda f: nn.Linear(4, 3), (2, 5, 4), 1),
+    "convolution": (lambda f: nn.Conv2d(2, 3, 3, bias=False), (2, 2, 5, 5), 1),
+    "batch norm": (lambda f: nn.Sequential(nn.Conv2d(2, 3, 2), norm(3), nn.Conv2d(3, 2, 2)), (3, 2, 5, 5), 2),
+    "layer norm of tokens": (lambda f: nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), (2, 5, 4), 1),
+    "residual": (lambda f: f(lambda m, x: x + m.b(m.a(x)) * m.a(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)), (3, 4), 3),
+    "directly": (lambda f: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), (5, 4), 2),
+    "directly, tokens": (lambda f: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), (2, 5, 4), 2),
+    "flattened": (lambda f: nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 2)), (2, 2, 3, 3), 2),
+    "returned twice": (lambda f: f(lambda m, x: (y := m.a(x)) * y.relu(), a=nn.Linear(4, 4)), (3, 4), 1),
+}
+
+
+def norm(channels):
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+def reference(captured, model, x):
+    """Output and gradients of the model itself, each layer's output quantized by a hook."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    handles = [m.register_forward_hook(lambda m, args, y: Quantized.apply(y)) for m in layers]
+    y = model(x)
+    torch.manual_seed(1)
+    grads = torch.autograd.grad(y, captured.module.meta["inputs"], torch.randn(y.shape))
+    for handle in handles:
+        handle.remove()
+    return [y.detach(), *grads]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_are_quantized_for_all_their_readers(name, joint, apply, settle, rules, run_graph, same_bits, function):
+    build, shape, count = OUTPUTS[name]
+    model, x = build(function), leaf(*shape)
+    captured = joint(model, x)
+    apply(captured, *PREPARE)
+    plain = run_graph(captured)
+    assert settle(captured, PlaceQuantizers(rules(output=PLAIN))) == count
+    assert same_bits(run_graph(captured), reference(captured, model, x))
+    assert not same_bits(run_graph(captured)[:1], plain[:1])
+    for floats in dequantizers(captured.module.graph):
+        assert [is_backward(user) for user in floats.users] == [is_backward(floats)] * len(floats.users)
+    assert {codes.args[-1].rpartition("/")[2] for codes in quantizers(captured.module.graph)} == {"output"}
+
+
+def test_the_output_of_a_product_of_activations(joint, apply, settle, rules, run_graph, same_bits, function):
+    left, right = leaf(2, 3, 4), leaf(2, 4, 5)
+    captured = joint(function(lambda m, a, b: torch.bmm(a, b).sin()), left, right)
+    apply(captured, *PREPARE)
+    assert settle(captured, PlaceQuantizers(rules(output=PLAIN))) == 1
+    y = Quantized.apply(torch.bmm(left, right)).sin()
+    torch.manual_seed(1)
+    expected = [y.detach(), *torch.autograd.grad(y, captured.module.meta["inputs"], torch.randn(y.shape))]
+    assert same_bits(run_graph(captured), expected)
+
+
+def test_whoever_reads_an_output_has_its_codes_already(joint, apply, settle, rules, run_graph, same_bits):
+    """With a rule for everything the second layer's input gets no quantizer of its own, in backward neither."""
+    model, x = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)), torch.randn(2, 5, 4)
+    captured = joint(model, x)
+    apply(captured, *PREPARE)
+    settle(captured, PlaceQuantizers(rules(PLAIN, output=PLAIN)))
+    names = {codes.args[-1] for codes in quantizers(captured.module.graph)}
+    assert names == {"0/input", "0/weight", "0/output", "0/grad", "1/weight", "1/output", "1/grad"}
+    first, second = (quantized(layer.weight.detach()) for layer in model)
+    torch.manual_seed(1)
+    g = quantized(torch.randn(2, 5, 2)).view(10, 2)
+    x = quantized(x).view(10, 4)
+    hidden = quantized(x @ first.t())
+    back = quantized(g @ second)
+    expected = [quantized(hidden @ second.t()).view(2, 5, 2), (x.t() @ back).t(), (hidden.t() @ g).t(), None]
+    by_name = dict(zip(["y", *(fact.name for fact in captured.inputs)], run_graph(captured), strict=True))
+    assert same_bits([by_name[name] for name in ("y", "0.weight", "1.weight")], [expected[0], *expected[1:3]])
+
+
+def test_outputs_are_left_alone_without_a_rule_of_their_own(joint, apply, settle, rules):
+    model = nn.Linear(4, 3)
+    captured = joint(model, leaf(5, 4))
+    apply(captured, *PREPARE)
+    before = graph_text(captured.module)
+    for given in (
+        (Rule(role=Role.OUTPUT, spec=None), Rule(role=Role.OUTPUT, spec=parse_spec(PLAIN))),
+        rules(output=PLAIN)[:0],
+        (Rule(role=Role.OUTPUT, operator="convolution", spec=parse_spec(PLAIN)),),
+    ):
+        assert settle(captured, PlaceQuantizers(given)) == 0
+    assert graph_text(captured.module) == before
+    # a rule for everything is one for all operands, and no more
+    settle(captured, PlaceQuantizers(rules(PLAIN)))
+    assert "output" not in {codes.args[-1].rpartition("/")[2] for codes in quantizers(captured.module.graph)}
+
+
+def test_an_empty_output_is_left_alone(joint, apply, settle, rules):
+    captured = joint(nn.Linear(4, 3), leaf(0, 4))
+    apply(captured, *PREPARE)
+    assert settle(captured, PlaceQuantizers(rules(output=PLAIN))) == 0

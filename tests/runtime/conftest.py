@@ -14,7 +14,17 @@ import torch
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """tests/runtime/oracle.py."""
-    spec = importlib.util.spec_from_file_location("runtime_oracle", Path(__file__).with_name("oracle.py"))
+    return _load("oracle")
+
+
+@pytest.fixture(scope="session")
+def range_oracle() -> ModuleType:
+    """tests/runtime/range_oracle.py."""
+    return _load("range_oracle")
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"runtime_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
