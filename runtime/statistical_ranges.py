@@ -15,24 +15,27 @@ _SAWB: Final = {2: (3.212, 2.178), 4: (12.68, 12.80), 5: (17.74, 18.64)}
 
 @dataclasses.dataclass(frozen=True)
 class Sawb(Range):
-    """Statistics-aware weight binning: ±|c1·√E[x²] − c2·E|x||, for 2, 4 and 5 bits, over the whole tensor.
+    """Statistics-aware weight binning: ±|c1·√E[x²] − c2·E|x|| of each block, for 2, 4 and 5 bits.
 
-    J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3. Never beyond the tensor's
-    own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an error.
+    J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3 (one block a tensor). Never
+    beyond the block's own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an
+    error. A last, smaller block takes its means over its own elements.
     """
 
     name: ClassVar[str] = "sawb"
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """The same for every block; not finite where the tensor is not."""
+        """By block, so that in evaluation no sample's range depends on others; not finite where the block is not."""
         bits = seen.magnitude_bits + (seen.kind is Kind.SIGNED)
         if bits not in _SAWB:
             raise ValueError(f"range: sawb has coefficients for {', '.join(map(str, _SAWB))} bits, got {bits}")
         c1, c2 = _SAWB[bits]
-        x = seen.x.to(torch.float32)
-        magnitude = x.abs()
-        clip = (c1 * x.square().mean().sqrt() - c2 * magnitude.mean()).abs()
-        high = torch.minimum(clip, magnitude.amax()).expand(seen.view.counts)
+        inner = seen.view.inner
+        blocks = seen.blocks
+        members = seen.view.split(torch.ones_like(seen.x, dtype=torch.float32)).sum(inner).clamp(min=1.0)
+        root = (blocks.square().sum(inner) / members).sqrt()
+        clip = (c1 * root - c2 * blocks.abs().sum(inner) / members).abs()
+        high = torch.minimum(clip, seen.largest)
         return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
 
 

@@ -9,6 +9,7 @@ import torch
 from qcompiler.runtime.blocks import TENSOR, Block, view_blocks
 from qcompiler.runtime.estimator import Observed
 from qcompiler.runtime.formats import Kind
+from qcompiler.runtime.statistical_ranges import Sawb
 
 INF, NAN = float("inf"), float("nan")
 
@@ -57,3 +58,13 @@ def test_range_does_not_see_the_filling(tensor: Callable[[np.ndarray], torch.Ten
     x = tensor(np.full(5, -4, np.float32))
     low, high = Observed(x, view_blocks((5,), "c", Block(channel=3)), Kind.AFFINE, 8).ends
     assert (low.tolist(), high.tolist()) == ([-4, -4], [0, 0])
+
+
+def test_sawb_is_that_of_its_block() -> None:
+    """A block has the same range alone and beside others, the last, smaller one too."""
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    spread = view_blocks((5,), "c", Block(channel=3))
+    _, high = Sawb().ends(Observed(x, spread, Kind.SIGNED, 3), x)
+    for part, found in zip((x[:3], x[3:]), high, strict=True):
+        clip = 12.68 * part.square().mean().sqrt() - 12.8 * part.abs().mean()
+        torch.testing.assert_close(found, torch.minimum(clip.abs(), part.abs().max()))
