@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 import qcompiler
 from qcompiler.capture import capture
@@ -17,6 +18,7 @@ from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, Kind, parse_format
+from qcompiler.runtime.ranges import Current
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import Scale, Vjp
 
@@ -100,15 +102,80 @@ def test_links(page):
     assert broken == []
 
 
-def test_the_readme_lists_every_recipe():
-    rows = re.findall(r"^\| `([\w-]+)` \|.*$", PAGES["README.md"], re.MULTILINE)
-    assert set(qcompiler.RECIPES) <= set(rows)
-    for recipe in qcompiler.RECIPES.values():
-        (row,) = re.findall(rf"^\| `{recipe.name}` \| [^|]+ \| [^|]+ \| \d \|$", PAGES["README.md"], re.MULTILINE)
-        assert all(f"`{rule.spec.block}`" in row for rule in recipe.rules)
-        ends, inner = ({rule.spec.format.bits for rule in recipe.rules if (rule.position is None) == i} for i in (0, 1))
-        text = " ".join(map(str, inner)) + (f" ({' '.join(map(str, ends))})" if ends else "")
-        assert f"| {text or 'none'} |" in row
+def once(texts, empty="float"):
+    """The texts that differ, in order, as one cell."""
+    return " / ".join(dict.fromkeys(texts)) or empty
+
+
+def operand(spec):
+    """`int4` stochastic `large(0.001,0.001,0)`: the format, and the rounding and range where they are no default."""
+    parts = [f"`{spec.format}`", "stochastic" if spec.rounding is Rounding.STOCHASTIC else ""]
+    return " ".join(filter(None, [*parts, f"`{spec.range}`" if spec.range != Current() else ""]))
+
+
+def cells(recipe):
+    """Weights, activations, gradients, ends, scale, block of a row, from the rules."""
+    specs = [rule.spec for rule in recipe.rules if rule.spec is not None]
+    inner = [rule for rule in recipe.rules if rule.position is None and rule.spec is not None]
+    ends = [rule for rule in recipe.rules if rule.position is not None]
+    formats = once(f"`{rule.spec.format}`" if rule.spec is not None else "float" for rule in ends)
+    only = next(iter({rule.position for rule in ends})) if len({rule.position for rule in ends}) == 1 else ""
+    return [
+        *(once(operand(rule.spec) for rule in inner if rule.role is role) for role in list(Role)[:3]),
+        (f"{formats} ({only})" if only else formats) if ends else "as all",
+        once((f"`{spec.scale}`" for spec in specs), "none"),
+        once((f"`{spec.block}`" for spec in specs), "none"),
+    ]
+
+
+def rows(page):
+    """Name → cells behind it, of every row of a recipe; rows of figures are shorter."""
+    found = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", PAGES[page], re.MULTILINE)
+    named = [(name, row.split(" | ")) for name, row in found if row.count(" | ") >= 6]
+    assert len(dict(named)) == len(named)
+    return dict(named)
+
+
+def test_every_recipe_has_its_row():
+    table = rows("docs/recipes.md")
+    assert table.keys() == qcompiler.RECIPES.keys()
+    for name, (paper, *found, _, difference) in table.items():
+        recipe = qcompiler.RECIPES[name]
+        assert found == cells(recipe), name
+        years = set(re.findall(r"\b20\d\d\b", paper))
+        assert years <= set(re.findall(r"\b20\d\d\b", recipe.source)), name
+        assert bool(years) == bool(recipe.source), name
+        assert difference.endswith("."), name
+
+
+def test_the_readme_repeats_rows():
+    """The main recipes, as in the full table, without paper and differences."""
+    table = rows("docs/recipes.md")
+    assert {"identity", "hyperblock-int4", "in-hindsight-w8a8g8", "nvfp4"} <= rows("README.md").keys()
+    for name, row in rows("README.md").items():
+        assert row == table[name][1:-1]
+
+
+def test_the_counts_of_recipes():
+    """Quantizers of a convolution between two relus."""
+    counts = {}
+
+    def backend(module, inputs):
+        for name, recipe in qcompiler.RECIPES.items():
+            graph = capture(module, inputs).module
+            pipeline(recipe)(graph)
+            counts[name] = sum(site.name.startswith("2/") for site in qcompiler.QuantPlan.of(graph).sites)
+        return module
+
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    torch.compile(nn.Sequential(*layers), backend=backend, dynamic=False)(torch.randn(2, 3, 8, 8))
+    assert {name: int(row[-2]) for name, row in rows("docs/recipes.md").items()} == counts
+
+
+def test_learned_ranges_clip():
+    """What docs/recipes.md says of `vjp`, for every recipe at once."""
+    specs = [rule.spec for recipe in qcompiler.RECIPES.values() for rule in recipe.rules if rule.spec is not None]
+    assert {(spec.vjp, spec.range.is_learned) for spec in specs} == {(Vjp.CLIP, True), (Vjp.PASS, False)}
 
 
 def test_every_choice_is_named():
