@@ -2,7 +2,10 @@
 
 import importlib.util
 import linecache
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, Kind, parse_format
-from qcompiler.runtime.ranges import Current
+from qcompiler.runtime.ranges import ESTIMATORS, Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import Scale, Vjp
 
@@ -65,7 +68,11 @@ def test_the_pages_are_found():
     assert expected | {"docs/decisions.md"} <= PAGES.keys()
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+#: its blocks run behind its diffs
+EXTENDING = "docs/extending.md"
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python") and page != EXTENDING])
 def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, in order; then the tests that they define. The folder is empty."""
     monkeypatch.chdir(tmp_path)
@@ -79,6 +86,32 @@ def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
     for test in tests:
         test()
     assert bool(tests) == (page == "docs/writing_a_pass.md")
+
+
+def apply_diff(diff, root):
+    """Applies a diff of one file, whose hunks have no line numbers; each has to fit in exactly one place."""
+    path = root / re.match(r"--- a/(\S+)\n\+\+\+ b/\1\n@@\n", diff)[1]
+    text = path.read_text(encoding="utf-8")
+    for hunk in diff.split("\n@@\n")[1:]:
+        lines = hunk.rstrip("\n").split("\n")
+        old, new = ("".join(f"{line[1:]}\n" for line in lines if line[:1] != mark) for mark in "+-")
+        assert text.count(old) == 1, (path.name, old)
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_diffs_of_extending(tmp_path):
+    """A format, an estimator and a recipe touch one file each; what the page says of them holds in a patched copy."""
+    for folder in ("passes", "runtime", "qcompiler"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for _, diff in blocks(PAGES[EXTENDING], "diff"):
+        apply_diff(diff, tmp_path)
+    source = "".join(block for _, block in blocks(PAGES[EXTENDING], "python"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "yaml")])
@@ -181,6 +214,8 @@ def test_learned_ranges_clip():
 def test_every_choice_is_named():
     """A new member of an enumeration, or a new pass, has to be written down."""
     names = {*Kind, *Scale, *Rounding, *Vjp, *AXES}
+    rows = re.findall(r"^\| `([a-z-]+)(?:\(\S+\))?` \| .* \| .* \| .* \|", PAGES["docs/numbers.md"], re.MULTILINE)
+    assert {kind.name for kind in ESTIMATORS} <= set(rows)
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *OPERATORS}
     assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
@@ -196,6 +231,16 @@ def test_the_table_of_float_formats():
     for name, bits, largest, smallest in rows:
         form = parse_format(name)
         assert (form.bits, form.largest, form.smallest) == (int(bits), float(largest), 2.0 ** -int(smallest))
+
+
+def test_the_defaults_of_ranges():
+    """The numbers that docs/numbers.md gives are those of `Range` without any."""
+    (text,) = re.findall(
+        r"Numbers that are left out have their defaults: (.*?)\. The scale", PAGES["docs/numbers.md"], re.DOTALL
+    )
+    named = re.findall(r"`(\S+)`", text)
+    assert named == [str(parse_range(name.split("(")[0])) for name in named]
+    assert {name.split("(")[0] for name in named} == {kind.name for kind in ESTIMATORS if "(" in str(kind())}
 
 
 def test_the_glossary_is_sorted():
