@@ -39,6 +39,8 @@ class PlaceQuantizers:
        backward it is pinned there, so that only codes and scales can be saved.
     4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
        as an operand has its codes already. Backward reads the codes through views of its own.
+    5. A rule that names a product puts it into the site, `…/grad.weight-gradient`: the two quantizers of one tensor
+       round with bits of their own.
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -84,7 +86,8 @@ class PlaceQuantizers:
             record(node, operand.arg, kept=f"rule {index + 1}: {rule}", asked=True, rule=index)
             return 0
         record(node, operand.arg, rule=index)
-        floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}")
+        product = "" if rule.product is None else f".{rule.product}"
+        floats = insert_quantizer(tensor, node, rule.spec, operand.layout, f"{fact.site}/{operand.name}{product}")
         node.update_arg(operand.arg, floats)
         return 1
 

@@ -29,7 +29,7 @@ BACKENDS: Final = ("eager", "inductor")
 #: captures of one model (signatures × modes) before an error; Dynamo's own limit of 8 would train on in float
 CAPTURES: Final = 64
 _OPTIONS: Final = ("recipe", "backend", "strict")
-_NO_GRAPH: Final = (
+NO_GRAPH: Final = (
     "no graph ran: a call of the model was in float, outside of the compiler; where Dynamo has given the model up "
     "after a call that it cannot trace (torch.func, sparse inputs), torch._dynamo.reset() lets it try again"
 )
@@ -214,12 +214,12 @@ class QuantizedModule(nn.Module):
         breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
         notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
         if compiler.runs == runs:
-            notes.append(_NO_GRAPH)
+            notes.append(NO_GRAPH)
             if strict:
-                raise CompileError(f"strict: {_NO_GRAPH}")
+                raise CompileError(f"strict: {NO_GRAPH}")
             compiler.misses += 1
             if compiler.misses.bit_count() == 1:  # the first, second, fourth … call: not a line a step
-                logger.warning("%s: %s", type(self._model).__name__, _NO_GRAPH)
+                logger.warning("%s: %s", type(self._model).__name__, NO_GRAPH)
         compiler.breaks += [note for note in notes if note not in compiler.breaks]
         return result
 

@@ -126,13 +126,16 @@ def dequantize(
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
-    """bool: True where nothing is clipped, lowest ≤ x / factor + zero point ≤ largest; False throughout a NaN block."""
+    """bool: False where x is clipped, x / factor + zero point < lowest or > largest; True throughout a NaN block.
+
+    So a gradient that is NaN comes back as NaN through the clip mask of a NaN block, instead of as zero.
+    """
     s = parse_spec(spec)
     view = view_blocks(tuple(x.shape), layout, s.block)
     real = _real_codes(x, scale, s, view)
     if zero_point is not None:
         real = real + view.spread(zero_point).to(torch.float32)
-    return (real >= s.format.lowest) & (real <= s.format.largest)
+    return ~((real < s.format.lowest) | (real > s.format.largest))
 
 
 def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:

@@ -17,24 +17,25 @@ _SAWB: Final = {2: (3.212, 2.178), 4: (12.68, 12.80), 5: (17.74, 18.64)}
 class Sawb(Range):
     """Statistics-aware weight binning: ±|c1·√E[x²] − c2·E|x|| of each block, for 2, 4 and 5 bits.
 
-    J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3. Never beyond the block's
-    own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an error.
+    J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3 (one block a tensor). Never
+    beyond the block's own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an
+    error. A last, smaller block takes its means over its own elements.
     """
 
     name: ClassVar[str] = "sawb"
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """Of each block; not finite where it is not."""
+        """By block, so that in evaluation no sample's range depends on others; not finite where the block is not."""
         bits = seen.magnitude_bits + (seen.kind is Kind.SIGNED)
         if bits not in _SAWB:
             raise ValueError(f"range: sawb has coefficients for {', '.join(map(str, _SAWB))} bits, got {bits}")
         c1, c2 = _SAWB[bits]
-        magnitude = seen.blocks.abs()
         inner = seen.view.inner
-        # a last, smaller block is filled up with zeros, which count in no mean
-        filled = seen.view.split(torch.ones_like(seen.x, dtype=torch.float32)).sum(inner)
-        squares, sizes = magnitude.square().sum(inner) / filled, magnitude.sum(inner) / filled
-        high = torch.minimum((c1 * squares.sqrt() - c2 * sizes).abs(), magnitude.amax(inner))
+        blocks = seen.blocks
+        members = seen.view.split(torch.ones_like(seen.x, dtype=torch.float32)).sum(inner).clamp(min=1.0)
+        root = (blocks.square().sum(inner) / members).sqrt()
+        clip = (c1 * root - c2 * blocks.abs().sum(inner) / members).abs()
+        high = torch.minimum(clip, seen.largest)
         return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
 
 

@@ -282,7 +282,7 @@ def test_copies(models, eager, how):
         torch.save(compiled, file)
         file.seek(0)
         other = torch.load(file, weights_only=False)
-    assert type(other) is qcompiler.QuantizedModule
+    assert isinstance(other, qcompiler.QuantizedModule)
     assert (other.recipe, other._options) == (compiled.recipe, compiled._options)
     assert torch.equal(other(x), expected)
     with torch.no_grad():
@@ -384,3 +384,18 @@ def test_another_recipe_is_captured_once_and_ranges_stay():
     assert all(torch.equal(state, qmodel.ranges()[name]) for name, state in before.items())
     with pytest.raises(qcompiler.RecipeError, match="did you mean"):
         qmodel.use("hyperblok-int4")
+
+
+def test_a_container_is_indexed_and_walked_as_its_model(models, eager):
+    model = models.mlp()
+    compiled = eager(model, "hyperblock-int8")
+    assert compiled[0] is model[0]
+    assert compiled[-1:][0] is model[-1]
+    assert (len(compiled), [*compiled]) == (len(model), [*model])
+    assert bool(eager(nn.Linear(2, 2), "hyperblock-int8"))
+    assert isinstance(copy.deepcopy(compiled), qcompiler.QuantizedModule)
+
+
+def test_graph_text_before_the_first_call(models, eager):
+    with pytest.raises(qcompiler.CompileError, match=r"^graph_text: nothing is captured yet; call the model once in t"):
+        eager(models.mlp(), "hyperblock-int8").graph_text()

@@ -2,7 +2,10 @@
 
 import importlib.util
 import linecache
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 import qcompiler
 from qcompiler.capture import capture
@@ -17,6 +21,7 @@ from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, Kind, parse_format
+from qcompiler.runtime.ranges import ESTIMATORS, Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import Scale, Vjp
 
@@ -63,7 +68,11 @@ def test_the_pages_are_found():
     assert expected | {"docs/decisions.md"} <= PAGES.keys()
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+#: its blocks run behind its diffs
+EXTENDING = "docs/extending.md"
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python") and page != EXTENDING])
 def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, in order; then the tests that they define. The folder is empty."""
     monkeypatch.chdir(tmp_path)
@@ -77,6 +86,32 @@ def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
     for test in tests:
         test()
     assert bool(tests) == (page == "docs/writing_a_pass.md")
+
+
+def apply_diff(diff, root):
+    """Applies a diff of one file, whose hunks have no line numbers; each has to fit in exactly one place."""
+    path = root / re.match(r"--- a/(\S+)\n\+\+\+ b/\1\n@@\n", diff)[1]
+    text = path.read_text(encoding="utf-8")
+    for hunk in diff.split("\n@@\n")[1:]:
+        lines = hunk.rstrip("\n").split("\n")
+        old, new = ("".join(f"{line[1:]}\n" for line in lines if line[:1] != mark) for mark in "+-")
+        assert text.count(old) == 1, (path.name, old)
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_diffs_of_extending(tmp_path):
+    """A format, an estimator and a recipe touch one file each; what the page says of them holds in a patched copy."""
+    for folder in ("passes", "runtime", "qcompiler"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for _, diff in blocks(PAGES[EXTENDING], "diff"):
+        apply_diff(diff, tmp_path)
+    source = "".join(block for _, block in blocks(PAGES[EXTENDING], "python"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "yaml")])
@@ -100,20 +135,87 @@ def test_links(page):
     assert broken == []
 
 
-def test_the_readme_lists_every_recipe():
-    rows = re.findall(r"^\| `([\w-]+)` \|.*$", PAGES["README.md"], re.MULTILINE)
-    assert set(qcompiler.RECIPES) <= set(rows)
-    for recipe in qcompiler.RECIPES.values():
-        (row,) = re.findall(rf"^\| `{recipe.name}` \| [^|]+ \| [^|]+ \| \d \|$", PAGES["README.md"], re.MULTILINE)
-        assert all(f"`{rule.spec.block}`" in row for rule in recipe.rules)
-        ends, inner = ({rule.spec.format.bits for rule in recipe.rules if (rule.position is None) == i} for i in (0, 1))
-        text = " ".join(map(str, inner)) + (f" ({' '.join(map(str, ends))})" if ends else "")
-        assert f"| {text or 'none'} |" in row
+def once(texts, empty="float"):
+    """The texts that differ, in order, as one cell."""
+    return " / ".join(dict.fromkeys(texts)) or empty
+
+
+def operand(spec):
+    """`int4` stochastic `large(0.001,0.001,0)`: the format, and the rounding and range where they are no default."""
+    parts = [f"`{spec.format}`", "stochastic" if spec.rounding is Rounding.STOCHASTIC else ""]
+    return " ".join(filter(None, [*parts, f"`{spec.range}`" if spec.range != Current() else ""]))
+
+
+def cells(recipe):
+    """Weights, activations, gradients, ends, scale, block of a row, from the rules."""
+    specs = [rule.spec for rule in recipe.rules if rule.spec is not None]
+    inner = [rule for rule in recipe.rules if rule.position is None and rule.spec is not None]
+    ends = [rule for rule in recipe.rules if rule.position is not None]
+    formats = once(f"`{rule.spec.format}`" if rule.spec is not None else "float" for rule in ends)
+    only = next(iter({rule.position for rule in ends})) if len({rule.position for rule in ends}) == 1 else ""
+    return [
+        *(once(operand(rule.spec) for rule in inner if rule.role is role) for role in list(Role)[:3]),
+        (f"{formats} ({only})" if only else formats) if ends else "as all",
+        once((f"`{spec.scale}`" for spec in specs), "none"),
+        once((f"`{spec.block}`" for spec in specs), "none"),
+    ]
+
+
+def rows(page):
+    """Name → cells behind it, of every row of a recipe; rows of figures are shorter."""
+    found = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", PAGES[page], re.MULTILINE)
+    named = [(name, row.split(" | ")) for name, row in found if row.count(" | ") >= 6]
+    assert len(dict(named)) == len(named)
+    return dict(named)
+
+
+def test_every_recipe_has_its_row():
+    table = rows("docs/recipes.md")
+    assert table.keys() == qcompiler.RECIPES.keys()
+    for name, (paper, *found, _, difference) in table.items():
+        recipe = qcompiler.RECIPES[name]
+        assert found == cells(recipe), name
+        years = set(re.findall(r"\b20\d\d\b", paper))
+        assert years <= set(re.findall(r"\b20\d\d\b", recipe.source)), name
+        assert bool(years) == bool(recipe.source), name
+        assert difference.endswith("."), name
+
+
+def test_the_readme_repeats_rows():
+    """The main recipes, as in the full table, without paper and differences."""
+    table = rows("docs/recipes.md")
+    assert {"identity", "hyperblock-int4", "in-hindsight-w8a8g8", "nvfp4"} <= rows("README.md").keys()
+    for name, row in rows("README.md").items():
+        assert row == table[name][1:-1]
+
+
+def test_the_counts_of_recipes():
+    """Quantizers of a convolution between two relus."""
+    counts = {}
+
+    def backend(module, inputs):
+        for name, recipe in qcompiler.RECIPES.items():
+            graph = capture(module, inputs).module
+            pipeline(recipe)(graph)
+            counts[name] = sum(site.name.startswith("2/") for site in qcompiler.QuantPlan.of(graph).sites)
+        return module
+
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    torch.compile(nn.Sequential(*layers), backend=backend, dynamic=False)(torch.randn(2, 3, 8, 8))
+    assert {name: int(row[-2]) for name, row in rows("docs/recipes.md").items()} == counts
+
+
+def test_learned_ranges_clip():
+    """What docs/recipes.md says of `vjp`, for every recipe at once."""
+    specs = [rule.spec for recipe in qcompiler.RECIPES.values() for rule in recipe.rules if rule.spec is not None]
+    assert {(spec.vjp, spec.range.is_learned) for spec in specs} == {(Vjp.CLIP, True), (Vjp.PASS, False)}
 
 
 def test_every_choice_is_named():
     """A new member of an enumeration, or a new pass, has to be written down."""
     names = {*Kind, *Scale, *Rounding, *Vjp, *AXES}
+    rows = re.findall(r"^\| `([a-z-]+)(?:\(\S+\))?` \| .* \| .* \| .* \|", PAGES["docs/numbers.md"], re.MULTILINE)
+    assert {kind.name for kind in ESTIMATORS} <= set(rows)
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *OPERATORS}
     assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
@@ -129,6 +231,16 @@ def test_the_table_of_float_formats():
     for name, bits, largest, smallest in rows:
         form = parse_format(name)
         assert (form.bits, form.largest, form.smallest) == (int(bits), float(largest), 2.0 ** -int(smallest))
+
+
+def test_the_defaults_of_ranges():
+    """The numbers that docs/numbers.md gives are those of `Range` without any."""
+    (text,) = re.findall(
+        r"Numbers that are left out have their defaults: (.*?)\. The scale", PAGES["docs/numbers.md"], re.DOTALL
+    )
+    named = re.findall(r"`(\S+)`", text)
+    assert named == [str(parse_range(name.split("(")[0])) for name in named]
+    assert {name.split("(")[0] for name in named} == {kind.name for kind in ESTIMATORS if "(" in str(kind())}
 
 
 def test_the_glossary_is_sorted():

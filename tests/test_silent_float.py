@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.compile import CAPTURES
+from qcompiler.compile import CAPTURES, NO_GRAPH
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("fresh")
 INT8 = parse_spec("int8:fit:b4c16o16i16:nearest:pass")
 # after a graph break the input is no leaf; Dynamo looks at its .grad, and hides the warning, but not from "error"
 non_leaf_input = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-NO_GRAPH = "no graph was captured: the model ran in float, outside of the compiler"
 
 
 def recipe_of(*rules: Rule) -> Recipe:
@@ -154,12 +153,81 @@ def test_recurrent_layers_are_not_silent(models, eager, caplog, kind):
     compiled = eager(model, "hyperblock-int8")
     x = torch.randn(3, 2, 4)
     with caplog.at_level(logging.WARNING, logger="qcompiler"):
-        for _ in range(2):
+        for _ in range(3):
             assert torch.equal(compiled(x), model(x))
-    assert [record.message for record in caplog.records if record.name == "qcompiler"] == [NO_GRAPH]
+    logged = [record.message for record in caplog.records if record.name == "qcompiler"]
+    assert logged == [f"Function: {NO_GRAPH}"] * 2  # the first call, the second, the fourth …
     assert compiled.plan().sites == ()
     assert compiled.plan().notes[-1] == NO_GRAPH
     assert any("LSTM" in note for note in compiled.plan().notes)
+
+
+class Lit(nn.Module):
+    """A model that trains through a method of its own, of which its base class has a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+    def loss(self, x):
+        return self(x).square().mean()
+
+
+class Trained(Lit):
+    """Calls its base class, which calls the model."""
+
+    def loss(self, x):
+        return super().loss(x) + 0 * self(x).sum()
+
+
+def test_methods_of_the_model_are_quantized_too(eager):
+    torch.manual_seed(0)
+    model, x = Trained(), torch.randn(8, 16)
+    compiled = eager(model, "tensor-int4", strict=True)
+    expected = compiled(x).square().mean()
+    assert torch.equal(compiled.loss(x), expected)
+    assert not torch.equal(model.loss(x), expected)  # the plain model stays plain
+    assert "forward" not in model.__dict__
+    compiled.loss(x).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(AttributeError, match="no attribute 'los'"):
+        compiled.los(x)
+
+
+def test_a_method_that_raises_leaves_the_model_as_it_was(eager):
+    model = Trained()
+    compiled = eager(model, "tensor-int4")
+    with pytest.raises(RuntimeError, match="shape"):
+        compiled.loss(torch.randn(8, 15))
+    assert "forward" not in model.__dict__
+
+
+def test_hooks_that_come_later_are_seen(models, eager):
+    model, x, seen = models.mlp(), torch.randn(6, 12), []
+    compiled = eager(model, "identity")
+    compiled(x)
+    handle = model[0].register_forward_hook(lambda module, args, output: seen.append(1))
+    compiled(x)
+    assert seen == [1]
+    handle.remove()
+    compiled(x)
+    assert seen == [1]
+
+
+def test_a_model_that_dynamo_has_given_up_is_not_silent(models, eager, caplog):
+    model, x = models.mlp(), torch.randn(6, 12)
+    compiled = eager(model, "tensor-int4")
+    quantized = compiled(x)
+    with caplog.at_level(logging.WARNING, logger="qcompiler"):
+        torch.func.vmap(compiled)(x)
+        assert torch.equal(compiled(x), model(x))
+    assert NO_GRAPH in caplog.text
+    assert NO_GRAPH in compiled.plan().notes
+    torch._dynamo.reset()
+    assert torch.equal(compiled(x), quantized)
 
 
 def test_dynamo_switched_off_is_not_silent(models, eager, caplog):

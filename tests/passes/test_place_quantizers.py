@@ -15,7 +15,7 @@ from qcompiler.passes.graph import (
     quantizers,
 )
 from qcompiler.passes.place_quantizers import PlaceQuantizers
-from qcompiler.passes.rules import Position, Role, Rule
+from qcompiler.passes.rules import Position, Product, Role, Rule
 from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
@@ -307,3 +307,12 @@ def test_an_empty_output_is_left_alone(joint, apply, settle, rules):
     captured = joint(nn.Linear(4, 3), leaf(0, 4))
     apply(captured, *PREPARE)
     assert settle(captured, PlaceQuantizers(rules(output=PLAIN))) == 0
+
+
+def test_rules_by_product_round_with_bits_of_their_own(joint, apply):
+    captured = joint(nn.Linear(4, 3, bias=False), leaf(2, 4))
+    own = Rule(role=Role.GRADIENT, product=Product.WEIGHT_GRADIENT, spec=parse_spec(STOCHASTIC))
+    other = Rule(role=Role.GRADIENT, spec=parse_spec(STOCHASTIC.replace("tensor", "c*")))
+    apply(captured, *PREPARE, PlaceQuantizers((own, other)))
+    sites = sorted(codes.args[6] for codes in quantizers(captured.module.graph))
+    assert sites == ["(root)/grad", "(root)/grad.weight-gradient"]

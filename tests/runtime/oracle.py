@@ -246,7 +246,7 @@ def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), si
         zero=zero.astype(spec.code_dtype).reshape(counts) if spec.kind == "affine" else None,
         codes=codes,
         values=values,
-        in_range=(real >= spec.bottom) & (real <= spec.top),
+        in_range=~((real < spec.bottom) | (real > spec.top)),
     )
 
 

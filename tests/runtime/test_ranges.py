@@ -27,6 +27,7 @@ from qcompiler.runtime.ranges import (
     parse_range,
 )
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.statistical_ranges import Sawb
 
 INF, NAN = float("inf"), float("nan")
 SHAPE, LAYOUT = (5, 6, 3), "bcs"
@@ -473,3 +474,13 @@ def test_large_settles_where_its_share_is_clipped() -> None:
     assert abs(settled.mean() - target) <= spread * math.sqrt((0.5 + abs(above - 0.5)) / (0.5 - abs(above - 0.5)))
     assert spread < target / 2
     assert settled[:100].mean() == pytest.approx(settled[-100:].mean(), abs=4 * spread / math.sqrt(50))
+
+
+def test_sawb_is_that_of_its_block() -> None:
+    """A block has the same range alone and beside others, the last, smaller one too."""
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    spread = view_blocks((5,), "c", Block(channel=3))
+    _, high = Sawb().ends(Observed(x, spread, Kind.SIGNED, 3), x)
+    for part, found in zip((x[:3], x[3:]), high, strict=True):
+        clip = 12.68 * part.square().mean().sqrt() - 12.8 * part.abs().mean()
+        torch.testing.assert_close(found, torch.minimum(clip.abs(), part.abs().max()))
