@@ -124,6 +124,8 @@ def _dequantizes_its_own_codes(node: Node) -> str:
     if codes.target is not ops.QUANTIZE:
         return f"dequantizes {codes.name}, which is no quantize node"
     if isinstance(scale, Node) and scale.target is ops.CHECKED:
+        if scale.args[1] is not codes.args[0] or scale.args[2:] != (text, layout):
+            return f"its scale {scale.name} checks another tensor, spec or layout than its codes {codes.name}"
         scale = scale.args[0]
     if (scale, point, text, layout) != (codes.args[1], codes.args[2], codes.args[4], codes.args[5]):
         return f"scale, zero point, spec or layout differ from those of its codes {codes.name}"

@@ -119,27 +119,30 @@ def _ranges(
     if not any(sites):
         return None
     halves = [
-        _interpret(_first(half)) if half is not None and found else None
+        _interpret(_copy(half, first=True)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
     ]
-    learns = any(
-        list(half.graph.find_nodes(op="call_function", target=ops.UPDATE)) for half in (forward, backward) if half
-    )
-    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1])
+    plain = None if backward is None else _interpret(_copy(backward, first=False))
+    learns = any(half is not None and _updates(half) for half in (forward, backward))
+    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1], plain)
 
 
-def _first(module: GraphModule) -> GraphModule:
-    """A half for steps that seek ranges from their own tensors. Such steps are rare, so it is never compiled."""
+def _updates(module: GraphModule) -> bool:
+    return bool(list(module.graph.find_nodes(op="call_function", target=ops.UPDATE)))
+
+
+def _copy(module: GraphModule, *, first: bool) -> GraphModule:
+    """A half for `first` steps and what follows them: such steps are rare, so it is never compiled."""
     graph = Graph()
     outputs = graph.graph_copy(module.graph, {})
     graph.output(outputs)
     for target, index in ((ops.SCALE, 4), (ops.ZERO_POINT, 5), (ops.UPDATE, 4)):
         for node in graph.find_nodes(op="call_function", target=target):
             if len(node.args) > index:
-                node.update_arg(index, True)
-    first = GraphModule(module, graph)
-    _relax_views(first)
-    return first
+                node.update_arg(index, first)
+    copied = GraphModule(module, graph)
+    _relax_views(copied)
+    return copied
 
 
 def _recompute_floats(module: GraphModule) -> None:

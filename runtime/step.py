@@ -37,7 +37,7 @@ class Tangent:
 class Ranges:
     """The sites of a step that keep a range; both halves read their states behind all other inputs.
 
-    The halves here are those of a first step, in which states are sought from the tensors themselves.
+    `first_…` are the halves of a step in which states are sought from the tensors themselves.
     """
 
     #: False in eval mode: states are read, and neither half returns those after the step
@@ -49,6 +49,8 @@ class Ranges:
     #: None where no site is in that half
     first_forward: Half | None
     first_backward: Half | None
+    #: backward, for any strides: that of a step whose forward was a first one, which returned strides of its own
+    plain_backward: Half | None
 
     @property
     def learned_sites(self) -> tuple[StateSite, ...]:
@@ -103,15 +105,21 @@ class Step:
             self.ranges.store.start(self.ranges.forward_sites, results[start : start + len(states)])
         return results, moment
 
-    def run_backward(self, args: Sequence[Any]) -> list[Any]:
-        """What the backward half returns, without the states after it, which are proposed to the store."""
+    def run_backward(self, args: Sequence[Any], forward: Moment | None) -> list[Any]:
+        """What the backward half returns, without the states after it, which are proposed to the store.
+
+        `forward` is the moment of the forward that it belongs to.
+        """
         assert self.backward is not None
         half, states = self.backward, []
         if self.ranges is not None:
             sites = self.ranges.backward_sites
             moment = self.ranges.store.now(sites)
             states = self.ranges.store.read(sites)
-            half = self.ranges.first_backward if moment.is_first and self.ranges.first_backward else half
+            if moment.is_first and self.ranges.first_backward:
+                half = self.ranges.first_backward
+            elif forward is not None and forward.is_first and self.ranges.plain_backward:
+                half = self.ranges.plain_backward
         with self.without_autocast():
             results = list(half([*args, *states]))
         if self.ranges is None or not self.ranges.learns or not states:
@@ -139,11 +147,13 @@ class Step:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
-    def gradients(self, saved: list[Any], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def gradients(
+        self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
+    ) -> list[Tensor | None]:
         """The gradient of every input; None where it hangs on outputs only that the loss did not use, as in eager."""
         given = [grads[tangent.output] for tangent in self.tangents]
         used = {i for i, grad in enumerate(given) if grad is not None}
-        results = self.run_backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))])
+        results = self.run_backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))], forward)
         return [
             grad if needed is not None and (not needed or needed & used) else None
             for grad, needed in zip(results, self.depends, strict=True)
@@ -177,7 +187,7 @@ class _Run(torch.autograd.Function):
         step: Step = ctx.step
         if step.ranges is not None and ctx.after:
             step.ranges.store.propose(step.ranges.forward_sites, ctx.after, ctx.moment)
-        return (None, None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :]))
+        return (None, None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :], ctx.moment))
 
 
 def _standalone(out: Any, inputs: Sequence[Any]) -> Any:
