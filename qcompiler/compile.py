@@ -282,7 +282,8 @@ class QuantizedModule(nn.Module):
                 first batch.
         """
         learned = [state for state in self._store.states.values() if isinstance(state, nn.Parameter)]
-        if not learned and any(rule.spec is not None and rule.spec.range.is_learned for rule in self.recipe.rules):
+        learns = any(rule.spec is not None and rule.spec.range.is_learned for rule in self.recipe.rules)
+        if learns and not learned and not any(compiler.plans for compiler in self._compilers.values()):
             raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
         return learned
 

@@ -103,9 +103,9 @@ class RangeStore:
         return [parameter for parameter in found if isinstance(parameter, torch.nn.Parameter)]
 
     def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
-        """Gives learned ranges that have no value yet the one of their first tensor. All others wait for backward."""
+        """Gives learned ranges without a value that of their first finite tensor. All others wait for backward."""
         for site, state in zip(sites, after, strict=False):
-            if site.name in self._unstarted:
+            if site.name in self._unstarted and bool(torch.isfinite(state).all()):
                 self.states[site.name].data.copy_(state)
                 self._unstarted.remove(site.name)
 

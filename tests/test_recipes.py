@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Interpreter
 
 from qcompiler import recipes
+from qcompiler.compile import CompileError
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign, first_match
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES, get
@@ -172,6 +173,26 @@ def seeded(model, x):
     """The output, with the same random bits each time."""
     torch.manual_seed(1)
     return model(x).detach()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_learned_ranges_wait_for_a_finite_tensor(eager):
+    model = eager(Net(), "lsq-w4a4")
+    x = torch.randn(2, 3, 6, 6)
+    model(torch.full_like(x, torch.nan))
+    assert model.ranges()["0/input"].isnan()
+    assert model(x).isfinite().all()
+    assert model.ranges()["0/input"].isfinite()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_no_learned_ranges_in_a_model_without_their_operands(eager):
+    """PACT learns the clip of relu; this model has none."""
+    model = eager(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), "pact-w4a4")
+    with pytest.raises(CompileError, match="nothing is captured yet"):
+        model.quantizer_parameters()
+    model(torch.randn(2, 4))
+    assert model.quantizer_parameters() == []
 
 
 @pytest.fixture(scope="module")
