@@ -269,6 +269,8 @@ STATQUANT_TENSOR: Final = _statquant("statquant-tensor", "tensor", "per-tensor q
 #: StatQuant with one range a sample for the gradients that the input gradient reads.
 STATQUANT_SAMPLE: Final = _statquant("statquant-sample", "c*s*", "per-sample quantizer (PSQ)")
 
+#: said by a rule, so that `strict` takes it as asked
+_FLOAT_GRADIENTS: Final = (Rule(spec=None, role=Role.GRADIENT, reason="float in the paper"),)
 #: LSQ: learned steps for weights and activations, 8 bits at the ends; gradients in float.
 LSQ_W4A4: Final = Recipe(
     name="lsq-w4a4",
@@ -282,7 +284,8 @@ LSQ_W4A4: Final = Recipe(
             activation=f"int{bits}:real:tensor:nearest:clip:lsq",
             position=position,
         )
-    ),
+    )
+    + _FLOAT_GRADIENTS,
 )
 #: PACT with SAWB weights: the clip of relu is learned; first and last layer and gradients in float.
 PACT_W4A4: Final = Recipe(
@@ -290,7 +293,8 @@ PACT_W4A4: Final = Recipe(
     source="J. Choi et al.: PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018, arXiv "
     "1805.06085, with the weights of Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019",
     rules=_float_ends("as in the paper")
-    + _by_role(weight="int4:real:tensor:nearest:pass:sawb", unsigned="uint4:real:tensor:nearest:clip:pact(10)"),
+    + _by_role(weight="int4:real:tensor:nearest:pass:sawb", unsigned="uint4:real:tensor:nearest:clip:pact(10)")
+    + (Rule(spec=None, role=Role.ACTIVATION, reason="the paper clips relu"), *_FLOAT_GRADIENTS),
 )
 
 #: FP8 of 2018: 1-5-2 everywhere at scale 1, for use with loss scaling; the last layer stays in float.

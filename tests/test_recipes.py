@@ -123,8 +123,8 @@ class Net(nn.Sequential):
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(name, eager):
-    """Three steps; then the plan, evaluation, and back to the checkpoint after a fourth."""
-    model = eager(Net(), name)
+    """Three strict steps; then the plan, evaluation, and back to the checkpoint after a fourth."""
+    model = eager(Net(), name, strict=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     x, labels = torch.randn(8, 3, 6, 6), torch.randint(5, (8,))
 
