@@ -233,7 +233,10 @@ class QuantizedModule(nn.Module):
         if not compiler.plans and not compiler.breaks:
             raise CompileError(f"plan: {_not_called(training)}")
         plans = [make() for make in compiler.plans.values()]
-        return QuantPlan.merge(plans, [*compiler.breaks, *_unused(compiler.recipe, plans), *self._remarks(plans)])
+        empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
+        nothing = ["nothing was quantized: no product of the model matches a rule"] if empty else []
+        notes = [*compiler.breaks, *nothing, *_unused(compiler.recipe, plans), *self._remarks(plans)]
+        return QuantPlan.merge(plans, notes)
 
     def _remarks(self, plans: Sequence[QuantPlan]) -> list[str]:
         """What the ranges of the past have to say: how often they were too small."""

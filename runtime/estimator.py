@@ -1,6 +1,7 @@
 """What a range estimator is, and what it can ask of the tensor in front of it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -75,6 +76,21 @@ class Range:
 
     #: True where the state is a parameter that the optimizer moves, in place of `update` (runtime/learned_ranges.py)
     is_learned: ClassVar[bool] = False
+
+    #: number → its smallest and largest valid value
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    #: numbers that count something
+    whole: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in self.limits.items():
+            given = getattr(self, name)
+            if not least <= given <= most or (name in self.whole and given != int(given)):
+                kind = "a whole number" if name in self.whole else "a number"
+                raise ValueError(f"{self.name}: {name}: got {given:g}; valid: {kind} from {least:g} to {most:g}")
+
+    def check_bits(self, bits: int) -> None:
+        """Raises ValueError where the estimator has no meaning for formats of so many bits."""
 
     @property
     def is_static(self) -> bool:

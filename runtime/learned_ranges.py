@@ -6,6 +6,7 @@ With the step Δ, codes q = clip(round(x/Δ), bottom, top) and x̂ = Δ·q, and 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -87,6 +88,7 @@ class LearnedEnd(_Learned):
     """
 
     name: ClassVar[str] = "learned"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"deviations": (0.01, 1000)}
     deviations: float = 3.0
 
     def first(self, seen: Observed) -> Tensor:
@@ -111,6 +113,7 @@ class Pact(_Learned):
     """
 
     name: ClassVar[str] = "pact"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"start": (1e-6, 1e6)}
     start: float = 10.0
 
     def first(self, seen: Observed) -> Tensor:

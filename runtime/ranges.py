@@ -7,6 +7,7 @@ over the tensor both quantizes it and observes it for the next step; *dynamic* o
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import torch
@@ -38,6 +39,7 @@ class Running(Range):
     """Running min-max: m·state + (1−m)·present, the present tensor included, so two passes (METHODS §2.2)."""
 
     name: ClassVar[str] = "running"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"momentum": (0, 1)}
     has_state: ClassVar[bool] = True
     momentum: float = 0.9
 
@@ -73,6 +75,7 @@ class Hindsight(Range):
     """
 
     name: ClassVar[str] = "hindsight"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"momentum": (0, 1), "guard": (0, 1)}
     has_state: ClassVar[bool] = True
     momentum: float = 0.9
     guard: float = 0.01
@@ -175,6 +178,12 @@ class History(Range):
     """
 
     name: ClassVar[str] = "history"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "length": (1, 10_000),
+        "deviations": (0, 100),
+        "headroom": (0.01, 100),
+    }
+    whole: ClassVar[tuple[str, ...]] = ("length",)
     has_state: ClassVar[bool] = True
     length: float = 16
     deviations: float = 3.0
@@ -223,6 +232,8 @@ class Cosine(Range):
     """
 
     name: ClassVar[str] = "cosine"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"every": (1, 1e9), "steps": (1, 10_000)}
+    whole: ClassVar[tuple[str, ...]] = ("every", "steps")
     has_state: ClassVar[bool] = True
     by_block: ClassVar[bool] = False
     every: float = 100
@@ -286,6 +297,7 @@ class LargeGradients(Range):
     """
 
     name: ClassVar[str] = "large"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"ratio": (0, 1), "rate": (0, 1), "momentum": (0, 1)}
     has_state: ClassVar[bool] = True
     by_block: ClassVar[bool] = False
     ratio: float = 0.001

@@ -81,6 +81,7 @@ class QuantSpec:
         if isinstance(self.format, FloatFormat) and self.scale in (Scale.CEIL, Scale.ROUND):
             valid = ", ".join(rule for rule in Scale if rule not in (Scale.CEIL, Scale.ROUND))
             raise ValueError(f"spec: scale {str(self.scale)!r} is for integers, got {self.format}; valid: {valid}")
+        self.range.check_bits(self.format.bits)
         plain = isinstance(self.format, IntFormat) and not self.has_zero_point
         if self.range.is_learned and not (plain and self.scale is Scale.REAL and self.block == TENSOR):
             raise ValueError(

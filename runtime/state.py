@@ -1,6 +1,7 @@
 """The ranges that outlive a step: one small tensor a site, changed once a backward."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -154,6 +155,7 @@ class RangeStore:
         ranks = dist.get_world_size(self._group)
         if ranks == 1:
             return states
+        self._check_ranks(sorted(states), ranks, next(iter(states.values())).device)
         flat = torch.cat([state.flatten() for state in states.values()])
         gathered = [torch.empty_like(flat) for _ in range(ranks)]
         dist.all_gather(gathered, flat, group=self._group)
@@ -165,6 +167,18 @@ class RangeStore:
                 merged = sites[name].estimator.merge(merged, part[i].reshape(state.shape))
             result[name] = merged
         return result
+
+    def _check_ranks(self, names: Sequence[str], ranks: int, device: torch.device) -> None:
+        """Raises RuntimeError where ranks have seen different sites: their states cannot be merged."""
+        own = torch.tensor([zlib.crc32("\n".join(names).encode())], device=device)
+        others = [torch.empty_like(own) for _ in range(ranks)]
+        dist.all_gather(others, own, group=self._group)
+        different = [rank for rank, other in enumerate(others) if not torch.equal(other, own)]
+        if different:
+            raise RuntimeError(
+                f"ranges: ranks {different} ran other layers in this backward than this one, which ran "
+                f"{', '.join(names)}; ranges that are merged over ranks need the same layers on all of them"
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every state, under `PREFIX` and the site's name, and the clock of refreshes."""

@@ -1,6 +1,7 @@
 """Ranges from statistics of the present tensor other than its ends."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import torch
@@ -24,12 +25,14 @@ class Sawb(Range):
 
     name: ClassVar[str] = "sawb"
 
+    def check_bits(self, bits: int) -> None:
+        """Refuses widths without coefficients."""
+        if bits not in _SAWB:
+            raise ValueError(f"sawb: got a format of {bits} bits; valid: {', '.join(map(str, _SAWB))} bits")
+
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """By block, so that in evaluation no sample's range depends on others; not finite where the block is not."""
-        bits = seen.magnitude_bits + (seen.kind is Kind.SIGNED)
-        if bits not in _SAWB:
-            raise ValueError(f"range: sawb has coefficients for {', '.join(map(str, _SAWB))} bits, got {bits}")
-        c1, c2 = _SAWB[bits]
+        c1, c2 = _SAWB[seen.magnitude_bits + (seen.kind is Kind.SIGNED)]
         inner = seen.view.inner
         blocks = seen.blocks
         members = seen.view.split(torch.ones_like(seen.x, dtype=torch.float32)).sum(inner).clamp(min=1.0)
@@ -49,6 +52,7 @@ class Adaptive(Range):
     """
 
     name: ClassVar[str] = "adaptive"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"rate": (0, 1), "share": (0, 1)}
     has_state: ClassVar[bool] = True
     rate: float = 0.8
     share: float = 0.3

@@ -14,6 +14,7 @@ from qcompiler.runtime.formats import BITS, IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
+from qcompiler.runtime.statistical_ranges import Sawb
 
 INT8 = QuantSpec(format=IntFormat(8), block=Block(batch=4, channel=16))
 LEARNED = QuantSpec(
@@ -61,8 +62,8 @@ def specs(draw: st.DrawFn) -> QuantSpec:
     rules = [Scale.MAX, Scale.FIT, Scale.ONE, Scale.TWO_LEVEL]  # what goes with every format without a zero point
     scale = Scale.REAL if form.kind is Kind.AFFINE else draw(st.sampled_from(rules))
     rounding, vjp = draw(st.sampled_from(Rounding)), draw(st.sampled_from(Vjp))
-    # learned ranges go with few specs and roles: an example has one
-    estimator = draw(st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned]))
+    # learned ranges and sawb go with few specs and roles; an example has one of them
+    estimator = draw(st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned and kind is not Sawb]))
     block = TENSOR if estimator.has_state else draw(BLOCKS)  # kept ranges need blocks that the next batch has too
     return QuantSpec(format=form, scale=scale, block=block, rounding=rounding, vjp=vjp, range=estimator)
 

@@ -319,7 +319,7 @@ ALL = [
 @pytest.mark.parametrize("estimator", [*ALL, *(kind() for kind in ESTIMATORS)], ids=str)
 def test_text_and_value_are_one(estimator: Range) -> None:
     assert parse_range(str(estimator)) == estimator
-    spec = QuantSpec(format=IntFormat(8), scale=Scale.REAL, block=TENSOR, range=estimator)
+    spec = QuantSpec(format=IntFormat(4), scale=Scale.REAL, block=TENSOR, range=estimator)
     assert parse_spec(str(spec)) == spec
     assert (str(spec).count(":") == 4) is (estimator == Current())
 
@@ -484,3 +484,29 @@ def test_sawb_is_that_of_its_block() -> None:
     for part, found in zip((x[:3], x[3:]), high, strict=True):
         clip = 12.68 * part.square().mean().sqrt() - 12.8 * part.abs().mean()
         torch.testing.assert_close(found, torch.minimum(clip.abs(), part.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("running(1.5)", r"running: momentum: got 1.5; valid: a number from 0 to 1$"),
+        ("hindsight(0.9,-1)", r"hindsight: guard: got -1; valid: a number from 0 to 1$"),
+        ("history(0)", r"history: length: got 0; valid: a whole number from 1 to 10000$"),
+        ("history(1.5)", r"history: length: got 1.5; valid: a whole number from 1 to 10000$"),
+        ("cosine(0.5)", r"cosine: every: got 0.5; valid: a whole number from 1 to 1e\+09$"),
+        ("cosine(5,0)", r"cosine: steps: got 0; valid: a whole number from 1 to 10000$"),
+        ("large(-1)", r"large: ratio: got -1; valid: a number from 0 to 1$"),
+        ("adaptive(2)", r"adaptive: rate: got 2; valid: a number from 0 to 1$"),
+        ("learned(0)", r"learned: deviations: got 0; valid: a number from 0.01 to 1000$"),
+        ("pact(0)", r"pact: start: got 0; valid: a number from 1e-06 to 1e\+06$"),
+    ],
+)
+def test_numbers_out_of_their_limits(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_range(text)
+
+
+def test_sawb_needs_a_width_with_coefficients() -> None:
+    assert str(parse_spec("uint4:real:tensor:nearest:pass:sawb")).endswith("sawb")
+    with pytest.raises(ValueError, match=r"^sawb: got a format of 8 bits; valid: 2, 4, 5 bits$"):
+        parse_spec("int8:real:tensor:nearest:pass:sawb")

@@ -11,6 +11,7 @@ from qcompiler.runtime.formats import BITS, Format, IntFormat, Kind, parse_forma
 from qcompiler.runtime.ranges import ESTIMATORS
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice, parse_spec
+from qcompiler.runtime.statistical_ranges import Sawb
 
 BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
 INTS = st.builds(IntFormat, st.sampled_from(BITS), st.sampled_from(list(Kind)))
@@ -34,7 +35,7 @@ SPECS = (INTS | FLOATS).flatmap(
         block=BLOCKS,
         rounding=st.sampled_from(list(Rounding)),
         vjp=st.sampled_from(list(Vjp)),
-        range=st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned]),
+        range=st.sampled_from([kind() for kind in ESTIMATORS if not kind.is_learned and kind is not Sawb]),
     )
 )
 

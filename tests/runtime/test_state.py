@@ -224,6 +224,10 @@ def test_the_states_of_all_ranks_are_merged_in_their_order(engine: Fake, monkeyp
     sent = []
 
     def all_gather(result: list[torch.Tensor], flat: torch.Tensor, group: object) -> None:
+        if flat.numel() == 1:  # the names of the sites, of which all ranks have the same
+            for part in result:
+                part.copy_(flat)
+            return
         sent.append(flat.clone())
         for part, given in zip(result, [flat, *(torch.cat([t.flatten() for t in o]) for o in others)], strict=True):
             part.copy_(given)
@@ -234,5 +238,23 @@ def test_the_states_of_all_ranks_are_merged_in_their_order(engine: Fake, monkeyp
     monkeypatch.setattr(dist, "all_gather", all_gather)
     commit(engine, store, x=3, y=5)
     assert highs(store) == {"x": 7, "y": 6}
-    assert len(sent) == 1  # one message for all sites
+    assert len(sent) == 1  # one message for all states
     assert sent[0].tolist() == [-3, 3, -5, 5]
+
+
+def test_ranks_with_other_layers_are_refused(engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = engine.store()
+
+    def all_gather(result: list[torch.Tensor], own: torch.Tensor, group: object) -> None:
+        result[0].copy_(own)
+        result[1].copy_(own + 1)
+
+    dist = torch.distributed
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    with pytest.raises(
+        RuntimeError, match=r"ranks \[1\] ran other layers in this backward than this one, which ran x, y;"
+    ):
+        commit(engine, store, x=3, y=5)
+    assert store.states == {}
