@@ -61,7 +61,7 @@ class QuantPlan:
     saved_code_bytes: int = 0
     #: indices of the recipe's rules that decided something
     matched: frozenset[int] = frozenset()
-    #: graph breaks, fallbacks, rules that matched nothing
+    #: graph breaks, fallbacks, rules that matched nothing, rotations that could not be done
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -75,11 +75,18 @@ class QuantPlan:
         rules = {o.rule for _, fact in contractions(module.graph) for o in fact.operands}
         rules |= {fact.output_rule for _, fact in contractions(module.graph)}
         matched = {rule for rule in rules if rule is not None}
-        return cls(sites=sites, kept=tuple(_kept(module)), placed=len(placed), matched=frozenset(matched))
+        facts = [fact for _, fact in contractions(module.graph)]
+        notes = [
+            f"{fact.site}/{o.name} in {describe(fact)}: {o.remark}" for fact in facts for o in fact.operands if o.remark
+        ]
+        kept = tuple(_kept(module))
+        return cls(sites=sites, kept=kept, placed=len(placed), matched=frozenset(matched), notes=tuple(notes))
 
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
         """The table with what lowering learned."""
-        return dataclasses.replace(self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=tuple(notes))
+        return dataclasses.replace(
+            self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=(*self.notes, *notes)
+        )
 
     @classmethod
     def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":
@@ -175,5 +182,4 @@ def _kept(module: GraphModule) -> list[Kept]:
             for o in fact.operands
             if o.kept and not fact.is_bias
         ]
-        found += [Kept(f"{fact.site}/{o.name}", describe(fact), o.remark) for o in fact.operands if o.remark]
     return found

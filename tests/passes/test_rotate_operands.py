@@ -118,4 +118,4 @@ def test_does_not_fire(annotated, settle, given, shape, remarks):
     before = graph_text(captured.module)
     assert settle(captured, RotateOperands(given)) == 0
     assert graph_text(captured.module) == before
-    assert len([kept for kept in QuantPlan.of(captured.module).kept if "not rotated" in kept.reason]) == remarks
+    assert len([note for note in QuantPlan.of(captured.module).notes if "not rotated" in note]) == remarks
