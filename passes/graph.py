@@ -164,6 +164,11 @@ def is_pinned_saved(node: Node) -> bool:
     return node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE
 
 
+def is_recomputed(node: Node) -> bool:
+    """True in a region that the user checkpoints, where nodes are computed again in backward."""
+    return node.meta.get("recompute") in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
+
+
 def sequence_number(node: Node) -> int | None:
     """The number of the autograd node that traced this one: equal in a forward operator and its gradient."""
     return node.meta.get("seq_nr")

@@ -16,6 +16,7 @@ from qcompiler.passes.graph import (
     get_input,
     insert_call,
     is_backward,
+    is_recomputed,
     quantizers,
     remove_outputs,
     value,
@@ -30,7 +31,9 @@ class ThreadRanges:
 
     1. For a quantizer of a forward tensor the state is an input of the forward half and the state after it an output of
        that half; for one of a gradient both belong to the backward half.
-    2. Readers dequantize by the checked scale, which is NaN where the tensor holds a NaN or an infinity.
+    2. A range of the past does not show a NaN or an infinity. Readers in the same half get the tensor beside its codes,
+       in the same pass, and dequantize what is not finite to NaN; those of saved codes (in the other half, or in a
+       region that is computed again) dequantize by the checked scale, NaN for the whole block.
     3. The state is called after the site; a site that meets another of its name in one graph is numbered, `…/input#2`,
        in the order of readers, so that one without backward has the names of one with it.
     4. The state of a learned range is a parameter: the gradients of its consumers are summed to one output, with the
@@ -56,23 +59,34 @@ class ThreadRanges:
         assert isinstance(tensor, Node)
         assert isinstance(scale, Node)
         estimator = parse_spec(str(text)).range
-        done = any(user.target is ops.CHECKED for user in scale.users)
-        if done or not (estimator.has_state or estimator.is_static):
+        if not (estimator.has_state or estimator.is_static) or not _show_what_is_not_finite(codes, tensor, scale):
             return 0
-        check = insert_call(codes.graph, ops.CHECKED, (scale, tensor, text, layout), after=codes)
-        for reader in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
-            reader.update_arg(1, check)
         if estimator.has_state:
             state = _state_input(codes, estimator.state_shape(tuple(value(scale).shape)), _free(str(site), taken))
             for node in (scale, point):
                 if isinstance(node, Node):
                     node.args = (*node.args, state, False, self.frozen)
             if joint and not self.frozen:
-                after = insert_call(codes.graph, ops.UPDATE, (tensor, state, text, layout, False), after=check)
+                after = insert_call(codes.graph, ops.UPDATE, (tensor, state, text, layout, False), after=codes)
                 add_output(codes.graph, after)
             if joint and estimator.is_learned:
                 _sum_gradients(scale, state)
         return 1
+
+
+def _show_what_is_not_finite(codes: Node, tensor: Node, scale: Node) -> bool:
+    """Case 2; False where it is done already."""
+    readers = [user for user in codes.users if user.target is ops.DEQUANTIZE]
+    if any(user.target is ops.CHECKED for user in scale.users) or any(len(reader.args) > 6 for reader in readers):
+        return False
+    text, layout = codes.args[4:6]
+    check = insert_call(codes.graph, ops.CHECKED, (scale, tensor, text, layout), after=codes)
+    for reader in readers:
+        if is_backward(reader) != is_backward(codes) or any(map(is_recomputed, reader.users)):
+            reader.update_arg(1, check)
+        else:
+            reader.args = (*reader.args, tensor)
+    return True
 
 
 def _sum_gradients(scale: Node, state: Node) -> None:

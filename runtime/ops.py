@@ -110,9 +110,18 @@ def quantize(
 
 
 def dequantize(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    layout: str,
+    dtype: torch.dtype,
+    x: Tensor | None = None,
 ) -> Tensor:
     """(`decode` of the code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block.
+
+    With `x`, the tensor that was quantized, NaN also where that is not finite: for ranges of the past, which do not
+    show it, in one pass over the tensor (`checked` needs a second one).
 
     The top code of a range that ends beside the largest value of `dtype` can come back as infinity: 60000 in float16
     with `int4:fit` is 4·2¹⁴ = 65536.
@@ -122,7 +131,8 @@ def dequantize(
     values = s.format.decode(codes)
     if zero_point is not None:
         values = values - view.spread(zero_point).to(torch.float32)
-    return (values * view.spread(scales.factor(scale))).to(dtype)
+    values = values * view.spread(scales.factor(scale))
+    return (values if x is None else torch.where(torch.isfinite(x), values, torch.nan)).to(dtype)
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
@@ -231,7 +241,13 @@ def _fake_quantize(
 
 
 def _fake_dequantize(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    layout: str,
+    dtype: torch.dtype,
+    x: Tensor | None = None,
 ) -> Tensor:
     return torch.empty_like(codes, dtype=dtype)
 
@@ -297,7 +313,8 @@ QUANTIZE: Final = _define(
     _fake_quantize,
 )
 DEQUANTIZE: Final = _define(
-    "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype) -> Tensor",
+    "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype, "
+    "Tensor? x=None) -> Tensor",
     dequantize,
     _fake_dequantize,
 )

@@ -116,12 +116,29 @@ def test_does_not_fire_on_ranges_of_the_present(estimator, placed, settle):
     assert graph_text(captured.module) == before
 
 
+def shows_what_is_not_finite(floats):
+    """In the half of its codes by the tensor beside them, in the other by a checked scale."""
+    codes = floats.args[0]
+    if is_backward(floats) == is_backward(codes):
+        return floats.args[6] is codes.args[0]
+    return floats.args[1].target is ops.CHECKED and len(floats.args) == 6
+
+
+def saved_readers(captured):
+    """The dequantizes of backward whose codes are of forward."""
+    return [
+        floats
+        for floats in dequantizers(captured.module.graph)
+        if is_backward(floats) and not is_backward(floats.args[0])
+    ]
+
+
 def test_a_fixed_range_has_no_state_but_is_checked(placed, apply, settle):
     captured = placed(f"{PRESENT}:fixed(-2,2)", nn.Linear(4, 3, bias=False), leaf(2, 4))
     apply(captured, *PREPARE)
     assert settle(captured, THREAD) == 3
     assert states(captured) == []
-    assert all(floats.args[1].target is ops.CHECKED for floats in dequantizers(captured.module.graph))
+    assert all(map(shows_what_is_not_finite, dequantizers(captured.module.graph)))
 
 
 def test_states_of_forward_and_of_gradients_end_in_their_halves(joint, rules):
@@ -193,7 +210,7 @@ def test_readers_see_what_is_not_finite(bad, spec, placed, apply, settle):
     assert settle(captured, THREAD) == 1
     given = [torch.tensor([-2.0, 2.0, 0.0]).view(3, 1, 1)] if spec == PAST else []
     y, dw, _, *after = run(captured, *given)
-    assert y.isnan().all()
+    assert y.isnan().all(1).tolist() == [False, False, True, False, False]  # as in float: the sample that holds it
     assert dw.isnan().all()
     assert all(torch.equal(new, old) for new, old in zip(after, given, strict=True))
 
@@ -205,7 +222,8 @@ def test_every_scale_of_a_state_is_that_of_its_codes(placed, apply, settle):
     floats = dequantizers(captured.module.graph)
     assert floats
     for node in floats:
-        assert node.args[1].target is ops.CHECKED
+        assert shows_what_is_not_finite(node)
+    for node in saved_readers(captured):
         assert node.args[1].args[0] is node.args[0].args[1]
 
 
@@ -213,7 +231,7 @@ def test_verify_refuses_the_checked_scale_of_other_codes(placed, apply):
     captured = placed(PAST, nn.Linear(4, 3, bias=False), leaf(2, 4))
     apply(captured, *PREPARE, THREAD)
     verify(captured.module)
-    one, other = dequantizers(captured.module.graph)[:2]
+    one, other = saved_readers(captured)[:2]
     assert one.args[0] is not other.args[0]
     one.args[1].update_arg(0, other.args[1].args[0])
     with pytest.raises(VerifyError, match="scale, zero point, spec or layout differ from those of its codes"):
@@ -223,7 +241,16 @@ def test_verify_refuses_the_checked_scale_of_other_codes(placed, apply):
 def test_verify_refuses_a_scale_checked_for_another_tensor(placed, apply):
     captured = placed(PAST, nn.Linear(4, 3, bias=False), leaf(2, 4))
     apply(captured, *PREPARE, THREAD)
-    one, other = dequantizers(captured.module.graph)[:2]
+    one, other = saved_readers(captured)[:2]
     one.args[1].update_arg(1, other.args[0].args[0])
     with pytest.raises(VerifyError, match="checks another tensor, spec or layout"):
+        verify(captured.module)
+
+
+def test_verify_refuses_another_tensor_beside_the_codes(placed, apply):
+    captured = placed(PAST, nn.Linear(4, 3, bias=False), leaf(2, 4))
+    apply(captured, *PREPARE, THREAD)
+    one, other = [floats for floats in dequantizers(captured.module.graph) if len(floats.args) > 6][:2]
+    one.update_arg(6, other.args[6])
+    with pytest.raises(VerifyError, match="which is not the tensor of its codes"):
         verify(captured.module)
