@@ -27,7 +27,6 @@ from qcompiler.runtime.ranges import (
     parse_range,
 )
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
-from qcompiler.runtime.statistical_ranges import Sawb
 
 INF, NAN = float("inf"), float("nan")
 SHAPE, LAYOUT = (5, 6, 3), "bcs"
@@ -476,16 +475,6 @@ def test_large_settles_where_its_share_is_clipped() -> None:
     assert settled[:100].mean() == pytest.approx(settled[-100:].mean(), abs=4 * spread / math.sqrt(50))
 
 
-def test_sawb_is_that_of_its_block() -> None:
-    """A block has the same range alone and beside others, the last, smaller one too."""
-    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
-    spread = view_blocks((5,), "c", Block(channel=3))
-    _, high = Sawb().ends(Observed(x, spread, Kind.SIGNED, 3), x)
-    for part, found in zip((x[:3], x[3:]), high, strict=True):
-        clip = 12.68 * part.square().mean().sqrt() - 12.8 * part.abs().mean()
-        torch.testing.assert_close(found, torch.minimum(clip.abs(), part.abs().max()))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -504,9 +493,3 @@ def test_sawb_is_that_of_its_block() -> None:
 def test_numbers_out_of_their_limits(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_range(text)
-
-
-def test_sawb_needs_a_width_with_coefficients() -> None:
-    assert str(parse_spec("uint4:real:tensor:nearest:pass:sawb")).endswith("sawb")
-    with pytest.raises(ValueError, match=r"^sawb: got a format of 8 bits; valid: 2, 4, 5 bits$"):
-        parse_spec("int8:real:tensor:nearest:pass:sawb")
