@@ -180,6 +180,38 @@ def module_path(node: Node) -> str:
     return clean_path(list(stack.values())[-1][0]) if stack else ""
 
 
+def owner(node: Node) -> str:
+    """The path of the module that a node of either half works for: in backward, the one whose gradient it makes.
+
+    A parameter or buffer belongs to the module that holds it; empty where none is known.
+    """
+    fact = get_input(node)
+    if fact is not None:
+        return fact.name.rpartition(".")[0] if fact.kind in (InputKind.PARAMETER, InputKind.BUFFER) else ""
+    contraction = get_contraction(node)
+    if contraction is not None:
+        return contraction.module
+    stack = node.meta.get("fwd_nn_module_stack")
+    return clean_path(list(stack.values())[-1][0]) if stack else module_path(node)
+
+
+def source_line(node: Node) -> str:
+    """`model.py:12: x = self.conv(x)`: the innermost line of the user's model behind a node; empty if unknown."""
+    lines = re.findall(r'File "([^"]+)", line (\d+).*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    if not lines:
+        return ""
+    path, number, text = lines[-1]
+    return f"{path}:{number}: {text.strip()}"
+
+
+def copy_graph(module: GraphModule) -> GraphModule:
+    """The same nodes, names and facts in a graph of their own, over the same attributes of the module."""
+    graph = Graph()
+    outputs = graph.graph_copy(module.graph, {})
+    graph.output(outputs).meta = dict(module.graph.output_node().meta)
+    return GraphModule(module, graph)
+
+
 def clean_path(source: str) -> str:
     """`L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]` → `layer1.0`."""
     path = re.sub(r"\._(modules|parameters|buffers)\b", "", source)
@@ -281,7 +313,7 @@ def insert_call(
     neighbors = [a for a in args if isinstance(a, Node)]
     backward = any(is_backward(a) for a in neighbors) or (before is not None and is_backward(before))
     node.meta["partitioner_tag"] = "is_backward" if backward else "is_forward"
-    for key in ("nn_module_stack", "stack_trace", "seq_nr"):
+    for key in ("nn_module_stack", "fwd_nn_module_stack", "stack_trace", "seq_nr"):
         if key in place.meta:
             node.meta[key] = place.meta[key]
     infer(node)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -159,14 +160,19 @@ def describe(fact: Contraction) -> str:
     return f"{fact.site} {name[fact.gradient_of]} gradient"
 
 
+def role_of(site: str) -> Role:
+    """The role of a quantizer, which the last part of its name gives: weight, grad, output, or an activation's."""
+    last = re.split(r"[.#]", site.rpartition("/")[2])[0]  # without .turned, a product or a number
+    return {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
+
+
 def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     tensor, *_, text, layout, name = codes.args
     assert isinstance(tensor, Node)
     readers = [codes, *(user for user in codes.users if user.target is ops.PACK)]
     readers += [user for packed in readers[1:] for user in packed.users]
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
-    last = str(name).rpartition("/")[2].removesuffix(".turned")
-    role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
+    role = role_of(str(name))
     return Site(
         str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))
     )

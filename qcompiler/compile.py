@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import inspect
 import logging
@@ -9,19 +10,22 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import networkx
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from qcompiler import recipes, torch_compat
-from qcompiler.capture import capture
+from qcompiler.capture import Captured, capture
 from qcompiler.lower import lower
-from qcompiler.passes.graph import graph_text
+from qcompiler.network import network
+from qcompiler.passes.graph import copy_graph, graph_text
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
+from qcompiler.stages import Stage, pick, run_stages
 
 logger = logging.getLogger("qcompiler")
 
@@ -106,8 +110,8 @@ class GraphCompiler:
         self.frozen = frozen
         #: frame → the plan of its latest capture
         self.plans: dict[int | None, Callable[[], QuantPlan]] = {}
-        #: frame → the graph behind it, after the passes and before the partition, as text
-        self.texts: dict[int | None, str] = {}
+        #: frame → its graph before the passes, of which every later stage is made anew for who looks at it
+        self.captures: dict[int | None, Captured] = {}
         #: what ran outside of the captured graphs, as notes for the plan
         self.breaks: list[str] = []
         #: calls of captured graphs so far: a call of the model that adds none ran in float
@@ -117,14 +121,15 @@ class GraphCompiler:
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         captured = capture(module, inputs)
+        frame = torch_compat.frame_id()
+        untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
         pipeline(self.recipe, frozen=self.frozen)(captured.module)
         plan = QuantPlan.of(captured.module)
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
         if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
-        frame = torch_compat.frame_id()
-        self.texts[frame] = graph_text(captured.module)
         lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend, self.store)
+        self.captures[frame] = untouched
         self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return self._counted(lowered.step)
 
@@ -251,10 +256,38 @@ class QuantizedModule(nn.Module):
         Raises:
             CompileError: the model has not been called in that mode.
         """
-        texts = self._compilers[training].texts
-        if not texts:
-            raise CompileError(f"graph_text: {_not_called(training)}")
-        return "\n".join(texts.values())
+        self._check_captured("graph_text", training)
+        return "\n".join(graph_text(stages[-2].module) for stages in self.stages(training=training))
+
+    def stages(self, *, training: bool = True) -> list[list[Stage]]:
+        """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/stages.py).
+
+        They are made anew from what was captured: looking costs the time of the passes, not looking costs nothing.
+
+        Raises:
+            CompileError: no graph of that mode has been captured.
+        """
+        self._check_captured("stages", training)
+        compiler = self._compilers[training]
+        return [run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()]
+
+    def to_networkx(self, *, stage: str = "lowered", training: bool = True) -> "networkx.MultiDiGraph[str]":
+        """The joint graph of forward and backward, of all captured graphs; docs/sight.md lists the attributes.
+
+        Args:
+            stage: "captured", the name of a pass (the graph after it), or "lowered", the two halves that run.
+            training: False for the graph of eval mode.
+
+        Raises:
+            CompileError: no graph of that mode has been captured.
+            StageError: there is no such stage.
+        """
+        self._check_captured("to_networkx", training)
+        return network(pick(self.stages(training=training), stage))
+
+    def _check_captured(self, what: str, training: bool) -> None:
+        if not self._compilers[training].captures:
+            raise CompileError(f"{what}: {_not_called(training)}")
 
     @property
     def training(self) -> bool:

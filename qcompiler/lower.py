@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler import torch_compat
@@ -14,6 +14,7 @@ from qcompiler.capture import Captured
 from qcompiler.passes.graph import (
     InputKind,
     aten,
+    copy_graph,
     fake_mode,
     get_input,
     infer,
@@ -59,16 +60,7 @@ def lower(captured: Captured, backend: str | None, store: RangeStore) -> Lowered
         )
         return Lowered(step, 0, 0, notes)
     depends = _dependencies(captured)
-    _recompute_floats(captured.module)
-    outputs = _order_outputs(captured)
-    first, second = torch_compat.partition(captured.module, outputs, captured.static_inputs)
-    _draw_in_forward(first, second, len(captured.tangents) + len(sites[True]))
-    for half in (first, second):
-        _infer_missing(half)
-    saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
-    verify(first)
-    verify(second)
-    verify_saved(first, saved)
+    first, second, saved = split(captured)
     ranges = _ranges(store, sites, first, second)
     step = Step(
         forward=_half(first, captured, backend, notes, is_backward=False),
@@ -80,7 +72,29 @@ def lower(captured: Captured, backend: str | None, store: RangeStore) -> Lowered
         device_types=_devices(captured),
         ranges=ranges,
     )
-    return Lowered(step, *_saved_bytes(saved), notes)
+    return Lowered(step, *saved_bytes(saved), notes)
+
+
+def split(captured: Captured) -> tuple[GraphModule, GraphModule, list[Node]]:
+    """The two halves of a joint graph, verified, and the nodes of forward that are saved.
+
+    The first inputs of backward are what is saved, in the same order. Changes the joint graph.
+
+    Raises:
+        VerifyError: a half breaks a rule, or a float is saved for which there are codes.
+    """
+    backward_sites = len(_sites(captured.module, True))
+    _recompute_floats(captured.module)
+    outputs = _order_outputs(captured)
+    first, second = torch_compat.partition(captured.module, outputs, captured.static_inputs)
+    _draw_in_forward(first, second, len(captured.tangents) + backward_sites)
+    for half in (first, second):
+        _infer_missing(half)
+    saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
+    verify(first)
+    verify(second)
+    verify_saved(first, saved)
+    return first, second, saved
 
 
 def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
@@ -133,14 +147,11 @@ def _updates(module: GraphModule) -> bool:
 
 def _copy(module: GraphModule, *, first: bool) -> GraphModule:
     """A half for `first` steps and what follows them: such steps are rare, so it is never compiled."""
-    graph = Graph()
-    outputs = graph.graph_copy(module.graph, {})
-    graph.output(outputs)
+    copied = copy_graph(module)
     for target, index in ((ops.SCALE, 4), (ops.ZERO_POINT, 5), (ops.UPDATE, 4)):
-        for node in graph.find_nodes(op="call_function", target=target):
+        for node in copied.graph.find_nodes(op="call_function", target=target):
             if len(node.args) > index:
                 node.update_arg(index, first)
-    copied = GraphModule(module, graph)
     _relax_views(copied)
     return copied
 
@@ -273,10 +284,15 @@ def _devices(captured: Captured) -> tuple[str, ...]:
     return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
 
 
-def _saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
+def saved_size(node: Node) -> int:
+    """Bytes that a node takes where it is saved for backward; 0 for inputs and parameters, which are there anyway."""
+    if view_root(node).op == "placeholder":
+        return 0
+    return int(value(node).numel()) * value(node).element_size()  # int(): the size of a random state is symbolic
+
+
+def saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
     """(bytes that forward keeps for backward, of these codes, scales and masks); inputs and parameters not counted."""
-    made = [node for node in saved if isinstance(node, Node) and view_root(node).op != "placeholder"]
-    # int(): the size of a random state is symbolic
-    sizes = [(node, int(value(node).numel()) * value(node).element_size()) for node in made]
+    sizes = [(node, saved_size(node)) for node in saved if isinstance(node, Node)]
     quantized = (ops.SCALE, ops.CHECKED, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
     return sum(size for _, size in sizes), sum(size for node, size in sizes if node.target in quantized)

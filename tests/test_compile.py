@@ -379,7 +379,7 @@ def test_another_recipe_is_captured_once_and_ranges_stay():
             assert torch.equal(qmodel(x), fresh(x))
         assert qmodel.recipe.name == name
     assert compilers[0] is compilers[2]
-    assert len(compilers[0].texts) == 1
+    assert len(compilers[0].captures) == 1
     assert before.keys() == qmodel.ranges().keys()
     assert all(torch.equal(state, qmodel.ranges()[name]) for name, state in before.items())
     with pytest.raises(qcompiler.RecipeError, match="did you mean"):

@@ -1,0 +1,208 @@
+"""The joint graph as a networkx.MultiDiGraph: what drawings, tables and queries read. docs/sight.md lists attributes."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import networkx
+import torch
+from torch.fx import GraphModule, Node
+
+from qcompiler.capture import Captured
+from qcompiler.lower import saved_size
+from qcompiler.passes.graph import (
+    Contraction,
+    InputKind,
+    get_contraction,
+    get_input,
+    is_backward,
+    is_view,
+    owner,
+    source_line,
+)
+from qcompiler.passes.plan import describe, role_of
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import parse_spec
+from qcompiler.stages import Stage
+
+#: the operators of quantizers → what they are to a reader of the graph
+_KINDS: Final = {
+    ops.QUANTIZE: "quantizer",
+    ops.SCALE: "scale",
+    ops.CHECKED: "scale",
+    ops.ZERO_POINT: "scale",
+    ops.DEQUANTIZE: "dequantizer",
+    ops.PACK: "packing",
+    ops.UNPACK: "packing",
+    ops.IN_RANGE: "mask",
+    ops.UPDATE: "range",
+    ops.DRAW_KEY: "key",
+    ops.ROTATE: "rotation",
+}
+#: kinds that hold the same tensor as their first argument, in another form
+CARRIERS: Final = frozenset({"packing", "dequantizer", "view"})
+
+
+def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
+    """One stage of every captured graph as one directed graph; an edge for every argument of every node.
+
+    Returns:
+        Nodes have kind, lane, op, module, shape, dtype, bytes, source; quantizers and contractions have more. With
+        several captured graphs the names of nodes begin with the number of theirs: `2:mm`.
+    """
+    graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(stage=stages[0].name, graphs=len(stages))
+    for number, stage in enumerate(stages, start=1):
+        _Builder(graph, f"{number}:" if len(stages) > 1 else "", stage).run()
+    for node, data in graph.nodes(data=True):
+        if data["kind"] == "quantizer":
+            data["consumers"] = tuple(_consumers(graph, node))
+    return graph
+
+
+def readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
+    """(reader, argument, saved on the way) of a tensor, through views, packing and dequantizers, in graph order."""
+    for _, reader, data in graph.out_edges(node, data=True):
+        if graph.nodes[reader]["kind"] not in CARRIERS:
+            yield reader, data["arg"], data["saved"]
+        elif data["arg"] == 0:
+            yield from ((found, arg, saved or data["saved"]) for found, arg, saved in readers(graph, reader))
+
+
+def _consumers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[str]:
+    for reader, arg, _ in readers(graph, node):
+        if arg in {operand["arg"] for operand in graph.nodes[reader].get("operands", ())}:
+            yield reader
+
+
+class _Builder:
+    """Adds one captured graph."""
+
+    def __init__(self, graph: "networkx.MultiDiGraph[str]", prefix: str, stage: Stage) -> None:
+        self.graph, self.prefix, self.stage = graph, prefix, stage
+        self.names: dict[Node, str] = {}
+        self.saved = set(stage.saved or ())
+
+    def run(self) -> None:
+        captured, stage = self.stage.captured, self.stage
+        outputs = _output_names(captured)
+        if stage.backward is None:
+            self.add_graph(stage.module, outputs)
+            return
+        forward = list(stage.module.graph.output_node().args[0])  # type: ignore[arg-type]
+        self.add_graph(stage.module, outputs[: captured.forward_outputs], len(forward) - len(stage.saved or ()))
+        held = list(stage.backward.graph.find_nodes(op="placeholder"))
+        self.names |= {inside: self.names[node] for inside, node in zip(held, stage.saved or (), strict=False)}
+        self.add_graph(stage.backward, outputs[captured.forward_outputs :])
+
+    def add_graph(self, module: GraphModule, outputs: Sequence[str], count: int | None = None) -> None:
+        """One graph; `count` of its outputs are what the user gets, the others are saved."""
+        for node in module.graph.nodes:
+            if node.op == "output":
+                self.add_outputs(list(node.args[0])[:count], outputs)
+            elif node not in self.names:
+                self.add_node(node)
+
+    def add_node(self, node: Node) -> None:
+        backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward.graph
+        name = self.prefix + node.name
+        recomputed = name in self.graph
+        self.names[node] = name = f"{name}@backward" if recomputed else name
+        data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
+        data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
+        self.graph.add_node(name, **data)
+        for arg, source in _arguments(node):
+            self.connect(source, name, arg)
+
+    def connect(self, source: Node, name: str, arg: int) -> None:
+        start = self.names[source]
+        lanes = self.graph.nodes[start]["lane"], self.graph.nodes[name]["lane"]
+        operand = next((o for o in self.graph.nodes[name].get("operands", ()) if o["arg"] == arg), {})
+        data = {"arg": arg, "saved": lanes == ("forward", "backward"), "bytes": self.graph.nodes[start]["bytes"]}
+        self.graph.add_edge(start, name, arg, operand=operand.get("name", ""), kept=operand.get("kept", ""), **data)
+
+    def add_outputs(self, results: Sequence[Any], names: Sequence[str]) -> None:
+        for index, result in enumerate(results):
+            if isinstance(result, Node):
+                label = names[index] if index < len(names) and result.target is not ops.UPDATE else f"new {result.name}"
+                source = self.graph.nodes[self.names[result]]
+                name = f"{self.prefix}output {label}"
+                same = {key: source[key] for key in ("lane", "shape", "dtype", "bytes", "source")}
+                module = label.removeprefix("gradient of ").rpartition(".")[0] if label.startswith("grad") else ""
+                extra = {"saved": False, "saved_bytes": 0, "recomputed": False}
+                self.graph.add_node(name, kind="output", op="output", name=label, module=module, **same, **extra)
+                self.connect(result, name, 0)
+
+
+def _describe(node: Node) -> dict[str, Any]:
+    """What a node is, without its place."""
+    fact, contraction = get_input(node), get_contraction(node)
+    kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
+    kind = "key" if node.op == "placeholder" and fact is None else kind
+    data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": owner(node)}
+    data |= _tensor(node.meta.get("val")) | {"source": source_line(node)}
+    if contraction is not None:
+        return data | _contraction(contraction)
+    return data | _quantizer(node) if kind == "quantizer" else data
+
+
+def _operator(node: Node) -> str:
+    target = node.target
+    name = str(target) if isinstance(target, str) or hasattr(target, "_schema") else target.__name__
+    return node.op if node.op == "placeholder" else name.removesuffix(".default")
+
+
+def _tensor(value: Any) -> dict[str, Any]:
+    """Shape, dtype, bytes; of an operator with several results those of all of them together."""
+    if isinstance(value, torch.Tensor):
+        shape = tuple(int(size) for size in value.shape)
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"shape": shape, "dtype": dtype, "bytes": math.prod(shape) * value.element_size()}
+    parts = [_tensor(part) for part in value] if isinstance(value, list | tuple) else []
+    return {"shape": (), "dtype": "", "bytes": sum(part["bytes"] for part in parts)}
+
+
+def _contraction(fact: Contraction) -> dict[str, Any]:
+    operands = tuple(
+        {"arg": o.arg, "name": o.name, "role": str(o.role), "axis": o.contracted, "kept": o.kept, "asked": o.asked}
+        for o in fact.operands
+    )
+    kept = [f"{o.name}: {o.kept}" for o in fact.operands if o.kept and not fact.is_bias]
+    return {
+        "kind": "contraction",
+        "site": fact.site,
+        "operator": fact.operator,
+        "name": fact.site if fact.kept else describe(fact),
+        "product": "bias-gradient" if fact.is_bias else str(fact.product),
+        "operands": operands,
+        "kept": fact.kept or "; ".join(kept),
+    }
+
+
+def _quantizer(node: Node) -> dict[str, Any]:
+    text, layout, name = map(str, node.args[4:7])
+    spec = parse_spec(text)
+    fields = {key: str(getattr(spec, key)) for key in ("format", "scale", "block", "rounding", "vjp", "range")}
+    return {"name": name, "role": str(role_of(name)), "spec": text, "layout": layout, **fields, "bits": spec.format.bits}
+
+
+def _arguments(node: Node) -> Iterator[tuple[int, Node]]:
+    """(position, node) of every argument; what stands in a list or a keyword is counted on behind the others."""
+    extra = len(node.args)
+    for index, arg in enumerate(node.args):
+        if isinstance(arg, Node):
+            yield index, arg
+    inside = [a for arg in node.args if isinstance(arg, list | tuple) for a in arg]
+    for source in (*inside, *node.kwargs.values()):
+        if isinstance(source, Node):
+            yield extra, source
+            extra += 1
+
+
+def _output_names(captured: Captured) -> list[str]:
+    mutated = [f"new value of {captured.inputs[index].name}" for index in captured.mutated]
+    results = [f"{index}" for index in range(len(captured.differentiable))]
+    return [*mutated, *results, *(f"gradient of {fact.name}" for fact in captured.inputs)]
+
+
+#: kinds of what enters a graph
+INPUTS: Final = frozenset(map(str, InputKind))
