@@ -180,10 +180,11 @@ def module_path(node: Node) -> str:
     return clean_path(list(stack.values())[-1][0]) if stack else ""
 
 
-def owner(node: Node) -> str:
+def owner(node: Node) -> str | None:
     """The path of the module that a node of either half works for: in backward, the one whose gradient it makes.
 
-    A parameter or buffer belongs to the module that holds it; empty where none is known.
+    A parameter or buffer belongs to the module that holds it; what the model itself does has the path "". None where
+    no module is known: sums of gradients, for one.
     """
     fact = get_input(node)
     if fact is not None:
@@ -191,6 +192,8 @@ def owner(node: Node) -> str:
     contraction = get_contraction(node)
     if contraction is not None:
         return contraction.module
+    if is_backward(node) and "fwd_nn_module_stack" not in node.meta and not node.meta.get("nn_module_stack"):
+        return None
     stack = node.meta.get("fwd_nn_module_stack")
     return clean_path(list(stack.values())[-1][0]) if stack else module_path(node)
 

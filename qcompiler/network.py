@@ -1,6 +1,8 @@
 """The joint graph as a networkx.MultiDiGraph: what drawings, tables and queries read. docs/sight.md lists attributes."""
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -38,9 +40,10 @@ _KINDS: Final = {
     ops.UPDATE: "range",
     ops.DRAW_KEY: "key",
     ops.ROTATE: "rotation",
+    operator.getitem: "item",
 }
 #: kinds that hold the same tensor as their first argument, in another form
-CARRIERS: Final = frozenset({"packing", "dequantizer", "view"})
+CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
 
 
 def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
@@ -56,6 +59,8 @@ def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
     for node, data in graph.nodes(data=True):
         if data["kind"] == "quantizer":
             data["consumers"] = tuple(_consumers(graph, node))
+            _place(data, [graph.nodes[reader] for reader in data["consumers"]])
+    _settle(graph)
     return graph
 
 
@@ -66,6 +71,23 @@ def readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[st
             yield reader, data["arg"], data["saved"]
         elif data["arg"] == 0:
             yield from ((found, arg, saved or data["saved"]) for found, arg, saved in readers(graph, reader))
+
+
+def _place(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> None:
+    """Puts a quantizer into the innermost module around all its consumers; weights have no source line of their own."""
+    if consumers:
+        paths = [consumer["module"].split(".") for consumer in consumers]
+        same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        quantizer["module"] = ".".join(parts[0] for parts in same)
+        quantizer["source"] = quantizer["source"] or consumers[0]["source"]
+
+
+def _settle(graph: "networkx.MultiDiGraph[str]") -> None:
+    """Gives what belongs to no module, sums of gradients, to the module that reads it."""
+    for node in reversed(list(graph)):
+        if graph.nodes[node]["module"] is None:
+            found = (graph.nodes[reader]["module"] for _, reader in graph.out_edges(node))
+            graph.nodes[node]["module"] = next((module for module in found if module is not None), "")
 
 
 def _consumers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[str]:
@@ -84,7 +106,7 @@ class _Builder:
 
     def run(self) -> None:
         captured, stage = self.stage.captured, self.stage
-        outputs = _output_names(captured)
+        outputs = _outputs(captured)
         if stage.backward is None:
             self.add_graph(stage.module, outputs)
             return
@@ -94,7 +116,7 @@ class _Builder:
         self.names |= {inside: self.names[node] for inside, node in zip(held, stage.saved or (), strict=False)}
         self.add_graph(stage.backward, outputs[captured.forward_outputs :])
 
-    def add_graph(self, module: GraphModule, outputs: Sequence[str], count: int | None = None) -> None:
+    def add_graph(self, module: GraphModule, outputs: Sequence[tuple[str, str]], count: int | None = None) -> None:
         """One graph; `count` of its outputs are what the user gets, the others are saved."""
         for node in module.graph.nodes:
             if node.op == "output":
@@ -109,9 +131,15 @@ class _Builder:
         self.names[node] = name = f"{name}@backward" if recomputed else name
         data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
+        arguments = list(_arguments(node))
+        if data["kind"] == "operator" and all(self.kind(source) == "constant" for _, source in arguments):
+            data["kind"] = "constant"
         self.graph.add_node(name, **data)
-        for arg, source in _arguments(node):
+        for arg, source in arguments:
             self.connect(source, name, arg)
+
+    def kind(self, node: Node) -> str:
+        return str(self.graph.nodes[self.names[node]]["kind"])
 
     def connect(self, source: Node, name: str, arg: int) -> None:
         start = self.names[source]
@@ -120,17 +148,18 @@ class _Builder:
         data = {"arg": arg, "saved": lanes == ("forward", "backward"), "bytes": self.graph.nodes[start]["bytes"]}
         self.graph.add_edge(start, name, arg, operand=operand.get("name", ""), kept=operand.get("kept", ""), **data)
 
-    def add_outputs(self, results: Sequence[Any], names: Sequence[str]) -> None:
+    def add_outputs(self, results: Sequence[Any], named: Sequence[tuple[str, str]]) -> None:
         for index, result in enumerate(results):
-            if isinstance(result, Node):
-                label = names[index] if index < len(names) and result.target is not ops.UPDATE else f"new {result.name}"
-                source = self.graph.nodes[self.names[result]]
-                name = f"{self.prefix}output {label}"
-                same = {key: source[key] for key in ("lane", "shape", "dtype", "bytes", "source")}
-                module = label.removeprefix("gradient of ").rpartition(".")[0] if label.startswith("grad") else ""
-                extra = {"saved": False, "saved_bytes": 0, "recomputed": False}
-                self.graph.add_node(name, kind="output", op="output", name=label, module=module, **same, **extra)
-                self.connect(result, name, 0)
+            if not isinstance(result, Node):
+                continue
+            is_range = result.target is ops.UPDATE or index >= len(named)
+            label, module = (f"range {result.name}", "") if is_range else named[index]
+            source = self.graph.nodes[self.names[result]]
+            data = {key: source[key] for key in ("lane", "shape", "dtype", "bytes", "source")}
+            data |= {"kind": "range output" if is_range else "output", "op": "output", "name": label, "module": module}
+            name = f"{self.prefix}{label}"
+            self.graph.add_node(name, **data, saved=False, saved_bytes=0, recomputed=False)
+            self.connect(result, name, 0)
 
 
 def _describe(node: Node) -> dict[str, Any]:
@@ -198,10 +227,14 @@ def _arguments(node: Node) -> Iterator[tuple[int, Node]]:
             extra += 1
 
 
-def _output_names(captured: Captured) -> list[str]:
-    mutated = [f"new value of {captured.inputs[index].name}" for index in captured.mutated]
-    results = [f"{index}" for index in range(len(captured.differentiable))]
-    return [*mutated, *results, *(f"gradient of {fact.name}" for fact in captured.inputs)]
+def _outputs(captured: Captured) -> list[tuple[str, str]]:
+    """(name, module path) of every output of a captured graph, in order."""
+    inside = {InputKind.PARAMETER, InputKind.BUFFER}
+    owners = [fact.name.rpartition(".")[0] if fact.kind in inside else "" for fact in captured.inputs]
+    mutated = [(f"new value of {captured.inputs[index].name}", owners[index]) for index in captured.mutated]
+    results = [(f"output {index}", "") for index in range(len(captured.differentiable))]
+    gradients = [(f"gradient of {fact.name}", path) for fact, path in zip(captured.inputs, owners, strict=True)]
+    return [*mutated, *results, *gradients]
 
 
 #: kinds of what enters a graph

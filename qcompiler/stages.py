@@ -56,7 +56,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
     work = _copy(captured)
 
     def observe(name: str, changes: int, module: GraphModule) -> None:
-        stages.append(_stage(name, changes, _copy(work)))
+        stages.append(_stage(name, changes, _copy(work) if changes else stages[-1].captured))
 
     pipeline(recipe, frozen=frozen)(work.module, observe)
     return [*stages, lowered(work)]

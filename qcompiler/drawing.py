@@ -1,0 +1,172 @@
+"""draw(): the joint graph as a page, a picture or a file for other tools, by the ending of the path."""
+
+import html
+import json
+import os
+import secrets
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, Final
+
+import networkx
+
+from qcompiler.network import network
+from qcompiler.picture import Picture, picture
+
+if TYPE_CHECKING:
+    from qcompiler.compile import QuantizedModule
+
+#: parts that an SVG shows before it folds modules: more would not be read on one page
+_PARTS: Final = 120
+_HATCH: Final = (
+    '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="7" height="7" fill="#fff"/><rect width="3.5" height="7" fill="#f5d97a"/></pattern>'
+)
+
+
+class DrawError(ValueError):
+    """The picture cannot be drawn as asked; says what was given and what is valid."""
+
+
+def draw(qmodel: "QuantizedModule", path: str | os.PathLike[str], *, training: bool = True) -> Path:
+    """Draws the joint graph of a model, forward and backward, with its quantizers; returns the path.
+
+    Args:
+        qmodel: what `qcompiler.compile` returned, called at least once in that mode.
+        path: the ending decides. `.html`: one page that works offline, to be opened in a browser. `.svg`: the same
+            picture with modules folded. `.dot`, `.graphml`: the graph for Graphviz and for graph tools. `.json`: the
+            picture of every stage as data. An old file is replaced in one step.
+        training: False for the graph of eval mode.
+
+    Raises:
+        CompileError: no graph of that mode has been captured.
+        DrawError: the ending is unknown, or a library that it needs is not installed.
+        OSError: the file cannot be written; an old one is then unchanged.
+    """
+    path = Path(path)
+    write = _WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid: {', '.join(_WRITERS)}")
+    _replace(path, write(qmodel, training))
+    return path
+
+
+def picture_of(qmodel: "QuantizedModule", *, training: bool = True) -> Picture:
+    """The picture of a model at every stage that changed something.
+
+    Raises:
+        CompileError: no graph of that mode has been captured.
+    """
+    frames = qmodel.stages(training=training)
+    rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
+    shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
+    model = type(qmodel._model).__name__
+    return picture(f"{model}, {qmodel.recipe.name}", [(name, count, network(stages)) for name, count, stages in shown])
+
+
+def _html(qmodel: "QuantizedModule", training: bool) -> str:
+    return page(picture_of(qmodel, training=training))
+
+
+def page(shown: Picture) -> str:
+    """The page of a picture: one document that reads nothing else."""
+    # `<` could end the script element that the names of the user's model stand in
+    data = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    names = {"css": "scene.css", "d3": "d3.min.js", "layout": "layout.js", "page": "page.js"}
+    parts = {key: _asset(name) for key, name in names.items()}
+    parts["css"] += _asset("page.css")
+    return Template(_asset("page.html")).substitute(parts, picture=data, hatch=_HATCH)
+
+
+def _svg(qmodel: "QuantizedModule", training: bool) -> str:
+    return svg(picture_of(qmodel, training=training))
+
+
+def svg(shown: Picture, budget: int = _PARTS) -> str:
+    """The last stage of a picture as SVG, with so many modules unfolded that about `budget` parts are seen.
+
+    Raises:
+        DrawError: mini-racer, which runs the layout, is not installed.
+    """
+    try:
+        from py_mini_racer import MiniRacer
+    except ImportError as error:
+        raise DrawError("draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'") from error
+    with MiniRacer() as engine:
+        engine.eval(_asset("layout.js"))
+        state = {"stage": len(shown.stages) - 1, "budget": budget}
+        made = json.loads(engine.eval(f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"))
+    body = "\n".join(_element(item) for item in made["items"])
+    size = f'width="{made["width"]:.0f}" height="{made["height"]:.0f}"'
+    view = f'viewBox="0 0 {made["width"]:.0f} {made["height"]:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
+    style = f'<style>{_asset("scene.css")}</style>\n<defs>{_HATCH}</defs>'
+    return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
+
+
+#: names in a scene → attributes of SVG
+_ATTRIBUTES: Final = {
+    "rect": {"x": "x", "y": "y", "w": "width", "h": "height", "r": "rx"},
+    "circle": {"x": "cx", "y": "cy", "r": "r"},
+    "text": {"x": "x", "y": "y", "anchor": "text-anchor"},
+    "path": {"d": "d"},
+}
+
+
+def _element(item: dict[str, Any]) -> str:
+    kind = item["type"]
+    found = {name: item[key] for key, name in _ATTRIBUTES[kind].items() if key in item}
+    texts = {name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in found.items()}
+    attributes = " ".join(f'{name}="{html.escape(text)}"' for name, text in {"class": item["cls"], **texts}.items())
+    title = f"<title>{html.escape(item['title'])}</title>" if item.get("title") else ""
+    return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
+
+
+def _json(qmodel: "QuantizedModule", training: bool) -> str:
+    return json.dumps(picture_of(qmodel, training=training).to_dict(), indent=1) + "\n"
+
+
+def _graphml(qmodel: "QuantizedModule", training: bool) -> str:
+    return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
+
+
+def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
+    """The same graph, what is no text and no number as text: GraphML knows nothing else."""
+    flat: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(**graph.graph)
+    plain = (str, int, float)
+    for node, data in graph.nodes(data=True):
+        flat.add_node(node, **{k: v if isinstance(v, plain) else json.dumps(v) for k, v in data.items()})
+    for start, end, key, data in graph.edges(keys=True, data=True):
+        flat.add_edge(start, end, key, **data)
+    return flat
+
+
+def _dot(qmodel: "QuantizedModule", training: bool) -> str:
+    from qcompiler.dot import dot
+
+    return dot(picture_of(qmodel, training=training))
+
+
+_WRITERS: Final[dict[str, Callable[["QuantizedModule", bool], str]]] = {
+    ".html": _html,
+    ".svg": _svg,
+    ".dot": _dot,
+    ".graphml": _graphml,
+    ".json": _json,
+}
+
+
+def _asset(name: str) -> str:
+    return resources.files("qcompiler").joinpath("viewer", name).read_text(encoding="utf-8")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file in one step: it is the old or the new one, never half."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,229 @@
+"""What a drawing shows of the joint graph: its nodes without the plumbing, one chip for each saved tensor, and ranks.
+
+Views, packing and dequantizers become lines; scale and zero point become part of their quantizer. The result is one
+value for all stages: each node and line says in which of them it is there.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import networkx
+
+from qcompiler.network import CARRIERS, INPUTS
+from qcompiler.ranks import ranks
+
+#: kinds that are never drawn: their tensor is a part of another one, or they only carry random bits and ranges
+_HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}
+#: attributes that the details of a node do not repeat
+_PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits", "name"})
+
+Graph = networkx.MultiDiGraph  # of str
+
+
+@dataclasses.dataclass
+class Shape:
+    """One node of the picture."""
+
+    id: str
+    #: input, parameter, buffer, tangent, output, contraction, quantizer, operator, key, rotation or saved
+    kind: str
+    #: 0 forward, 1 saved, 2 backward
+    lane: int
+    #: the module path, `layer1.0.conv1`, whose box it stands in
+    module: str
+    label: str
+    #: quantizers: weight, activation, gradient or output
+    role: str = ""
+    bytes: int = 0
+    #: contractions: why an operand stays in float
+    kept: str = ""
+    #: bit k: it is there in stage k
+    stages: int = 0
+    #: its row within its box
+    rank: int = 0
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Line:
+    """A tensor on its way from one node to another."""
+
+    source: str
+    target: str
+    #: bit k: it is there in stage k
+    stages: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Everything that is drawn. `ranks` are the rows of boxes: path → row in the box around it."""
+
+    title: str
+    stages: tuple[tuple[str, int], ...]
+    shapes: tuple[Shape, ...]
+    lines: tuple[Line, ...]
+    ranks: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The picture as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def picture(title: str, stages: Sequence[tuple[str, int, Graph]]) -> Picture:
+    """The picture of a graph at several stages, in order; nodes are named alike in all of them.
+
+    Args:
+        title: what stands above it.
+        stages: name, places changed, and the graph of each stage.
+    """
+    shapes: dict[str, Shape] = {}
+    lines: dict[tuple[str, str], Line] = {}
+    for index, (_, _, graph) in enumerate(stages):
+        view = _View(graph)
+        for shape in view.shapes():
+            before = shapes.get(shape.id)
+            shapes[shape.id] = dataclasses.replace(shape, stages=1 << index | (before.stages if before else 0))
+        for source, target in view.lines():
+            lines.setdefault((source, target), Line(source, target)).stages |= 1 << index
+    boxes = ranks(list(shapes.values()), list(lines.values()))
+    names = tuple((name, changes) for name, changes, _ in stages)
+    return Picture(title, names, tuple(shapes.values()), tuple(lines.values()), boxes)
+
+
+class _View:
+    """One stage: what of its graph is drawn."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.drawn: dict[str, str | None] = {}
+        self.chips: dict[str, Shape] = {}
+        self.is_lowered = graph.graph["stage"] == "lowered"
+
+    def shapes(self) -> Iterator[Shape]:
+        """Every node that is drawn, then one chip for each form in which one of them is saved."""
+        for node, data in self.graph.nodes(data=True):
+            if data["kind"] not in _HIDDEN:
+                yield self.shape(node, data)
+        for node in self.saved():
+            self.add_chip(node)
+        yield from self.chips.values()
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Every tensor that a drawn node reads, by way of a chip where it is saved."""
+        for node, data in self.graph.nodes(data=True):
+            if data["kind"] in _HIDDEN:
+                continue
+            for source, _, edge in self.graph.in_edges(node, data=True):
+                start = self.representative(source)
+                if start is None or start == node or (data["kind"] == "quantizer" and edge["arg"] != 0):
+                    continue
+                if self.graph.nodes[source]["kind"] in ("scale", "key"):
+                    continue
+                yield from self.path(start, source, node)
+
+    def path(self, start: str, source: str, node: str) -> Iterator[tuple[str, str]]:
+        """start → node, or start → chip → node where the tensor crosses from forward to backward."""
+        lane = self.graph.nodes
+        while source != start and lane[source]["lane"] == "backward":
+            source = self.carried(source)
+        crosses = lane[source]["lane"] == "forward" and lane[node]["lane"] == "backward"
+        chip = self.chip_id(source) if crosses else ""
+        if chip in self.chips:
+            yield start, chip
+            yield chip, node
+        else:
+            yield start, node
+
+    def saved(self) -> list[str]:
+        """What forward saves for backward; before the partition has decided, all that backward reads of forward."""
+        if self.is_lowered:
+            return [node for node, data in self.graph.nodes(data=True) if data["saved_bytes"]]
+        crossing = (source for source, _, data in self.graph.edges(data=True) if data["saved"])
+        return [node for node in dict.fromkeys(crossing) if self.graph.nodes[node]["kind"] not in INPUTS]
+
+    def add_chip(self, node: str) -> None:
+        data, start = self.graph.nodes[node], self.representative(node)
+        if start is None:
+            return
+        owner = self.graph.nodes[start]
+        size = data["saved_bytes"] if self.is_lowered else data["bytes"]
+        known = self.chips.get(self.chip_id(node))
+        if known is not None:
+            known.bytes += size
+            known.details["bytes"] = known.bytes
+            known.label = f"{known.details['as']} {human(known.bytes)}"
+            return
+        form = self.form(node)
+        details = {"tensor": owner["name"] or start, "as": form, "bytes": size, "shape": owner["shape"]}
+        label = f"{form} {human(size)}"
+        chip = Shape(self.chip_id(node), "saved", 1, owner["module"], label, bytes=size, details=details)
+        chip.role = owner.get("role", "")
+        self.chips[chip.id] = chip
+
+    def chip_id(self, node: str) -> str:
+        return f"saved {self.form(node)} {self.representative(node)}"
+
+    def form(self, node: str) -> str:
+        """codes, mask, or the dtype of a tensor that is saved as it is."""
+        data = self.graph.nodes[node]
+        source = self.representative(node)
+        if source is not None and self.graph.nodes[source]["kind"] == "quantizer":
+            return f"{self.graph.nodes[source]['format']} codes"
+        return "mask" if data["kind"] in ("mask", "packing") else str(data["dtype"]) or "tensor"
+
+    def representative(self, node: str) -> str | None:
+        """The drawn node that a tensor belongs to; None where it belongs to none."""
+        if node not in self.drawn:
+            self.drawn[node] = self.find(node)
+        return self.drawn[node]
+
+    def find(self, node: str) -> str | None:
+        kind = self.graph.nodes[node]["kind"]
+        if kind not in _HIDDEN:
+            return node
+        if kind == "scale":
+            near = (reader for _, reader in self.graph.out_edges(node))
+            found = (self.of_scale(reader) for reader in near)
+            return next((name for name in found if name is not None), None)
+        return self.representative(self.carried(node)) if kind in CARRIERS or kind == "mask" else None
+
+    def of_scale(self, reader: str) -> str | None:
+        """The quantizer behind a reader of its scale: itself, or the one whose codes a dequantizer reads."""
+        kind = self.graph.nodes[reader]["kind"]
+        return self.representative(reader) if kind in ("quantizer", "dequantizer", "scale") else None
+
+    def carried(self, node: str) -> str:
+        """The first argument of a node."""
+        return str(next(source for source, _, data in self.graph.in_edges(node, data=True) if data["arg"] == 0))
+
+    def shape(self, node: str, data: dict[str, Any]) -> Shape:
+        details = {key: value for key, value in data.items() if key not in _PLACE and value not in ("", (), False)}
+        kept = data.get("kept", "")
+        lane = 0 if data["lane"] == "forward" else 2
+        role = data.get("role", "")
+        return Shape(node, data["kind"], lane, data["module"], _label(data), role, data["bytes"], kept, details=details)
+
+
+def _label(data: dict[str, Any]) -> str:
+    kind, name = data["kind"], data["name"]
+    if kind == "quantizer":
+        return f"{data['format']} {data['block']}"
+    if kind == "contraction":
+        return str(name.rpartition(".")[2])
+    if kind == "key":
+        return "random key"
+    if kind == "tangent":
+        return f"gradient of {name}"
+    plain = str(data["op"]).removeprefix("aten.").partition(".")[0]
+    return str(name) if kind in INPUTS or kind == "output" else plain
+
+
+def human(size: int) -> str:
+    """1536 → `1.5 KiB`."""
+    value, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,98 @@
+"""Rows of a drawing: in each module's box forward runs down, backward runs up, and what belongs together stands level.
+
+Layered drawing as in Sugiyama et al. 1981, with one difference: both lanes share their rows, so the gradient of a layer
+stands beside the layer.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import networkx
+
+from qcompiler.network import INPUTS
+
+if TYPE_CHECKING:
+    from qcompiler.picture import Line, Shape
+
+
+def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"]) -> dict[str, int]:
+    """Sets the rank of every shape in its box; returns that of every box in the box around it.
+
+    A line between two boxes counts where they meet: between the parts of the innermost box around both.
+    """
+    places = {shape.id: [*_parents(shape.module), shape.id] for shape in shapes}
+    graphs: dict[str, networkx.DiGraph[str]] = {}
+    order = _order(shapes, places)
+    for shape in shapes:
+        for box, part in itertools.pairwise(places[shape.id]):
+            graphs.setdefault(box, networkx.DiGraph()).add_node(part)
+    lanes = {shape.id: shape.lane for shape in shapes}
+    into = {line.target: line.source for line in lines if lanes[line.target] == 1}
+    for line in lines:
+        if lanes[line.target] != 1:
+            source = into.get(line.source, line.source)
+            _connect(graphs, places[source], places[line.target], (lanes[source], lanes[line.target]))
+    found = {part: rank for graph in graphs.values() for part, rank in _rank(graph, order).items()}
+    for shape in shapes:
+        shape.rank = found[into.get(shape.id, shape.id)]  # what is saved stands beside what made it
+    return {part: rank for part, rank in found.items() if part not in places}
+
+
+def _parents(module: str) -> list[str]:
+    """`a.b` → the boxes around it, outermost first: "", "box a", "box a.b"."""
+    parts = module.split(".") if module else []
+    return ["", *(f"box {'.'.join(parts[: index + 1])}" for index in range(len(parts)))]
+
+
+def _order(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
+    """A number for each part, growing downwards: its place in forward; backward ran the other way round.
+
+    A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top.
+    """
+    order: dict[str, float] = {}
+    forward = [shape for shape in shapes if shape.lane == 0 and shape.kind not in INPUTS]
+    forward += [shape for shape in shapes if shape.lane != 2 and (shape.lane == 1 or shape.kind in INPUTS)]
+    backward = [shape for shape in shapes if shape.lane == 2]
+    spread = len(forward) / max(1, len(backward))
+    for index, shape in enumerate(forward):
+        for part in places[shape.id]:
+            order.setdefault(part, index)
+    for index, shape in enumerate(backward):
+        for part in places[shape.id]:
+            order.setdefault(part, (len(backward) - index) * spread)
+    return order
+
+
+def _connect(
+    graphs: "dict[str, networkx.DiGraph[str]]", source: Sequence[str], target: Sequence[str], lanes: tuple[int, int]
+) -> None:
+    """One line, in the innermost box around both ends, pointing down.
+
+    What crosses from forward to backward may stand level (step 0), what follows in a lane stands below (step 1).
+    """
+    depth = next(i for i, (a, b) in enumerate(itertools.zip_longest(source, target)) if a != b)
+    graph, start, end = graphs[source[depth - 1]], source[depth], target[depth]
+    if lanes == (2, 2):
+        start, end = end, start
+    step = max(int(lanes[0] == lanes[1]), graph.edges[start, end]["step"] if graph.has_edge(start, end) else 0)
+    graph.add_edge(start, end, step=step)
+
+
+def _rank(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, int]:
+    """The longest path from above; a part that nothing holds from above moves down to its first reader."""
+    for start, end in list(graph.edges):
+        if start == end:
+            graph.remove_edge(start, end)
+    while not networkx.is_directed_acyclic_graph(graph):  # a module that is called twice
+        graph.remove_edges_from([edge for edge in graph.edges if order[edge[0]] >= order[edge[1]]])
+    rank: dict[str, int] = {}
+    rows = list(networkx.lexicographical_topological_sort(graph, key=lambda part: order[part]))
+    for part in rows:
+        rank[part] = max((rank[above] + step for above, _, step in graph.in_edges(part, data="step")), default=0)
+    for part in reversed(rows):
+        below = [rank[reader] - step for _, reader, step in graph.out_edges(part, data="step")]
+        if below and not graph.in_degree(part):
+            rank[part] = min(below)
+    return rank
+
