@@ -1,18 +1,29 @@
 """qcompiler: quantized training by rewriting the joint forward and backward graph of any PyTorch model."""
 
-from qcompiler.capture import CaptureError
-from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
-from qcompiler.passes.plan import QuantPlan
-from qcompiler.passes.rules import Position, Role, Rule
-from qcompiler.recipe import Recipe, RecipeError
-from qcompiler.recipes import RECIPES
-from qcompiler.runtime.spec import QuantSpec, parse_spec
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcompiler.capture import CaptureError
+    from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+    from qcompiler.drawing import DrawError, draw
+    from qcompiler.explanation import Explanation, explain
+    from qcompiler.passes.plan import QuantPlan
+    from qcompiler.passes.rules import Position, Role, Rule
+    from qcompiler.recipe import Recipe, RecipeError
+    from qcompiler.recipes import RECIPES
+    from qcompiler.runtime.spec import QuantSpec, parse_spec
+    from qcompiler.stages import StageError
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "CaptureError",
     "CompileError",
+    "DrawError",
+    "Explanation",
     "Position",
     "QuantPlan",
     "QuantSpec",
@@ -21,6 +32,49 @@ __all__ = [
     "RecipeError",
     "Role",
     "Rule",
+    "StageError",
     "compile",
+    "draw",
+    "explain",
     "parse_spec",
 ]
+
+#: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
+_EXPORTS = {
+    "qcompiler.capture": ("CaptureError",),
+    "qcompiler.compile": ("CompileError", "QuantizedModule", "compile"),
+    "qcompiler.drawing": ("DrawError", "draw"),
+    "qcompiler.explanation": ("Explanation", "explain"),
+    "qcompiler.passes.plan": ("QuantPlan",),
+    "qcompiler.passes.rules": ("Position", "Role", "Rule"),
+    "qcompiler.recipe": ("Recipe", "RecipeError"),
+    "qcompiler.recipes": ("RECIPES",),
+    "qcompiler.runtime.spec": ("QuantSpec", "parse_spec"),
+    "qcompiler.stages": ("StageError",),
+}
+
+
+class _Package(ModuleType):
+    """The package: imports a public name at its first use, and keeps `compile` the function.
+
+    Python sets the module of that name on the package whenever something imports it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        for module, names in _EXPORTS.items():
+            if name in names:
+                setattr(self, name, getattr(importlib.import_module(module), name))
+                return vars(self)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in __all__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        modules = [name for name in vars(self) if f"{__name__}.{name}" in sys.modules]
+        return sorted({*__all__, *modules, *(name for name in vars(self) if name.startswith("__"))})
+
+
+sys.modules[__name__].__class__ = _Package

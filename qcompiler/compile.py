@@ -19,13 +19,13 @@ from qcompiler import recipes, torch_compat
 from qcompiler.capture import Captured, capture
 from qcompiler.lower import lower
 from qcompiler.network import network
-from qcompiler.passes.graph import copy_graph, graph_text
+from qcompiler.passes.graph import copy_graph
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
-from qcompiler.stages import Stage, pick, run_stages
+from qcompiler.stages import Stage, pick, run_stages, stage_text
 
 logger = logging.getLogger("qcompiler")
 
@@ -257,7 +257,8 @@ class QuantizedModule(nn.Module):
             CompileError: the model has not been called in that mode.
         """
         self._check_captured("graph_text", training)
-        return "\n".join(graph_text(stages[-2].module) for stages in self.stages(training=training))
+        frames = self.stages(training=training)
+        return stage_text(frames, frames[0][-2].name)
 
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
         """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/stages.py).
@@ -269,7 +270,9 @@ class QuantizedModule(nn.Module):
         """
         self._check_captured("stages", training)
         compiler = self._compilers[training]
-        return [run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()]
+        return [
+            run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()
+        ]
 
     def to_networkx(self, *, stage: str = "lowered", training: bool = True) -> "networkx.MultiDiGraph[str]":
         """The joint graph of forward and backward, of all captured graphs; docs/sight.md lists the attributes.

@@ -45,11 +45,23 @@ def draw(qmodel: "QuantizedModule", path: str | os.PathLike[str], *, training: b
         DrawError: the ending is unknown, or a library that it needs is not installed.
         OSError: the file cannot be written; an old one is then unchanged.
     """
+    path = check(path)
+    _replace(path, _WRITERS[path.suffix.lower()](qmodel, training))
+    return path
+
+
+def check(path: str | os.PathLike[str]) -> Path:
+    """The path, if `draw` can write to it.
+
+    Raises:
+        DrawError: the ending is unknown.
+        FileNotFoundError: its folder is not there.
+    """
     path = Path(path)
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
+    if path.suffix.lower() not in _WRITERS:
         raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid: {', '.join(_WRITERS)}")
-    _replace(path, write(qmodel, training))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"draw: there is no folder {path.parent}")
     return path
 
 
@@ -97,12 +109,13 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
     with MiniRacer() as engine:
         engine.eval(_asset("layout.js"))
         state = {"stage": len(shown.stages) - 1, "budget": budget}
-        made = json.loads(engine.eval(f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"))
+        call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
+        made = json.loads(str(engine.eval(call)))
     body = "\n".join(_element(item) for item in made["items"])
     size = f'width="{made["width"]:.0f}" height="{made["height"]:.0f}"'
     view = f'viewBox="0 0 {made["width"]:.0f} {made["height"]:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
-    style = f'<style>{_asset("scene.css")}</style>\n<defs>{_HATCH}</defs>'
+    style = f"<style>{_asset('scene.css')}</style>\n<defs>{_HATCH}</defs>"
     return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
 
 

@@ -1,4 +1,4 @@
-"""The joint graph as a networkx.MultiDiGraph: what drawings, tables and queries read. docs/sight.md lists attributes."""
+"""The joint graph as a networkx.MultiDiGraph, which drawings, tables and queries read; attributes: docs/sight.md."""
 
 import itertools
 import math
@@ -144,7 +144,7 @@ class _Builder:
     def connect(self, source: Node, name: str, arg: int) -> None:
         start = self.names[source]
         lanes = self.graph.nodes[start]["lane"], self.graph.nodes[name]["lane"]
-        operand = next((o for o in self.graph.nodes[name].get("operands", ()) if o["arg"] == arg), {})
+        operand: dict[str, Any] = next((o for o in self.graph.nodes[name].get("operands", ()) if o["arg"] == arg), {})
         data = {"arg": arg, "saved": lanes == ("forward", "backward"), "bytes": self.graph.nodes[start]["bytes"]}
         self.graph.add_edge(start, name, arg, operand=operand.get("name", ""), kept=operand.get("kept", ""), **data)
 
@@ -170,7 +170,7 @@ def _describe(node: Node) -> dict[str, Any]:
     data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": owner(node)}
     data |= _tensor(node.meta.get("val")) | {"source": source_line(node)}
     if contraction is not None:
-        return data | _contraction(contraction)
+        return data | _contraction(contraction) | {"elements": _elements(node)}
     return data | _quantizer(node) if kind == "quantizer" else data
 
 
@@ -188,6 +188,13 @@ def _tensor(value: Any) -> dict[str, Any]:
         return {"shape": shape, "dtype": dtype, "bytes": math.prod(shape) * value.element_size()}
     parts = [_tensor(part) for part in value] if isinstance(value, list | tuple) else []
     return {"shape": (), "dtype": "", "bytes": sum(part["bytes"] for part in parts)}
+
+
+def _elements(node: Node) -> int:
+    """How many numbers a contraction makes; one that torch writes with several results makes one of them here."""
+    made = node.meta["val"]
+    parts = made if isinstance(made, list | tuple) else [made]
+    return max((int(part.numel()) for part in parts if isinstance(part, torch.Tensor)), default=0)
 
 
 def _contraction(fact: Contraction) -> dict[str, Any]:
@@ -211,7 +218,14 @@ def _quantizer(node: Node) -> dict[str, Any]:
     text, layout, name = map(str, node.args[4:7])
     spec = parse_spec(text)
     fields = {key: str(getattr(spec, key)) for key in ("format", "scale", "block", "rounding", "vjp", "range")}
-    return {"name": name, "role": str(role_of(name)), "spec": text, "layout": layout, **fields, "bits": spec.format.bits}
+    return {
+        "name": name,
+        "role": str(role_of(name)),
+        "spec": text,
+        "layout": layout,
+        **fields,
+        "bits": spec.format.bits,
+    }
 
 
 def _arguments(node: Node) -> Iterator[tuple[int, Node]]:

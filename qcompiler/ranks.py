@@ -89,10 +89,9 @@ def _rank(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, 
     rank: dict[str, int] = {}
     rows = list(networkx.lexicographical_topological_sort(graph, key=lambda part: order[part]))
     for part in rows:
-        rank[part] = max((rank[above] + step for above, _, step in graph.in_edges(part, data="step")), default=0)
+        rank[part] = max((rank[above] + edge["step"] for above, _, edge in graph.in_edges(part, data=True)), default=0)
     for part in reversed(rows):
-        below = [rank[reader] - step for _, reader, step in graph.out_edges(part, data="step")]
+        below = [rank[reader] - edge["step"] for _, reader, edge in graph.out_edges(part, data=True)]
         if below and not graph.in_degree(part):
             rank[part] = min(below)
     return rank
-

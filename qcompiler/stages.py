@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import split
-from qcompiler.passes.graph import copy_graph
+from qcompiler.passes.graph import copy_graph, graph_text
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
@@ -81,6 +81,16 @@ def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
     if name not in names:
         raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
     return [stage for stages in frames for stage in stages if stage.name == name]
+
+
+def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
+    """The stage of one name of every captured graph as text; forward and then backward when lowered.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    halves = [half for stage in pick(frames, name) for half in (stage.module, stage.backward) if half is not None]
+    return "\n".join(map(graph_text, halves))
 
 
 def _copy(captured: Captured) -> Captured:

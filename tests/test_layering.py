@@ -1,6 +1,8 @@
 """The architecture, held by parsing the source: imports point one way, and every public name is explained."""
 
 import ast
+import itertools
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -118,10 +120,26 @@ def test_packages_of_the_wheel():
 
 def test_public_names():
     """What is exported exists; of the rest of `__init__` nothing is public but the modules themselves."""
-    names = {name for name in vars(qcompiler) if not name.startswith("_")}
+    names = {name for name in dir(qcompiler) if not name.startswith("_")}
     assert set(qcompiler.__all__) <= names
+    assert all(getattr(qcompiler, name).__module__.startswith("qcompiler.") for name in names & {"compile", "draw"})
+    assert {*itertools.chain(*qcompiler._EXPORTS.values())} == set(qcompiler.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = qcompiler.nothing
     modules = {i.rpartition(".")[2] for i in TOP_MODULES} | {"passes", "runtime"}
     assert names - set(qcompiler.__all__) <= modules
+
+
+def test_importing_the_package_is_cheap():
+    """`qcompiler --help` imports it, and shall not wait for torch; `compile` stays the function in any order."""
+    source = """
+import sys, qcompiler
+assert "torch" not in sys.modules
+from qcompiler.compile import CompileError
+assert qcompiler.compile.__name__ == "compile" and qcompiler.CompileError is CompileError
+"""
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_no_file_is_long():

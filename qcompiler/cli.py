@@ -1,0 +1,163 @@
+"""The command line: one small function a command. torch is imported by the commands that need it, not before."""
+
+import difflib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qcompiler import __version__
+
+if TYPE_CHECKING:
+    from qcompiler.compile import QuantizedModule
+
+_MODEL = """MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable
+returns the model, or the model and a tuple of inputs, or is the class of the model."""
+
+
+class _Group(click.Group):
+    """Errors are one line and exit code 1, those of usage 2; with --traceback everything is shown."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("traceback"):
+                raise
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise click.ClickException(f"{text} (--traceback shows where)") from error
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  qcompiler recipes
+  qcompiler explain mynet.py:Net --input 8,3,32,32 --recipe hyperblock-int4
+  qcompiler draw mynet.py:make graph.html
+  qcompiler show gpt2 --recipe mxfp8 --diff place-quantizers dedupe-quantizers
+  qcompiler --traceback draw mynet:Net graph.svg""",
+)
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.version_option(__version__, prog_name="qcompiler")
+def main(traceback: bool) -> None:
+    """Quantized training of PyTorch models: look at what the compiler makes of a model, without training it."""
+
+
+def _with_model(command: Any) -> Any:
+    """The argument and the options of every command that looks at a model."""
+    for add in (
+        click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="SHAPE",
+            help="Shape of an input where the callable gives none: 8,3,32,32 or 4,16:int64; once for each input.",
+        ),
+        click.option("--recipe", "-r", default="hyperblock-int8", show_default=True, help="A name or a .yaml file."),
+        click.argument("model"),
+    ):
+        command = add(command)
+    return command
+
+
+def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
+    from qcompiler.models import captured
+
+    return captured(model, recipe, inputs, training=not evaluate)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the recipes, or show one as YAML."""
+    from qcompiler.recipes import RECIPES, get
+
+    if name is not None:
+        recipe = get(name)
+        click.echo(
+            json.dumps({"name": recipe.name, "yaml": recipe.to_yaml()}) if as_json else recipe.to_yaml(), nl=False
+        )
+        return
+    rows = [{"name": recipe.name, "rules": len(recipe.rules), "source": recipe.source} for recipe in RECIPES.values()]
+    width = max(map(len, RECIPES))
+    click.echo(
+        json.dumps(rows, indent=1) if as_json else "\n".join(f"{r['name']:{width}}  {r['source']}" for r in rows)
+    )
+
+
+@main.command()
+@_with_model
+@click.option("--after", metavar="PASS", help="The graph after this pass, `captured` or `lowered`; default: after all.")
+@click.option("--diff", nargs=2, metavar="PASS PASS", help="What changed between two of them.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+def show(
+    model: str,
+    recipe: str,
+    inputs: tuple[str, ...],
+    evaluate: bool,
+    after: str | None,
+    diff: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Print the joint graph of MODEL as text, after any pass."""
+    if after and diff:
+        raise click.UsageError("--after and --diff do not go together; leave one out")
+    from qcompiler.stages import stage_text
+
+    frames = _captured(model, recipe, inputs, evaluate).stages(training=not evaluate)
+    names = diff or (after or frames[0][-2].name,)
+    texts = [stage_text(frames, name) for name in names]
+    if as_json:
+        click.echo(json.dumps(dict(zip(names, texts, strict=True)), indent=1))
+    elif diff:
+        lines = difflib.unified_diff(*(text.splitlines() for text in texts), *diff, n=0, lineterm="")
+        click.echo("\n".join(map(_colored, lines)) or f"no difference between {diff[0]} and {diff[1]}")
+    else:
+        click.echo(texts[0], nl=False)
+
+
+@main.command()
+@_with_model
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the path and size as JSON.")
+def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
+    """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
+    from qcompiler.drawing import check, draw
+
+    check(path)  # before the model is captured, which takes seconds
+    made = draw(_captured(model, recipe, inputs, evaluate), path, training=not evaluate)
+    size = made.stat().st_size
+    click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
+
+
+@main.command()
+@_with_model
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
+@click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
+def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
+    """Print every quantizer, every product and totals of MODEL as tables."""
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown do not go together; leave one out")
+    from qcompiler.explanation import explain, is_colored
+
+    made = explain(_captured(model, recipe, inputs, evaluate), training=not evaluate)
+    plain = made.to_text(color=is_colored(sys.stdout))
+    click.echo(made.to_json() if as_json else made.to_markdown() if markdown else plain)
+
+
+def _colored(line: str) -> str:
+    """A line of a diff; click drops the colors where the output is no terminal."""
+    color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+    return click.style(line, fg=color) if color and not os.environ.get("NO_COLOR") else line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The MODEL of the command line: from `module:callable`, a file or a transformers config to a captured model."""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from qcompiler.compile import QuantizedModule, compile
+
+#: batch and length of the tokens that a transformers model is captured with
+_TOKENS: Final = (2, 32)
+
+
+class ModelError(ValueError):
+    """MODEL leads to no model, or to one without inputs; says what was given and what is valid."""
+
+
+def captured(model: str, recipe: str, inputs: Sequence[str] = (), *, training: bool = True) -> QuantizedModule:
+    """The model that a text names, compiled by a recipe and called once, on the CPU, so that its graphs are there.
+
+    Args:
+        model: `module:callable`, `path.py:callable`, or the type of a transformers config.
+        recipe: a name, or the path of a .yaml file.
+        inputs: shapes, `8,3,32,32` or `4,16:int64`, for a callable that gives no inputs itself.
+        training: False captures the graph of eval mode.
+
+    Raises:
+        ModelError: the text names no model, there are no inputs, or one is not valid.
+        RecipeError: the recipe is unknown or not valid.
+    """
+    given = [parse_input(text) for text in inputs]  # first what is quick to refuse
+    made, own = load(model)
+    arguments = given or own
+    if arguments is None:
+        raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
+    qmodel = compile(made, recipe, backend="eager")
+    qmodel.train(training)
+    qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
+    return qmodel
+
+
+def load(text: str) -> tuple[nn.Module, Any]:
+    """(model, its own inputs or None) of a MODEL.
+
+    Raises:
+        ModelError: the text leads to no model.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon:
+        return _transformers(text)
+    module = _module(place, text)
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ModelError(
+                f"model {text!r}: {place} has no {name!r}; valid: {', '.join(_callables(module)) or 'none'}"
+            )
+        found = getattr(found, part)
+    made = found() if callable(found) and not isinstance(found, nn.Module) else found
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {text!r}: got {type(model).__name__}; valid: a torch.nn.Module, or (module, inputs)")
+    return model, (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+
+
+def parse_input(text: str) -> torch.Tensor:
+    """`8,3,32,32` → normal numbers of that shape; `4,16:int64` → zeros and ones of that type.
+
+    Raises:
+        ModelError: the shape or the type is not valid.
+    """
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    try:
+        shape = [int(size) for size in sizes.split(",")]
+        if not isinstance(dtype, torch.dtype) or min(shape) < 0:
+            raise ValueError
+    except ValueError:
+        raise ModelError(f"--input: got {text!r}; valid: 8,3,32,32 or 4,16:int64") from None
+    return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
+
+
+def _module(place: str, text: str) -> ModuleType:
+    if place.endswith(".py") or os.sep in place:
+        return _file(Path(place), text)
+    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
+            raise  # the module is there; something that it imports is not
+        raise ModelError(
+            f"model {text!r}: there is no module {place!r}; valid: module:callable, path.py:callable"
+        ) from None
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _file(path: Path, text: str) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"model {text!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"model {text!r}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))  # as `python path.py` does
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _callables(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if inspect.isfunction(value) or _is_model(value, module)]
+
+
+def _is_model(value: Any, module: ModuleType) -> bool:
+    is_class = inspect.isclass(value) and issubclass(value, nn.Module)
+    return isinstance(value, nn.Module) or (is_class and value.__module__ == module.__name__)
+
+
+def _transformers(name: str) -> tuple[nn.Module, Any]:
+    """The model of a transformers config with its default sizes and random weights: nothing is downloaded."""
+    valid = "module:callable, path.py:callable, or the type of a transformers config"
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(f"model {name!r}: got no colon and transformers is not installed; valid: {valid}") from None
+    if name not in transformers.CONFIG_MAPPING:
+        raise ModelError(f"model {name!r}: transformers has no such config; valid: {valid}")
+    config = transformers.CONFIG_MAPPING[name]()
+    config.use_cache = False
+    model = transformers.AutoModel.from_config(config)
+    if model.main_input_name != "input_ids":
+        return model, None
+    return model, (torch.randint(0, config.vocab_size, _TOKENS),)
