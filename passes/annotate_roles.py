@@ -19,6 +19,7 @@ from qcompiler.passes.graph import (
     is_backward,
     is_view,
     module_path,
+    owner,
     sequence_number,
     set_fact,
     value,
@@ -291,7 +292,8 @@ def _result_layout(operands: Sequence[Operand]) -> str:
 
 
 def _kept(node: Node, reason: str) -> Contraction:
-    return Contraction(module_path(node), module_path(node) or "(root)", str(node.target), frozenset(), (), kept=reason)
+    module = owner(node) or ""
+    return Contraction(module, module or "(root)", str(node.target), frozenset(), (), kept=reason)
 
 
 def _annotate_opaque(node: Node) -> bool:

@@ -207,12 +207,17 @@ def source_line(node: Node) -> str:
     return f"{path}:{number}: {text.strip()}"
 
 
+def copy_nodes(graph: Graph) -> Graph:
+    """The same nodes, names and facts in a graph of their own."""
+    copied = Graph()
+    outputs = copied.graph_copy(graph, {})
+    copied.output(outputs).meta = dict(graph.output_node().meta)
+    return copied
+
+
 def copy_graph(module: GraphModule) -> GraphModule:
-    """The same nodes, names and facts in a graph of their own, over the same attributes of the module."""
-    graph = Graph()
-    outputs = graph.graph_copy(module.graph, {})
-    graph.output(outputs).meta = dict(module.graph.output_node().meta)
-    return GraphModule(module, graph)
+    """A module with a copy of the graph, over the same attributes."""
+    return GraphModule(module, copy_nodes(module.graph))
 
 
 def clean_path(source: str) -> str:
@@ -366,10 +371,10 @@ def _type(node: Node) -> str:
     return f" : {name}[{','.join(map(str, val.shape))}]"
 
 
-def graph_text(module: GraphModule) -> str:
+def graph_text(module: GraphModule | Graph) -> str:
     """The graph as stable text, one node a line; `<` marks backward, `!` what is pinned as saved for backward."""
     lines = []
-    for node in module.graph.nodes:
+    for node in (module if isinstance(module, Graph) else module.graph).nodes:
         mark = ("<" if is_backward(node) else " ") + ("!" if is_pinned_saved(node) else " ")
         args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
         if node.op == "placeholder":

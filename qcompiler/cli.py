@@ -13,8 +13,10 @@ from qcompiler import __version__
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
 
-_MODEL = """MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable
-returns the model, or the model and a tuple of inputs, or is the class of the model."""
+_MODEL = (
+    "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
+    "returns the model, or the model and a tuple of its inputs; the class of a model will do."
+)
 
 
 class _Group(click.Group):
@@ -93,7 +95,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     )
 
 
-@main.command()
+@main.command(epilog=_MODEL)
 @_with_model
 @click.option("--after", metavar="PASS", help="The graph after this pass, `captured` or `lowered`; default: after all.")
 @click.option("--diff", nargs=2, metavar="PASS PASS", help="What changed between two of them.")
@@ -118,13 +120,13 @@ def show(
     if as_json:
         click.echo(json.dumps(dict(zip(names, texts, strict=True)), indent=1))
     elif diff:
-        lines = difflib.unified_diff(*(text.splitlines() for text in texts), *diff, n=0, lineterm="")
+        lines = difflib.unified_diff(texts[0].splitlines(), texts[1].splitlines(), *diff, n=0, lineterm="")
         click.echo("\n".join(map(_colored, lines)) or f"no difference between {diff[0]} and {diff[1]}")
     else:
         click.echo(texts[0], nl=False)
 
 
-@main.command()
+@main.command(epilog=_MODEL)
 @_with_model
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the path and size as JSON.")
@@ -138,7 +140,7 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
 
 
-@main.command()
+@main.command(epilog=_MODEL)
 @_with_model
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")

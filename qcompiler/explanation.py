@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qcompiler.network import network, readers
-from qcompiler.stages import lowered, pick
+from qcompiler.stages import lower_plain, pick
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
@@ -152,7 +152,7 @@ def explain(qmodel: "QuantizedModule", *, training: bool = True) -> Explanation:
     """
     frames = qmodel.stages(training=training)
     graph = network(pick(frames, "lowered"))
-    plain = network([lowered(stages[0].captured) for stages in frames])
+    plain = network([lower_plain(stages[0].captured) for stages in frames])
     plan = qmodel.plan(training=training)
     contractions = [data for _, data in graph.nodes(data=True) if data["kind"] == "contraction"]
     quantizers = tuple(_quantizer_rows(graph))

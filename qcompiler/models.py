@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from qcompiler.compile import QuantizedModule, compile
+import qcompiler
 
 #: batch and length of the tokens that a transformers model is captured with
 _TOKENS: Final = (2, 32)
@@ -23,7 +23,9 @@ class ModelError(ValueError):
     """MODEL leads to no model, or to one without inputs; says what was given and what is valid."""
 
 
-def captured(model: str, recipe: str, inputs: Sequence[str] = (), *, training: bool = True) -> QuantizedModule:
+def captured(
+    model: str, recipe: str, inputs: Sequence[str] = (), *, training: bool = True
+) -> qcompiler.QuantizedModule:
     """The model that a text names, compiled by a recipe and called once, on the CPU, so that its graphs are there.
 
     Args:
@@ -41,7 +43,7 @@ def captured(model: str, recipe: str, inputs: Sequence[str] = (), *, training: b
     arguments = given or own
     if arguments is None:
         raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
-    qmodel = compile(made, recipe, backend="eager")
+    qmodel = qcompiler.compile(made, recipe, backend="eager")
     qmodel.train(training)
     qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
     return qmodel
@@ -133,7 +135,7 @@ def _transformers(name: str) -> tuple[nn.Module, Any]:
     """The model of a transformers config with its default sizes and random weights: nothing is downloaded."""
     valid = "module:callable, path.py:callable, or the type of a transformers config"
     try:
-        import transformers
+        transformers = importlib.import_module("transformers")  # an optional library
     except ImportError:
         raise ModelError(f"model {name!r}: got no colon and transformers is not installed; valid: {valid}") from None
     if name not in transformers.CONFIG_MAPPING:

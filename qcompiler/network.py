@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import networkx
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import saved_size
@@ -108,24 +108,24 @@ class _Builder:
         captured, stage = self.stage.captured, self.stage
         outputs = _outputs(captured)
         if stage.backward is None:
-            self.add_graph(stage.module, outputs)
+            self.add_graph(stage.graph, outputs)
             return
-        forward = list(stage.module.graph.output_node().args[0])  # type: ignore[arg-type]
-        self.add_graph(stage.module, outputs[: captured.forward_outputs], len(forward) - len(stage.saved or ()))
-        held = list(stage.backward.graph.find_nodes(op="placeholder"))
+        forward = list(stage.graph.output_node().args[0])  # type: ignore[arg-type]
+        self.add_graph(stage.graph, outputs[: captured.forward_outputs], len(forward) - len(stage.saved or ()))
+        held = list(stage.backward.find_nodes(op="placeholder"))
         self.names |= {inside: self.names[node] for inside, node in zip(held, stage.saved or (), strict=False)}
         self.add_graph(stage.backward, outputs[captured.forward_outputs :])
 
-    def add_graph(self, module: GraphModule, outputs: Sequence[tuple[str, str]], count: int | None = None) -> None:
+    def add_graph(self, graph: Graph, outputs: Sequence[tuple[str, str]], count: int | None = None) -> None:
         """One graph; `count` of its outputs are what the user gets, the others are saved."""
-        for node in module.graph.nodes:
+        for node in graph.nodes:
             if node.op == "output":
                 self.add_outputs(list(node.args[0])[:count], outputs)
             elif node not in self.names:
                 self.add_node(node)
 
     def add_node(self, node: Node) -> None:
-        backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward.graph
+        backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
         name = self.prefix + node.name
         recomputed = name in self.graph
         self.names[node] = name = f"{name}@backward" if recomputed else name

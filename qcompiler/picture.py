@@ -210,13 +210,18 @@ def _label(data: dict[str, Any]) -> str:
     if kind == "quantizer":
         return f"{data['format']} {data['block']}"
     if kind == "contraction":
-        return str(name.rpartition(".")[2])
+        whole = name == data["site"]  # a fused kernel, whose operands nobody knows
+        return _plain(data) if whole else str(name.rpartition(".")[2])
     if kind == "key":
         return "random key"
     if kind == "tangent":
         return f"gradient of {name}"
-    plain = str(data["op"]).removeprefix("aten.").partition(".")[0]
-    return str(name) if kind in INPUTS or kind == "output" else plain
+    return str(name) if kind in INPUTS or kind == "output" else _plain(data)
+
+
+def _plain(data: dict[str, Any]) -> str:
+    """`aten.convolution_backward.default` → `convolution_backward`."""
+    return str(data["op"]).removeprefix("aten.").partition(".")[0].strip("_")
 
 
 def human(size: int) -> str:

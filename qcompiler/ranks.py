@@ -48,9 +48,10 @@ def _parents(module: str) -> list[str]:
 def _order(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
     """A number for each part, growing downwards: its place in forward; backward ran the other way round.
 
-    A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top.
+    A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top. What
+    enters forward stands above all.
     """
-    order: dict[str, float] = {}
+    order: dict[str, float] = {shape.id: -1 for shape in shapes if shape.lane == 0 and shape.kind in INPUTS}
     forward = [shape for shape in shapes if shape.lane == 0 and shape.kind not in INPUTS]
     forward += [shape for shape in shapes if shape.lane != 2 and (shape.lane == 1 or shape.kind in INPUTS)]
     backward = [shape for shape in shapes if shape.lane == 2]
@@ -84,8 +85,9 @@ def _rank(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, 
     for start, end in list(graph.edges):
         if start == end:
             graph.remove_edge(start, end)
-    while not networkx.is_directed_acyclic_graph(graph):  # a module that is called twice
-        graph.remove_edges_from([edge for edge in graph.edges if order[edge[0]] >= order[edge[1]]])
+    for loop in list(networkx.strongly_connected_components(graph)):  # a module that is called twice, for one
+        inside = graph.subgraph(loop).edges
+        graph.remove_edges_from([edge for edge in inside if order[edge[0]] >= order[edge[1]]])
     rank: dict[str, int] = {}
     rows = list(networkx.lexicographical_topological_sort(graph, key=lambda part: order[part]))
     for part in rows:

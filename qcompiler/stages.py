@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import split
-from qcompiler.passes.graph import copy_graph, graph_text
+from qcompiler.passes.graph import copy_graph, copy_nodes, graph_text
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
@@ -29,19 +29,14 @@ class Stage:
     name: str
     #: places that the pass changed; 0 for captured and lowered
     changes: int
-    #: what inputs and outputs mean; its graph is the one of this stage until it is lowered
+    #: what the inputs and outputs of the graph as captured mean
     captured: Captured
-    #: the forward half when lowered, else the whole graph
-    module: GraphModule
+    #: the whole graph; when lowered its forward half
+    graph: Graph
     #: the backward half when lowered
-    backward: GraphModule | None = None
+    backward: Graph | None = None
     #: the nodes of forward that are saved, in the order of the first inputs of backward; None until lowered
     saved: tuple[Node, ...] | None = None
-
-    @property
-    def is_lowered(self) -> bool:
-        """True for the halves that run."""
-        return self.saved is not None
 
 
 def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> list[Stage]:
@@ -52,23 +47,19 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
         recipe: by which it is quantized.
         frozen: eval mode, in which ranges do not move.
     """
-    stages = [_stage(CAPTURED, 0, captured)]
-    work = _copy(captured)
+    stages = [Stage(CAPTURED, 0, captured, captured.module.graph)]
+    work = copy_graph(captured.module)
 
     def observe(name: str, changes: int, module: GraphModule) -> None:
-        stages.append(_stage(name, changes, _copy(work) if changes else stages[-1].captured))
+        stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
-    pipeline(recipe, frozen=frozen)(work.module, observe)
-    return [*stages, lowered(work)]
+    pipeline(recipe, frozen=frozen)(work, observe)
+    return [*stages, _lower(captured, work)]
 
 
-def lowered(captured: Captured) -> Stage:
-    """The last stage: the graph split into the halves that run. A graph without backward is one half already."""
-    if not captured.is_joint:
-        return Stage(LOWERED, 0, captured, captured.module, saved=())
-    copied = _copy(captured)
-    forward, backward, saved = split(copied)
-    return Stage(LOWERED, 0, copied, forward, backward, tuple(saved))
+def lower_plain(captured: Captured) -> Stage:
+    """The halves that would run without any pass: training in float."""
+    return _lower(captured, copy_graph(captured.module))
 
 
 def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
@@ -89,13 +80,13 @@ def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
     Raises:
         StageError: there is none of that name.
     """
-    halves = [half for stage in pick(frames, name) for half in (stage.module, stage.backward) if half is not None]
+    halves = [half for stage in pick(frames, name) for half in (stage.graph, stage.backward) if half is not None]
     return "\n".join(map(graph_text, halves))
 
 
-def _copy(captured: Captured) -> Captured:
-    return dataclasses.replace(captured, module=copy_graph(captured.module))
-
-
-def _stage(name: str, changes: int, captured: Captured) -> Stage:
-    return Stage(name, changes, captured, captured.module)
+def _lower(captured: Captured, module: GraphModule) -> Stage:
+    """The graph split into the halves that run; one without backward is one half already. Changes the module."""
+    if not captured.is_joint:
+        return Stage(LOWERED, 0, captured, module.graph, saved=())
+    forward, backward, saved = split(dataclasses.replace(captured, module=module))
+    return Stage(LOWERED, 0, captured, forward.graph, backward.graph, tuple(saved))

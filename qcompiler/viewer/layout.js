@@ -136,7 +136,7 @@ function layout(tree, state) {
   function measureClosed(box) {
     const sum = box.sum = summary(box, shown);
     const wide = lane => Math.max(CHAR * (shorten(box.name, 30).length + 4) + 16,
-                                  36 * Object.keys(sum.roles[lane]).length + (sum.kept[lane] ? 62 : 0) + 16, 90);
+                                  36 * Object.keys(sum.roles[lane]).length + (sum.kept[lane] ? 80 : 0) + 16, 90);
     box.size = [sum.lanes[0] ? wide(0) : 0, sum.saved ? MIDDLE - 30 : 0, sum.lanes[2] ? wide(2) : 0];
     box.high = 44;
     return box;
