@@ -12,7 +12,7 @@ import networkx
 from rich.console import Console
 from rich.table import Table
 
-from qcompiler.network import network, readers
+from qcompiler.network import network, operand_readers
 from qcompiler.stages import lower_plain, pick
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def operands_of(graph: "networkx.MultiDiGraph[str]") -> dict[tuple[str, int], st
     found: dict[tuple[str, int], str] = {}
     for node, data in graph.nodes(data=True):
         if data["kind"] == "quantizer":
-            found |= {(reader, arg): node for reader, arg, _ in readers(graph, node) if reader in data["consumers"]}
+            found |= dict.fromkeys(operand_readers(graph, node), node)
     return found
 
 

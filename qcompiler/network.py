@@ -58,7 +58,8 @@ def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
         _Builder(graph, f"{number}:" if len(stages) > 1 else "", stage).run()
     for node, data in graph.nodes(data=True):
         if data["kind"] == "quantizer":
-            data["consumers"] = tuple(_consumers(graph, node))
+            found = (reader for reader, _ in operand_readers(graph, node))
+            data["consumers"] = tuple(reader for reader in found if not graph.nodes[reader]["recomputed"])
             _place(data, [graph.nodes[reader] for reader in data["consumers"]])
     _settle(graph)
     return graph
@@ -90,10 +91,11 @@ def _settle(graph: "networkx.MultiDiGraph[str]") -> None:
             graph.nodes[node]["module"] = next((module for module in found if module is not None), "")
 
 
-def _consumers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[str]:
+def operand_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int]]:
+    """(contraction, argument) for every operand that a quantizer gives."""
     for reader, arg, _ in readers(graph, node):
         if arg in {operand["arg"] for operand in graph.nodes[reader].get("operands", ())}:
-            yield reader
+            yield reader, arg
 
 
 class _Builder:
@@ -132,8 +134,14 @@ class _Builder:
         data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
         arguments = list(_arguments(node))
-        if data["kind"] == "operator" and all(self.kind(source) == "constant" for _, source in arguments):
+        if (
+            data["kind"] == "operator"
+            and not data["saved"]
+            and all(self.kind(source) == "constant" for _, source in arguments)
+        ):
             data["kind"] = "constant"
+        if recomputed and data["kind"] == "contraction":
+            data["name"] += ", recomputed"
         self.graph.add_node(name, **data)
         for arg, source in arguments:
             self.connect(source, name, arg)

@@ -210,7 +210,7 @@ def _label(data: dict[str, Any]) -> str:
     if kind == "quantizer":
         return f"{data['format']} {data['block']}"
     if kind == "contraction":
-        whole = name == data["site"]  # a fused kernel, whose operands nobody knows
+        whole = not data["operands"]  # a fused kernel, whose operands nobody knows
         return _plain(data) if whole else str(name.rpartition(".")[2])
     if kind == "key":
         return "random key"
