@@ -45,7 +45,8 @@ def captured(
         raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
     qmodel = qcompiler.compile(made, recipe, backend="eager")
     qmodel.train(training)
-    qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
+    with torch.set_grad_enabled(training):
+        qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
     return qmodel
 
 
@@ -85,9 +86,9 @@ def parse_input(text: str) -> torch.Tensor:
         shape = [int(size) for size in sizes.split(",")]
         if not isinstance(dtype, torch.dtype) or min(shape) < 0:
             raise ValueError
-    except ValueError:
+        return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
+    except (ValueError, RuntimeError):  # RuntimeError: types without arithmetic, such as int3
         raise ModelError(f"--input: got {text!r}; valid: 8,3,32,32 or 4,16:int64") from None
-    return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
 
 
 def _module(place: str, text: str) -> ModuleType:

@@ -16,7 +16,7 @@ from qcompiler.ranks import ranks
 #: kinds that are never drawn: their tensor is a part of another one, or they only carry random bits and ranges
 _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}
 #: attributes that the details of a node do not repeat
-_PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits", "name"})
+_PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits"})
 
 Graph = networkx.MultiDiGraph  # of str
 

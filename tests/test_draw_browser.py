@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from torch import nn
 
@@ -139,6 +140,13 @@ def click(browser, identifier):
     found.click()
 
 
+def press(browser, x, y):
+    """A real click at a place of the window."""
+    action = ActionBuilder(browser)
+    action.pointer_action.move_to_location(round(x), round(y)).click()
+    action.perform()
+
+
 def slide(browser, stage):
     browser.execute_script(
         "const s = document.getElementById('stage'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))", stage
@@ -200,10 +208,9 @@ def test_a_click_folds_a_module(opened):
     browser = opened("resnet20")
     browser.find_element("id", "fold").click()
     for expected in (True, False):
-        box = "return [...document.querySelectorAll('rect.module')].find(e => e.dataset.id === 'box 4')"
-        rect = browser.execute_script(box)
-        title = 10 - round(rect.rect["height"] / 2)  # below it an open box has its parts
-        ActionChains(browser).move_to_element_with_offset(rect, 0, title).click().perform()
+        box = "[...document.querySelectorAll('rect.module')].find(e => e.dataset.id === 'box 4')"
+        place = browser.execute_script(f"return {box}.getBoundingClientRect()")
+        press(browser, place["left"] + 60, place["top"] + 10)  # its title: below it an open box has its parts
         assert browser.execute_script("return state.open.has('4')") is expected
         assert (count(browser, ".module.open") > 0) is expected
 
@@ -262,7 +269,8 @@ def test_the_slider_goes_through_the_passes(opened, pictures):
         assert name in browser.find_element("id", "stage-name").text
         assert count(browser, ".shape.new") > 0 or name not in ("place-quantizers", "save-quantized")
     assert counts["captured"] == 0
-    assert counts["place-quantizers"] == plan.placed
+    biases = sum("bias gradient" in name for site in plan.sites for name in site.consumers)
+    assert counts["place-quantizers"] == plan.placed + biases  # whose gradient is quantized too, but not multiplied
     assert counts["dedupe-quantizers"] == counts["lowered"] == len(plan.sites)
     assert browser.get_log("browser") == []
 

@@ -84,7 +84,7 @@ function choose(id) {
   const part = tree.byId.get(id), panel = by("details");
   panel.replaceChildren();
   if (part && part.isBox) table(panel, part.path, boxDetails(part));
-  else if (part) table(panel, part.details.name || part.label, {kind: part.kind, name: part.id, module: part.module, ...part.details});
+  else if (part) table(panel, part.details.name || part.label, {kind: part.kind, node: part.id, module: part.module, ...part.details});
   mark();
 }
 
