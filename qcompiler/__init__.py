@@ -2,6 +2,7 @@
 
 from qcompiler.capture import CaptureError
 from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+from qcompiler.files import save
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Position, Role, Rule
 from qcompiler.recipe import Recipe, RecipeError
@@ -23,4 +24,5 @@ __all__ = [
     "Rule",
     "compile",
     "parse_spec",
+    "save",
 ]
