@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Interpreter
 
-from qcompiler import recipes
+from qcompiler import literature, recipes
 from qcompiler.compile import CompileError
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign, first_match
 from qcompiler.recipe import Recipe, RecipeError
@@ -66,7 +66,8 @@ def test_names():
 
 
 def test_every_constant_is_listed():
-    constants = [value for value in vars(recipes).values() if isinstance(value, Recipe)]
+    modules = (recipes, literature)
+    constants = [value for module in modules for value in vars(module).values() if isinstance(value, Recipe)]
     assert constants == [*RECIPES.values()]
 
 
