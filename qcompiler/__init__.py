@@ -8,10 +8,12 @@ from qcompiler.passes.rules import Position, Role, Rule
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.schedule import SCHEDULES, Schedule
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
+    "SCHEDULES",
     "CaptureError",
     "CompileError",
     "Position",
@@ -22,6 +24,7 @@ __all__ = [
     "RecipeError",
     "Role",
     "Rule",
+    "Schedule",
     "compile",
     "parse_spec",
     "save",

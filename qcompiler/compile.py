@@ -175,9 +175,10 @@ class QuantizedModule(nn.Module):
         self.use(recipe)
 
     def use(self, recipe: str | os.PathLike[str] | Recipe) -> "QuantizedModule":
-        """Goes on with another recipe: more bits in the last epoch, say. Parameters, and ranges that fit, stay.
+        """Goes on with another recipe: more bits in the last epoch, say (schedule.py). Parameters stay.
 
-        Each recipe is captured once: going back to one costs nothing.
+        Ranges stay where they mean the same (docs/numbers.md, "Checkpoints"), others start anew. Each recipe is
+        captured once: going back to one costs nothing.
 
         Raises:
             RecipeError: the recipe is unknown or not valid.

@@ -199,12 +199,15 @@ def _hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
 
 #: HBFP with 8 bits.
 HBFP8: Final = Recipe(name="hbfp8", source=_HBFP_PAPER, rules=_hbfp(8))
-#: HBFP with 4 bits, 6 in the first and the last layer: Accuracy Booster without its last epoch (docs/recipes.md).
+_BOOSTER_PAPER: Final = (
+    "S. B. Harma et al.: Accuracy Booster: Performance Boosting using Heterogeneous Mixed Mantissa Block Floating "
+    f"Point, 2022, arXiv 2211.10737; blocks of {_HBFP_PAPER}"
+)
+#: HBFP with 6 bits: the last epoch of Accuracy Booster.
+HBFP6: Final = Recipe(name="hbfp6", source=_BOOSTER_PAPER, rules=_hbfp(6))
+#: HBFP with 4 bits, 6 in the first and the last layer: all epochs of Accuracy Booster but the last (schedule.py).
 HBFP4: Final = Recipe(
-    name="hbfp4",
-    source=f"S. B. Harma et al.: Accuracy Booster: Performance Boosting using Heterogeneous Mixed Mantissa Block "
-    f"Floating Point, 2022, arXiv 2211.10737; blocks of {_HBFP_PAPER}",
-    rules=_hbfp(6, Position.FIRST) + _hbfp(6, Position.LAST) + _hbfp(4),
+    name="hbfp4", source=_BOOSTER_PAPER, rules=_hbfp(6, Position.FIRST) + _hbfp(6, Position.LAST) + _hbfp(4)
 )
 
 _MX_PAPER: Final = (
@@ -276,6 +279,7 @@ LITERATURE: Final[tuple[Recipe, ...]] = (
     ULTRA_LOW_FP4,
     LUQ,
     HBFP8,
+    HBFP6,
     HBFP4,
     MXFP8,
     MXFP6,

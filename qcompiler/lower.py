@@ -90,8 +90,9 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
         fact = get_input(node)
         if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
             (text,) = {str(user.args[1]) for user in node.users if user.target is ops.SCALE}
-            shape = tuple(value(node).shape)
-            sites.append(StateSite(fact.name, parse_spec(text).range, shape, value(node).device))
+            spec, val = parse_spec(text), value(node)
+            meaning = spec.range.meaning(spec.format.bits)
+            sites.append(StateSite(fact.name, spec.range, tuple(val.shape), val.device, meaning))
     return sites
 
 

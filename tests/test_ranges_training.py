@@ -467,7 +467,7 @@ def test_a_resumed_run_equals_one_run(tmp_path, workers):
         done = torch.load(tmp_path / f"{'.'.join(run)}.done", weights_only=True)
         assert done["losses"] == losses, run
         assert [*done["model"]] == [*expected["model"]]
-        assert sum("qcompiler.ranges" in key for key in done["model"]) == 12
+        assert sum("qcompiler.ranges" in key for key in done["model"]) == 18
         for key, value in expected["model"].items():
             assert torch.equal(done["model"][key], value), (*run, key)
 
