@@ -123,6 +123,51 @@ PACT_W4A4: Final = Recipe(
     + (Rule(spec=None, role=Role.ACTIVATION, reason="the paper clips relu"), *_FLOAT_GRADIENTS),
 )
 
+#: EWGS: the quantizers of int4-large-gradients forward; their gradients are scaled by the error of rounding. δ is ours.
+EWGS_W4A4: Final = Recipe(
+    name="ewgs-w4a4",
+    source="J. Lee, D. Kim, B. Ham: Network Quantization with Element-wise Gradient Scaling, CVPR 2021, "
+    "arXiv 2104.00903",
+    rules=float_ends("as in the paper")
+    + by_role(
+        weight="int4:real:tensor:nearest:ewgs(1):learned(3)",
+        unsigned="uint4:real:tensor:nearest:ewgs(1):learned(3)",
+        activation="int4:real:tensor:nearest:ewgs(1):learned(3)",
+    )
+    + _FLOAT_GRADIENTS,
+)
+#: DoReFa: activations in [0, 1], gradients by sample. Its tanh of weights is a parametrization (docs/recipes.md).
+DOREFA_W4A4G8: Final = Recipe(
+    name="dorefa-w4a4g8",
+    source="S. Zhou et al.: DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "
+    "Gradients, 2016, arXiv 1606.06160",
+    rules=(
+        *float_ends("as in the paper"),
+        Rule(
+            role=Role.GRADIENT,
+            product=Product.WEIGHT_GRADIENT,
+            spec=parse_spec("int8:real:tensor:stochastic:pass"),
+        ),
+        *by_role(
+            weight="int4:real:tensor:nearest:pass",
+            unsigned="uint4:real:tensor:nearest:clip:fixed(0,1)",
+            gradient="int8:real:c*s*:stochastic:pass",
+        ),
+        Rule(spec=None, role=Role.ACTIVATION, reason="the paper clips to 0 … 1"),
+    ),
+)
+#: WAGEUBN: weights on a fixed grid of 2^−7, errors by shift scales in 16 bits; its integer batch norm is not here.
+WAGEUBN: Final = Recipe(
+    name="wageubn",
+    source="Y. Yang et al.: Training High-Performance and Large-Scale Deep Neural Networks with Full 8-bit Integers, "
+    "2019, arXiv 1909.02384",
+    rules=by_role(
+        weight="int8:max:tensor:nearest:pass:fixed(-0.5,0.5)",
+        activation="int8:round:tensor:nearest:pass",
+        gradient="int16:round:tensor:nearest:pass",
+    ),
+)
+
 #: FP8 of 2018: 1-5-2 everywhere at scale 1, for use with loss scaling; the last layer stays in float.
 FP8_2018: Final = Recipe(
     name="fp8-2018",
@@ -261,6 +306,49 @@ NVFP4: Final = Recipe(
     ),
 )
 
+
+def _turned_int4() -> tuple[Rule, ...]:
+    """Both operands of all three products, each turned along its own summed axis: six quantizers a layer."""
+    nearest, noisy = "int4:two-level:{}16:nearest:pass", "int4:two-level:{}16:stochastic:pass"
+    operands = (
+        (Product.FORWARD, by_role(activation=nearest.format("c"), weight=nearest.format("i"))),
+        (Product.INPUT_GRADIENT, by_role(gradient=noisy.format("c"), weight=nearest.format("o"))),
+        (Product.WEIGHT_GRADIENT, by_role(gradient=noisy.format("b"), activation=nearest.format("b"))),
+    )
+    return tuple(dataclasses.replace(rule, product=product, rotate=16) for product, rules in operands for rule in rules)
+
+
+#: INT4 in blocks of 16 with the scales of NVFP4, all operands turned by Hadamard matrices of 16 first.
+INT4_HADAMARD: Final = Recipe(
+    name="int4-hadamard",
+    source="M. Chen et al.: INT v.s. FP: A Comprehensive Study of Fine-Grained Low-bit Quantization Formats, 2025, "
+    "arXiv 2510.25602 (NVINT4), turned in all three products as in UFP4, 2026, arXiv 2606.20381",
+    rules=float_ends("as in nvfp4") + _turned_int4(),
+)
+
+_MINIFLOAT_PAPER: Final = "S. Fox et al.: A Block Minifloat Representation for Training Deep Neural Networks, ICLR 2021"
+
+
+def _block_minifloat(name: str, forward: str, backward: str) -> Recipe:
+    """48 × 48 elements share an exponent, and everything rounds stochastically: three quantizers a layer."""
+    return Recipe(
+        name=name,
+        source=_MINIFLOAT_PAPER,
+        rules=by_role(
+            weight=f"{forward}:max:o48i48:stochastic:pass",
+            activation=f"{forward}:max:b48c48:stochastic:pass",
+            gradient=f"{backward}:max:b48c48:stochastic:pass",
+        ),
+    )
+
+
+#: Block Minifloat, 8 bits: 1-2-5 forward, 1-4-3 backward.
+BLOCK_MINIFLOAT8: Final = _block_minifloat("block-minifloat8", "e2m5", "e4m3b7")
+#: Block Minifloat, 6 bits: 1-2-3 forward, 1-3-2 backward.
+BLOCK_MINIFLOAT6: Final = _block_minifloat("block-minifloat6", "e2m3", "e3m2")
+#: Block Minifloat, 4 bits: 1-2-1 forward, 1-3-0 backward.
+BLOCK_MINIFLOAT4: Final = _block_minifloat("block-minifloat4", "e2m1", "e3m0")
+
 #: every recipe of this file
 LITERATURE: Final[tuple[Recipe, ...]] = (
     GUPTA_FIXED16,
@@ -273,6 +361,9 @@ LITERATURE: Final[tuple[Recipe, ...]] = (
     STATQUANT_SAMPLE,
     LSQ_W4A4,
     PACT_W4A4,
+    EWGS_W4A4,
+    DOREFA_W4A4G8,
+    WAGEUBN,
     FP8_2018,
     HFP8,
     FP8_DELAYED,
@@ -285,5 +376,9 @@ LITERATURE: Final[tuple[Recipe, ...]] = (
     MXFP6,
     MXFP4,
     MXINT8,
+    INT4_HADAMARD,
+    BLOCK_MINIFLOAT8,
+    BLOCK_MINIFLOAT6,
+    BLOCK_MINIFLOAT4,
     NVFP4,
 )

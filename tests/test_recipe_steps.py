@@ -144,6 +144,8 @@ class Follower:
                 assert identity(codes, scale, text) in made, text
             elif call.target is ops.ROTATE:
                 check_rotation(call)
+            elif call.target is ops.SCALE_GRADIENT:
+                check_scaled_gradient(call)
 
     def check(self, call, calls, learned):
         """Spec, scale, zero point, state after the step and codes of one quantizer."""
@@ -241,6 +243,18 @@ def check_rotation(call):
     parts, matrix = parts.reshape(*parts.shape[:-1], -1, size), oracle.rotation(size)
     turned = np.moveaxis(array(call.result), dim, -1).reshape(parts.shape)
     assert np.all(np.abs(turned - parts @ matrix) <= (size + 3) * EPS * (np.abs(parts) @ np.abs(matrix)))
+
+
+def check_scaled_gradient(call):
+    """EWGS: g·(1 + δ·sign(g)·(x − x̂)/(high − low)) inside, 0 outside; x/step is one float32 quotient."""
+    grad, x, scale, text = call.args
+    delta, case = float(text.split("ewgs(")[1].split(")")[0]), make_case(x, text, "o" * x.dim())
+    top = 2**case.magnitude_bits - 1
+    bottom = -top if case.kind == "int" else 0
+    real, g = (array(x) / array(scale).ravel()[0]).astype(np.float64), array(grad).astype(np.float64)
+    expected = g * (1 + delta * np.sign(g) * (real - np.rint(real)) / (top - bottom))
+    expected = np.where((real < bottom) | (real > top), 0, expected)
+    assert np.all(np.abs(array(call.result) - expected) <= 6 * EPS * (1 + delta) * np.abs(g))
 
 
 def check_learning(calls, parameters):
