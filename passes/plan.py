@@ -165,7 +165,7 @@ def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     readers = [codes, *(user for user in codes.users if user.target is ops.PACK)]
     readers += [user for packed in readers[1:] for user in packed.users]
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
-    last = str(name).rpartition("/")[2].removesuffix(".turned")
+    last = str(name).rpartition("/")[2].partition(".")[0]  # grad.weight-gradient, weight.turned
     role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
     return Site(
         str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))

@@ -158,6 +158,7 @@ def check_plan(name, plan):
     assert len({site.name for site in plan.sites}) == len(plan.sites) <= plan.placed
     assert bool(plan.sites) == bool(rules)
     matched = {rules[index] for index in plan.matched}
+    assert all((site.role is Role.GRADIENT) == ("/grad" in site.name) for site in plan.sites)
     assert {(site.spec.format, site.spec.range) for site in plan.sites} == {
         (rule.spec.format, rule.spec.range) for rule in matched if rule.spec is not None
     }
@@ -224,7 +225,7 @@ def test_get_of_a_missing_file():
     [
         (
             "hyperblok-int4",
-            r"^recipe: got 'hyperblok-int4'; valid: identity, hyperblock-int8, .*, nvfp4, or the path of a "
+            r"^recipe: got 'hyperblok-int4'; valid: identity, hyperblock-int8, .*, block-minifloat4, or the path of a "
             r"\.yaml file; did you mean 'hyperblock-int4'\?$",
         ),
         ("zzz", r"^recipe: got 'zzz'; valid: identity, .*, or the path of a \.yaml file$"),
