@@ -313,8 +313,8 @@ def _turned_int4() -> tuple[Rule, ...]:
     operands = (
         (Product.FORWARD, by_role(activation=nearest.format("c"), weight=nearest.format("i"))),
         (Product.INPUT_GRADIENT, by_role(gradient=noisy.format("c"), weight=nearest.format("o"))),
-        (Product.WEIGHT_GRADIENT, by_role(gradient=noisy.format("b"), activation=nearest.format("b"))),
-    )
+        (Product.WEIGHT_GRADIENT, by_role(gradient=noisy.format("c"), activation=nearest.format("c"))),
+    )  # choose-blocks turns the last two: their summed axis is the batch
     return tuple(dataclasses.replace(rule, product=product, rotate=16) for product, rules in operands for rule in rules)
 
 
@@ -376,9 +376,9 @@ LITERATURE: Final[tuple[Recipe, ...]] = (
     MXFP6,
     MXFP4,
     MXINT8,
+    NVFP4,
     INT4_HADAMARD,
     BLOCK_MINIFLOAT8,
     BLOCK_MINIFLOAT6,
     BLOCK_MINIFLOAT4,
-    NVFP4,
 )
