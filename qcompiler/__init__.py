@@ -8,7 +8,7 @@ from qcompiler.passes.rules import Position, Role, Rule
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime.spec import QuantSpec, parse_spec
-from qcompiler.schedule import SCHEDULES, Schedule
+from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "compile",
+    "deviation_rate",
     "parse_spec",
     "save",
 ]

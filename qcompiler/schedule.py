@@ -1,4 +1,4 @@
-"""Schedule: which recipe a training uses when, as a value; and the named ones."""
+"""What changes in the course of a training: which recipe it uses when, and the learning rate of DSGC."""
 
 import dataclasses
 import math
@@ -68,6 +68,21 @@ def _first_step(start: float, steps: int) -> int:
     if isinstance(start, float):
         return math.ceil(round(start * steps, 6))  # 0.07 of 100 is 7.000000000000001
     return int(start) if start >= 0 else max(0, steps + int(start))
+
+
+def deviation_rate(deviation: float, decay: float = 20.0, least: float = 0.1) -> float:
+    """What DSGC multiplies the learning rate by, so that steps along a bent gradient are short.
+
+    max(e^(−decay·deviation), least), with the deviation 1 − cos(g, ĝ) of a gradient from its quantized self: the second
+    number of a range `cosine` in `qmodel.ranges()`, as of its latest search (F. Zhu et al.: Towards Unified INT8
+    Training for Convolutional Neural Network, CVPR 2020, §3.4).
+
+    Raises:
+        ValueError: the deviation is not from 0 to 2.
+    """
+    if not 0 <= deviation <= 2:
+        raise ValueError(f"deviation_rate: deviation: got {deviation!r}; valid: 0 to 2, one minus a cosine")
+    return max(math.exp(-decay * deviation), least)
 
 
 #: HBFP4 with HBFP6 in the first and the last layer; the last epoch in HBFP6 throughout.

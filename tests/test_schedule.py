@@ -209,3 +209,31 @@ def test_learned_ranges_keep_their_parameters():
         run.train(1, 2)
         assert {id(parameter) for parameter in run.model.quantizer_parameters()} == held
         assert torch.equal(run.model.ranges()["2/weight"], before["2/weight"]) is stays
+
+
+@pytest.mark.parametrize(
+    ("deviation", "rate"), [(0.0, 1.0), (0.01, 0.8187307530779818), (0.1, 0.1353352832366127), (0.2, 0.1), (2.0, 0.1)]
+)
+def test_deviation_rate(deviation, rate):
+    """e^−0.2, e^−2; below a tenth from ln(10)/20 = 0.115 on."""
+    assert qcompiler.deviation_rate(deviation) == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("deviation", [-1e-3, 2.1, float("nan")])
+def test_deviation_rate_refuses(deviation):
+    with pytest.raises(ValueError, match=r"^deviation_rate: deviation: got .*; valid: 0 to 2, one minus a cosine$"):
+        qcompiler.deviation_rate(deviation)
+
+
+def test_the_deviation_is_that_of_the_quantized_gradient():
+    """What a range `cosine` keeps is 1 − cos(g, ĝ) of the gradient rounded to nearest, in float64 below."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    qmodel = qcompiler.compile(model, "ui8", backend="eager")
+    given = torch.randn(5, 4)
+    qmodel(torch.randn(5, 8)).backward(given)
+    clip, deviation = qmodel.ranges()["2/grad"].flatten().double()
+    g = given.double()
+    rounded = (g / (clip / 127)).round().clamp(-127, 127) * (clip / 127)
+    expected = 1 - (g * rounded).sum() / (g.norm() * rounded.norm())
+    # three sums of 20 products in float32
+    assert abs(deviation - expected) <= 3 * 20 * 2.0**-24
