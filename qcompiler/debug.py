@@ -175,5 +175,5 @@ class Debugger:
 
     def _nothing_stands_out(self) -> str:
         worst = self._order()[0]
-        harm = self.recording.harm(worst)
-        return f"nothing stands out: the worst site {worst} has harm {harm:.3g}, no more than {STANDS_OUT:g} times its peers"
+        limit = f"harm {self.recording.harm(worst):.3g}, no more than {STANDS_OUT:g} times that of its peers"
+        return f"nothing stands out: the worst site {worst} has {limit}"

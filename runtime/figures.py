@@ -51,7 +51,7 @@ class Tally:
     #: Σx², Σ(x − x̂)²
     signal: float = 0.0
     noise: float = 0.0
-    #: elements outside of what the codes can hold: x / factor + zero point < lowest or > largest code
+    #: elements that lie beyond the last level by more than half of the last step, so that not rounding alone moves them
     clipped_count: int = 0
     #: elements with x ≠ 0 and x̂ = 0
     underflowed_count: int = 0
@@ -125,30 +125,29 @@ def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, sp
     """
     if x.numel() == 0:
         return Tally()
-    text = str(spec)
-    levels = ops.dequantize(codes, scale, zero_point, text, layout, torch.float32)
+    view, form = view_blocks(tuple(x.shape), layout, spec.block), spec.format
+    levels = ops.dequantize(codes, scale, zero_point, str(spec), layout, torch.float32)
     exact, rounded = x.to(torch.float64), levels.to(x.dtype).to(torch.float64)
-    finite = torch.isfinite(exact)
-    gone = rounded == 0
-    units = spec.format.decode(codes)
-    if zero_point is not None:
-        units = units - view_blocks(tuple(x.shape), layout, spec.block).spread(zero_point).to(torch.float32)
+    finite, gone = torch.isfinite(exact), rounded == 0
     factors = scales.factor(scale).to(torch.float64)
+    zero = 0.0 if zero_point is None else view.spread(zero_point).to(torch.float64)
+    place, margin = exact / view.spread(factors) + zero, last_step(form) / 2
+    clipped = (place < form.lowest - margin) | (place > form.largest + margin)
     known = factors[torch.isfinite(factors)]
     exponents = torch.frexp(known).exponent - 1
     signal, noise = float(exact.square().sum()), float((exact - rounded).square().sum())
-    range_low, range_high = _limits(factors, zero_point, spec.format)
+    range_low, range_high = _limits(factors, zero_point, form)
     span = Span(float(exact.amin()), float(exact.amax()), range_low, range_high, -decibels(ratio(noise, signal)))
     return Tally(
         elements=x.numel(),
         signal=signal,
         noise=noise,
-        clipped_count=int((~ops.in_range(x, scale, text, layout, zero_point) & finite).sum()),
+        clipped_count=int((clipped & finite).sum()),
         underflowed_count=int((gone & finite & (exact != 0)).sum()),
         zero_count=int((gone & finite).sum()),
         not_finite_count=int((~finite).sum()),
-        binades=_binades(units),
-        all_binades=len(format_binades(spec.format)),
+        binades=_binades(form.decode(codes) - zero),
+        all_binades=len(format_binades(form)),
         lowest_exponent=int(exponents.min()) if known.numel() else None,
         highest_exponent=int(exponents.max()) if known.numel() else None,
         history=(span,),
@@ -173,6 +172,14 @@ def format_binades(form: Format) -> frozenset[int]:
     """The exponents of all levels of a format but zero, at scale 1."""
     levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
     return _binades(levels[levels.abs() <= max(form.largest, -form.lowest)])
+
+
+@functools.cache
+def last_step(form: Format) -> float:
+    """The distance of the two largest levels of a format, at scale 1."""
+    levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
+    top = levels[levels <= form.largest].unique()[-2:]
+    return float(top[1] - top[0])
 
 
 @dataclasses.dataclass(frozen=True)
