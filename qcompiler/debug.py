@@ -18,8 +18,9 @@ from qcompiler.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 from qcompiler.shadow import WatchedCompiler
 
-#: a site stands out where its harm is above this many times the median of its peers: 6 dB
-STANDS_OUT: Final = 4.0
+#: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
+STANDS_OUT: Final = 10.0
+MENDED: Final = 4.0
 
 
 class DebugError(Exception):
@@ -94,10 +95,11 @@ class Debugger:
         return self.recording.try_spec(site, parse_spec(spec) if isinstance(spec, str) else spec)
 
     def propose(self, site: str | None = None) -> Proposal | None:
-        """The cheapest change that brings a site's harm down to that of its peers; None where it is there already.
+        """The cheapest change that brings a site's harm down to that of its peers; None where it does not stand out.
 
-        Candidates are tried on the recorded tensors, from other ranges over smaller blocks and more bits to float. The
-        first whose harm is at most `STANDS_OUT` times the median of the peers, the sites with as many bits, is taken.
+        It does where its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
+        there are none, all others). Candidates are tried on the recorded tensors, from other ranges over smaller blocks
+        and more bits to float; the first that leaves at most `MENDED` times that median is taken.
 
         Args:
             site: its name; None: the one that ranks first among those that stand out.
@@ -107,22 +109,22 @@ class Debugger:
         """
         if site is not None:
             self._check(site)
-        out = [name for name in self._order() if self.recording.harm(name) > self._target(name)]
+        out = [name for name in self._order() if self.recording.harm(name) > STANDS_OUT * self._usual(name)]
         if site is None and not out:
             return None
         name = out[0] if site is None else site
         return self._propose(name) if name in out else None
 
-    def _target(self, site: str) -> float:
-        """The harm at which a site no longer stands out; of a site without peers a quarter of its own."""
+    def _usual(self, site: str) -> float:
+        """The median harm of a site's peers; of a site that is alone a hundredth of its own."""
         bits = {name: held.spec.format.bits for name, held in self.recording.held.items()}
         others = [name for name in bits if name != site]
         peers = [name for name in others if bits[name] == bits[site]] or others
         harms = [self.recording.harm(name) for name in peers]
-        return STANDS_OUT * statistics.median(harms) if harms else self.recording.harm(site) / STANDS_OUT
+        return statistics.median(harms) if harms else self.recording.harm(site) / 100
 
     def _propose(self, name: str) -> Proposal:
-        harm, target = self.recording.harm(name), self._target(name)
+        harm, target = self.recording.harm(name), MENDED * self._usual(name)
         trials: list[tuple[Remedy, Trial]] = []
         for remedy, spec in candidates(self.recording.held[name].spec):
             trials.append((remedy, self.recording.try_spec(name, spec)))

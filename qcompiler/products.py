@@ -1,6 +1,7 @@
 """Recorded contractions: a product of two float tensors that can be computed again with one of them quantized."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +12,25 @@ from torch.fx import Node
 from qcompiler.passes.annotate_roles import MATRIX_PRODUCTS
 from qcompiler.passes.choose_blocks import legal_spec
 from qcompiler.passes.graph import Contraction, Operand, aten
-from qcompiler.runtime.figures import simulate
+from qcompiler.runtime.figures import quantized, ratio
 from qcompiler.runtime.spec import QuantSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Energies:
-    """Σ of the squares of a product's error and of the product itself; `a + b` over steps."""
+class Loss:
+    """What a product P loses to an error E in one of its operands; NaN where either is not finite."""
 
-    error: float = 0.0
-    signal: float = 0.0
+    #: ‖E‖²/‖P‖²
+    whole: float
+    #: the mean over channels of the result of ‖E_c‖²/‖P_c‖², each at most 1: the share of channels that are lost. Of
+    #: a weight gradient over its input or its output channels, whichever is more. A few large channels hide in `whole`
+    #: that all others are gone.
+    channels: float
 
-    def __add__(self, other: "Energies") -> "Energies":
-        return Energies(self.error + other.error, self.signal + other.signal)
+    @property
+    def worst(self) -> float:
+        """The larger of both; inf where they are NaN."""
+        return math.inf if math.isnan(self.whole) else max(self.whole, self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,32 +79,47 @@ class Product:
         assert self.fact.gradient_of is not None
         return self.target(*args, **self.kwargs)[self.fact.gradient_of]  # type: ignore[no-any-return]
 
-    def energies(self, arg: int, quantized: Tensor) -> Energies:
+    def loss(self, arg: int, quantized: Tensor) -> Loss:
         """What the product loses where the operand at `arg` is `quantized` and the other in float."""
-        error = _wide(quantized) - _wide(self.floats[arg])
-        return Energies(_energy(self.run({**self.floats, arg: error})), _energy(self.run(self.floats)))
+        error = self.run({**self.floats, arg: _wide(quantized) - _wide(self.floats[arg])})
+        return self.loss_of(error, self.run(self.floats))
+
+    def loss_of(self, error: Tensor, exact: Tensor) -> Loss:
+        """The loss of a result, from its error and its float value."""
+        lost, held = error.to(torch.float64).square(), exact.to(torch.float64).square()
+        shares = [_lost_channels(lost, held, dim) for dim in self.channel_dims()]
+        return Loss(ratio(float(lost.sum()), float(held.sum())), max(shares, default=0.0))
+
+    def channel_dims(self) -> tuple[int, ...]:
+        """The dimensions of the result that count channels: neither samples nor pixels."""
+        if self.fact.operator == "convolution":
+            return (0, 1) if self.fact.gradient_of == 1 else (1,)
+        letters = [self.operand(arg).layout[side - 2] for side, arg in enumerate(MATRIX_PRODUCTS[self.target])]
+        return tuple(side - 2 for side, letter in enumerate(letters) if letter in "coi")
 
     def operand(self, arg: int) -> Operand:
         """What is known of the operand at `arg`."""
         return next(operand for operand in self.fact.operands if operand.arg == arg)
 
-    def try_spec(self, arg: int, spec: QuantSpec | None) -> tuple[QuantSpec | None, Energies]:
-        """What the product loses under another spec at one operand, and the spec with the block that is legal there.
+    def try_spec(self, arg: int, spec: QuantSpec | None) -> Loss:
+        """What the product loses under another spec at one operand, with the block that is legal there.
 
-        None, given or because no block is legal, is float: nothing is lost.
+        Float, as `spec` or because no block is legal, loses nothing.
         """
         operand = self.operand(arg)
         legal = None if spec is None else legal_spec(spec, operand)
-        if legal is None:
-            return None, Energies(0.0, _energy(self.run(self.floats)))
-        return legal, self.energies(arg, simulate(self.floats[arg], legal, operand.layout).values)
+        return Loss(0.0, 0.0) if legal is None else self.loss(arg, quantized(self.floats[arg], legal, operand.layout))
+
+
+def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
+    """The mean over one dimension of lost/held, at most 1; 0 for a channel of zeros that loses nothing."""
+    others = [d for d in range(lost.ndim) if d != dim % lost.ndim]
+    lost, held = (part.sum(others) if others else part for part in (lost, held))
+    shares = torch.where(lost == 0, 0.0, (lost / held).clamp(max=1.0))
+    return float(shares.mean()) if shares.numel() else 0.0
 
 
 def _wide(value: Any) -> Any:
     """Short floats as float32, so that the product itself does not round; all else as it is."""
     short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32) if short else value
-
-
-def _energy(x: Tensor) -> float:
-    return float(x.to(torch.float64).square().sum())

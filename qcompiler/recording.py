@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from qcompiler.passes.graph import Contraction, Operand
 from qcompiler.passes.plan import role_of
 from qcompiler.passes.rules import Role
-from qcompiler.products import Energies, Product
+from qcompiler.products import Loss, Product
 from qcompiler.remedies import Trial
 from qcompiler.runtime.figures import Agreement, Tally, agreement, ratio, simulate, tally
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -27,9 +28,9 @@ class Held:
 class Recording:
     """A `Log` of watched steps (qcompiler/shadow.py). Tensors are those of the last step that had them.
 
-    The *harm* of a site is the sum, over the products that read it, of ‖P(x̂, w) − P(x, w)‖²/‖P(x, w)‖²: what each of
-    them loses where this operand alone is quantized. A quantizer of the role output, whose codes every reader gets,
-    counts by its own noise besides.
+    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this operand
+    alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output, whose codes
+    every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
     """
 
     def __init__(self) -> None:
@@ -39,8 +40,8 @@ class Recording:
         self.held: dict[str, Held] = {}
         #: by label
         self.products: dict[str, Product] = {}
-        #: site → product and operand → what it lost
-        self.energies: dict[str, dict[tuple[str, int], Energies]] = {}
+        #: site → product and operand → what it lost in each step
+        self.losses: dict[str, dict[tuple[str, int], list[Loss]]] = {}
         #: contraction → its result against float
         self.layers: dict[str, Agreement] = {}
         #: parameter → its gradient against float
@@ -54,11 +55,11 @@ class Recording:
         self.held[site] = Held(x, spec, layout)
 
     def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
-        """Adds what each operand's quantizer costs one product."""
+        """Adds what each operand's quantizer costs one product. The sum of a bias gradient is none."""
         self.products[product.label] = product
-        for arg, values in quantized.items():
-            costs, key = self.energies.setdefault(product.sites[arg], {}), (product.label, arg)
-            costs[key] = costs.get(key, Energies()) + product.energies(arg, values)
+        for arg, values in quantized.items() if not product.fact.is_bias else ():
+            found = self.losses.setdefault(product.sites[arg], {})
+            found.setdefault((product.label, arg), []).append(product.loss(arg, values))
 
     def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
         """Adds one result of one contraction."""
@@ -74,14 +75,15 @@ class Recording:
 
     def harm(self, site: str) -> float:
         """The harm of a site over all steps; inf where something is not finite."""
-        return _harm(site, list(self.energies.get(site, {}).values()), self.tallies[site])
+        found = self.losses.get(site, {}).values()
+        return _harm(site, [statistics.fmean(loss.worst for loss in steps) for steps in found], self.tallies[site])
 
     def ranking(self) -> list[str]:
         """The sites, the most harmful first; of equal ones that which ran first."""
         return sorted(self.tallies, key=lambda site: -self.harm(site))
 
     def readers(self, site: str) -> list[tuple[Product, Operand]]:
-        """The products that read a site, with the operand that it is there."""
+        """The products and sums of biases that read a site, with the operand that it is there."""
         return [
             (product, product.operand(arg))
             for product in self.products.values()
@@ -92,18 +94,17 @@ class Recording:
     def try_spec(self, site: str, spec: QuantSpec | None) -> Trial:
         """Another spec at a site, on its last tensors; each reader takes the block as it is or turned, as compiled."""
         held = self.held[site]
-        losses = [product.try_spec(operand.arg, spec)[1] for product, operand in self.readers(site)]
+        readers = [(product, operand) for product, operand in self.readers(site) if not product.fact.is_bias]
+        losses = [product.try_spec(operand.arg, spec).worst for product, operand in readers]
         if spec is None:
             return Trial(None, 0.0, Tally())
         seen = simulate(held.x, spec, held.layout).tally
         return Trial(spec, _harm(site, losses, seen), seen)
 
 
-def _harm(site: str, losses: list[Energies], seen: Tally) -> float:
-    parts = [ratio(loss.error, loss.signal) for loss in losses]
-    if role_of(site) is Role.OUTPUT or not parts:
-        parts.append(ratio(seen.noise, seen.signal))
-    total = sum(parts)
+def _harm(site: str, losses: list[float], seen: Tally) -> float:
+    own = role_of(site) is Role.OUTPUT or not losses
+    total = sum(losses) + (ratio(seen.noise, seen.signal) if own else 0.0)
     return math.inf if math.isnan(total) else total
 
 

@@ -161,7 +161,8 @@ class QuantizedWatch(Watch):
         if fact is None or label is None or label in self.record.seen:
             return
         self.record.seen.add(label)
-        self.record.results[label] = _result(fact, result)
+        if not fact.is_bias:
+            self.record.results[label] = _result(fact, result)
         sites = self.operands[label]
         floats = {o.arg: self._float(node.args[o.arg], args[o.arg], sites.get(o.arg)) for o in fact.operands}
         product = Product.of(node, fact, label, args, floats, sites)
@@ -214,7 +215,9 @@ class WatchedStep(Step):
         with self.in_shadow(record):
             floats, _ = self.shadow.run_forward(inputs)
         saved = floats[len(self.mutated) + len(self.differentiable) :]
-        record.saved = self.shadow.before_write(inputs, saved)
+        given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
+        # the quantized step keeps codes, so what it was given may be written in place before backward
+        record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
         self.watch.log.stepped()
         first, clock = (moment.is_first, moment.clock) if moment is not None else (False, ())
         return results, WatchedMoment(first, clock, record)
@@ -275,8 +278,8 @@ _FLOAT = Recipe(name="identity", rules=())
 
 
 def _products(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
-    """The contractions that multiply operands: no sums of biases, nothing inside of fused kernels."""
-    return ((node, fact) for node, fact in contractions(graph) if fact.operands and not fact.is_bias)
+    """The contractions whose operands can be quantized, sums of biases too: nothing inside of fused kernels."""
+    return ((node, fact) for node, fact in contractions(graph) if fact.operands)
 
 
 def _labels(module: GraphModule) -> dict[str, str]:

@@ -233,11 +233,21 @@ def simulate(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
 
     Stochastic rounding draws the same bits at every call, and nothing from torch's generator.
     """
+    codes, scale, point = _codes(x, spec, layout)
+    values = ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
+    return Simulated(values, tally(x, codes, scale, point, spec, layout))
+
+
+def quantized(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
+    """The values of `simulate`, without the figures."""
+    codes, scale, point = _codes(x, spec, layout)
+    return ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
+
+
+def _codes(x: Tensor, spec: QuantSpec, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
     text = str(spec)
     scale = ops.scale(x, text, layout)
     point = ops.zero_point(x, scale, text, layout) if spec.has_zero_point else None
     stochastic = spec.rounding is Rounding.STOCHASTIC
     key = torch.zeros(2, dtype=torch.int32, device=x.device) if stochastic else None
-    codes = ops.quantize(x, scale, point, key, text, layout, "what-if")
-    values = ops.dequantize(codes, scale, point, text, layout, x.dtype)
-    return Simulated(values, tally(x, codes, scale, point, spec, layout))
+    return ops.quantize(x, scale, point, key, text, layout, "what-if"), scale, point
