@@ -28,9 +28,9 @@ class Held:
 class Recording:
     """A `Log` of watched steps (qcompiler/shadow.py). Tensors are those of the last step that had them.
 
-    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this operand
-    alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output, whose codes
-    every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
+    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this
+    operand alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output,
+    whose codes every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
     """
 
     def __init__(self) -> None:
@@ -110,4 +110,5 @@ def _harm(site: str, losses: list[float], seen: Tally) -> float:
 
 def output_of(site: str, fact: Contraction) -> bool:
     """True where a site quantizes the result of this forward contraction."""
-    return fact.gradient_of is None and site.partition("#")[0] == f"{fact.site}/output"
+    forward = fact.gradient_of is None and not fact.is_bias
+    return forward and site.partition("#")[0] == f"{fact.site}/output"
