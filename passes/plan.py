@@ -159,16 +159,25 @@ def describe(fact: Contraction) -> str:
     return f"{fact.site} {name[fact.gradient_of]} gradient"
 
 
+def role_of(site: str) -> Role:
+    """The role in the name of a site: `layer1.0.conv1/grad.weight-gradient.turned` is a gradient."""
+    last = site.rpartition("/")[2].partition(".")[0].partition("#")[0]
+    return {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
+
+
 def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     tensor, *_, text, layout, name = codes.args
     assert isinstance(tensor, Node)
     readers = [codes, *(user for user in codes.users if user.target is ops.PACK)]
     readers += [user for packed in readers[1:] for user in packed.users]
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
-    last = str(name).rpartition("/")[2].partition(".")[0]  # grad.weight-gradient, weight.turned
-    role = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
     return Site(
-        str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))
+        str(name),
+        role_of(str(name)),
+        parse_spec(str(text)),
+        str(layout),
+        tuple(value(tensor).shape),
+        tuple(map(describe, facts)),
     )
 
 

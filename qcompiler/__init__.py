@@ -2,6 +2,7 @@
 
 from qcompiler.capture import CaptureError
 from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+from qcompiler.debug import DebugError, Debugger, debug
 from qcompiler.files import save
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Position, Role, Rule
@@ -16,6 +17,8 @@ __all__ = [
     "SCHEDULES",
     "CaptureError",
     "CompileError",
+    "DebugError",
+    "Debugger",
     "Position",
     "QuantPlan",
     "QuantSpec",
@@ -26,6 +29,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "compile",
+    "debug",
     "deviation_rate",
     "parse_spec",
     "save",

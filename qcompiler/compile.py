@@ -14,8 +14,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qcompiler import recipes, torch_compat
-from qcompiler.capture import capture
-from qcompiler.lower import lower
+from qcompiler.capture import Captured, capture
+from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import graph_text
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
@@ -117,6 +117,7 @@ class GraphCompiler:
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         captured = capture(module, inputs)
+        finish = self.prepare(captured)
         pipeline(self.recipe, frozen=self.frozen)(captured.module)
         plan = QuantPlan.of(captured.module)
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
@@ -124,9 +125,14 @@ class GraphCompiler:
             raise CompileError(f"strict: left in float: {rows}")
         frame = torch_compat.frame_id()
         self.texts[frame] = graph_text(captured.module)
-        lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend, self.store)
+        lowered = finish()
         self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return self._counted(lowered.step)
+
+    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
+        """Sees the graph before the passes; what it returns lowers the graph after them."""
+        backend = "inductor" if self.strict and self.backend is None else self.backend
+        return lambda: lower(captured, backend, self.store)
 
     def _counted(self, step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         def run(*inputs: Any) -> tuple[Any, ...]:
@@ -198,6 +204,18 @@ class QuantizedModule(nn.Module):
         rules = recipe.for_eval() if frozen else recipe
         compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen)
         return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
+
+    @contextlib.contextmanager
+    def training_through(self, make: Callable[[Recipe, bool, RangeStore], GraphCompiler]) -> Iterator[None]:
+        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always."""
+        compiler, before = make(self.recipe, self._options[1], self._store), (self._compilers, self._functions)
+        ours = {**self._functions, True: torch_compat.compile_with(self._model, compiler, fullgraph=compiler.strict)}
+        self._compilers, self._functions = {**self._compilers, True: compiler}, ours
+        try:
+            yield
+        finally:
+            if self._functions is ours:
+                self._compilers, self._functions = before
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""
