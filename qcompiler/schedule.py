@@ -75,11 +75,14 @@ def deviation_rate(deviation: float, decay: float = 20.0, least: float = 0.1) ->
 
     max(e^(−decay·deviation), least), with the deviation 1 − cos(g, ĝ) of a gradient from its quantized self: the second
     number of a range `cosine` in `qmodel.ranges()`, as of its latest search (F. Zhu et al.: Towards Unified INT8
-    Training for Convolutional Neural Network, CVPR 2020, §3.4).
+    Training for Convolutional Neural Network, CVPR 2020, §3.4). 1 for NaN, which stands there until a gradient other
+    than zero has been searched.
 
     Raises:
         ValueError: the deviation is not from 0 to 2.
     """
+    if math.isnan(deviation):
+        return 1.0
     if not 0 <= deviation <= 2:
         raise ValueError(f"deviation_rate: deviation: got {deviation!r}; valid: 0 to 2, one minus a cosine")
     return max(math.exp(-decay * deviation), least)
