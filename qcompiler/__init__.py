@@ -10,6 +10,8 @@ from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 from qcompiler.schedule import SCHEDULES, Schedule
+from qcompiler.search import search
+from qcompiler.sensitivity import SearchError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "Role",
     "Rule",
     "Schedule",
+    "SearchError",
     "compile",
     "debug",
     "parse_spec",
     "save",
+    "search",
 ]
