@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Interpreter
 
-from qcompiler.passes.rules import Position, Role, Sign
+from qcompiler.passes.rules import Position, Product, Role, Sign
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime import ops
 
@@ -109,14 +109,10 @@ def expected_spec(rules, site):
     operand, *marks = rest.split(".")
     product = next((mark for mark in marks if mark != "turned"), None)
     sign = Sign.NONNEGATIVE if site in NONNEGATIVE else Sign.SIGNED
-    spec = next(
-        rule.spec
-        for rule in rules
-        if rule.role is ROLES[operand]
-        and rule.position in (None, ENDS.get(module, Position.INNER))
-        and rule.product == product
-        and rule.sign in (None, sign)
-    )
+    operator = "convolution" if module in ("0", "3") else "linear"
+    where = (ROLES[operand], operator, module, frozenset({ENDS.get(module, Position.INNER)}))
+    asked = [rule for rule in rules if rule.product == product]  # a rule for one product puts it into the site
+    spec = next(rule.spec for rule in asked if rule.matches(*where, rule.product or Product.FORWARD, sign))
     return str(spec.with_block(spec.block.transposed()) if "turned" in marks else spec)
 
 
@@ -168,8 +164,8 @@ class Follower:
         """The range in use; carries on the state, and compares it with the one that the graph returned."""
         if case.name == "current":
             return Found(*oracle.block_ranges(x, case.number, case.blocks))
-        if case.name == "fixed":
-            return Found(*range_oracle.fixed(case, x))
+        if case.name in ("fixed", "percentile"):
+            return Found(*getattr(range_oracle, case.name)(case, x))
         if case.name == "sawb":
             return sawb_range(case, x)
         if case.name in LEARNED:
