@@ -10,6 +10,8 @@ from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
+from qcompiler.search import search
+from qcompiler.sensitivity import SearchError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "Role",
     "Rule",
     "Schedule",
+    "SearchError",
     "compile",
     "debug",
     "deviation_rate",
     "parse_spec",
     "save",
+    "search",
 ]

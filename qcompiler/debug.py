@@ -1,22 +1,19 @@
 """debug(): what every quantizer of some training steps does to its tensor and to the gradients, and what mends it."""
 
 import contextlib
-import dataclasses
-import glob
 import statistics
 from types import TracebackType
 from typing import Final, Self
 
 from qcompiler.compile import QuantizedModule
 from qcompiler.debug_report import DebugReport, LayerFigures, SiteFigures
-from qcompiler.passes.graph import Contraction
-from qcompiler.passes.plan import role_of
-from qcompiler.passes.rules import Role, Rule, did_you_mean
+from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipe import Recipe
-from qcompiler.recording import Recording, output_of
+from qcompiler.recording import Recording
 from qcompiler.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 from qcompiler.shadow import WatchedCompiler
+from qcompiler.site_rules import site_rules
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0
@@ -131,7 +128,9 @@ class Debugger:
             if trials[-1][1].harm <= target:
                 break
         remedy, best = trials[-1]
-        return Proposal(name, remedy, self._rules(name, remedy, best), harm, best.harm, target, tuple(trials))
+        reason = f"{remedy}: {name} stood out"
+        rules = site_rules(self.recording, self._recipe, name, lambda _: best.spec, reason)
+        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials))
 
     def apply(self, proposal: Proposal | None = None) -> Recipe:
         """Goes on with a recipe in which the worst site is mended; returns it. Steps behind it are not watched.
@@ -146,23 +145,6 @@ class Debugger:
         self._recipe = Recipe(name=f"{name}+debug", rules=(*chosen.rules, *self._recipe.rules))
         self.qmodel.use(self._recipe)
         return self._recipe
-
-    def _rules(self, site: str, remedy: Remedy, trial: Trial) -> tuple[Rule, ...]:
-        """The rules that decided about this site, for its own layers alone, and with the spec of the trial."""
-        facts = [(product.fact, operand.role, operand.rule) for product, operand in self.recording.readers(site)]
-        if role_of(site) is Role.OUTPUT:
-            found = (product.fact for product in self.recording.products.values() if output_of(site, product.fact))
-            facts = [(fact, Role.OUTPUT, fact.output_rule) for fact in found]
-        reason = f"{remedy}: {site} stood out"
-        rules = (self._rule(fact, role, index, trial.spec, reason) for fact, role, index in facts)
-        return tuple(dict.fromkeys(rules))
-
-    def _rule(self, fact: Contraction, role: Role, index: int | None, spec: QuantSpec | None, reason: str) -> Rule:
-        assert index is not None
-        rule, module = self._recipe.rules[index], glob.escape(fact.module)
-        return dataclasses.replace(
-            rule, spec=spec, role=role, operator=fact.operator, module=module, position=None, sign=None, reason=reason
-        )
 
     def _order(self) -> list[str]:
         if not self.recording.tallies:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qcompiler.passes.graph import Contraction, Operand
+from qcompiler.passes.graph import Operand
 from qcompiler.passes.plan import role_of
 from qcompiler.passes.rules import Role
 from qcompiler.products import Loss, Product
@@ -34,6 +34,10 @@ class Recording:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
         #: forwards so far
         self.steps = 0
         self.tallies: dict[str, Tally] = {}
@@ -106,9 +110,3 @@ def _harm(site: str, losses: list[float], seen: Tally) -> float:
     own = role_of(site) is Role.OUTPUT or not losses
     total = sum(losses) + (ratio(seen.noise, seen.signal) if own else 0.0)
     return math.inf if math.isnan(total) else total
-
-
-def output_of(site: str, fact: Contraction) -> bool:
-    """True where a site quantizes the result of this forward contraction."""
-    forward = fact.gradient_of is None and not fact.is_bias
-    return forward and site.partition("#")[0] == f"{fact.site}/output"

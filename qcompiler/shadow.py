@@ -96,6 +96,10 @@ class Watch:
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
         """Called behind every call, with the values of its arguments."""
 
+    def instead(self, node: Node, result: Any) -> Any:
+        """What a call gives to its readers; the result itself by default."""
+        return result
+
     def interpret(self, module: GraphModule) -> Half:
         """The half that runs a graph node by node under this watch."""
 
@@ -127,6 +131,7 @@ class _Watched(Interpreter):
         result = super().run_node(n)
         if n.op == "call_function":
             self.watch.after(n, self.fetch_args_kwargs_from_env(n)[0], result)
+            return self.watch.instead(n, result)
         return result
 
 
@@ -136,7 +141,7 @@ class QuantizedWatch(Watch):
     def __init__(self, module: GraphModule, labels: dict[str, str], log: Log) -> None:
         super().__init__(labels, log)
         #: node name → the name of its quantizer, numbered where a graph has it twice
-        self.sites = _numbered((node.name, str(node.args[6])) for node in quantizers(module.graph))
+        self.sites = site_names(module)
         #: contraction → argument → the quantizer whose codes it reads
         self.operands = {labels[node.name]: self._operands(node, fact) for node, fact in _products(module.graph)}
 
@@ -285,6 +290,11 @@ def _products(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
 def _labels(module: GraphModule) -> dict[str, str]:
     """Node name → `layer1.0.conv1 weight gradient`, numbered where a graph has it twice."""
     return _numbered((node.name, describe(fact)) for node, fact in _products(module.graph))
+
+
+def site_names(module: GraphModule) -> dict[str, str]:
+    """Node name → the name of its quantizer, numbered where a graph has it twice."""
+    return _numbered((node.name, str(node.args[6])) for node in quantizers(module.graph))
 
 
 def _numbered(names: Iterable[tuple[str, str]]) -> dict[str, str]:
