@@ -81,14 +81,10 @@ def search(
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    try:
-        inputs, labels = batch
-        return F.cross_entropy(model(inputs), labels)
-    except (TypeError, ValueError) as error:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
         given = type(batch).__name__
-        raise SearchError(
-            f"search: loss: a batch is a {given}; valid: (inputs, labels), or a loss=… of yours"
-        ) from error
+        raise SearchError(f"search: loss: a batch is a {given}; valid: a pair (inputs, labels), or a loss=… of yours")
+    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def _candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -65,6 +66,9 @@ def checksum(tree: Any) -> int:
     """crc32 of all tensors in nested lists, tuples and dictionaries, and of the text of all else."""
     found = 0
     for leaf in _pytree.tree_leaves(tree):
-        data = leaf.detach().cpu().contiguous().numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf).encode()
+        if isinstance(leaf, Tensor):
+            data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        else:
+            data = repr(leaf).encode()
         found = zlib.crc32(data, found)
     return found

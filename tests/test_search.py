@@ -99,7 +99,7 @@ def measured(recipe, data, file=None, loss=cross_entropy, specs=(("int3", "b2c8o
 def test_one_site_alone(eager):
     """The error of a site is that of a model in which this site is all that is quantized."""
     data = batches(1)
-    found, store = measured(NEAREST, data)
+    _, store = measured(NEAREST, data)
     (sites,) = store.found.values()
     exact = gradients(network(), data[0])
     assert len(sites) == 9
@@ -114,7 +114,7 @@ def test_errors_of_other_specs():
     """A choice scales the measured error by the losses; its cost is bits of codes and of scales."""
     found, store = measured(NEAREST, batches(2))
     choices = found.choices(store)
-    assert [sites for sites in found.slots()] == [[site] for site in found.recording.tallies]
+    assert found.slots() == [[site] for site in found.recording.tallies]
     for (site,), (coarse, fine) in zip(found.slots(), choices, strict=True):
         assert (coarse.name, fine.name) == ("int3:b2c8o4i4", "int8:b4c16o8i8")
         parts = [sites[site] for sites in store.found.values()]
@@ -159,7 +159,7 @@ def test_a_budget_of_bytes(budget):
     assert {site.spec.format.bits for site in plan.sites if site.role is Role.GRADIENT} == {8}
 
 
-class Interrupted(Exception):
+class InterruptedSearchError(Exception):
     """What stands for a kill."""
 
 
@@ -170,10 +170,10 @@ def test_an_interrupted_search_goes_on(tmp_path):
     def loss(model, batch):
         calls.append(1)
         if len(calls) == 8:
-            raise Interrupted
+            raise InterruptedSearchError
         return cross_entropy(model, batch)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedSearchError):
         qcompiler.search(network(), data, budget=5, recipe=UNIFORM, file=file, loss=loss, quiet=True)
     (held,) = json.loads(file.read_text())["found"].values()
     assert len(held) == 5  # one call to record, one in float
