@@ -48,11 +48,14 @@ class Debugger:
         self.qmodel = qmodel
         #: all figures, by site, contraction and parameter
         self.recording = Recording()
+        #: what the recording was made with
         self._recipe = qmodel.recipe
         self._contexts = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._recipe = self.qmodel.recipe
+        if self._recipe != self.qmodel.recipe:  # entered again, behind apply()
+            self._recipe = self.qmodel.recipe
+            self.recording.clear()
         through = self.qmodel.training_through(
             lambda recipe, strict, store: WatchedCompiler(recipe, strict, store, self.recording)
         )
@@ -141,10 +144,10 @@ class Debugger:
         chosen = self.propose() if proposal is None else proposal
         if chosen is None:
             raise DebugError(f"apply: {self._nothing_stands_out()}")
-        name = self._recipe.name.removesuffix("+debug")
-        self._recipe = Recipe(name=f"{name}+debug", rules=(*chosen.rules, *self._recipe.rules))
-        self.qmodel.use(self._recipe)
-        return self._recipe
+        present = self.qmodel.recipe
+        rules = tuple(dict.fromkeys((*chosen.rules, *present.rules)))
+        self.qmodel.use(Recipe(name=f"{present.name.removesuffix('+debug')}+debug", rules=rules, source=present.source))
+        return self.qmodel.recipe
 
     def _order(self) -> list[str]:
         if not self.recording.tallies:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qcompiler import recipes
 from qcompiler.allocation import Allocation, allocate, frontier
+from qcompiler.compile import QuantizedModule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.figures import decibels
 from qcompiler.search_file import SearchFile, checksum
@@ -32,6 +33,7 @@ def search(
     formats: Sequence[str] = FORMATS,
     blocks: Sequence[str] = BLOCKS,
     loss: Loss | None = None,
+    batches: int = 4,
     file: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Recipe:
@@ -44,7 +46,7 @@ def search(
 
     Args:
         model: in the state in which its gradients are to be kept; a network at initialization tells little.
-        data: batches, of one shape; a few are enough.
+        data: batches, of one shape.
         budget: what the tensors that are quantized may take.
         unit: of the budget. "bits": on average over their elements, scales included. "bytes": what forward keeps for
             backward of weights and activations; gradients then cost nothing.
@@ -52,6 +54,7 @@ def search(
         formats: to choose from.
         blocks: to choose from.
         loss: (model, batch) → loss; by default the cross entropy of batches (inputs, labels).
+        batches: how many of them are looked at, from the first; each takes a step for each quantizer.
         file: where measurements are kept (JSON, replaced as a whole); an interrupted search goes on from there.
         quiet: without progress bar and without the table of the frontier.
 
@@ -59,15 +62,21 @@ def search(
         SearchError: nothing to search, an unknown unit, a budget below the cheapest choice, formats and blocks that do
             not go together with the recipe, or a file of another search.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, QuantizedModule):
+        raise SearchError(
+            f"search: model: got {type(model).__name__}; valid: a torch.nn.Module that is not compiled yet"
+        )
     if unit not in ("bits", "bytes"):
         raise SearchError(f"search: unit: got {unit!r}; valid: bits, bytes")
-    base, batches = recipes.get(recipe), list(data)
-    if not batches:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
+        raise SearchError(f"search: budget: got {budget!r}; valid: a number above 0")
+    base, given = recipes.get(recipe), list(itertools.islice(data, batches))
+    if not given:
         raise SearchError("search: data: got no batch; valid: at least one")
     specs = _candidates(base, formats, blocks)
-    found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
     store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": checksum(model.state_dict())})
-    found.measure(batches, store, quiet)
+    found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
+    found.measure(given, store, quiet)
     slots = found.choices(store)
     if not all(slots):
         raise SearchError("search: of some quantizer no choice of format and block is legal; valid: longer blocks")

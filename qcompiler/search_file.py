@@ -36,6 +36,7 @@ class SearchFile:
         self.found: dict[str, dict[str, tuple[float, dict[str, float | None]]]] = {}
         if self.path is not None and self.path.exists():
             self._read(self.path)
+        self._write()  # now, since an error after the first measurement would come late
 
     def _read(self, path: Path) -> None:
         try:
@@ -57,6 +58,9 @@ class SearchFile:
     def put(self, batch: str, site: str, error: float, losses: dict[str, float | None]) -> None:
         """Keeps one measurement."""
         self.found.setdefault(batch, {})[site] = (error, losses)
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             with replacing(self.path) as part:
                 part.write_text(json.dumps({"search": self.search, "found": self.found}), encoding="utf-8")

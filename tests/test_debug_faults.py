@@ -151,3 +151,22 @@ def test_shared_codes_are_mended_for_all_readers(eager):
     with qcompiler.debug(eager(Fork(), recipe(dead))) as d:
         d.qmodel(torch.randn(4, 8)).sin().sum().backward()
     assert {rule.module for rule in d.propose().rules} == {"left", "right"}
+
+
+def test_one_after_the_other(eager):
+    """Two faults: each apply() mends one; entered again, the debugger starts anew; applied twice, nothing changes."""
+    faults = [Rule(spec=parse_spec("int8:real:tensor:nearest:pass:fixed(-1e6,1e6)"), module=name) for name in "24"]
+    qmodel = eager(student(), recipe(*faults))
+    d = qcompiler.debug(qmodel)
+    for _ in range(6):
+        with d:
+            fit(qmodel, 1)
+        assert d.recording.steps == 1
+        proposal = d.propose()
+        if proposal is None:
+            break
+        first = d.apply(proposal)
+        assert d.apply(proposal) == first
+    assert proposal is None
+    fit(qmodel, 1)
+    assert {str(site.spec.range) for site in qmodel.plan().sites} == {"current"}

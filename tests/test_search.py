@@ -12,7 +12,6 @@ from torch import nn
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, SearchError, parse_spec
-from qcompiler.recording import Recording
 from qcompiler.search_file import SearchFile, SearchFileError, checksum
 from qcompiler.sensitivity import Sensitivity, gradient_error
 
@@ -225,6 +224,10 @@ def test_errors():
     valid = {"budget": 5, "recipe": UNIFORM, "quiet": True}
     for change, message in (
         ({"unit": "bit"}, "unit: got 'bit'; valid: bits, bytes"),
+        ({"model": lambda x: x}, "got function; valid: a torch.nn.Module that is not compiled yet"),
+        ({"model": qcompiler.compile(nn.Linear(2, 2))}, "got QuantizedModule; valid: a torch.nn.Module"),
+        ({"budget": "4.5"}, "budget: got '4.5'; valid: a number above 0"),
+        ({"budget": math.nan}, "budget: got nan"),
         ({"data": []}, "data: got no batch; valid: at least one"),
         ({"data": data[0][0]}, "a batch is a Tensor; valid: a pair"),
         ({"budget": 1}, r"budget: got 1 bits; valid: at least 2\.\d+ bits"),
@@ -241,4 +244,18 @@ def test_errors():
         given = {"model": linear, "data": data, **valid, **change}
         with pytest.raises(SearchError, match=message):
             qcompiler.search(**given)
-    assert Recording().tallies == {}
+
+
+def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        qcompiler.search(nn.Linear(16, 8), [None], budget=5, file=tmp_path / "nowhere" / "search.json", quiet=True)
+
+
+def test_endless_data():
+    """A loader may have more batches than are looked at."""
+
+    def endless():
+        while True:
+            yield torch.randn(16, 16), torch.randint(8, (16,))
+
+    assert qcompiler.search(nn.Linear(16, 8), endless(), budget=5, recipe=UNIFORM, batches=1, quiet=True).rules
