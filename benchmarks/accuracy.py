@@ -1,6 +1,6 @@
-"""Accuracy of recipes against float: ResNet-8, paired seeds, mean and 95 % interval.
+"""Accuracy of recipes against float: paired seeds, mean and 95 % interval.
 
-    python benchmarks/accuracy.py --data FOLDER [--seeds 5] [--epochs 5] [--results accuracy.jsonl] [RECIPE ...]
+    python benchmarks/accuracy.py --data FOLDER [--net resnet-8] [--seeds 5] [--epochs 5] [--results FILE] [RECIPE ...]
 
 FOLDER holds `cifar10-small.npz` (10,000 images to train on) and `cifar10.npz` (its 10,000 test images to judge by).
 Every finished run is appended to the results file, and a run that is there already is not repeated: stop and start at
@@ -8,6 +8,7 @@ will. A seed fixes initialization, order and augmentation, so that recipes are c
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -23,24 +24,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cifar
 from cifar10 import train
-from nets import ResNet, accuracy
+from nets import VGG, ResNet, accuracy
 
 import qcompiler
 from qcompiler import recipes
 from qcompiler.compile import GraphCompiler
 
+NETS = {"resnet-8": lambda: ResNet(blocks=1), "resnet-20": lambda: ResNet(blocks=3), "vgg": VGG}
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")
 #: two-sided 95 % quantile of Student's t by degrees of freedom
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def run(
-    recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+    net: str, recipe: str, seed: int, epochs: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with that of training}."""
     torch._dynamo.reset()  # Dynamo counts compilations of one forward: after 8 it would run in float
     torch.manual_seed(seed)
-    plain = ResNet(blocks=1).to(memory_format=torch.channels_last)
+    plain = NETS[net]().to(memory_format=torch.channels_last)
     if recipe == "float":
         train(torch.compile(plain, dynamic=False), *data, epochs, seed)
         score = accuracy(plain, *test)
@@ -67,15 +69,19 @@ def interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
-def report(results: list[dict[str, object]], epochs: int) -> Table:
+def key(row: dict[str, object]) -> tuple[object, ...]:
+    """What names a run; rows without a net are of ResNet-8, which was the only one."""
+    return row.get("net", "resnet-8"), row["recipe"], row["seed"], row["epochs"]
+
+
+def report(results: list[dict[str, object]], net: str, epochs: int) -> Table:
     """One row a recipe: accuracies, and the paired difference from float."""
-    table = Table(
-        "recipe", "seeds", "batch edge 1, %", "training edge, %", "difference from float", title=f"{epochs} epochs"
-    )
-    scores = {(r["recipe"], r["seed"]): r for r in results if r["epochs"] == epochs}
+    title = f"{net}, {epochs} epochs"
+    table = Table("recipe", "seeds", "batch edge 1, %", "training edge, %", "difference from float", title=title)
+    scores = {(r["recipe"], r["seed"]): r for r in results if key(r) == (net, r["recipe"], r["seed"], epochs)}
     for recipe in dict.fromkeys(name for name, _ in scores):
         seeds = sorted(seed for name, seed in scores if name == recipe)
-        single, block = ([float(scores[recipe, s][key]) for s in seeds] for key in ("per sample", "training blocks"))
+        single, block = ([float(scores[recipe, s][part]) for s in seeds] for part in ("per sample", "training blocks"))
         paired = [
             a - float(scores["float", s]["per sample"])
             for a, s in zip(single, seeds, strict=True)
@@ -91,24 +97,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=["float", *RECIPES])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--net", choices=NETS, default="resnet-8")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     args = parser.parse_args()
     results = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    done = {(r["recipe"], r["seed"], r["epochs"]) for r in results}
+    done = {key(r) for r in results}
     data, test = cifar.load(args.data / "cifar10-small.npz", "train"), cifar.load(args.data / "cifar10.npz", "test")
-    for seed in range(args.seeds):
-        for recipe in args.recipes:
-            if (recipe, seed, args.epochs) in done:
-                continue
-            print(f"{recipe}, seed {seed}")
-            row = {"recipe": recipe, "seed": seed, "epochs": args.epochs, **run(recipe, seed, args.epochs, data, test)}
-            with args.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            results.append(row)
-            Console(width=110).print(report(results, args.epochs))
-    Console(width=110).print(report(results, args.epochs))
+    for seed, recipe in itertools.product(range(args.seeds), args.recipes):
+        row: dict[str, object] = {"net": args.net, "recipe": recipe, "seed": seed, "epochs": args.epochs}
+        if key(row) in done:
+            continue
+        print(f"{args.net}, {recipe}, seed {seed}")
+        row |= run(args.net, recipe, seed, args.epochs, data, test)
+        with args.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        results.append(row)
+        Console(width=110).print(report(results, args.net, args.epochs))
+    Console(width=110).print(report(results, args.net, args.epochs))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The residual networks of the examples and benchmarks: He et al. 2016, section 4.2, at any depth and width."""
+"""The networks of the examples and benchmarks, at any depth and width: ResNet (He et al. 2016, section 4.2), VGG."""
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,20 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.blocks(F.relu(self.bn(self.conv(x))))
         return self.fc(hidden.mean((2, 3)))
+
+
+class VGG(nn.Sequential):
+    """Simonyan and Zisserman 2015 for small images: two 3×3 convolutions with batch norm a stage, then pooling."""
+
+    def __init__(self, width: int = 32, channels: int = 3, classes: int = 10, stages: int = 3) -> None:
+        layers: list[nn.Module] = []
+        for stage in range(stages):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width << stage, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(width << stage), nn.ReLU()]
+                channels = width << stage
+            layers += [nn.MaxPool2d(2)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:

@@ -9,7 +9,7 @@ from qcompiler.passes.graph import Contraction, Operand, contractions, infer, re
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import Block
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
 def is_legal(block: Block, operand: Operand) -> bool:
@@ -20,6 +20,15 @@ def is_legal(block: Block, operand: Operand) -> bool:
     An axis of one element asks for nothing (depthwise convolutions: one channel a group).
     """
     return operand.extent <= 1 or block.edge(operand.contracted) != 1
+
+
+def legal_spec(spec: QuantSpec, operand: Operand) -> QuantSpec | None:
+    """The spec with its block as it is, or turned, whichever is legal for one operand; None: it stays in float."""
+    if is_legal(spec.block, operand):
+        return spec
+    turned = spec.with_block(spec.block.transposed())
+    fits = is_legal(turned.block, operand) and (turned.outlives_batch or operand.role is Role.WEIGHT)
+    return turned if fits else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +55,19 @@ def _choose(node: Node, fact: Contraction, operand: Operand) -> int:
     codes = floats.args[0]
     assert isinstance(codes, Node)
     spec = parse_spec(str(codes.args[4]))
-    if is_legal(spec.block, operand):
+    chosen = legal_spec(spec, operand)
+    if chosen == spec:
         return 0
-    turned = spec.with_block(spec.block.transposed())
-    if not is_legal(turned.block, operand) or not (turned.outlives_batch or operand.role is Role.WEIGHT):
+    if chosen is None:
         tensor = codes.args[0]
         assert isinstance(tensor, Node)
         node.update_arg(operand.arg, tensor)
+        turned = spec.with_block(spec.block.transposed())
         how = "turned or not" if turned.outlives_batch else "and turned it has no range that outlives a batch"
         reason = f"block {spec.block} has edge 1 along the summed axis {operand.contracted!r}, {how}"
         record(node, operand.arg, kept=reason)
         return 1
-    _respecify(codes, floats, str(turned))
+    _respecify(codes, floats, str(chosen))
     return 1
 
 

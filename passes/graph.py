@@ -409,6 +409,17 @@ def quantizers(graph: Graph) -> list[Node]:
     return list(graph.find_nodes(op="call_function", target=ops.QUANTIZE))
 
 
+def codes_behind(operand: Node) -> Node | None:
+    """The quantize node whose codes an operand of the joint graph is, through views and packing; None for a float."""
+    floats = view_root(operand)
+    if floats.target is not ops.DEQUANTIZE:
+        return None
+    codes = floats.args[0]
+    while isinstance(codes, Node) and codes.target in (ops.UNPACK, ops.PACK):
+        codes = codes.args[0]
+    return codes if isinstance(codes, Node) and codes.target is ops.QUANTIZE else None
+
+
 def dequantizers(graph: Graph) -> list[Node]:
     """Every dequantize node, in graph order."""
     return list(graph.find_nodes(op="call_function", target=ops.DEQUANTIZE))

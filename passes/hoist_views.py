@@ -82,7 +82,8 @@ def _hoist(codes: Node) -> Node | None:
         for reader in list(mask.users):
             reader.replace_input_with(mask, _viewed(whole, tensor, target, reader))
         codes.graph.erase_node(mask)
-    for gradient in [user for user in scale.users if user.target is ops.RANGE_GRADIENT]:
+    # of one scale a tensor, which no view changes
+    for gradient in [user for user in scale.users if user.target in (ops.RANGE_GRADIENT, ops.SCALE_GRADIENT)]:
         gradient.replace_input_with(scale, new_scale)
     for old in (codes, point, scale):
         if isinstance(old, Node):

@@ -1,4 +1,4 @@
-"""The backward of a quantizer that clips: no gradient where the value lay outside the range."""
+"""The backward of quantizers: no gradient where a value was clipped, or one scaled by how far it was rounded."""
 
 import dataclasses
 import operator
@@ -9,7 +9,7 @@ from torch.fx import Graph, GraphModule, Node
 from qcompiler.passes.graph import Contraction, aten, contractions, insert_call, is_backward, pin_to_backward
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
-from qcompiler.runtime.spec import Vjp, parse_spec
+from qcompiler.runtime.spec import Ewgs, Vjp, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,16 @@ class MaskGradients:
     The mask is computed in forward and applied to the result of each gradient contraction of X; the gradients of
     several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Where the range is the tensor's own,
     formats with a zero point and a `real` or `fit` scale over signed codes never clip, so they get no mask.
+
+    dX → scale_gradient(dX, X, scale) where the spec says `vjp: ewgs`; gradients of several consumers one by one.
     """
 
     name: ClassVar[str] = "mask-gradients"
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of gradients that were masked."""
-        return sum(_mask(*pair) for pair in gradient_pairs(module.graph))
+        pairs = gradient_pairs(module.graph)
+        return sum(_mask(*pair) for pair in pairs) + sum(_scale(*pair) for pair in pairs)
 
 
 def gradient_pairs(graph: Graph) -> list[tuple[Contraction, Node, Node]]:
@@ -62,6 +65,22 @@ def _mask(fact: Contraction, result: Node, codes: Node) -> int:
     masked = insert_call(codes.graph, aten.where.ScalarOther, (mask, result, 0.0), after=place)
     for reader in readers:
         reader.replace_input_with(result, masked)
+    return 1
+
+
+def _scale(fact: Contraction, result: Node, codes: Node) -> int:
+    tensor, scale, _, _, text, _, _ = codes.args
+    readers = list(result.users)
+    done = any(user.target is ops.SCALE_GRADIENT for reader in [result, *readers] for user in reader.users)
+    if not isinstance(parse_spec(str(text)).vjp, Ewgs) or done:
+        return 0
+    turn = is_transposed(fact)
+    grad = insert_call(result.graph, aten.transpose.int, (result, -2, -1), after=result) if turn else result
+    scaled = insert_call(result.graph, ops.SCALE_GRADIENT, (grad, tensor, scale, text), after=grad)
+    if turn:
+        scaled = insert_call(result.graph, aten.transpose.int, (scaled, -2, -1), after=scaled)
+    for reader in readers:
+        reader.replace_input_with(result, scaled)
     return 1
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -161,8 +160,8 @@ def describe(fact: Contraction) -> str:
 
 
 def role_of(site: str) -> Role:
-    """The role of a quantizer, which the last part of its name gives: weight, grad, output, or an activation's."""
-    last = re.split(r"[.#]", site.rpartition("/")[2])[0]  # without .turned, a product or a number
+    """The role in the name of a site: `layer1.0.conv1/grad.weight-gradient.turned` is a gradient."""
+    last = site.rpartition("/")[2].partition(".")[0].partition("#")[0]
     return {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}.get(last, Role.ACTIVATION)
 
 
@@ -172,9 +171,13 @@ def _site(codes: Node, consumers: dict[Node, tuple[Node, Contraction]]) -> Site:
     readers = [codes, *(user for user in codes.users if user.target is ops.PACK)]
     readers += [user for packed in readers[1:] for user in packed.users]
     facts = [consumers[d][1] for reader in readers for d in reader.users if d in consumers]
-    role = role_of(str(name))
     return Site(
-        str(name), role, parse_spec(str(text)), str(layout), tuple(value(tensor).shape), tuple(map(describe, facts))
+        str(name),
+        role_of(str(name)),
+        parse_spec(str(text)),
+        str(layout),
+        tuple(value(tensor).shape),
+        tuple(map(describe, facts)),
     )
 
 

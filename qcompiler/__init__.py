@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompiler.capture import CaptureError
     from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+    from qcompiler.debug import DebugError, Debugger, debug
     from qcompiler.drawing import DrawError, draw
     from qcompiler.explanation import Explanation, explain
+    from qcompiler.files import save
     from qcompiler.passes.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
     from qcompiler.recipes import RECIPES
     from qcompiler.runtime.spec import QuantSpec, parse_spec
+    from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
+    from qcompiler.search import search
+    from qcompiler.sensitivity import SearchError
     from qcompiler.stages import StageError
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
+    "SCHEDULES",
     "CaptureError",
     "CompileError",
+    "DebugError",
+    "Debugger",
     "DrawError",
     "Explanation",
     "Position",
@@ -32,24 +40,35 @@ __all__ = [
     "RecipeError",
     "Role",
     "Rule",
+    "Schedule",
+    "SearchError",
     "StageError",
     "compile",
+    "debug",
+    "deviation_rate",
     "draw",
     "explain",
     "parse_spec",
+    "save",
+    "search",
 ]
 
 #: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
 _EXPORTS = {
     "qcompiler.capture": ("CaptureError",),
     "qcompiler.compile": ("CompileError", "QuantizedModule", "compile"),
+    "qcompiler.debug": ("DebugError", "Debugger", "debug"),
     "qcompiler.drawing": ("DrawError", "draw"),
     "qcompiler.explanation": ("Explanation", "explain"),
+    "qcompiler.files": ("save",),
     "qcompiler.passes.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),
     "qcompiler.runtime.spec": ("QuantSpec", "parse_spec"),
+    "qcompiler.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
+    "qcompiler.search": ("search",),
+    "qcompiler.sensitivity": ("SearchError",),
     "qcompiler.stages": ("StageError",),
 }
 

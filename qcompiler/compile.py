@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from qcompiler import recipes, torch_compat
 from qcompiler.capture import Captured, capture
-from qcompiler.lower import lower
+from qcompiler.lower import Lowered, lower
 from qcompiler.network import network
 from qcompiler.passes.graph import copy_graph
 from qcompiler.passes.plan import QuantPlan
@@ -123,15 +123,21 @@ class GraphCompiler:
         captured = capture(module, inputs)
         frame = torch_compat.frame_id()
         untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
+        finish = self.prepare(captured)
         pipeline(self.recipe, frozen=self.frozen)(captured.module)
         plan = QuantPlan.of(captured.module)
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
         if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
-        lowered = lower(captured, "inductor" if self.strict and self.backend is None else self.backend, self.store)
+        lowered = finish()
         self.captures[frame] = untouched
         self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return self._counted(lowered.step)
+
+    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
+        """Sees the graph before the passes; what it returns lowers the graph after them."""
+        backend = "inductor" if self.strict and self.backend is None else self.backend
+        return lambda: lower(captured, backend, self.store)
 
     def _counted(self, step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         def run(*inputs: Any) -> tuple[Any, ...]:
@@ -180,9 +186,10 @@ class QuantizedModule(nn.Module):
         self.use(recipe)
 
     def use(self, recipe: str | os.PathLike[str] | Recipe) -> "QuantizedModule":
-        """Goes on with another recipe: more bits in the last epoch, say. Parameters, and ranges that fit, stay.
+        """Goes on with another recipe: more bits in the last epoch, say (schedule.py). Parameters stay.
 
-        Each recipe is captured once: going back to one costs nothing.
+        Ranges stay where they mean the same (docs/numbers.md, "Checkpoints"), others start anew. Each recipe is
+        captured once: going back to one costs nothing.
 
         Raises:
             RecipeError: the recipe is unknown or not valid.
@@ -202,6 +209,18 @@ class QuantizedModule(nn.Module):
         rules = recipe.for_eval() if frozen else recipe
         compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen)
         return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
+
+    @contextlib.contextmanager
+    def training_through(self, make: Callable[[Recipe, bool, RangeStore], GraphCompiler]) -> Iterator[None]:
+        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always."""
+        compiler, before = make(self.recipe, self._options[1], self._store), (self._compilers, self._functions)
+        ours = {**self._functions, True: torch_compat.compile_with(self._model, compiler, fullgraph=compiler.strict)}
+        self._compilers, self._functions = {**self._compilers, True: compiler}, ours
+        try:
+            yield
+        finally:
+            if self._functions is ours:
+                self._compilers, self._functions = before
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import secrets
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import networkx
 
+from qcompiler.files import replacing
 from qcompiler.network import network
 from qcompiler.picture import Picture, picture
 
@@ -46,7 +46,9 @@ def draw(qmodel: "QuantizedModule", path: str | os.PathLike[str], *, training: b
         OSError: the file cannot be written; an old one is then unchanged.
     """
     path = check(path)
-    _replace(path, _WRITERS[path.suffix.lower()](qmodel, training))
+    text = _WRITERS[path.suffix.lower()](qmodel, training)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -173,13 +175,3 @@ _WRITERS: Final[dict[str, Callable[["QuantizedModule", bool], str]]] = {
 
 def _asset(name: str) -> str:
     return resources.files("qcompiler").joinpath("viewer", name).read_text(encoding="utf-8")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file in one step: it is the old or the new one, never half."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

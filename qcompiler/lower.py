@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
@@ -30,6 +30,9 @@ from qcompiler.runtime.step import Half, Ranges, Step, Tangent
 
 logger = logging.getLogger("qcompiler")
 
+#: a name, None (compile, or run eagerly where that fails), or a function that makes a half out of a graph
+Backend: TypeAlias = str | Callable[[GraphModule], Half] | None
+
 
 @dataclasses.dataclass
 class Lowered:
@@ -41,19 +44,19 @@ class Lowered:
     notes: list[str]
 
 
-def lower(captured: Captured, backend: str | None, store: RangeStore) -> Lowered:
+def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
     """Makes the step of a quantized graph.
 
     Args:
         captured: the graph after the passes.
         store: where the ranges of the past live.
         backend: "eager" runs node by node; "inductor" compiles, and raises where that fails; None compiles, and runs
-            eagerly with the reason in `notes` where that fails.
+            eagerly with the reason in `notes` where that fails. A function runs every half its own way.
     """
     notes: list[str] = []
     sites = [_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
-        ranges = _ranges(store, sites, captured.module, None)
+        ranges = _ranges(store, sites, captured.module, None, backend)
         forward = _half(captured.module, captured, backend, notes, is_backward=False)
         step = Step(
             forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured), ranges=ranges
@@ -61,7 +64,7 @@ def lower(captured: Captured, backend: str | None, store: RangeStore) -> Lowered
         return Lowered(step, 0, 0, notes)
     depends = _dependencies(captured)
     first, second, saved = split(captured)
-    ranges = _ranges(store, sites, first, second)
+    ranges = _ranges(store, sites, first, second, backend)
     step = Step(
         forward=_half(first, captured, backend, notes, is_backward=False),
         backward=_lazy(second, captured, backend, notes),
@@ -104,8 +107,9 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
         fact = get_input(node)
         if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
             (text,) = {str(user.args[1]) for user in node.users if user.target is ops.SCALE}
-            shape = tuple(value(node).shape)
-            sites.append(StateSite(fact.name, parse_spec(text).range, shape, value(node).device))
+            spec, val = parse_spec(text), value(node)
+            meaning = spec.range.meaning(spec.format.bits)
+            sites.append(StateSite(fact.name, spec.range, tuple(val.shape), val.device, meaning))
     return sites
 
 
@@ -127,16 +131,21 @@ def _order_outputs(captured: Captured) -> int:
 
 
 def _ranges(
-    store: RangeStore, sites: Sequence[list[StateSite]], forward: GraphModule, backward: GraphModule | None
+    store: RangeStore,
+    sites: Sequence[list[StateSite]],
+    forward: GraphModule,
+    backward: GraphModule | None,
+    backend: Backend,
 ) -> Ranges | None:
     """What a step needs to run with states; None where no quantizer keeps one."""
     if not any(sites):
         return None
+    run = backend if callable(backend) else _interpret
     halves = [
-        _interpret(_copy(half, first=True)) if half is not None and found else None
+        run(_copy(half, first=True)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
     ]
-    plain = None if backward is None else _interpret(_copy(backward, first=False))
+    plain = None if backward is None else run(_copy(backward, first=False))
     learns = any(half is not None and _updates(half) for half in (forward, backward))
     return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1], plain)
 
@@ -189,13 +198,13 @@ def _infer_missing(half: GraphModule) -> None:
             infer(node)
 
 
-def _half(module: GraphModule, captured: Captured, backend: str | None, notes: list[str], *, is_backward: bool) -> Half:
+def _half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool) -> Half:
     """One half, compiled or interpreted."""
     inputs = [value(node) for node in module.graph.find_nodes(op="placeholder")]
     return _compile(module, inputs, captured, backend, notes, is_backward=is_backward)
 
 
-def _lazy(module: GraphModule, captured: Captured, backend: str | None, notes: list[str]) -> Half:
+def _lazy(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
     """The backward half, compiled at its first call for the strides that forward really returned."""
     compiled: list[Half] = []
 
@@ -212,12 +221,14 @@ def _compile(
     module: GraphModule,
     inputs: list[Any],
     captured: Captured,
-    backend: str | None,
+    backend: Backend,
     notes: list[str],
     *,
     is_backward: bool,
 ) -> Half:
     _relax_views(module)
+    if callable(backend):
+        return backend(module)
     if backend == "eager":
         return _interpret(module)
     try:

@@ -15,7 +15,7 @@ from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.ranges import Current, parse_range
 from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice
+from qcompiler.runtime.spec import QuantSpec, Scale, choice, parse_vjp
 
 
 class RecipeError(ValueError):
@@ -155,7 +155,7 @@ _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
     "scale": lambda text: choice(Scale, text, "scale"),
     "block": parse_block,
     "rounding": lambda text: choice(Rounding, text, "rounding"),
-    "vjp": lambda text: choice(Vjp, text, "vjp"),
+    "vjp": parse_vjp,
     "range": parse_range,
 }
 _RECIPE_KEYS: Final = ("name", "source", "rules")

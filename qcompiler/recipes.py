@@ -1,11 +1,12 @@
-"""The named recipes. Bit widths and blocks are tuned here, and nowhere else."""
+"""The named recipes: block floating point and the two papers on ranges. Those of other papers: literature.py."""
 
-import dataclasses
 import os
 from typing import Final
 
-from qcompiler.passes.rules import Position, Product, Role, Rule, Sign, did_you_mean
+from qcompiler.literature import FLEXPOINT_PAPER, LITERATURE
+from qcompiler.passes.rules import Position, Role, Rule, did_you_mean
 from qcompiler.recipe import Recipe, RecipeError
+from qcompiler.rule_sets import by_role, float_ends
 from qcompiler.runtime.blocks import TENSOR, Block
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.rounding import Rounding
@@ -42,10 +43,7 @@ _HYPERBLOCK_PAPER: Final = (
     "Quantization Scheme for Gradient and Inference Computation, WACV 2023, pp. 6364-6373"
 )
 _CHANNELWISE_PAPER: Final = f"Channel-wise Block Floating Point, the format extended by {_HYPERBLOCK_PAPER}"
-_TENSOR_PAPER: Final = (
-    "One exponent a tensor, as in U. Köster et al.: Flexpoint: An Adaptive Numerical Format for Efficient Training of "
-    "Deep Neural Networks, NIPS 2017 (there with 16 bits)"
-)
+_TENSOR_PAPER: Final = f"One exponent a tensor, as in {FLEXPOINT_PAPER} (there with 16 bits)"
 
 #: 2 samples × 8 channels of activations and gradients, 4 × 4 channels of weights share an exponent: each of the three
 #: contractions of a layer meets a block edge, so each tensor is quantized once. 16 elements an exponent, as below.
@@ -95,31 +93,6 @@ TENSOR_INT4: Final = Recipe(
 )
 
 
-def _by_role(
-    *, weight: str = "", activation: str = "", unsigned: str = "", gradient: str = "", position: Position | None = None
-) -> tuple[Rule, ...]:
-    """One rule for each spec that is given, as text; `unsigned` is for activations that are never negative."""
-    texts = (
-        (Role.WEIGHT, None, weight),
-        (Role.ACTIVATION, Sign.NONNEGATIVE, unsigned),
-        (Role.ACTIVATION, None, activation),
-        (Role.GRADIENT, None, gradient),
-    )
-    return tuple(
-        Rule(role=role, sign=sign, position=position, spec=parse_spec(text)) for role, sign, text in texts if text
-    )
-
-
-def _everywhere(spec: str) -> tuple[Rule, ...]:
-    """One spec, as text, for weights, activations and gradients."""
-    return _by_role(weight=spec, activation=spec, gradient=spec)
-
-
-def _float_ends(reason: str) -> tuple[Rule, ...]:
-    """The first and the last contraction stay in float."""
-    return tuple(Rule(spec=None, position=end, reason=reason) for end in (Position.FIRST, Position.LAST))
-
-
 _HINDSIGHT_PAPER: Final = (
     "M. Fournarakis, M. Nagel: In-Hindsight Quantization Range Estimation for Quantized Training, CVPR Workshops 2021, "
     "arXiv 2105.04246"
@@ -129,7 +102,7 @@ _HINDSIGHT_PAPER: Final = (
 def _w8a8g8(name: str, estimator: str, what: str) -> Recipe:
     """8 bits for weights, activations, outputs and gradients, the ranges of all but weights by one estimator."""
     nearest, noisy = (f"affine8:real:tensor:{rounding}:pass:{estimator}" for rounding in ("nearest", "stochastic"))
-    rules = _by_role(weight="int8:real:tensor:nearest:pass", activation=nearest, gradient=noisy)
+    rules = by_role(weight="int8:real:tensor:nearest:pass", activation=nearest, gradient=noisy)
     return Recipe(
         name=name,
         source=f"{_HINDSIGHT_PAPER}: {what}",
@@ -155,8 +128,8 @@ def _large_gradients(name: str, bits: int, estimator: str, what: str = "") -> Re
     return Recipe(
         name=name,
         source=_LARGE_GRADIENT_PAPER + what,
-        rules=_float_ends("as in the paper's CIFAR settings")
-        + _by_role(
+        rules=float_ends("as in the paper's CIFAR settings")
+        + by_role(
             weight=f"int{bits}:real:tensor:nearest:clip:learned(3)",
             unsigned=f"uint{bits}:real:tensor:nearest:clip:learned(3)",
             activation=f"int{bits}:real:tensor:nearest:clip:learned(3)",
@@ -184,246 +157,8 @@ HYPERBLOCK_INT4_LARGE: Final = Recipe(
     name="hyperblock-int4-large",
     source=f"{_HYPERBLOCK_PAPER}, with the gradients of {_LARGE_GRADIENT_PAPER}",
     rules=_ends(8, _HYPERBLOCK)
-    + _by_role(gradient="int4:max:b2c8:stochastic:pass:large(0.001,0.001,0)")
+    + by_role(gradient="int4:max:b2c8:stochastic:pass:large(0.001,0.001,0)")
     + _rules(4, _HYPERBLOCK)[:2],
-)
-
-#: Fixed point with stochastic rounding: 16 bits, 12 of them behind the point, |x| < 8.
-GUPTA_FIXED16: Final = Recipe(
-    name="gupta-fixed16",
-    source="S. Gupta et al.: Deep Learning with Limited Numerical Precision, ICML 2015, arXiv 1502.02551",
-    rules=_everywhere("int16:max:tensor:stochastic:pass:fixed(-4,4)"),
-)
-#: Flexpoint: 16 bits, one exponent a tensor, predicted from the maxima of the last 16 steps.
-FLEXPOINT16: Final = Recipe(
-    name="flexpoint16",
-    source=_TENSOR_PAPER.removeprefix("One exponent a tensor, as in ").removesuffix(" (there with 16 bits)"),
-    rules=_everywhere("int16:ceil:tensor:nearest:pass:history(16,3,2)"),
-)
-#: Dynamic fixed point: 16 bits, one exponent a tensor, from the present tensor.
-DFP16: Final = Recipe(
-    name="dfp16",
-    source="D. Das et al.: Mixed Precision Training of Convolutional Neural Networks using Integer Operations, "
-    "ICLR 2018",
-    rules=_everywhere("int16:max:tensor:nearest:pass"),
-)
-#: Fixed-point back-propagation at its usual widths: powers of two, int8 forward, int16 gradients.
-FIXED_POINT_BACKPROP: Final = Recipe(
-    name="fixed-point-backprop",
-    source="X. Zhang et al.: Fixed-Point Back-Propagation Training, CVPR 2020 (without its adaptive bit widths)",
-    rules=_by_role(
-        weight="int8:fit:tensor:nearest:pass",
-        activation="int8:fit:tensor:nearest:pass",
-        gradient="int16:fit:tensor:nearest:pass",
-    ),
-)
-#: Unified INT8: gradients clipped where the direction suffers least (DSGC). Its learning-rate rule is not in a recipe.
-UI8: Final = Recipe(
-    name="ui8",
-    source="F. Zhu et al.: Towards Unified INT8 Training for Convolutional Neural Network, CVPR 2020",
-    rules=_by_role(
-        weight="int8:real:tensor:nearest:pass",
-        activation="int8:real:tensor:nearest:pass",
-        gradient="int8:real:tensor:stochastic:pass:cosine(100,20)",
-    ),
-)
-#: Distribution-adaptive INT8: gradients by channel for the weight gradient; channels are summed by the input gradient,
-#: which therefore has one range a tensor.
-ADAPTIVE_INT8: Final = Recipe(
-    name="adaptive-int8",
-    source="K. Zhao et al.: Distribution Adaptive INT8 Quantization for Training CNNs, AAAI 2021",
-    rules=(
-        Rule(
-            role=Role.GRADIENT,
-            product=Product.WEIGHT_GRADIENT,
-            spec=parse_spec("int8:real:b*s*g*:stochastic:pass:adaptive(0.8,0.3)"),
-        ),
-        *_by_role(
-            weight="int8:real:tensor:nearest:pass",
-            activation="int8:real:tensor:nearest:pass",
-            gradient="int8:real:tensor:stochastic:pass:adaptive(0.8,0.3)",
-        ),
-    ),
-)
-
-
-def _statquant(name: str, block: str, what: str) -> Recipe:
-    """8 bits; the gradient quantized apart for the weight gradient (one range) and for the input gradient (`block`)."""
-    weight_gradient = parse_spec("affine8:real:tensor:stochastic:pass")
-    return Recipe(
-        name=name,
-        source=f"J. Chen et al.: A Statistical Framework for Low-bitwidth Training of DNNs, NeurIPS 2020: {what}",
-        rules=(
-            Rule(role=Role.GRADIENT, product=Product.WEIGHT_GRADIENT, spec=weight_gradient),
-            *_by_role(
-                weight="affine8:real:tensor:nearest:pass",
-                activation="affine8:real:tensor:nearest:pass",
-                gradient=f"affine8:real:{block}:stochastic:pass",
-            ),
-        ),
-    )
-
-
-#: StatQuant with one range a tensor for gradients.
-STATQUANT_TENSOR: Final = _statquant("statquant-tensor", "tensor", "per-tensor quantizer (PTQ)")
-#: StatQuant with one range a sample for the gradients that the input gradient reads.
-STATQUANT_SAMPLE: Final = _statquant("statquant-sample", "c*s*", "per-sample quantizer (PSQ)")
-
-#: said by a rule, so that `strict` takes it as asked
-_FLOAT_GRADIENTS: Final = (Rule(spec=None, role=Role.GRADIENT, reason="float in the paper"),)
-#: LSQ: learned steps for weights and activations, 8 bits at the ends; gradients in float.
-LSQ_W4A4: Final = Recipe(
-    name="lsq-w4a4",
-    source="S. K. Esser et al.: Learned Step Size Quantization, ICLR 2020, arXiv 1902.08153",
-    rules=tuple(
-        rule
-        for bits, position in ((8, Position.FIRST), (8, Position.LAST), (4, None))
-        for rule in _by_role(
-            weight=f"int{bits}:real:tensor:nearest:clip:lsq",
-            unsigned=f"uint{bits}:real:tensor:nearest:clip:lsq",
-            activation=f"int{bits}:real:tensor:nearest:clip:lsq",
-            position=position,
-        )
-    )
-    + _FLOAT_GRADIENTS,
-)
-#: PACT with SAWB weights: the clip of relu is learned; first and last layer and gradients in float.
-PACT_W4A4: Final = Recipe(
-    name="pact-w4a4",
-    source="J. Choi et al.: PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018, arXiv "
-    "1805.06085, with the weights of Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019",
-    rules=_float_ends("as in the paper")
-    + _by_role(weight="int4:real:tensor:nearest:pass:sawb", unsigned="uint4:real:tensor:nearest:clip:pact(10)")
-    + (Rule(spec=None, role=Role.ACTIVATION, reason="the paper clips relu"), *_FLOAT_GRADIENTS),
-)
-
-#: FP8 of 2018: 1-5-2 everywhere at scale 1, for use with loss scaling; the last layer stays in float.
-FP8_2018: Final = Recipe(
-    name="fp8-2018",
-    source="N. Wang et al.: Training Deep Neural Networks with 8-bit Floating Point Numbers, NeurIPS 2018 (here "
-    "accumulated in float32, not in chunks of float16)",
-    rules=(
-        Rule(spec=None, position=Position.LAST, reason="float16 in the paper"),
-        *_everywhere("e5m2:one:tensor:nearest:pass"),
-    ),
-)
-#: HFP8: 1-4-3 with bias 4 forward, 1-5-2 backward, at scale 1, for use with loss scaling.
-HFP8: Final = Recipe(
-    name="hfp8",
-    source="X. Sun et al.: Hybrid 8-bit Floating Point (HFP8) Training and Inference for DNNs, NeurIPS 2019",
-    rules=_by_role(
-        weight="e4m3b11:one:tensor:nearest:pass",
-        activation="e4m3b11:one:tensor:nearest:pass",
-        gradient="e5m2:one:tensor:nearest:pass",
-    ),
-)
-#: FP8 with delayed scaling: each tensor is scaled by the largest magnitude of its last 16 steps.
-FP8_DELAYED: Final = Recipe(
-    name="fp8-delayed",
-    source="P. Micikevicius et al.: FP8 Formats for Deep Learning, 2022, arXiv 2209.05433, with delayed scaling",
-    rules=_by_role(
-        weight="e4m3:real:tensor:nearest:pass:history(16,0,1)",
-        activation="e4m3:real:tensor:nearest:pass:history(16,0,1)",
-        gradient="e5m2:real:tensor:nearest:pass:history(16,0,1)",
-    ),
-)
-#: Ultra-low precision: INT4 forward; gradients in radix-4 FP4, on a grid of their own for each of the two products.
-ULTRA_LOW_FP4: Final = Recipe(
-    name="ultra-low-fp4",
-    source="X. Sun et al.: Ultra-Low Precision 4-bit Training of Deep Neural Networks, NeurIPS 2020 (scales from the "
-    "largest gradient, not trained)",
-    rules=(
-        Rule(
-            role=Role.GRADIENT,
-            product=Product.WEIGHT_GRADIENT,
-            spec=parse_spec("e3m0r4x2:fit:tensor:nearest:pass"),
-        ),
-        *_by_role(
-            weight="int4:real:tensor:nearest:pass:sawb",
-            unsigned="uint4:real:tensor:nearest:clip:pact(10)",
-            activation="int4:real:tensor:nearest:pass:sawb",
-            gradient="e3m0r4:fit:tensor:nearest:pass",
-        ),
-    ),
-)
-#: LUQ: INT4 forward; gradients on a logarithmic grid whose rounding is unbiased, also below its smallest level.
-LUQ: Final = Recipe(
-    name="luq",
-    source="B. Chmiel et al.: Accurate Neural Training with 4-bit Matrix Multiplications at Standard Formats, "
-    "ICLR 2023",
-    rules=_by_role(
-        weight="int4:real:tensor:nearest:pass:sawb",
-        activation="int4:real:tensor:nearest:pass:sawb",
-        gradient="e3m0:real:tensor:stochastic:pass",
-    ),
-)
-
-_HBFP_PAPER: Final = "M. Drumond et al.: Training DNNs with Hybrid Block Floating Point, NeurIPS 2018, arXiv 1804.01526"
-
-
-def _hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
-    """One exponent a sample for activations and gradients, one for 24 × 24 weights; exponents ⌈log2 max⌉."""
-    return _by_role(
-        weight=f"int{bits}:ceil:o24i24:nearest:pass",
-        activation=f"int{bits}:ceil:c*s*:nearest:pass",
-        gradient=f"int{bits}:ceil:c*s*:stochastic:pass",
-        position=position,
-    )
-
-
-#: HBFP with 8 bits.
-HBFP8: Final = Recipe(name="hbfp8", source=_HBFP_PAPER, rules=_hbfp(8))
-#: HBFP with 4 bits, 6 in the first and the last layer: Accuracy Booster without its last epoch (docs/recipes.md).
-HBFP4: Final = Recipe(
-    name="hbfp4",
-    source=f"S. B. Harma et al.: Accuracy Booster: Performance Boosting using Heterogeneous Mixed Mantissa Block "
-    f"Floating Point, 2022, arXiv 2211.10737; blocks of {_HBFP_PAPER}",
-    rules=_hbfp(6, Position.FIRST) + _hbfp(6, Position.LAST) + _hbfp(4),
-)
-
-_MX_PAPER: Final = (
-    "B. D. Rouhani et al.: Microscaling Data Formats for Deep Learning, 2023, arXiv 2310.10537 (OCP MX 1.0)"
-)
-
-
-def _mx(name: str, forward: str, backward: str, rounding: str = "nearest") -> Recipe:
-    """32 elements along the summed axis share a power of two: six quantizers a layer."""
-    return Recipe(
-        name=name,
-        source=_MX_PAPER,
-        rules=_by_role(
-            weight=f"{forward}:max:i32:nearest:pass",
-            activation=f"{forward}:max:c32:nearest:pass",
-            gradient=f"{backward}:max:c32:{rounding}:pass",
-        ),
-    )
-
-
-#: MXFP8: E4M3 forward, E5M2 backward.
-MXFP8: Final = _mx("mxfp8", "e4m3", "e5m2")
-#: MXFP6: E2M3 forward, E3M2 backward.
-MXFP6: Final = _mx("mxfp6", "e2m3", "e3m2")
-#: MXFP4: E2M1, gradients rounded stochastically.
-MXFP4: Final = _mx("mxfp4", "e2m1", "e2m1", "stochastic")
-#: MXINT8: 8-bit integers.
-MXINT8: Final = _mx("mxint8", "int8", "int8")
-#: NVFP4: 16 elements with an E4M3 scale under one of the tensor; weights in 16 × 16; the ends in float; the operands of
-#: the weight gradient turned by Hadamard matrices of 16.
-NVFP4: Final = Recipe(
-    name="nvfp4",
-    source="NVIDIA: Pretraining Large Language Models with NVFP4, 2025, arXiv 2509.25149",
-    rules=_float_ends("about 15 % of the layers stay in high precision")
-    + tuple(
-        dataclasses.replace(rule, product=Product.WEIGHT_GRADIENT, rotate=16)
-        for rule in _by_role(
-            activation="e2m1:two-level:c16:nearest:pass", gradient="e2m1:two-level:c16:stochastic:pass"
-        )
-    )
-    + _by_role(
-        weight="e2m1:two-level:o16i16:nearest:pass",
-        activation="e2m1:two-level:c16:nearest:pass",
-        gradient="e2m1:two-level:c16:stochastic:pass",
-    ),
 )
 
 #: every named recipe, under its name
@@ -447,28 +182,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         INT4_MINMAX,
         INT4_DSGC,
         HYPERBLOCK_INT4_LARGE,
-        GUPTA_FIXED16,
-        FLEXPOINT16,
-        DFP16,
-        FIXED_POINT_BACKPROP,
-        UI8,
-        ADAPTIVE_INT8,
-        STATQUANT_TENSOR,
-        STATQUANT_SAMPLE,
-        LSQ_W4A4,
-        PACT_W4A4,
-        FP8_2018,
-        HFP8,
-        FP8_DELAYED,
-        ULTRA_LOW_FP4,
-        LUQ,
-        HBFP8,
-        HBFP4,
-        MXFP8,
-        MXFP6,
-        MXFP4,
-        MXINT8,
-        NVFP4,
+        *LITERATURE,
     )
 }
 

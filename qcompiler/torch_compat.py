@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch._dynamo import config as dynamo_config
@@ -17,6 +17,7 @@ from torch._guards import CompileContext, TracingContext, tracing
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -147,3 +148,26 @@ def plain_encoder_layers(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+#: the state of the CPU's generator, and of every GPU's
+RandomState: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+def random_state() -> RandomState:
+    """The state of every generator that a graph can draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_random_state(state: RandomState) -> None:
+    """Puts the generators back to what `random_state` gave."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def is_random(node: Node) -> bool:
+    """True where a node draws from torch's generators; in a region that is computed again only the first drawing."""
+    if node.target is run_and_save_rng_state:
+        return True
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

@@ -107,6 +107,10 @@ class Range:
         """Numbers of the state for each unit."""
         return 0
 
+    def meaning(self, bits: int) -> str:
+        """What the numbers of a state are; a state of another meaning is not taken over, whatever its shape."""
+        return self.name
+
     def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
         """[width, *counts], or [width, 1] where the state is one for the whole site."""
         return (self.width, *(counts if self.by_block else (1,)))

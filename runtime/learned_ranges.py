@@ -66,6 +66,10 @@ class Lsq(_Learned):
 
     name: ClassVar[str] = "lsq"
 
+    def meaning(self, bits: int) -> str:
+        """Steps of other widths are other numbers."""
+        return f"{self.name} of {bits} bits"
+
     def first(self, seen: Observed) -> Tensor:
         """2⟨|x|⟩/√top."""
         return (2 * seen.x.to(torch.float32).abs().mean() / math.sqrt(_top(seen))).clamp(min=2.0**-126).reshape(1, 1)

@@ -17,7 +17,7 @@ from qcompiler.runtime import packing, scales
 from qcompiler.runtime.blocks import BlockView, view_blocks
 from qcompiler.runtime.estimator import Ends, Observed, Range
 from qcompiler.runtime.rounding import Rounding, random_bits
-from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
 
 def _range(
@@ -163,6 +163,17 @@ def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
     return s.range.gradient(grad, x, step, s.format.largest, s.format.lowest)
 
 
+def scale_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
+    """The gradient of `x` by the rule `Ewgs` of the spec, from that of the dequantized `x`; NaN in a NaN block."""
+    s = parse_spec(spec)
+    assert isinstance(s.vjp, Ewgs)
+    real = x.to(torch.float32) / scales.factor(scale).reshape(())
+    error = (real - torch.round(real)) / (s.format.largest - s.format.lowest)
+    scaled = grad * (1 + s.vjp.delta * torch.sign(grad) * error)
+    outside = (real < s.format.lowest) | (real > s.format.largest)
+    return torch.where(outside, 0.0, scaled).to(grad.dtype)
+
+
 def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     """The scale, NaN (255) for each block of `x` that holds a NaN or an infinity.
 
@@ -264,6 +275,10 @@ def _fake_range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> T
     return grad.new_empty((parse_spec(spec).range.width, 1), dtype=torch.float32)
 
 
+def _fake_scale_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
+    return torch.empty_like(grad)
+
+
 def _fake_checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     return torch.empty_like(scale)
 
@@ -329,6 +344,9 @@ UPDATE: Final = _define(
 RANGE_GRADIENT: Final = _define(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", range_gradient, _fake_range_gradient
 )
+SCALE_GRADIENT: Final = _define(
+    "scale_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", scale_gradient, _fake_scale_gradient
+)
 ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate, _fake_rotate)
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
@@ -346,6 +364,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     IN_RANGE: in_range,
     UPDATE: update,
     RANGE_GRADIENT: range_gradient,
+    SCALE_GRADIENT: scale_gradient,
     ROTATE: rotate,
     CHECKED: checked,
     PACK: pack,

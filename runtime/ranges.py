@@ -251,28 +251,29 @@ class Cosine(Range):
 
     @property
     def width(self) -> int:
-        """The clip."""
-        return 1
+        """(clip, 1 − cosine of the latest search): the deviation, by which DSGC slows the learning rate too."""
+        return 2
 
     def first(self, seen: Observed) -> Tensor:
-        """The clip of the search over the present tensor."""
+        """The clip of the search over the present tensor, and what it costs."""
         x = seen.x.to(torch.float32)
         top = x.abs().amax()
         clips = [top * (i / self.steps) for i in range(int(self.steps), 0, -1)]
         cosines = torch.stack([_cosine(x, _round_to(x, clip, 2**seen.magnitude_bits - 1)) for clip in clips])
-        return torch.stack(clips)[cosines.argmax()].reshape(1, 1)
+        deviation = (1 - cosines.amax()).clamp(min=0.0)
+        return torch.stack([torch.stack(clips)[cosines.argmax()], deviation]).unsqueeze(1)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """±clip for every block."""
-        high = state.reshape(()).expand(seen.view.counts)
+        high = state[0].reshape(()).expand(seen.view.counts)
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
         """The state as it is; NaN where the search met zeros only, so that the next tensor is searched."""
-        return torch.where(state > 0, state, torch.nan)
+        return torch.where(state[0] > 0, state, torch.nan)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The larger clip."""
+        """The larger clip, the larger deviation."""
         return torch.maximum(one, other)
 
 

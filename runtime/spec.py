@@ -1,8 +1,11 @@
 """QuantSpec: everything that decides which numbers a quantizer produces, as one value with one canonical string."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
+import math
+import re
 from typing import TypeVar
 
 import torch
@@ -52,6 +55,41 @@ class Vjp(enum.StrEnum):
     CLIP = "clip"
 
 
+@dataclasses.dataclass(frozen=True)
+class Ewgs:
+    """Scales the gradient by how far the value was rounded; `str` gives `ewgs(1)`, which `parse_vjp` reads back.
+
+    g·(1 + δ·sign(g)·(x − x̂)/(high − low)), zero where the value was clipped (J. Lee, D. Kim, B. Ham: Network
+    Quantization with Element-wise Gradient Scaling, CVPR 2021, §3; there δ follows the Hessian).
+
+    Raises:
+        ValueError: δ is negative or not finite.
+    """
+
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delta < math.inf:
+            raise ValueError(f"vjp: ewgs: delta: got {self.delta:g}; valid: a number from 0")
+
+    def __str__(self) -> str:
+        return f"ewgs({self.delta:g})" if float(f"{self.delta:g}") == self.delta else f"ewgs({self.delta!r})"
+
+
+def parse_vjp(text: str) -> Vjp | Ewgs:
+    """What `str` wrote: `pass`, `clip`, `ewgs(1)`.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if match := re.fullmatch(r"ewgs\(([\d.e+-]+)\)", text):
+        with contextlib.suppress(ValueError):
+            return Ewgs(float(match[1]))
+    if text in tuple(Vjp):
+        return Vjp(text)
+    raise ValueError(f"vjp: got {text!r}; valid: {', '.join(Vjp)}, or ewgs with a number from 0, such as ewgs(1)")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantSpec:
     """How one tensor is quantized. `parse_spec(str(spec)) == spec`; the string is what stands in the graph.
@@ -59,7 +97,8 @@ class QuantSpec:
     Raises:
         ValueError: a zero point together with a power-of-two scale (rounding the zero point would push the end of the
             range over the last code, so the exponent could not be chosen from the range alone); a scale rule of
-            integers with a float format; a learned range with other than one real scale a tensor of integers.
+            integers with a float format; a learned range with other than one real scale a tensor of integers; `Ewgs`
+            with other than one scale a tensor of integers, rounded to nearest.
     """
 
     #: the levels
@@ -71,7 +110,7 @@ class QuantSpec:
     #: real code → integer code
     rounding: Rounding = Rounding.NEAREST
     #: gradient through this quantizer
-    vjp: Vjp = Vjp.PASS
+    vjp: Vjp | Ewgs = Vjp.PASS
     #: where the ends of the range come from
     range: Range = dataclasses.field(default_factory=Current)
 
@@ -87,6 +126,11 @@ class QuantSpec:
             raise ValueError(
                 f"spec: the learned range {self.range} is one number for a tensor of integers; it needs block "
                 f"'tensor', scale 'real' and format int or uint, got {self.block}, {self.scale}, {self.format}"
+            )
+        if isinstance(self.vjp, Ewgs) and not (plain and self.block == TENSOR and self.rounding is Rounding.NEAREST):
+            raise ValueError(
+                f"spec: vjp {self.vjp} measures the distance to the nearest integer; it needs block 'tensor', rounding "
+                f"'nearest' and format int or uint, got {self.block}, {self.rounding}, {self.format}"
             )
 
     @property
@@ -136,7 +180,7 @@ def parse_spec(text: str) -> QuantSpec:
         scale=choice(Scale, fields[1], "scale"),
         block=parse_block(fields[2]),
         rounding=choice(Rounding, fields[3], "rounding"),
-        vjp=choice(Vjp, fields[4], "vjp"),
+        vjp=parse_vjp(fields[4]),
         range=parse_range(fields[5]) if len(fields) == 6 else Current(),
     )
 

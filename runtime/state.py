@@ -22,6 +22,8 @@ class StateSite:
     estimator: Range
     shape: tuple[int, ...]
     device: torch.device
+    #: what the numbers of the state mean: those of another estimator may have the same shape
+    meaning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class RangeStore:
         self._engine = engine
         self._group = group
         self.states: dict[str, Tensor] = {}
+        #: site → what its state means
+        self._meanings: dict[str, str] = {}
         self._commits: dict[str, int] = {}
         #: sites whose state holds a NaN still: they have not seen a finite tensor yet
         self._unseen: set[str] = set()
@@ -84,7 +88,7 @@ class RangeStore:
         )
 
     def read(self, sites: Sequence[StateSite]) -> list[Tensor]:
-        """The state of each site; NaN where there is none (or one of another shape, of another recipe)."""
+        """The state of each site; NaN where there is none (or one of another shape or meaning, of another recipe)."""
         return [
             self.states[site.name].detach().to(site.device)
             if self._fits(site)
@@ -95,11 +99,14 @@ class RangeStore:
     def parameters(self, sites: Sequence[StateSite]) -> list[torch.nn.Parameter]:
         """The parameter of each learned site, made where there is none yet; NaN until `start`."""
         for site in sites:
-            held = self.states.get(site.name)
-            if not isinstance(held, torch.nn.Parameter) or not self._fits(site):
-                start = held if held is not None and self._fits(site) else torch.full(site.shape, torch.nan)
+            held, fits = self.states.get(site.name), self._fits(site)
+            start = held if held is not None and fits else torch.full(site.shape, torch.nan)
+            if not isinstance(held, torch.nn.Parameter) or held.shape != site.shape:
                 self.states[site.name] = torch.nn.Parameter(start.to(site.device))
-                self._unstarted |= set() if start is held else {site.name}
+            if not fits:
+                self.states[site.name].data.copy_(start)
+                self._unstarted.add(site.name)
+            self._meanings[site.name] = site.meaning
         found = [self.states[site.name] for site in sites]
         return [parameter for parameter in found if isinstance(parameter, torch.nn.Parameter)]
 
@@ -111,7 +118,9 @@ class RangeStore:
                 self._unstarted.remove(site.name)
 
     def _fits(self, site: StateSite) -> bool:
-        return site.name in self.states and tuple(self.states[site.name].shape) == site.shape
+        held = self.states.get(site.name)
+        same = self._meanings.get(site.name, site.meaning) == site.meaning
+        return held is not None and tuple(held.shape) == site.shape and same
 
     def now(self, sites: Sequence[StateSite]) -> Moment:
         """The moment at which these sites are read. Forgets what a backward has proposed that ended in an error."""
@@ -143,6 +152,7 @@ class RangeStore:
         sites = {seen.site.name: seen.site for seen in proposals}
         starts = {name for name, site in sites.items() if name in self._unseen or not self._fits(site)}
         self.states |= self._over_ranks(sites, merged)
+        self._meanings |= {name: site.meaning for name, site in sites.items()}
         # asks the device, but only at the start of a site
         self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
         for name in merged:
@@ -181,23 +191,31 @@ class RangeStore:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of every state, under `PREFIX` and the site's name, and the clock of refreshes."""
+        """A copy of every state, under `PREFIX` and the site's name; the clock of refreshes; the meaning, as bytes."""
         states = {f"{PREFIX}{name}": state.detach().clone() for name, state in self.states.items()}
         clocks = {f"{PREFIX}{name}#steps": torch.tensor(self._commits.get(name, 0)) for name in self.states}
-        return states | clocks
+        meanings = {f"{PREFIX}{name}#meaning": _as_tensor(text) for name, text in self._meanings.items() if text}
+        return states | clocks | meanings
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
         """Replaces every state by a copy of those that `state_dict` gave; learned parameters keep their identity."""
         plain = {key.removeprefix(PREFIX): state for key, state in states.items()}
         self._commits = {key.removesuffix("#steps"): int(n) for key, n in plain.items() if key.endswith("#steps")}
-        loaded = {name: state.clone() for name, state in plain.items() if not name.endswith("#steps")}
+        texts = {key.removesuffix("#meaning"): state for key, state in plain.items() if key.endswith("#meaning")}
+        self._meanings = {name: bytes(state.tolist()).decode() for name, state in texts.items()}
+        loaded = {name: state.clone() for name, state in plain.items() if not name.endswith(("#steps", "#meaning"))}
         learned = {name: held for name, held in self.states.items() if isinstance(held, torch.nn.Parameter)}
         for name, parameter in learned.items():
             if name in loaded and loaded[name].shape == parameter.shape:
                 parameter.data.copy_(loaded[name])
                 self._unstarted.discard(name)
             else:
+                parameter.data.fill_(torch.nan)
                 self._unstarted.add(name)
         self.states = loaded | learned
         self._unseen = {name for name, state in loaded.items() if state.isnan().any()}
         self._proposed.clear()
+
+
+def _as_tensor(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

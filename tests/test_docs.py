@@ -20,7 +20,7 @@ from qcompiler.capture import capture
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
-from qcompiler.runtime.formats import BITS, Kind, parse_format
+from qcompiler.runtime.formats import BITS, FloatFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS, Current, parse_range
 from qcompiler.runtime.rounding import Rounding
 from qcompiler.runtime.spec import Scale, Vjp
@@ -205,10 +205,18 @@ def test_the_counts_of_recipes():
     assert {name: int(row[-2]) for name, row in rows("docs/recipes.md").items()} == counts
 
 
-def test_learned_ranges_clip():
-    """What docs/recipes.md says of `vjp`, for every recipe at once."""
-    specs = [rule.spec for recipe in qcompiler.RECIPES.values() for rule in recipe.rules if rule.spec is not None]
-    assert {(spec.vjp, spec.range.is_learned) for spec in specs} == {(Vjp.CLIP, True), (Vjp.PASS, False)}
+def test_what_recipes_have_in_common():
+    """What docs/recipes.md says of `vjp` and of overflow, for every recipe at once."""
+    specs = [(name, rule.spec) for name, recipe in qcompiler.RECIPES.items() for rule in recipe.rules if rule.spec]
+    kinds = {
+        (str(spec.vjp), spec.range.is_learned) for name, spec in specs if name not in ("dorefa-w4a4g8", "ewgs-w4a4")
+    }
+    assert kinds == {("clip", True), ("pass", False)}
+    assert {name for name, spec in specs if spec.vjp is Vjp.CLIP and not spec.range.is_learned} == {"dorefa-w4a4g8"}
+    assert {str(spec.vjp) for name, spec in specs if name == "ewgs-w4a4"} == {"ewgs(1)"}
+    assert all(spec.format.saturates for _, spec in specs if isinstance(spec.format, FloatFormat))
+    table = set(re.findall(r"^\| `([\w-]+)` \| [^|]* \| `[\w-]+`, .* \|$", PAGES["docs/recipes.md"], re.MULTILINE))
+    assert table == qcompiler.SCHEDULES.keys()
 
 
 def test_every_choice_is_named():

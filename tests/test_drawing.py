@@ -174,7 +174,11 @@ def test_errors_leave_the_old_file(network, eager, tmp_path, monkeypatch):
         qcompiler.draw(eager(nn.Linear(2, 2)), tmp_path / "graph.html")
     path = tmp_path / "graph.html"
     path.write_text("old")
-    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(OSError, match="full"):
         qcompiler.draw(network, path)
     assert path.read_text() == "old"

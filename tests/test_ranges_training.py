@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.ranges import parse_range
@@ -454,21 +455,21 @@ def worker(*arguments):
 def test_a_resumed_run_equals_one_run(tmp_path, workers):
     """20 steps at once, or 10, a checkpoint, and 10 in a new process: the same bits."""
     straight = {}
-    for estimator in workers.ESTIMATORS:
+    for run in workers.RUNS:
         torch._dynamo.reset()
         torch.manual_seed(0)
-        model, optimizer = workers.build(estimator)
+        model, optimizer = workers.build(*run)
         workers.train(model, optimizer, range(10))
-        workers.save(workers.checkpoint(model, optimizer), tmp_path / f"{estimator}.pt")
-        straight[estimator] = workers.train(model, optimizer, range(10, 20)), workers.checkpoint(model, optimizer)
-    assert worker("resume", tmp_path).wait(timeout=120) == 0
-    for estimator, (losses, expected) in straight.items():
-        done = torch.load(tmp_path / f"{estimator}.done", weights_only=True)
-        assert done["losses"] == losses, estimator
+        qcompiler.save(workers.checkpoint(model, optimizer), tmp_path / f"{'.'.join(run)}.pt")
+        straight[run] = workers.train(model, optimizer, range(10, 20)), workers.checkpoint(model, optimizer)
+    assert worker("resume", tmp_path).wait(timeout=300) == 0
+    for run, (losses, expected) in straight.items():
+        done = torch.load(tmp_path / f"{'.'.join(run)}.done", weights_only=True)
+        assert done["losses"] == losses, run
         assert [*done["model"]] == [*expected["model"]]
-        assert sum("qcompiler.ranges" in key for key in done["model"]) == 12
+        assert sum("qcompiler.ranges" in key for key in done["model"]) == 18
         for key, value in expected["model"].items():
-            assert torch.equal(done["model"][key], value), (estimator, key)
+            assert torch.equal(done["model"][key], value), (*run, key)
 
 
 def test_ranks_hold_one_state_the_wider_of_all(tmp_path, workers):

@@ -69,7 +69,7 @@ def test_invalid_recipe(text, message):
         (["format: int4", "scale: fitt"], r", rule 2: scale: got 'fitt'; valid: max, fit, real, ceil, "),
         (["format: int4", "block: q4"], r", rule 2: block: got 'q4'; valid: "),
         (["format: int4", "rounding: up"], r", rule 2: rounding: got 'up'; valid: nearest, stochastic"),
-        (["format: int4", "vjp: ste"], r", rule 2: vjp: got 'ste'; valid: pass, clip"),
+        (["format: int4", "vjp: ste"], r", rule 2: vjp: got 'ste'; valid: pass, clip, or ewgs with"),
         (["format: int4", "range: past"], r", rule 2: range: got 'past'; valid: current, .*hindsight"),
         (["format: int4", "rotate: '12'"], r", rule 2: rotate: got 12; valid: 0 or a power of two$"),
         (["format: int4", "rotate: '-4'"], r", rule 2: rotate: got -4; valid: 0 or a power of two$"),

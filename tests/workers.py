@@ -4,7 +4,6 @@
 one of two ranks, which meet through a file in it.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from qcompiler.runtime.spec import parse_spec
 
 #: one estimator of each kind of state: by block with a guard, a history, one factor for the site
 ESTIMATORS = ("hindsight(0.75,0.02)", "large(0.1,0.01,0.9)", "history(4,1,1)")
+#: the runs that are resumed; Inductor's kernels come from the same cache in the new process
+RUNS = (*((estimator, "eager") for estimator in ESTIMATORS), (ESTIMATORS[0], "inductor"))
 
 
 def recipe(estimator: str) -> Recipe:
@@ -30,10 +31,10 @@ def recipe(estimator: str) -> Recipe:
     return Recipe(name=estimator, rules=tuple(Rule(role=role, spec=spec) for role, spec in specs.items()))
 
 
-def build(estimator: str) -> tuple[qcompiler.QuantizedModule, torch.optim.Optimizer]:
+def build(estimator: str, backend: str) -> tuple[qcompiler.QuantizedModule, torch.optim.Optimizer]:
     """A small model with dropout, which reads the random state, and an optimizer with a state of its own."""
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
-    compiled = qcompiler.compile(model, recipe(estimator), backend="eager")
+    compiled = qcompiler.compile(model, recipe(estimator), backend=backend)
     return compiled, torch.optim.SGD(compiled.parameters(), lr=0.1, momentum=0.9)
 
 
@@ -56,24 +57,18 @@ def checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
 
 
-def save(data: Any, path: Path) -> None:
-    """The file is the old or the new one, never half."""
-    torch.save(data, path.with_suffix(".draft"))
-    os.replace(path.with_suffix(".draft"), path)
-
-
 def resume(folder: Path) -> None:
-    """10 … 19 after the checkpoint of each estimator; losses and the checkpoint after them go to `….done`."""
-    for estimator in ESTIMATORS:
+    """10 … 19 after the checkpoint of each run; losses and the checkpoint after them go to `….done`."""
+    for estimator, backend in RUNS:
         torch._dynamo.reset()
         torch.manual_seed(1234)  # another start than the run before
-        model, optimizer = build(estimator)
-        saved = torch.load(folder / f"{estimator}.pt", weights_only=True)
+        model, optimizer = build(estimator, backend)
+        saved = torch.load(folder / f"{estimator}.{backend}.pt", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
         losses = train(model, optimizer, range(10, 20))
-        save({"losses": losses, **checkpoint(model, optimizer)}, folder / f"{estimator}.done")
+        qcompiler.save({"losses": losses, **checkpoint(model, optimizer)}, folder / f"{estimator}.{backend}.done")
 
 
 def ranks(folder: Path, rank: int) -> None:

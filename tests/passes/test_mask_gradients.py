@@ -71,6 +71,51 @@ def test_gradients_are_masked_where_their_operand_was_clipped(model, shape, plac
     assert same_bits(run_graph(captured), [output, *expected])
 
 
+#: steps of 1/8, so that x/step is exact; δ = 2
+SCALING = "int4:real:tensor:nearest:ewgs(2):fixed(-0.875,0.875)"
+
+
+def scaled(x, grad):
+    """g·(1 + δ·sign(g)·(x − x̂)/(high − low)) within the range, 0 beyond it, in float64."""
+    x, grad = x.detach().double(), grad.double()
+    error = (x - torch.round(x * 8) / 8) / 1.75
+    return torch.where(x.abs() <= 0.875, grad * (1 + 2 * grad.sign() * error), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Linear(4, 3, bias=False), (2, 4)),
+        (nn.Linear(4, 3, bias=False), (2, 5, 4)),
+        (nn.Conv2d(4, 6, 2, groups=2, bias=False), (2, 4, 3, 3)),
+        (nn.ConvTranspose2d(4, 6, 2, bias=False), (2, 4, 3, 3)),
+    ],
+    ids=["linear", "tokens", "convolution", "transposed convolution"],
+)
+def test_gradients_are_scaled_by_the_error_of_rounding(model, shape, placed, settle, run_graph):
+    x = wide(*shape)
+    captured = placed(SCALING, widened(model), x)
+    output, *grads = run_graph(captured)
+    assert settle(captured, MASK) == 2
+    same, *found = run_graph(captured)
+    assert torch.equal(same, output)
+    for operand, plain, grad in zip((model.weight, x), grads, found, strict=True):
+        # a quotient, a difference, a quotient, two products and a sum in float32, of terms of at most 2·grad
+        assert torch.allclose(grad.double(), scaled(operand, plain), rtol=0, atol=12 * 2.0**-24 * plain.abs().max())
+        assert not torch.equal(grad, plain)
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["G·Bᵀ and Aᵀ·G", "(B·Gᵀ)ᵀ and (Gᵀ·A)ᵀ"])
+def test_both_forms_of_a_scaled_gradient(columns, placed, settle, run_graph, function):
+    left, right = wide(*(4, 3) if columns else (3, 4)), wide(*(5, 4) if columns else (4, 5))
+    captured = placed(SCALING, function(lambda m, a, b: a.t() @ b.t() if columns else a @ b), left, right)
+    _, *grads = run_graph(captured)
+    assert settle(captured, MASK) == 2
+    _, *found = run_graph(captured)
+    for operand, plain, grad in zip((left, right), grads, found, strict=True):
+        assert torch.allclose(grad.double(), scaled(operand, plain), rtol=0, atol=12 * 2.0**-24 * plain.abs().max())
+
+
 @pytest.mark.parametrize("columns", [False, True], ids=["G·Bᵀ and Aᵀ·G", "(B·Gᵀ)ᵀ and (Gᵀ·A)ᵀ"])
 def test_both_forms_of_a_matrix_gradient(columns, placed, settle, run_graph, same_bits, function):
     # torch computes the transpose of the gradient where the operand lies in memory by columns

@@ -208,53 +208,80 @@ def two_level_scales(amax: Array, reach: float) -> Array:
     return np.where(np.isfinite(amax), product, F32(np.nan)).astype(F32)
 
 
-def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), site: str = "") -> Quantized:
-    """Everything about a tensor of any float type; axes are named by `layout` as in runtime/blocks.py."""
+def measure(x: Array, text: str, layout: str, ends: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """(scale as stored, zero point) of every block, flat; `ends` are the ends of its range, None: its own."""
     spec = read_spec(text)
-    x = x.astype(F32)
     number, counts = block_numbers(x.shape, layout, spec.edges)
     blocks = int(np.prod(counts))
     with np.errstate(all="ignore"):
-        low, high = block_ranges(x, number, blocks)
+        low, high = block_ranges(x.astype(F32), number, blocks) if ends is None else ends
         bad = ~(np.isfinite(low) & np.isfinite(high))
         zero = np.zeros(blocks, F32)
         amax = np.where(bad, F32(np.nan), np.maximum(-low, high) if spec.bottom < 0 else high)
         if spec.scale == "real":
             start, high = (low, high) if spec.kind == "affine" else (zero, amax)
             stored = np.maximum(high / F32(spec.reach) - start / F32(spec.reach), F32(2.0**-126))
-            stored = factor = np.where(bad, F32(np.nan), stored)
-            zero = np.where(bad, 0, np.rint(-start / factor).clip(0, spec.top))
-        elif spec.scale == "two-level":
-            stored = factor = two_level_scales(amax, spec.reach)
-        else:
-            stored = step_bytes(amax, spec)
-            factor = FACTORS[stored]
+            stored = np.where(bad, F32(np.nan), stored)
+            return stored, np.where(bad, 0, np.rint(-start / stored).clip(0, spec.top)).astype(F32)
+        return two_level_scales(amax, spec.reach) if spec.scale == "two-level" else step_bytes(amax, spec), zero
+
+
+def encode(
+    x: Array, text: str, layout: str, stored: Array, zero: Array, key: tuple[int, int] = (0, 0), site: str = ""
+) -> Quantized:
+    """Codes and values of `x` on the grid of a given scale and zero point, flat as `measure` returns them."""
+    spec = read_spec(text)
+    x = x.astype(F32)
+    number, counts = block_numbers(x.shape, layout, spec.edges)
+    with np.errstate(all="ignore"):
+        factor = stored if stored.dtype == F32 else FACTORS[stored]
+        bad = np.isnan(factor)
         # from here on one factor and one zero point for each element
         factors, zeros = factor.astype(F32)[number], zero.astype(F32)[number]
         real = x / factors
         words = random_words(key, site, x.size).reshape(x.shape) if spec.stochastic else None
         if spec.kind == "float":
             codes = float_codes(real, spec.name, words).astype(spec.code_dtype)
-            values = float_values(codes, spec.name) * factors
         else:
             rounded = np.rint(real) if words is None else round_up_or_down(real, words)
             rounded = np.where(bad[number], F32(0), rounded)
             codes = (rounded + zeros).clip(spec.bottom, spec.top).astype(spec.code_dtype)
-            values = (codes.astype(F32) - zeros) * factors
     return Quantized(
         scale=stored.reshape(counts),
         zero=zero.astype(spec.code_dtype).reshape(counts) if spec.kind == "affine" else None,
         codes=codes,
-        values=values,
+        values=decode(codes, text, layout, stored, zero),
         in_range=~((real < spec.bottom) | (real > spec.top)),
     )
 
 
-def mix(word: int) -> int:
-    """The hash "lowbias32" of C. Wellons, on a Python integer of 32 bits."""
-    word ^= word >> 16
+def decode(codes: Array, text: str, layout: str, stored: Array, zero: Array) -> Array:
+    """float32: (level of the code − zero point)·factor, a float32 product."""
+    spec = read_spec(text)
+    number, _ = block_numbers(codes.shape, layout, spec.edges)
+    levels = float_values(codes, spec.name) if spec.kind == "float" else codes.astype(F32) - zero.astype(F32)[number]
+    with np.errstate(all="ignore"):
+        return levels * (stored if stored.dtype == F32 else FACTORS[stored]).astype(F32)[number]
+
+
+def rotation(size: int) -> Array:
+    """Sylvester's matrix over √size, a random sign for each column."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.kron([[1, 1], [1, -1]], matrix)
+    return matrix * np.where(random_words((0, 0), "rotation", size) >= 2**31, -1, 1) / np.sqrt(size)
+
+
+def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), site: str = "") -> Quantized:
+    """Everything about a tensor of any float type, over its own range; `layout` is that of runtime/blocks.py."""
+    return encode(x, text, layout, *measure(x, text, layout), key, site)
+
+
+def mix(word: Any) -> Any:
+    """The hash "lowbias32" of C. Wellons, on Python integers of 32 bits, or 64-bit arrays of such."""
+    word = word ^ word >> 16
     word = word * 0x7FEB352D % 2**32
-    word ^= word >> 15
+    word = word ^ word >> 15
     word = word * 0x846CA68B % 2**32
     return word ^ word >> 16
 
@@ -263,7 +290,7 @@ def mix(word: int) -> int:
 def random_words(key: tuple[int, int], site: str, count: int) -> Array:
     """mix(mix(mix(key₀ ⊕ crc32(site)) ⊕ key₁) + i·0x9E3779B1) modulo 2³², for i = 0 … count−1."""
     seed = mix(mix(key[0] % 2**32 ^ zlib.crc32(site.encode())) ^ key[1] % 2**32)
-    return np.array([mix((seed + i * 0x9E3779B1) % 2**32) for i in range(count)], np.uint32)
+    return mix((seed + np.arange(count, dtype=np.uint64) * 0x9E3779B1) % 2**32).astype(np.uint32)
 
 
 def round_up_or_down(real: Array, words: Array) -> Array:

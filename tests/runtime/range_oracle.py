@@ -1,8 +1,8 @@
 """A slow, independent answer to what runtime/ranges.py computes, in numpy and plain Python: no torch, no qcompiler.
 
 Written from the formulas of the papers and of docs/numbers.md, block by block in Python loops. Where float32 arithmetic
-is specified, every operation here is one float32 operation, so the answer holds bit for bit; the standard deviation of
-`history` and the cosine of `cosine` are computed in float64, and the tests say how far float32 may be from them.
+is specified, every operation here is one float32 operation, so the answer holds bit for bit; standard deviations, means
+and the cosine of `cosine` are computed in float64, and the tests say how far float32 may be from them.
 """
 
 import math
@@ -137,6 +137,21 @@ def _target(case: Case) -> Fraction:
     return decimal(case.numbers[0]) / (2**case.bits - 1)
 
 
+def _first_adaptive(case: Case, x: Array) -> Array:
+    return present(case, x)[1][None]
+
+
+def _adaptive(case: Case, x: Array, state: Array) -> tuple[Array, Array, Array]:
+    rate, share = case.numbers
+    _, high = present(case, x)
+    after = F32(1 - rate) * state + F32(rate) * high[None]
+    for block in range(case.blocks):
+        members = x[case.number == block].astype(np.float64)
+        if (np.abs(members - members.mean()) > members.std()).mean() > share:
+            after[0, block] = high[block]
+    return -after[0], after[0], after
+
+
 def _first_large(case: Case, x: Array) -> Array:
     low, high = present(case, x)
     tops = np.maximum(-low, high)
@@ -178,6 +193,51 @@ def percentile(case: Case, x: Array) -> tuple[Array, Array]:
             cut = at_rank(padded, 1 - decimal(case.numbers[0]) / 100)
             low[block], high[block] = np.maximum(low[block], -cut), np.minimum(high[block], cut)
     return low, high
+
+
+def fixed(case: Case, x: Array) -> tuple[Array, Array]:
+    """The two numbers, for every block."""
+    low, high = case.numbers
+    return np.full(case.blocks, low, F32), np.full(case.blocks, high, F32)
+
+
+def sawb(case: Case, x: Array) -> tuple[Array, Array]:
+    """±|c1·√E[x²] − c2·E|x|| of each block with the authors' coefficients, at most its largest magnitude."""
+    c1, c2 = {2: (3.212, 2.178), 4: (12.68, 12.80), 5: (17.74, 18.64)}[case.bits]
+    high = np.zeros(case.blocks, F32)
+    for block in range(case.blocks):
+        members = np.abs(x[case.number == block].astype(np.float64))
+        high[block] = min(abs(c1 * np.sqrt((members**2).mean()) - c2 * members.mean()), members.max())
+    return -high if case.kind == "int" else np.zeros_like(high), high
+
+
+def learned_start(case: Case, x: Array) -> float:
+    """What a learned range starts from: 2⟨|x|⟩/√top, deviations·std, the folded one of relu, or the given number."""
+    wide = x.astype(np.float64)
+    if case.name == "lsq":
+        return float(2 * np.abs(wide).mean() / math.sqrt(2**case.magnitude_bits - 1))
+    if case.name == "learned":
+        return float(case.numbers[0] * wide.std(ddof=1) / (math.sqrt(1 - 2 / math.pi) if case.kind == "uint" else 1))
+    return case.numbers[0]
+
+
+def learned_ends(case: Case, state: Array) -> tuple[Array, Array]:
+    """top·|step| of LSQ, |c| of the others; unsigned formats start at zero."""
+    high = np.abs(state.ravel()) * F32(2**case.magnitude_bits - 1 if case.name == "lsq" else 1)
+    return np.zeros_like(high) if case.kind == "uint" else -high, high
+
+
+def learned_gradient(case: Case, grad: Array, x: Array, step: float) -> tuple[float, float]:
+    """dL/d(parameter) by the formulas of the papers, and the sum of the magnitudes of its terms; float64."""
+    grad, real = grad.astype(np.float64), x.astype(np.float64) / step
+    top = 2**case.magnitude_bits - 1
+    bottom = -top if case.kind == "int" else 0
+    inside = (real >= bottom) & (real <= top)
+    slope = np.where(inside, np.rint(real) - real, real.clip(bottom, top))
+    if case.name == "pact":
+        slope = np.where(real >= top, 1.0, np.where(real < bottom, bottom / top, 0.0))
+    share = {"lsq": math.sqrt(x.size * top), "learned": top, "pact": 1}[case.name]
+    return float((grad * slope).sum() / share), float(np.abs(grad * slope).sum() / share)
 
 
 def cosines(case: Case, x: Array) -> list[tuple[Array, float]]:

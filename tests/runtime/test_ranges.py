@@ -248,14 +248,16 @@ def test_cosine_finds_the_best_clip(
         if not np.isfinite(x).all():
             continue
         state = estimator.first(observe(tensor(x), form, "tensor"))
-        assert state.shape == (1, 1)
+        assert state.shape == (2, 1)
+        clip, deviation = state.flatten().tolist()
         options = dict(range_oracle.cosines(case, x))
-        assert state.item() in options
-        assert options[np.float32(state.item())] >= max(options.values()) - slack
-        inner += state.item() < np.abs(x).max()
+        assert clip in options
+        assert options[np.float32(clip)] >= max(options.values()) - slack
+        assert abs(deviation - (1 - options[np.float32(clip)])) <= slack
+        inner += clip < np.abs(x).max()
         low, high = estimator.ends(observe(tensor(x), form, "b2c4"), state)
         assert high.shape == (3, 2, 3)
-        assert (high == state).all()
+        assert (high == clip).all()
         assert torch.equal(low, -high)
         assert torch.equal(estimator.update(observe(tensor(x), form, "tensor"), state), state) or not x.any()
     assert inner >= (4 if steps == 20 and form in ("int4", "uint4") else 0)
@@ -264,18 +266,18 @@ def test_cosine_finds_the_best_clip(
 def test_cosine_takes_the_largest_of_equal_clips() -> None:
     # one magnitude: every clip points in the direction of x; half a clip gives the same bits but for the exponent
     x = torch.tensor([4.0, -4.0, 4.0])
-    assert Cosine(100, 2).first(observe(x, "int4", "tensor", "c")).item() == 4
+    assert Cosine(100, 2).first(observe(x, "int4", "tensor", "c")).flatten().tolist() == [4, 0]
 
 
 def test_cosine_seeks_again_after_zeros() -> None:
     text = text_of(Cosine(), "int4", "tensor")
-    empty = torch.full((1, 1), NAN)
+    empty, found = torch.full((2, 1), NAN), torch.tensor([[3.0], [0.25]])
     zeros = ops.UPDATE(torch.zeros(4), empty, text, "c", True)
     assert zeros.isnan().all()
     assert ops.SCALE(torch.zeros(4), text, "c", zeros, True) == 2.0**-126
     # and a search of a later step keeps what was found before
-    assert ops.UPDATE(torch.zeros(4), torch.full((1, 1), 3.0), text, "c", True).item() == 3
-    assert ops.UPDATE(torch.tensor([NAN, 1.0]), torch.full((1, 1), 3.0), text, "c", True).item() == 3
+    assert torch.equal(ops.UPDATE(torch.zeros(4), found, text, "c", True), found)
+    assert torch.equal(ops.UPDATE(torch.tensor([NAN, 1.0]), found, text, "c", True), found)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -378,7 +380,7 @@ def test_frozen_ranges_are_those_of_the_state_alone() -> None:
         "running": [[-2.0], [2.0]],
         "hindsight": [[-2.0], [2.0], [0.0]],
         "history": [[1.0]] * 16,
-        "cosine": [[2.0]],
+        "cosine": [[2.0], [0.5]],
     }
     for name, numbers in states.items():
         text = f"int8:real:tensor:nearest:pass:{name}"
@@ -396,7 +398,7 @@ def test_frozen_ranges_are_those_of_the_state_alone() -> None:
         (Running(), [[-1.0], [2.0]], [[-3.0], [1.0]], [[-3.0], [2.0]]),
         (Hindsight(), [[-1.0], [2.0], [7.0]], [[-3.0], [1.0], [4.0]], [[-3.0], [2.0], [7.0]]),
         (History(2), [[1.0], [5.0]], [[4.0], [2.0]], [[4.0], [5.0]]),
-        (Cosine(), [[1.0]], [[2.0]], [[2.0]]),
+        (Cosine(), [[1.0], [0.5]], [[2.0], [0.25]], [[2.0], [0.5]]),
         (LargeGradients(momentum=0.9), [[0.5], [3.0]], [[0.7], [1.0]], [[0.7], [3.0]]),
     ],
     ids=str,

@@ -10,7 +10,7 @@ from qcompiler.runtime.blocks import AXES, TENSOR, Block
 from qcompiler.runtime.formats import BITS, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS
 from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, Scale, Vjp, choice, parse_spec
+from qcompiler.runtime.spec import Ewgs, QuantSpec, Scale, Vjp, choice, parse_spec
 from qcompiler.runtime.statistical_ranges import Sawb
 
 BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
@@ -62,6 +62,9 @@ def test_text_round_trip(spec: QuantSpec) -> None:
             "uint4:max:tensor:stochastic:clip",
         ),
         (QuantSpec(format=IntFormat(8, Kind.AFFINE), scale=Scale.REAL), "affine8:real:each:nearest:pass"),
+        (QuantSpec(format=IntFormat(4), block=TENSOR, vjp=Ewgs(1)), "int4:fit:tensor:nearest:ewgs(1)"),
+        (QuantSpec(format=IntFormat(4), block=TENSOR, vjp=Ewgs(1 / 3)), f"int4:fit:tensor:nearest:ewgs({1 / 3!r})"),
+        (QuantSpec(format=IntFormat(4), block=TENSOR, vjp=Ewgs(1e-7)), "int4:fit:tensor:nearest:ewgs(1e-07)"),
     ],
 )
 def test_text(spec: QuantSpec, text: str) -> None:
@@ -89,7 +92,7 @@ def test_parse_refuses_other_than_five_or_six_fields(text: str) -> None:
         ("int8:log:each:nearest:pass", r"^scale: got 'log'; valid: max, fit, real, ceil, round, one, two-level$"),
         ("int8:fit:q4:nearest:pass", r"^block: got 'q4'; valid: 'tensor', 'each'"),
         ("int8:fit:each:up:pass", r"^rounding: got 'up'; valid: nearest, stochastic$"),
-        ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip$"),
+        ("int8:fit:each:nearest:ewgs", r"^vjp: got 'ewgs'; valid: pass, clip, or ewgs with a number"),
         ("int8:fit:each:nearest:pass:past", r"^range: got 'past'; valid: current, running, hindsight"),
         (
             "e4m3:ceil:each:nearest:pass",
@@ -144,3 +147,9 @@ def test_with_block() -> None:
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         QuantSpec(format=IntFormat(8)).scale = Scale.MAX  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("delta", [-1.0, float("nan"), float("inf")])
+def test_ewgs_refuses(delta: float) -> None:
+    with pytest.raises(ValueError, match=r"^vjp: ewgs: delta: got (-1|nan|inf); valid: a number from 0$"):
+        Ewgs(delta)

@@ -1,0 +1,166 @@
+"""debug(): what every quantizer of some training steps does to its tensor and to the gradients, and what mends it."""
+
+import contextlib
+import statistics
+from types import TracebackType
+from typing import Final, Self
+
+from qcompiler.compile import QuantizedModule
+from qcompiler.debug_report import DebugReport, LayerFigures, SiteFigures
+from qcompiler.passes.rules import did_you_mean
+from qcompiler.recipe import Recipe
+from qcompiler.recording import Recording
+from qcompiler.remedies import Proposal, Remedy, Trial, candidates
+from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.shadow import WatchedCompiler
+from qcompiler.site_rules import site_rules
+
+#: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
+STANDS_OUT: Final = 10.0
+MENDED: Final = 4.0
+
+
+class DebugError(Exception):
+    """The debugger cannot do what was asked; says what was given and what would be valid."""
+
+
+def debug(qmodel: QuantizedModule) -> "Debugger":
+    """`with qcompiler.debug(qmodel) as d:` watches the training steps inside, and changes none of their numbers.
+
+    Inside, training mode runs node by node, with the numbers of `backend="eager"`, and each step runs once more in
+    float. Outside, the compiled steps are what they were: nothing is captured again. Eval mode is not watched.
+
+    Raises:
+        DebugError: `qmodel` is not what `qcompiler.compile` returned.
+    """
+    if not isinstance(qmodel, QuantizedModule):
+        raise DebugError(f"debug: got {type(qmodel).__name__}; valid: what qcompiler.compile returned")
+    return Debugger(qmodel)
+
+
+class Debugger:
+    """Figures of the training steps that ran inside of `debug(qmodel)`, and what can be tried on their last tensors.
+
+    Those tensors, one of each quantizer in float, stay in memory as long as the debugger.
+    """
+
+    def __init__(self, qmodel: QuantizedModule) -> None:
+        self.qmodel = qmodel
+        #: all figures, by site, contraction and parameter
+        self.recording = Recording()
+        #: what the recording was made with
+        self._recipe = qmodel.recipe
+        self._contexts = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._recipe != self.qmodel.recipe:  # entered again, behind apply()
+            self._recipe = self.qmodel.recipe
+            self.recording.clear()
+        through = self.qmodel.training_through(
+            lambda recipe, strict, store: WatchedCompiler(recipe, strict, store, self.recording)
+        )
+        self._contexts.enter_context(through)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._contexts.close()
+
+    def report(self) -> DebugReport:
+        """All figures, the most harmful site first: `print` shows tables, `to_json`, `to_tensorboard`.
+
+        Raises:
+            DebugError: no training step with a quantizer ran inside of the context.
+        """
+        seen, order = self.recording, self._order()
+        sites = tuple(SiteFigures(site, seen.held[site].spec, seen.harm(site), seen.tallies[site]) for site in order)
+        layers = tuple(LayerFigures(label, found) for label, found in seen.layers.items())
+        gradients = tuple(LayerFigures(name, found) for name, found in seen.gradients.items())
+        proposal = self.propose()
+        advice = self._nothing_stands_out() if proposal is None else str(proposal)
+        return DebugReport(self._recipe.name, seen.steps, sites, layers, gradients, advice)
+
+    def what_if(self, site: str, spec: QuantSpec | str | None) -> Trial:
+        """Another spec (None: float) at one site, on the tensors of the last step.
+
+        A range of the past starts from the tensor itself. Stochastic rounding draws the same bits at every call. The
+        block is taken as it is, or turned, as the compiler would; the tally is that of the block as it is.
+
+        Raises:
+            DebugError: no such site ran.
+            ValueError: the spec is not valid.
+        """
+        self._check(site)
+        return self.recording.try_spec(site, parse_spec(spec) if isinstance(spec, str) else spec)
+
+    def propose(self, site: str | None = None) -> Proposal | None:
+        """The cheapest change that brings a site's harm down to that of its peers; None where it does not stand out.
+
+        It does where its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
+        there are none, all others). Candidates are tried on the recorded tensors, from other ranges over smaller blocks
+        and more bits to float; the first that leaves at most `MENDED` times that median is taken.
+
+        Args:
+            site: its name; None: the one that ranks first among those that stand out.
+
+        Raises:
+            DebugError: no such site ran, or nothing ran.
+        """
+        if site is not None:
+            self._check(site)
+        out = [name for name in self._order() if self.recording.harm(name) > STANDS_OUT * self._usual(name)]
+        if site is None and not out:
+            return None
+        name = out[0] if site is None else site
+        return self._propose(name) if name in out else None
+
+    def _usual(self, site: str) -> float:
+        """The median harm of a site's peers; of a site that is alone a hundredth of its own."""
+        bits = {name: held.spec.format.bits for name, held in self.recording.held.items()}
+        others = [name for name in bits if name != site]
+        peers = [name for name in others if bits[name] == bits[site]] or others
+        harms = [self.recording.harm(name) for name in peers]
+        return statistics.median(harms) if harms else self.recording.harm(site) / 100
+
+    def _propose(self, name: str) -> Proposal:
+        harm, target = self.recording.harm(name), MENDED * self._usual(name)
+        trials: list[tuple[Remedy, Trial]] = []
+        for remedy, spec in candidates(self.recording.held[name].spec):
+            trials.append((remedy, self.recording.try_spec(name, spec)))
+            if trials[-1][1].harm <= target:
+                break
+        remedy, best = trials[-1]
+        reason = f"{remedy}: {name} stood out"
+        rules = site_rules(self.recording, self._recipe, name, lambda _: best.spec, reason)
+        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials))
+
+    def apply(self, proposal: Proposal | None = None) -> Recipe:
+        """Goes on with a recipe in which the worst site is mended; returns it. Steps behind it are not watched.
+
+        Raises:
+            DebugError: nothing ran, or nothing stands out.
+        """
+        chosen = self.propose() if proposal is None else proposal
+        if chosen is None:
+            raise DebugError(f"apply: {self._nothing_stands_out()}")
+        present = self.qmodel.recipe
+        rules = tuple(dict.fromkeys((*chosen.rules, *present.rules)))
+        self.qmodel.use(Recipe(name=f"{present.name.removesuffix('+debug')}+debug", rules=rules, source=present.source))
+        return self.qmodel.recipe
+
+    def _order(self) -> list[str]:
+        if not self.recording.tallies:
+            raise DebugError("debug: no training step with a quantizer ran inside of the context")
+        return self.recording.ranking()
+
+    def _check(self, site: str) -> None:
+        known = self.recording.tallies
+        if site not in known:
+            valid = ", ".join(sorted(known)) or "none, as nothing ran yet"
+            raise DebugError(f"debug: no site {site!r}{did_you_mean(site, known)}; valid: {valid}")
+
+    def _nothing_stands_out(self) -> str:
+        worst = self._order()[0]
+        limit = f"harm {self.recording.harm(worst):.3g}, no more than {STANDS_OUT:g} times that of its peers"
+        return f"nothing stands out: the worst site {worst} has {limit}"

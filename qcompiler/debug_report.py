@@ -1,0 +1,169 @@
+"""The report of the debugger: tables for people, JSON for programs, scalars for TensorBoard."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qcompiler.runtime.figures import Agreement, Tally
+from qcompiler.runtime.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteFigures:
+    """One quantizer over all watched steps."""
+
+    name: str
+    spec: QuantSpec
+    harm: float
+    tally: Tally
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the history as lists, a number a step."""
+        seen = self.tally
+        figures = ("sqnr", "clipped", "underflowed", "zeros", "not_finite", "exponent_use")
+        exponents = [seen.lowest_exponent, seen.highest_exponent]
+        return {
+            "name": self.name,
+            "spec": str(self.spec),
+            "harm": self.harm,
+            **{name: getattr(seen, name) for name in figures},
+            "scale_exponents": exponents,
+            "history": [dataclasses.asdict(span) for span in seen.history],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFigures:
+    """One contraction, or the gradient of one parameter, against float."""
+
+    name: str
+    agreement: Agreement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"name": self.name, "cosine": self.agreement.cosine, "error_db": self.agreement.error_db}
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugReport:
+    """Figures of some training steps. `print(report)` shows tables, the most harmful site first."""
+
+    recipe: str
+    steps: int
+    #: the most harmful first
+    sites: tuple[SiteFigures, ...]
+    #: results of contractions, in the order in which they ran: forward, then backward
+    layers: tuple[LayerFigures, ...]
+    #: gradients of parameters
+    gradients: tuple[LayerFigures, ...]
+    #: what would mend the worst site, or why nothing has to
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, NaN and infinities as they are."""
+        return {
+            "recipe": self.recipe,
+            "steps": self.steps,
+            "sites": [site.to_dict() for site in self.sites],
+            "layers": [layer.to_dict() for layer in self.layers],
+            "gradients": [gradient.to_dict() for gradient in self.gradients],
+            "advice": self.advice,
+        }
+
+    def to_json(self) -> str:
+        """The figures as JSON; numbers that JSON lacks are the texts "nan", "inf" and "-inf"."""
+        return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
+
+    def to_tensorboard(self, writer: "SummaryWriter | str | os.PathLike[str]", step: int = 0) -> None:
+        """Writes a scalar a site (harm, sqnr, clipped, underflowed), a layer and a parameter (cosine, error).
+
+        Args:
+            writer: a SummaryWriter, which stays open, or the folder of a new one.
+            step: where the steps stand on the axis: the last one at `step`.
+
+        Raises:
+            ImportError: TensorBoard is not installed.
+        """
+        if isinstance(writer, str | os.PathLike):
+            with _writer(writer) as own:
+                self._write(own, step)
+        else:
+            self._write(writer, step)
+
+    def _write(self, writer: "SummaryWriter", step: int) -> None:
+        for site in self.sites:
+            for name in ("sqnr", "clipped", "underflowed", "zeros"):
+                writer.add_scalar(f"quantizer/{name}/{site.name}", getattr(site.tally, name), step)
+            writer.add_scalar(f"quantizer/harm/{site.name}", site.harm, step)
+        for kind, rows in (("layer", self.layers), ("gradient", self.gradients)):
+            for row in rows:
+                writer.add_scalar(f"{kind}/cosine/{row.name}", row.agreement.cosine, step)
+                writer.add_scalar(f"{kind}/error_db/{row.name}", row.agreement.error_db, step)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console.print(self.site_table())
+        console.print(self.layer_table())
+        console.print(self.advice, markup=False, highlight=False)
+        text = console.file
+        assert isinstance(text, io.StringIO)
+        return text.getvalue().rstrip()
+
+    def site_table(self) -> Table:
+        """A row for each quantizer, the most harmful first."""
+        columns = (
+            "quantizer",
+            "spec",
+            "harm",
+            "SQNR, dB",
+            "clipped",
+            "underflow",
+            "zeros",
+            "exponents",
+            "range",
+            "codes",
+        )
+        table = Table(*columns, title=f"Quantizers of {self.recipe}, {self.steps} steps")
+        for site in self.sites:
+            seen, last = site.tally, site.tally.history[-1:]
+            spans = [(span.low, span.high) for span in last] + [(span.range_low, span.range_high) for span in last]
+            shares = [f"{100 * share:.1f} %" for share in (seen.clipped, seen.underflowed, seen.zeros)]
+            ends = [f"{low:.3g} … {high:.3g}" for low, high in spans] or ["", ""]
+            harm, sqnr = f"{site.harm:.3g}", f"{seen.sqnr:.1f}"
+            table.add_row(site.name, str(site.spec), harm, sqnr, *shares, f"{100 * seen.exponent_use:.0f} %", *ends)
+        return table
+
+    def layer_table(self) -> Table:
+        """A row for each contraction, then for each parameter's gradient."""
+        table = Table("result", "cosine", "error, dB", title="Against float")
+        for row in self.layers:
+            table.add_row(row.name, f"{row.agreement.cosine:.4f}", f"{row.agreement.error_db:.1f}")
+        table.add_section()
+        for row in self.gradients:
+            table.add_row(f"{row.name} .grad", f"{row.agreement.cosine:.4f}", f"{row.agreement.error_db:.1f}")
+        return table
+
+
+def _writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("to_tensorboard: TensorBoard is missing; pip install 'qcompiler[tensorboard]'") from error
+    return SummaryWriter(os.fspath(folder))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

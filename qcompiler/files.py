@@ -1,0 +1,54 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place where the block ends without an error.
+
+    Until then, and after an error, a kill or a full disk, `path` is what it was: the new file reaches the disk first
+    and is renamed then, which is one step for the file system. A link is followed. After an error nothing is left
+    behind; after a kill the unfinished file is, under `.NAME.PROCESS.part`.
+
+    Raises:
+        OSError: where the folder is not there or cannot be written to; it names the path.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        if target.exists():
+            part.chmod(target.stat().st_mode & 0o7777)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """`torch.save` of `obj`, by which a checkpoint that was there is lost neither to a kill nor to a full disk.
+
+    Raises:
+        OSError: where `path` cannot be written; what was there stays.
+    """
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(obj, file)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself on the disk; Windows has no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,112 @@
+"""What watched steps did, added up over steps; and their last tensors, on which other specs can be tried."""
+
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+from torch import Tensor
+
+from qcompiler.passes.graph import Operand
+from qcompiler.passes.plan import role_of
+from qcompiler.passes.rules import Role
+from qcompiler.products import Loss, Product
+from qcompiler.remedies import Trial
+from qcompiler.runtime.figures import Agreement, Tally, agreement, ratio, simulate, tally
+from qcompiler.runtime.spec import QuantSpec, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """The tensor that a site quantized last."""
+
+    x: Tensor
+    spec: QuantSpec
+    layout: str
+
+
+class Recording:
+    """A `Log` of watched steps (qcompiler/shadow.py). Tensors are those of the last step that had them.
+
+    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this
+    operand alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output,
+    whose codes every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        #: forwards so far
+        self.steps = 0
+        self.tallies: dict[str, Tally] = {}
+        self.held: dict[str, Held] = {}
+        #: by label
+        self.products: dict[str, Product] = {}
+        #: site → product and operand → what it lost in each step
+        self.losses: dict[str, dict[tuple[str, int], list[Loss]]] = {}
+        #: contraction → its result against float
+        self.layers: dict[str, Agreement] = {}
+        #: parameter → its gradient against float
+        self.gradients: dict[str, Agreement] = {}
+
+    def quantized(self, site: str, args: tuple[Any, ...], codes: Tensor) -> None:
+        """Adds one quantizer of one step."""
+        x, scale, point, _, text, layout, _ = args
+        spec = parse_spec(text)
+        self.tallies[site] = self.tallies.get(site, Tally()) + tally(x, codes, scale, point, spec, layout)
+        self.held[site] = Held(x, spec, layout)
+
+    def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
+        """Adds what each operand's quantizer costs one product. The sum of a bias gradient is none."""
+        self.products[product.label] = product
+        for arg, values in quantized.items() if not product.fact.is_bias else ():
+            found = self.losses.setdefault(product.sites[arg], {})
+            found.setdefault((product.label, arg), []).append(product.loss(arg, values))
+
+    def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
+        """Adds one result of one contraction."""
+        self.layers[label] = self.layers.get(label, Agreement()) + agreement(own, reference)
+
+    def gradient(self, name: str, own: Tensor, reference: Tensor) -> None:
+        """Adds the gradient of one parameter."""
+        self.gradients[name] = self.gradients.get(name, Agreement()) + agreement(own, reference)
+
+    def stepped(self) -> None:
+        """Counts a forward."""
+        self.steps += 1
+
+    def harm(self, site: str) -> float:
+        """The harm of a site over all steps; inf where something is not finite."""
+        found = self.losses.get(site, {}).values()
+        return _harm(site, [statistics.fmean(loss.worst for loss in steps) for steps in found], self.tallies[site])
+
+    def ranking(self) -> list[str]:
+        """The sites, the most harmful first; of equal ones that which ran first."""
+        return sorted(self.tallies, key=lambda site: -self.harm(site))
+
+    def readers(self, site: str) -> list[tuple[Product, Operand]]:
+        """The products and sums of biases that read a site, with the operand that it is there."""
+        return [
+            (product, product.operand(arg))
+            for product in self.products.values()
+            for arg, name in product.sites.items()
+            if name == site
+        ]
+
+    def try_spec(self, site: str, spec: QuantSpec | None) -> Trial:
+        """Another spec at a site, on its last tensors; each reader takes the block as it is or turned, as compiled."""
+        held = self.held[site]
+        readers = [(product, operand) for product, operand in self.readers(site) if not product.fact.is_bias]
+        losses = [product.try_spec(operand.arg, spec).worst for product, operand in readers]
+        if spec is None:
+            return Trial(None, 0.0, Tally())
+        seen = simulate(held.x, spec, held.layout).tally
+        return Trial(spec, _harm(site, losses, seen), seen)
+
+
+def _harm(site: str, losses: list[float], seen: Tally) -> float:
+    own = role_of(site) is Role.OUTPUT or not losses
+    total = sum(losses) + (ratio(seen.noise, seen.signal) if own else 0.0)
+    return math.inf if math.isnan(total) else total

@@ -1,0 +1,100 @@
+"""What could mend a quantizer, tried on recorded tensors: another range, smaller blocks, more bits, float."""
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from typing import Final
+
+from qcompiler.passes.rules import Rule
+from qcompiler.runtime.blocks import AXES, WHOLE, Block
+from qcompiler.runtime.figures import Tally
+from qcompiler.runtime.formats import BITS, FloatFormat, parse_format
+from qcompiler.runtime.ranges import Current, Percentile
+from qcompiler.runtime.spec import QuantSpec, Scale
+
+#: edges of a block that is legal for all three products of a layer
+_HYPERBLOCK: Final = {"b": 2, "c": 8, "o": 4, "i": 4}
+#: formats to go on to from a float format, the nearest first
+_FLOATS: Final = tuple(map(parse_format, ("e2m3", "e4m3", "e5m10")))
+
+
+class Remedy(enum.StrEnum):
+    """What kind of change mends a site, from the cheapest to the dearest."""
+
+    RANGE = "other range"
+    BLOCK = "smaller block"
+    BITS = "more bits"
+    KEEP = "keep in float"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One spec (None: float) at one site: what it does to the recorded tensor, and its harm to the products."""
+
+    spec: QuantSpec | None
+    harm: float
+    tally: Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Rules that mend one site, to stand in front of all others of a recipe."""
+
+    site: str
+    remedy: Remedy
+    rules: tuple[Rule, ...]
+    #: on the recorded tensors, before and with the rules
+    harm: float
+    harm_after: float
+    #: what `harm_after` had to reach
+    target: float
+    #: everything that was tried, in order
+    trials: tuple[tuple[Remedy, Trial], ...]
+
+    def __str__(self) -> str:
+        change = f"{self.remedy}: harm {self.harm:.3g} -> {self.harm_after:.3g}"
+        return f"{self.site}: {change}\n" + "\n".join(f"  {rule}" for rule in self.rules)
+
+
+def candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
+    """What to try in place of a spec, from the cheapest to float. Blocks grow smaller, bits more."""
+    plain = dataclasses.replace(spec, range=Current())
+    if spec.range != Current():
+        yield Remedy.RANGE, plain
+    if spec.scale is Scale.ONE:
+        yield Remedy.RANGE, dataclasses.replace(plain, scale=Scale.MAX)
+    if not isinstance(spec.range, Percentile):
+        yield Remedy.RANGE, dataclasses.replace(plain, range=Percentile())
+    smaller = _smaller(plain)
+    yield from ((Remedy.BLOCK, other) for other in smaller)
+    for base in (plain, *smaller[:1]):
+        yield from ((Remedy.BITS, other) for other in _wider(base))
+    yield Remedy.KEEP, None
+
+
+def _smaller(spec: QuantSpec) -> list[QuantSpec]:
+    """The spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
+    found: list[QuantSpec] = []
+    block = spec.block
+    while (block := _shrunk(block)) != (found[-1].block if found else spec.block):
+        found.append(spec.with_block(block))
+    return found
+
+
+def _shrunk(block: Block) -> Block:
+    """Whole axes become those of a hyperblock, long edges a quarter; no edge that was above 1 falls to it."""
+    edges = {}
+    for letter, whole in _HYPERBLOCK.items():
+        edge = block.edge(letter)
+        edges[AXES[letter]] = whole if edge == WHOLE else max(2, edge // 4) if edge > 1 else 1
+    return Block(**edges)
+
+
+def _wider(spec: QuantSpec) -> list[QuantSpec]:
+    """The same with more bits, one format after the other."""
+    form = spec.format
+    if isinstance(form, FloatFormat):
+        plain = dataclasses.replace(spec, scale=Scale.MAX if spec.scale is Scale.ONE else spec.scale)
+        return [dataclasses.replace(plain, format=wider) for wider in _FLOATS if wider.bits > form.bits]
+    more = [bits for bits in BITS if bits > form.bits]
+    return [dataclasses.replace(spec, format=dataclasses.replace(form, bits=bits)) for bits in more]

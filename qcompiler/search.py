@@ -1,0 +1,123 @@
+"""search(): bits and blocks for each layer under a budget, for the least error of the gradients."""
+
+import copy
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from qcompiler import recipes
+from qcompiler.allocation import Allocation, allocate, frontier
+from qcompiler.compile import QuantizedModule
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.figures import decibels
+from qcompiler.search_file import SearchFile, checksum
+from qcompiler.sensitivity import Loss, SearchError, Sensitivity, respecify
+
+FORMATS: Final = ("int2", "int3", "int4", "int5", "int6", "int8")
+BLOCKS: Final = ("b2c8o4i4", "b4c16o8i8")
+
+
+def search(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    budget: float,
+    unit: str = "bits",
+    recipe: str | os.PathLike[str] | Recipe = "hyperblock-int4",
+    formats: Sequence[str] = FORMATS,
+    blocks: Sequence[str] = BLOCKS,
+    loss: Loss | None = None,
+    batches: int = 4,
+    file: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Recipe:
+    """A recipe with a format and a block for each layer and role, within a budget, for the least error of gradients.
+
+    For every batch and every quantizer of `recipe` one step runs with this quantizer alone at work. Its error is the
+    mean over weights of ‖g − g_float‖²/‖g_float‖². That of another spec follows from what the products lose that read
+    the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a line of Lagrange. The
+    model itself is not changed: a copy runs.
+
+    Args:
+        model: in the state in which its gradients are to be kept; a network at initialization tells little.
+        data: batches, of one shape.
+        budget: what the tensors that are quantized may take.
+        unit: of the budget. "bits": on average over their elements, scales included. "bytes": what forward keeps for
+            backward of weights and activations; gradients then cost nothing.
+        recipe: what is quantized at all, and how it is scaled and rounded; what it keeps in float stays so.
+        formats: to choose from.
+        blocks: to choose from.
+        loss: (model, batch) → loss; by default the cross entropy of batches (inputs, labels).
+        batches: how many of them are looked at, from the first; each takes a step for each quantizer.
+        file: where measurements are kept (JSON, replaced as a whole); an interrupted search goes on from there.
+        quiet: without progress bar and without the table of the frontier.
+
+    Raises:
+        SearchError: nothing to search, an unknown unit, a budget below the cheapest choice, formats and blocks that do
+            not go together with the recipe, or a file of another search.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, QuantizedModule):
+        raise SearchError(
+            f"search: model: got {type(model).__name__}; valid: a torch.nn.Module that is not compiled yet"
+        )
+    if unit not in ("bits", "bytes"):
+        raise SearchError(f"search: unit: got {unit!r}; valid: bits, bytes")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
+        raise SearchError(f"search: budget: got {budget!r}; valid: a number above 0")
+    base, given = recipes.get(recipe), list(itertools.islice(data, batches))
+    if not given:
+        raise SearchError("search: data: got no batch; valid: at least one")
+    specs = _candidates(base, formats, blocks)
+    store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": checksum(model.state_dict())})
+    found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
+    found.measure(given, store, quiet)
+    slots = found.choices(store)
+    if not all(slots):
+        raise SearchError("search: of some quantizer no choice of format and block is legal; valid: longer blocks")
+    chosen = allocate(slots, budget * found.scale)
+    if chosen is None:
+        least = frontier(slots)[0].cost / found.scale
+        raise SearchError(f"search: budget: got {budget:g} {unit}; valid: at least {least:.4g} {unit}")
+    if not quiet:
+        Console().print(_table(frontier(slots), chosen, found.scale, unit))
+    return found.recipe(chosen, f"{base.name}-{budget:g}-{unit}")
+
+
+def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        given = type(batch).__name__
+        raise SearchError(f"search: loss: a batch is a {given}; valid: a pair (inputs, labels), or a loss=… of yours")
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> list[tuple[str, str]]:
+    """Every (format, block); those that contradict a rule of the recipe are an error."""
+    if base.has_state:
+        raise SearchError(f"search: recipe {base.name!r} keeps ranges between steps; valid: one without")
+    pairs = list(itertools.product(formats, blocks))
+    rules = [rule.spec for rule in base.rules if rule.spec is not None]
+    if not pairs or not rules:
+        raise SearchError("search: nothing to choose; valid: formats, blocks, and a recipe that quantizes")
+    for spec, (form, block) in itertools.product(rules, pairs):
+        try:
+            respecify(spec, form, block)
+        except ValueError as error:
+            raise SearchError(f"search: {form} with block {block} for {spec}: {error}") from None
+    return pairs
+
+
+def _table(points: Sequence[Allocation], chosen: Allocation, scale: float, unit: str) -> Table:
+    """Some points of the frontier, and the chosen one."""
+    step = max(1, len(points) // 12)
+    shown = sorted([*points[::step], points[-1], chosen], key=lambda point: point.cost)
+    table = Table(unit, "expected error of gradients, dB", "", title="Frontier")
+    for point in dict.fromkeys(shown):
+        mark = "chosen" if point is chosen else ""
+        table.add_row(f"{point.cost / scale:.4g}", f"{decibels(point.error):.2f}", mark)
+    return table

@@ -1,0 +1,78 @@
+"""Where a search keeps what it has measured, so that an interrupted one goes on."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from qcompiler.files import replacing
+
+
+class SearchFileError(ValueError):
+    """The file cannot be gone on with; says whose it is, or what is wrong with it."""
+
+
+class SearchFile:
+    """Measurements by batch and site: the error of the site alone, and spec → what its products lose.
+
+    With a path, each one is written at once, and the file is replaced as a whole; without, they are held in memory.
+
+    Raises:
+        SearchFileError: the file is of another search, or none at all.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, search: Mapping[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        #: what the measurements belong to
+        self.search = json.loads(json.dumps(search))
+        #: batch → site → (error, losses)
+        self.found: dict[str, dict[str, tuple[float, dict[str, float | None]]]] = {}
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+        self._write()  # now, since an error after the first measurement would come late
+
+    def _read(self, path: Path) -> None:
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            search, found = dict(held["search"]), dict(held["found"])
+            self.found = {b: {s: (error, losses) for s, (error, losses) in sites.items()} for b, sites in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SearchFileError(f"search: {path}: no file of a search ({error}); valid: one, or a new path") from None
+        for name, value in self.search.items():
+            if search.get(name) != value:
+                raise SearchFileError(
+                    f"search: {path} is of a search with another {name}; delete it, or give another file"
+                )
+
+    def has(self, batch: str, site: str) -> bool:
+        """True where a site was measured on a batch."""
+        return site in self.found.get(batch, {})
+
+    def put(self, batch: str, site: str, error: float, losses: dict[str, float | None]) -> None:
+        """Keeps one measurement."""
+        self.found.setdefault(batch, {})[site] = (error, losses)
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            with replacing(self.path) as part:
+                part.write_text(json.dumps({"search": self.search, "found": self.found}), encoding="utf-8")
+
+
+def checksum(tree: Any) -> int:
+    """crc32 of all tensors in nested lists, tuples and dictionaries, and of the text of all else."""
+    found = 0
+    for leaf in _pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        else:
+            data = repr(leaf).encode()
+        found = zlib.crc32(data, found)
+    return found

@@ -1,0 +1,187 @@
+"""How much of the error of gradients each quantizer makes: measured one by one, scaled to other specs."""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from qcompiler.allocation import Allocation, Choice
+from qcompiler.compile import compile  # noqa: A004
+from qcompiler.passes.choose_blocks import legal_spec
+from qcompiler.passes.plan import role_of
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipe import Recipe
+from qcompiler.recording import Recording
+from qcompiler.runtime.blocks import parse_block, view_blocks
+from qcompiler.runtime.figures import agreement, ratio, simulate
+from qcompiler.runtime.formats import parse_format
+from qcompiler.runtime.packing import per_byte
+from qcompiler.runtime.ranges import Current
+from qcompiler.runtime.spec import QuantSpec
+from qcompiler.search_file import SearchFile, checksum
+from qcompiler.shadow import WatchedCompiler
+from qcompiler.site_rules import site_rules
+from qcompiler.solo import Solo, SoloCompiler
+
+#: pairs of a format and a block
+Specs: TypeAlias = Sequence[tuple[str, str]]
+#: (model, batch) → loss
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+
+
+class SearchError(Exception):
+    """The search cannot be done as asked; says what was given and what would be valid."""
+
+
+def respecify(spec: QuantSpec, form: str, block: str) -> QuantSpec:
+    """The spec with another format and block, and the tensor's own range.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    return dataclasses.replace(spec, format=parse_format(form), block=parse_block(block), range=Current())
+
+
+class Sensitivity:
+    """What each quantizer of a recipe costs the gradients of a model, and the choices that follow from it."""
+
+    def __init__(self, model: nn.Module, base: Recipe, specs: Specs, loss: Loss, unit: str) -> None:
+        self.base, self.specs, self.loss, self.unit = base, specs, loss, unit
+        self.model = model.train()
+        self.recording, self.solo = Recording(), Solo()
+        #: as they are called in the store
+        self.batches: list[str] = []
+        #: one watches products, in the other one site is at work; both are captured once
+        self.watched, self.alone = (compile(self.model, base, backend="eager") for _ in range(2))
+
+    def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool) -> None:
+        """Fills the store: for every batch the error of each site alone, and what its products lose by each spec."""
+        watch = self.watched.training_through(
+            lambda recipe, strict, ranges: WatchedCompiler(recipe, strict, ranges, self.recording)
+        )
+        solo = self.alone.training_through(
+            lambda recipe, strict, ranges: SoloCompiler(recipe, strict, ranges, self.solo)
+        )
+        with watch, solo, Progress(disable=quiet, transient=True) as bar:
+            task = bar.add_task("search", total=None)
+            for number, batch in enumerate(batches):
+                name, sites = f"{number}:{checksum(batch)}", self.record(number, batch)
+                self.batches.append(name)
+                bar.update(task, total=len(batches) * len(sites))
+                missing = [site for site in sites if not store.has(name, site)]
+                bar.advance(task, len(sites) - len(missing))
+                exact = self.gradients(number, batch, None) if missing else {}
+                for site in missing:
+                    error = gradient_error(self.gradients(number, batch, site), exact)
+                    if not math.isfinite(error):
+                        raise SearchError(f"search: batch {number}: the gradients with {site} alone are not finite")
+                    store.put(name, site, error, self.losses(site))
+                    bar.advance(task)
+
+    def record(self, number: int, batch: Any) -> list[str]:
+        """One watched step: its tensors and its products; returns the sites."""
+        self.recording.clear()
+        self.step(self.watched, number, batch)
+        if not self.recording.tallies:
+            raise SearchError(f"search: recipe {self.base.name!r} quantizes nothing in this model")
+        return list(self.recording.tallies)
+
+    def gradients(self, number: int, batch: Any, site: str | None) -> dict[str, Tensor]:
+        """The gradients of all weights with one site at work; None: in float."""
+        self.solo.site = site
+        self.step(self.alone, number, batch)
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None and p.ndim > 1}
+
+    def step(self, qmodel: nn.Module, number: int, batch: Any) -> None:
+        """Forward and backward, with the same random numbers for the same batch."""
+        self.model.zero_grad(set_to_none=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            self.loss(qmodel, batch).backward()
+
+    def losses(self, site: str) -> dict[str, float | None]:
+        """Spec → what the products of a site lose under it; "" is the present one; None: illegal for a reader."""
+        held = self.recording.held[site].spec
+        found = {"": self.loss_of(site, held)}
+        for form, block in self.specs:
+            found[f"{form}:{block}"] = self.loss_of(site, respecify(held, form, block))
+        return found
+
+    def loss_of(self, site: str, spec: QuantSpec) -> float | None:
+        """Σ over products of ‖error‖²/‖product‖²; of a site that no product reads its own noise."""
+        readers = self.recording.readers(site)
+        if any(legal_spec(spec, operand) is None for _, operand in readers):
+            return None
+        losses = [p.try_spec(operand.arg, spec).whole for p, operand in readers if not p.fact.is_bias]
+        if losses and role_of(site) is not Role.OUTPUT:
+            return sum(losses)
+        held = self.recording.held[site]
+        seen = simulate(held.x, spec, held.layout).tally
+        return sum(losses) + ratio(seen.noise, seen.signal)
+
+    def slots(self) -> list[list[str]]:
+        """Sites that get one spec: those that one rule speaks of, and so on along shared quantizers."""
+        groups: list[tuple[set[Rule], list[str]]] = []
+        for site in self.recording.tallies:
+            rules = set(site_rules(self.recording, self.base, site, lambda spec: spec))
+            near = [group for group in groups if group[0] & rules]
+            groups = [group for group in groups if group not in near]
+            sites = [other for _, others in near for other in others]
+            groups.append((rules.union(*(keys for keys, _ in near)), [*sites, site]))
+        return [sites for _, sites in groups]
+
+    def choices(self, store: SearchFile) -> list[list[Choice]]:
+        """For each slot the specs that are legal for all its sites: what they cost, and the error that they make."""
+        names = [f"{form}:{block}" for form, block in self.specs]
+        tables = [[self.choice(sites, name, store) for name in names] for sites in self.slots()]
+        return [[choice for choice in table if choice is not None] for table in tables]
+
+    def choice(self, sites: Sequence[str], name: str, store: SearchFile) -> Choice | None:
+        """One spec for the sites of a slot; its error is measured for the present spec, and scaled by the losses."""
+        form, block = name.split(":")
+        error = 0.0
+        for batch, site in itertools.product(self.batches, sites):
+            alone, losses = store.found[batch][site]
+            own, other = losses[""], losses[name]
+            if other is None:
+                return None
+            error += alone * (ratio(other, own) if own else 0.0) / len(self.batches)
+        return Choice(name, sum(self.cost(site, form, block) for site in sites), error)
+
+    def cost(self, site: str, form: str, block: str) -> float:
+        """Bits of codes and scales; or bytes that backward is saved, none of gradients and what it does not read."""
+        held = self.recording.held[site]
+        spec = respecify(held.spec, form, block)
+        blocks = math.prod(view_blocks(tuple(held.x.shape), held.layout, spec.block).counts)
+        words = spec.scale.dtype.itemsize + (spec.format.dtype.itemsize if spec.has_zero_point else 0)
+        if self.unit == "bits":
+            return held.x.numel() * spec.format.bits + 8 * words * blocks
+        backward = any(product.fact.gradient_of is not None for product, _ in self.recording.readers(site))
+        codes = math.ceil(held.x.numel() / per_byte(spec.format.bits)) * spec.format.dtype.itemsize
+        return float(codes + words * blocks) if backward and role_of(site) is not Role.GRADIENT else 0.0
+
+    @property
+    def scale(self) -> float:
+        """Cost for each unit of the budget: the elements of all sites, or 1."""
+        return sum(held.x.numel() for held in self.recording.held.values()) if self.unit == "bits" else 1.0
+
+    def recipe(self, chosen: Allocation, name: str) -> Recipe:
+        """The chosen specs as rules in front of those of the recipe."""
+        rules: list[Rule] = []
+        for sites, choice in zip(self.slots(), chosen.choices, strict=True):
+            form, block = choice.name.split(":")
+            for site in sites:
+                rules += site_rules(self.recording, self.base, site, lambda spec: respecify(spec, form, block))  # noqa: B023
+        return Recipe(name=name, rules=(*dict.fromkeys(rules), *self.base.rules))
+
+
+def gradient_error(own: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+    """The mean over weights of ‖g − f‖²/‖f‖²; a weight without gradient in float does not count."""
+    errors = [agreement(own[name], exact[name]).error for name in exact if bool(exact[name].any())]
+    return statistics.fmean(errors) if errors else 0.0

@@ -1,0 +1,323 @@
+"""Training steps that are watched: run node by node, beside the same step in float, without changing anything.
+
+The quantized halves are those of `backend="eager"`, so a watched step gives the same numbers as one of these. The
+shadow is the graph of the recipe `identity`: the same capture, parameters, inputs, random numbers and gradients of the
+outputs, and no quantizer. It writes no buffer, no gradient and no range.
+"""
+
+import contextlib
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Interpreter, Node
+
+from qcompiler import torch_compat
+from qcompiler.capture import Captured
+from qcompiler.compile import GraphCompiler
+from qcompiler.lower import Lowered, lower
+from qcompiler.passes.graph import (
+    Contraction,
+    InputKind,
+    codes_behind,
+    contractions,
+    get_contraction,
+    get_input,
+    is_view,
+    quantizers,
+    view_root,
+)
+from qcompiler.passes.plan import describe
+from qcompiler.pipeline import pipeline
+from qcompiler.products import Product
+from qcompiler.recipe import Recipe
+from qcompiler.runtime import ops
+from qcompiler.runtime.state import Moment, RangeStore
+from qcompiler.runtime.step import Half, Step
+
+
+class Log(Protocol):
+    """What is told of every step that is watched."""
+
+    def quantized(self, site: str, args: tuple[Any, ...], codes: Tensor) -> None:
+        """A quantizer ran, with the arguments of `ops.quantize`."""
+
+    def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
+        """A contraction ran; argument → the operand behind its quantizer."""
+
+    def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
+        """A contraction gave `own`, and in float `reference`."""
+
+    def gradient(self, name: str, own: Tensor, reference: Tensor) -> None:
+        """A parameter got this gradient, and in float `reference`."""
+
+    def stepped(self) -> None:
+        """A forward has ended."""
+
+
+@dataclasses.dataclass
+class Record:
+    """What one forward leaves for its backward."""
+
+    #: site → the tensor that was quantized
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    #: contractions that were told already
+    seen: set[str] = dataclasses.field(default_factory=set)
+    #: contraction → its result, until the shadow has met it
+    results: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    #: the state of the generators in front of each random operator, until the shadow has met it
+    random: deque[torch_compat.RandomState] = dataclasses.field(default_factory=deque)
+    #: what the forward of the shadow saves for its backward
+    saved: list[Tensor] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedMoment(Moment):
+    """The moment of a forward, with its record."""
+
+    record: Record
+
+
+class Watch:
+    """Runs halves node by node, and shows every node to `before` and `after`, which subclasses define."""
+
+    def __init__(self, labels: dict[str, str], log: Log) -> None:
+        #: node name → the unique name of its contraction
+        self.labels = labels
+        self.log = log
+        self.record = Record()
+
+    def before(self, node: Node) -> None:
+        """Called in front of every node."""
+
+    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
+        """Called behind every call, with the values of its arguments."""
+
+    def instead(self, node: Node, result: Any) -> Any:
+        """What a call gives to its readers; the result itself by default."""
+        return result
+
+    def interpret(self, module: GraphModule) -> Half:
+        """The half that runs a graph node by node under this watch."""
+
+        def run(args: list[Any]) -> Sequence[Any]:
+            given = list(args)
+            args.clear()
+            with torch.no_grad():
+                return _Watched(module, self).boxed_run(given)  # type: ignore[no-any-return]
+
+        return run
+
+    @contextlib.contextmanager
+    def writing(self, record: Record) -> Iterator[None]:
+        """While inside, what is seen goes to this record."""
+        before, self.record = self.record, record
+        try:
+            yield
+        finally:
+            self.record = before
+
+
+class _Watched(Interpreter):
+    def __init__(self, module: GraphModule, watch: Watch) -> None:
+        super().__init__(module)
+        self.watch = watch
+
+    def run_node(self, n: Node) -> Any:
+        self.watch.before(n)
+        result = super().run_node(n)
+        if n.op == "call_function":
+            self.watch.after(n, self.fetch_args_kwargs_from_env(n)[0], result)
+            return self.watch.instead(n, result)
+        return result
+
+
+class QuantizedWatch(Watch):
+    """Watches the quantized halves."""
+
+    def __init__(self, module: GraphModule, labels: dict[str, str], log: Log) -> None:
+        super().__init__(labels, log)
+        #: node name → the name of its quantizer, numbered where a graph has it twice
+        self.sites = site_names(module)
+        #: contraction → argument → the quantizer whose codes it reads
+        self.operands = {labels[node.name]: self._operands(node, fact) for node, fact in _products(module.graph)}
+
+    def _operands(self, node: Node, fact: Contraction) -> dict[int, str]:
+        codes = {o.arg: codes_behind(arg) for o in fact.operands if isinstance(arg := node.args[o.arg], Node)}
+        return {arg: self.sites[source.name] for arg, source in codes.items() if source is not None}
+
+    def before(self, node: Node) -> None:
+        """Remembers the generators in front of what draws from them."""
+        if torch_compat.is_random(node) and node.target is not ops.DRAW_KEY:
+            self.record.random.append(torch_compat.random_state())
+
+    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
+        """Tells the log of quantizers and contractions; a contraction that is computed again is told once."""
+        if node.target is ops.QUANTIZE:
+            site = self.sites.get(node.name, str(args[6]))
+            if site not in self.record.tensors:
+                args = (_own(node.args[0], args[0]), *args[1:])
+                self.record.tensors[site] = args[0]
+                self.log.quantized(site, args, result)
+        fact, label = get_contraction(node), self.labels.get(node.name)
+        if fact is None or label is None or label in self.record.seen:
+            return
+        self.record.seen.add(label)
+        if not fact.is_bias:
+            self.record.results[label] = _result(fact, result)
+        sites = self.operands[label]
+        floats = {o.arg: self._float(node.args[o.arg], args[o.arg], sites.get(o.arg)) for o in fact.operands}
+        product = Product.of(node, fact, label, args, floats, sites)
+        self.log.multiplied(product, {arg: args[arg] for arg in sites})
+
+    def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:
+        """The operand without its quantizer: the views between them, of the tensor that was quantized."""
+        if site is None:
+            return _own(arg, value)
+        views = []
+        while is_view(arg):
+            views.append(arg)
+            arg = arg.args[0]
+        floats = self.record.tensors[site]
+        for view in reversed(views):
+            floats = view.target(floats, *view.args[1:], **view.kwargs)
+        return floats
+
+
+class FloatWatch(Watch):
+    """Watches the shadow, and compares it with what the quantized half has left in the record."""
+
+    def before(self, node: Node) -> None:
+        """Draws what the quantized step has drawn."""
+        if torch_compat.is_random(node):
+            torch_compat.set_random_state(self.record.random.popleft())
+
+    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
+        """Compares the result of every contraction."""
+        fact, label = get_contraction(node), self.labels.get(node.name)
+        if fact is not None and label in self.record.results:
+            self.log.compared(str(label), self.record.results.pop(str(label)), _result(fact, result))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchedStep(Step):
+    """A step that tells a log what it does, and runs its shadow behind each half."""
+
+    shadow: Step
+    watch: QuantizedWatch
+    shadow_watch: FloatWatch
+    #: what each input is; gradients of parameters are compared
+    names: tuple[str | None, ...]
+
+    def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
+        """Forward as ever, then that of the shadow."""
+        record = Record()
+        with self.watch.writing(record):
+            results, moment = super().run_forward(inputs)
+        with self.in_shadow(record):
+            floats, _ = self.shadow.run_forward(inputs)
+        saved = floats[len(self.mutated) + len(self.differentiable) :]
+        given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
+        # the quantized step keeps codes, so what it was given may be written in place before backward
+        record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
+        self.watch.log.stepped()
+        first, clock = (moment.is_first, moment.clock) if moment is not None else (False, ())
+        return results, WatchedMoment(first, clock, record)
+
+    def gradients(
+        self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
+    ) -> list[Tensor | None]:
+        """Backward as ever, then that of the shadow, for the same gradients of the outputs."""
+        assert isinstance(forward, WatchedMoment)
+        with self.watch.writing(forward.record):
+            own = super().gradients(saved, grads, forward)
+        with self.in_shadow(forward.record):
+            floats = self.shadow.gradients(list(forward.record.saved), grads, None)
+        for name, mine, exact in zip(self.names, own, floats, strict=False):
+            if name is not None and mine is not None and exact is not None:
+                self.watch.log.gradient(name, mine, exact)
+        return own
+
+    @contextlib.contextmanager
+    def in_shadow(self, record: Record) -> Iterator[None]:
+        """While inside, the shadow writes to a record, and what it draws is given back to the generators."""
+        before = torch_compat.random_state()
+        try:
+            with self.shadow_watch.writing(record):
+                yield
+        finally:
+            torch_compat.set_random_state(before)
+
+
+class WatchedCompiler(GraphCompiler):
+    """Makes watched steps out of the graphs that Dynamo hands over."""
+
+    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore, log: Log) -> None:
+        super().__init__(recipe, "eager", strict, store=store)
+        self.log = log
+
+    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
+        """Copies the graph for the shadow."""
+        graph = Graph()
+        outputs = graph.graph_copy(captured.module.graph, {})
+        graph.output(outputs)
+        floats = dataclasses.replace(captured, module=GraphModule(captured.module, graph))
+        pipeline(_FLOAT)(floats.module)
+        return lambda: self._lower(captured, floats)
+
+    def _lower(self, captured: Captured, floats: Captured) -> Lowered:
+        watch = QuantizedWatch(captured.module, _labels(captured.module), self.log)
+        shadow_watch = FloatWatch(_labels(floats.module), self.log)
+        lowered = lower(captured, watch.interpret, self.store)
+        shadow = lower(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
+        names = tuple(fact.name if fact.kind is InputKind.PARAMETER else None for fact in captured.inputs)
+        own = {field.name: getattr(lowered.step, field.name) for field in dataclasses.fields(Step)}
+        step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, names=names)
+        return dataclasses.replace(lowered, step=step)
+
+
+_FLOAT = Recipe(name="identity", rules=())
+
+
+def _products(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
+    """The contractions whose operands can be quantized, sums of biases too: nothing inside of fused kernels."""
+    return ((node, fact) for node, fact in contractions(graph) if fact.operands)
+
+
+def _labels(module: GraphModule) -> dict[str, str]:
+    """Node name → `layer1.0.conv1 weight gradient`, numbered where a graph has it twice."""
+    return _numbered((node.name, describe(fact)) for node, fact in _products(module.graph))
+
+
+def site_names(module: GraphModule) -> dict[str, str]:
+    """Node name → the name of its quantizer, numbered where a graph has it twice."""
+    return _numbered((node.name, str(node.args[6])) for node in quantizers(module.graph))
+
+
+def _numbered(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Key → name, with #2, #3 … behind a name that was there before."""
+    seen: Counter[str] = Counter()
+    result = {}
+    for key, name in names:
+        seen[name] += 1
+        result[key] = name if seen[name] == 1 else f"{name}#{seen[name]}"
+    return result
+
+
+def _own(arg: Any, value: Tensor) -> Tensor:
+    """The value of a node, which stays what it is: a parameter or an input of the model is about to be written."""
+    value = value.detach()
+    return value.clone() if isinstance(arg, Node) and get_input(view_root(arg)) is not None else value
+
+
+def _result(fact: Contraction, result: Any) -> Tensor:
+    """The tensor that a contraction gives: of a convolution's gradients the one that it is for."""
+    if isinstance(result, Tensor):
+        return result
+    assert fact.gradient_of is not None
+    found = result[fact.gradient_of]
+    assert isinstance(found, Tensor)
+    return found

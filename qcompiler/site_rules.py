@@ -1,0 +1,51 @@
+"""From a site back to the rules of a recipe that decided about it, for its own layers alone."""
+
+import dataclasses
+import glob
+from collections.abc import Callable
+
+from qcompiler.passes.graph import Contraction
+from qcompiler.passes.plan import role_of
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipe import Recipe
+from qcompiler.recording import Recording
+from qcompiler.runtime.spec import QuantSpec
+
+
+def site_rules(
+    recording: Recording,
+    recipe: Recipe,
+    site: str,
+    change: Callable[[QuantSpec], QuantSpec | None],
+    reason: str = "",
+) -> tuple[Rule, ...]:
+    """The rules that made a quantizer, each once: with another spec, and for its layers alone.
+
+    `change` makes the new spec of each of theirs. In front of all others of the recipe they change this site, and
+    others only where no rule can tell them apart.
+    """
+    rules = (
+        dataclasses.replace(
+            rule,
+            spec=None if rule.spec is None else change(rule.spec),
+            role=role,
+            operator=fact.operator,
+            module=glob.escape(fact.module),
+            position=None,
+            sign=None,
+            reason=reason,
+        )
+        for fact, role, rule in _deciders(recording, recipe, site)
+    )
+    return tuple(dict.fromkeys(rules))
+
+
+def _deciders(recording: Recording, recipe: Recipe, site: str) -> list[tuple[Contraction, Role, Rule]]:
+    """(layer, role, rule) of all that read the site; for the role output the layer whose result it is."""
+    found = [(product.fact, operand.role, operand.rule) for product, operand in recording.readers(site)]
+    if role_of(site) is Role.OUTPUT:
+        name = site.partition("#")[0]
+        facts = [product.fact for product in recording.products.values()]
+        forward = [fact for fact in facts if fact.gradient_of is None and not fact.is_bias]
+        found = [(fact, Role.OUTPUT, fact.output_rule) for fact in forward if name == f"{fact.site}/output"]
+    return [(fact, role, recipe.rules[index]) for fact, role, index in found if index is not None]

@@ -1,0 +1,57 @@
+"""Training steps in which one quantizer alone is at work, all others let their tensors through."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qcompiler.capture import Captured
+from qcompiler.compile import GraphCompiler
+from qcompiler.lower import Lowered, lower
+from qcompiler.passes.graph import codes_behind, dequantizers
+from qcompiler.recipe import Recipe
+from qcompiler.runtime import ops
+from qcompiler.runtime.state import RangeStore
+from qcompiler.shadow import Watch, site_names
+
+
+class Solo:
+    """Which site is at work: its name, None for none of them, which is float."""
+
+    def __init__(self) -> None:
+        self.site: str | None = None
+
+
+class SoloWatch(Watch):
+    """Runs halves in which every dequantize but those of one site gives back the tensor itself."""
+
+    def __init__(self, module: GraphModule, solo: Solo) -> None:
+        self.solo = solo
+        self.sites = site_names(module)
+        sources = ((node.name, codes_behind(node)) for node in dequantizers(module.graph))
+        #: name of a dequantize → its site
+        self.readers = {name: self.sites[codes.name] for name, codes in sources if codes is not None}
+        self.tensors: dict[str, Tensor] = {}
+
+    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
+        """Keeps what is quantized."""
+        if node.target is ops.QUANTIZE:
+            self.tensors[self.sites[node.name]] = args[0]
+
+    def instead(self, node: Node, result: Any) -> Any:
+        """The tensor in front of the codes, where its site is not at work."""
+        site = self.readers.get(node.name)
+        return result if site is None or site == self.solo.site else self.tensors[site]
+
+
+class SoloCompiler(GraphCompiler):
+    """Makes such steps; for recipes without ranges of the past, one forward before each backward."""
+
+    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore, solo: Solo) -> None:
+        super().__init__(recipe, "eager", strict, store=store)
+        self.solo = solo
+
+    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
+        """The step of the graph, under a `SoloWatch`."""
+        return lambda: lower(captured, SoloWatch(captured.module, self.solo).interpret, self.store)

@@ -1,0 +1,395 @@
+"""The debugger: it changes nothing, its figures equal float64, and it takes whatever is trained inside of it."""
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+import qcompiler
+from qcompiler import DebugError, Recipe, Role, Rule, parse_spec
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def recipe(*rules, spec="int8:real:tensor:nearest:pass"):
+    """Some rules in front of one spec for everything."""
+    return Recipe(name="test", rules=(*rules, Rule(spec=parse_spec(spec))))
+
+
+class Checkpointed(nn.Module):
+    """A region with dropout and products that is computed again in backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def inside(self, x):
+        return nn.functional.dropout(self.second(x).relu(), 0.3)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.inside, self.first(x), use_reentrant=False))
+
+
+class Broken(nn.Module):
+    """Two graphs with Python between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        torch._dynamo.graph_break()
+        return self.second(x)
+
+
+def batchnorm():
+    """Statistics that each forward writes, and dropout; the middle of three convolutions is no end."""
+    parts = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.4), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Conv2d(8, 4, 3))
+
+
+def perceptron():
+    """Three layers whose widths Hadamard matrices of 16 divide."""
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
+
+
+UNDISTURBED = {
+    "batch norm": (batchnorm, (4, 3, 8, 8), "hyperblock-int4"),
+    "hindsight": (batchnorm, (4, 3, 8, 8), "in-hindsight-w8a8g8"),
+    "learned": (batchnorm, (4, 3, 8, 8), "int4-large-gradients"),
+    "checkpoint": (Checkpointed, (6, 12), "hyperblock-int4"),
+    "graph break": (Broken, (6, 12), "luq"),
+    "rotated": (perceptron, (32, 16), "nvfp4"),
+}
+
+
+def train(qmodel, inputs, steps=3):
+    """Some steps of SGD with momentum; two micro-batches a step. Everything that a step can change."""
+    optimizer = torch.optim.SGD(qmodel.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        for part in inputs[step % len(inputs)].chunk(2):
+            loss = qmodel(part).sin().sum()
+            loss.backward()
+            losses.append(loss.detach())
+        optimizer.step()
+    grads = {f"{name}.grad": p.grad for name, p in qmodel.named_parameters()}
+    return [*losses, *qmodel.state_dict().values(), *grads.values(), torch.get_rng_state()]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", UNDISTURBED)
+def test_it_changes_no_bit(name, eager):
+    """Steps 1, watched 2 and 3, and 4: losses, weights, buffers, ranges, gradients, the generator."""
+    build, shape, named = UNDISTURBED[name]
+    model, inputs = build(), [torch.randn(shape) for _ in range(2)]
+    results = []
+    for watched in (False, True):
+        torch.manual_seed(1)
+        qmodel = eager(copy.deepcopy(model), named)
+        found = train(qmodel, inputs, 1)
+        debugger = qcompiler.debug(qmodel)
+        if watched:
+            with debugger:
+                found += train(qmodel, inputs, 2)
+            assert debugger.recording.tallies
+            assert debugger.recording.layers
+        else:
+            found += train(qmodel, inputs, 2)
+        results.append(found + train(qmodel, inputs, 1))
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_off_it_costs_nothing(eager):
+    """The same functions run before and after, and nothing is captured again."""
+    qmodel, x = eager(nn.Linear(8, 4), "hyperblock-int8"), torch.randn(4, 8)
+    qmodel(x).sum().backward()
+    functions, compilers = qmodel._functions, qmodel._compilers
+    plan, captured = str(qmodel.plan()), counters["stats"]["unique_graphs"]
+    with qcompiler.debug(qmodel) as d:
+        qmodel(x).sum().backward()
+        assert counters["stats"]["unique_graphs"] == captured + 1
+    runs = compilers[True].runs
+    qmodel(x).sum().backward()
+    assert qmodel._functions is functions
+    assert qmodel._compilers is compilers
+    assert compilers[True].runs == runs + 1
+    assert counters["stats"]["unique_graphs"] == captured + 1
+    assert (d.recording.steps, str(qmodel.plan())) == (1, plan)
+
+
+def test_inductor_is_left_as_it_is():
+    """Watched, a compiled model gives the figures of an eager one; afterwards the same compiled step runs."""
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(4, 8)
+    reports = []
+    for backend in ("inductor", "eager"):
+        qmodel = qcompiler.compile(copy.deepcopy(model), recipe(), backend=backend)
+        before = qmodel(x).detach()
+        with qcompiler.debug(qmodel) as d:
+            qmodel(x).sum().backward()
+        captured = counters["stats"]["unique_graphs"]
+        assert torch.equal(qmodel(x), before)
+        assert counters["stats"]["unique_graphs"] == captured
+        reports.append(d.report().to_json())
+    assert reports[0] == reports[1]
+
+
+def rounded(x, levels=127):
+    """x on the symmetric grid of its own range, in float64."""
+    step = np.abs(x).max() / levels
+    return np.rint(x / step) * step
+
+
+def loss_of(lost, exact):
+    """‖error‖²/‖exact‖²."""
+    return (lost**2).sum() / (exact**2).sum()
+
+
+def worst(lost, exact, label):
+    """The same, or its mean over channels: the last axis, of weight gradients the first too."""
+    axes = (0, 1) if "weight" in label else (0,)
+    pairs = [((lost**2).sum(axis), (exact**2).sum(axis)) for axis in axes]
+    shares = [np.minimum(np.divide(e, p, out=np.zeros_like(e), where=e > 0), 1).mean() for e, p in pairs]
+    return max(loss_of(lost, exact), *shares)
+
+
+def test_figures_equal_float64(eager):
+    """Two layers by hand in numpy: every product in float and quantized, and each operand's share in the loss."""
+    torch.manual_seed(3)
+    model, x = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(6, 12)
+    tangent = torch.randn(6, 5)
+    with qcompiler.debug(eager(model, recipe())) as d:
+        d.qmodel(x).backward(tangent)
+    w1, b1, w2, b2 = (p.detach().double().numpy() for p in model.parameters())
+    a, g = x.double().numpy(), tangent.double().numpy()
+
+    def run(q):
+        """name → (result, its operands in float) of every product; `q` is what operands go through."""
+        hidden = q(a) @ q(w1).T + b1
+        relu = np.maximum(hidden, 0)
+        grad = (q(g) @ q(w2)) * (hidden > 0)
+        return {
+            "0 forward": (hidden, {"input": a, "weight": w1.T}),
+            "2 forward": (q(relu) @ q(w2).T + b2, {"input": relu, "weight": w2.T}),
+            "2 input gradient": (q(g) @ q(w2), {"grad": g, "weight": w2}),
+            "2 weight gradient": (q(g).T @ q(relu), {"grad": g.T, "input": relu}),
+            "0 weight gradient": (q(grad).T @ q(a), {"grad": grad.T, "input": a}),
+        }
+
+    own, exact = run(rounded), run(lambda tensor: tensor)
+    assert d.recording.layers.keys() == own.keys()
+    harm = dict.fromkeys(d.recording.tallies, 0.0)
+    for label, (result, operands) in own.items():
+        reference, found = exact[label][0], d.recording.layers[label]
+        cosine = (result * reference).sum() / np.sqrt((result**2).sum() * (reference**2).sum())
+        assert found.cosine == pytest.approx(cosine, abs=1e-6)
+        # results differ from float64 by some 1e-7 of themselves, which is 1e-5 of an error of 1 %
+        assert found.error == pytest.approx(loss_of(result - reference, reference), rel=1e-3)
+        left, right = operands.values()
+        for name, lost in zip(operands, ((rounded(left) - left) @ right, left @ (rounded(right) - right)), strict=True):
+            harm[f"{label.partition(' ')[0]}/{name}"] += worst(lost, left @ right, label)
+    for site, expected in harm.items():
+        assert d.recording.harm(site) == pytest.approx(expected, rel=1e-3), site
+    grads = {"0.weight": "0 weight gradient", "2.weight": "2 weight gradient"}
+    assert {name: d.recording.gradients[name] for name in grads} == pytest.approx(
+        {name: d.recording.layers[label] for name, label in grads.items()}
+    )
+
+
+def test_the_shadow_is_plain_training(eager):
+    """Dropout, batch norm and all: a recipe that keeps everything in float agrees to the bit with its shadow."""
+    model = batchnorm()
+    with qcompiler.debug(eager(model, Recipe(name="float", rules=()))) as d:
+        for _ in range(2):
+            d.qmodel(torch.randn(4, 3, 8, 8)).sin().sum().backward()
+    assert {found.error for found in d.recording.layers.values()} == {0}
+    assert {found.error for found in d.recording.gradients.values()} == {0}
+    assert len(d.recording.layers) == 8  # no input gradient of the first layer
+    with pytest.raises(DebugError, match="no training step with a quantizer ran"):
+        d.report()
+
+
+def test_what_if_is_what_the_compiler_does(eager):
+    """The harm of a spec that was only tried equals that of the model compiled with it, blocks turned and all."""
+    model, x = nn.Linear(24, 16), torch.randn(8, 24)
+    tangent = torch.randn(8, 16)
+    x.requires_grad_(True)
+    with qcompiler.debug(eager(copy.deepcopy(model), recipe())) as d:
+        d.qmodel(x).backward(tangent)
+    for text in (
+        "int4:max:b2c8o4i4:nearest:pass",
+        "int4:real:c16i16:nearest:pass",
+        "e2m1:two-level:c16i16:nearest:pass",
+    ):
+        with qcompiler.debug(eager(copy.deepcopy(model), recipe(spec=text))) as other:
+            other.qmodel(x).backward(tangent)
+        for site in ("(root)/input", "(root)/weight", "(root)/grad"):
+            turned = [name for name in other.recording.tallies if name in (site, f"{site}.turned")]
+            harm = sum(other.recording.harm(name) for name in turned)
+            assert d.what_if(site, text).harm == pytest.approx(harm, rel=1e-9)
+            assert (
+                d.what_if(site, text).tally.sqnr == other.recording.tallies.get(site, d.what_if(site, text).tally).sqnr
+            )
+    assert d.what_if("(root)/input", None).harm == 0
+
+
+def student():
+    """Three layers of inner width 32."""
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+def fit(qmodel, steps):
+    """Some steps that change nothing."""
+    for _ in range(steps):
+        qmodel(torch.randn(32, 16)).square().mean().backward()
+
+
+def test_several_forwards_before_one_backward(eager):
+    """Each forward meets its own shadow, also behind a change of the input in place."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    x = torch.randn(4, 6)
+    with qcompiler.debug(eager(model, recipe())) as d:
+        first = d.qmodel(x).sum()
+        second = d.qmodel(2 * x).sum()
+        x.zero_()
+        (first + second).backward(retain_graph=True)
+        (first + second).backward()
+    assert d.recording.steps == 2
+    assert len(d.recording.tallies["0/grad"].history) == 2
+    assert all(found.error < 1e-3 for found in d.recording.layers.values())
+
+
+def test_forward_without_gradients(eager):
+    """torch.no_grad in train mode, and a probe whose loss nobody differentiates."""
+    with qcompiler.debug(eager(student(), recipe())) as d:
+        with torch.no_grad():
+            d.qmodel(torch.randn(4, 16))
+        d.qmodel(torch.randn(4, 16))
+    assert {site.rpartition("/")[2] for site in d.recording.tallies} == {"input", "weight"}
+    assert d.report().gradients == ()
+
+
+def test_evaluation_is_not_watched(eager):
+    with qcompiler.debug(eager(student(), recipe())) as d:
+        d.qmodel.eval()(torch.randn(4, 16))
+    assert d.recording.steps == 0
+
+
+def test_autocast(eager):
+    """In bfloat16 the products of the harm are float32."""
+    with qcompiler.debug(eager(student(), recipe())) as d, torch.autocast("cpu", torch.bfloat16):
+        d.qmodel(torch.randn(4, 16)).float().sum().backward()
+    assert all(0 <= d.recording.harm(site) < 0.01 for site in d.recording.tallies)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_ranks_first(bad, eager):
+    x = torch.randn(4, 16)
+    x[0, 0] = bad
+    with qcompiler.debug(eager(student(), recipe())) as d:
+        d.qmodel(x).sum().backward()
+    assert d.recording.harm(d.recording.ranking()[0]) == math.inf
+    assert d.recording.tallies["0/input"].not_finite == 1 / 64
+    json.loads(d.report().to_json())
+
+
+def test_use_inside_ends_the_watching(eager):
+    """apply() inside of the context goes on with the mended recipe, inside and behind it."""
+    dead = Rule(spec=parse_spec("int8:real:tensor:nearest:pass:fixed(-1e6,1e6)"), role=Role.ACTIVATION, module="2")
+    qmodel = eager(student(), recipe(dead))
+    with qcompiler.debug(qmodel) as d:
+        fit(qmodel, 1)
+        mended = d.apply()
+        fit(qmodel, 1)
+    assert d.recording.steps == 1
+    assert qmodel.recipe == mended
+    assert {str(site.spec.range) for site in qmodel.plan().sites} == {"current"}
+    assert Recipe.from_yaml(mended.to_yaml()) == mended
+
+
+def test_an_error_inside_puts_everything_back(eager):
+    qmodel = eager(student(), recipe())
+    functions = qmodel._functions
+    with pytest.raises(RuntimeError, match="fake tensor call"), qcompiler.debug(qmodel):
+        qmodel(torch.randn(4, 3))
+    assert qmodel._functions is functions
+
+
+def test_errors(eager):
+    with pytest.raises(DebugError, match=r"got Linear; valid: what qcompiler.compile returned"):
+        qcompiler.debug(nn.Linear(2, 2))
+    d = qcompiler.debug(eager(student(), recipe()))
+    for ask in (d.report, d.propose, d.apply):
+        with pytest.raises(DebugError, match="no training step with a quantizer ran"):
+            ask()
+    with pytest.raises(DebugError, match=r"no site '2/input'; valid: none, as nothing ran yet"):
+        d.what_if("2/input", None)
+    with d:
+        fit(d.qmodel, 1)
+    with pytest.raises(DebugError, match=r"no site '2/inptu'; did you mean '2/input'\?; valid: 0/grad, 0/input"):
+        d.propose("2/inptu")
+    with pytest.raises(ValueError, match="integer format: 99 bits"):
+        d.what_if("2/input", "int99:max:tensor:nearest:pass")
+
+
+def test_the_report(eager, tmp_path):
+    with qcompiler.debug(eager(student(), "hyperblock-int4")) as d:
+        fit(d.qmodel, 2)
+    report = d.report()
+    text = str(report)
+    for site in d.recording.tallies:
+        assert site in text
+    assert [site.name for site in report.sites] == d.recording.ranking()
+    found = json.loads(report.to_json())
+    assert found["steps"] == 2
+    assert [site["name"] for site in found["sites"]] == d.recording.ranking()
+    assert all(len(site["history"]) == 2 for site in found["sites"])
+    assert {layer["name"] for layer in found["layers"]} >= {"2 forward", "2 input gradient", "2 weight gradient"}
+    assert {row["name"] for row in found["gradients"]} == {name for name, _ in d.qmodel.named_parameters()}
+    dead = dataclasses.replace(report.gradients[0].agreement, reference=0.0)
+    odd = dataclasses.replace(report, gradients=(dataclasses.replace(report.gradients[0], agreement=dead),))
+    assert json.loads(odd.to_json())["gradients"][0]["error_db"] == "inf"
+
+
+@pytest.mark.parametrize("name", ["grouped", "transposed", "gpt", "dropout", "tied", "twice", "two-inputs"])
+def test_every_kind_of_model(name, eager, models):
+    """The sites are those of the plan, every figure is a number, and no layer is missing in backward."""
+    torch.manual_seed(0)
+    case = models.CASES[name]
+    qmodel, inputs = eager(case.build(), "hyperblock-int4"), case.inputs()
+    with qcompiler.debug(qmodel) as d:
+        case.loss(qmodel(*inputs)).backward()
+        planned = [site.name for site in qmodel.plan().sites]
+    assert {site.partition("#")[0] for site in d.recording.tallies} == {site.partition("#")[0] for site in planned}
+    assert len(d.recording.tallies) == len(planned)
+    assert all(math.isfinite(d.recording.harm(site)) for site in d.recording.tallies)
+    assert all(math.isfinite(found.error) for found in d.recording.layers.values())
+    assert str(d.report())
+
+
+def test_tensorboard(eager, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with qcompiler.debug(eager(student(), recipe())) as d:
+        fit(d.qmodel, 1)
+    report = d.report()
+    report.to_tensorboard(tmp_path, step=7)
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    for site in report.sites:
+        (event,) = events.Scalars(f"quantizer/sqnr/{site.name}")
+        assert (event.step, event.value) == (7, pytest.approx(site.tally.sqnr, rel=1e-6))
+    assert {f"layer/cosine/{row.name}" for row in report.layers} <= {*events.Tags()["scalars"]}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'qcompiler\[tensorboard\]'"):
+        report.to_tensorboard(tmp_path)

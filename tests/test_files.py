@@ -1,0 +1,106 @@
+"""Files are there whole or not at all: after a kill, a full disk, an error."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import qcompiler
+from qcompiler.files import replacing
+
+KILLED = """
+import os, signal, sys, torch, qcompiler
+
+class Killer:
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+qcompiler.save({"weight": torch.ones(3), "killer": Killer()}, sys.argv[1])
+"""
+FULL = """
+import resource, signal, sys, torch, qcompiler
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    qcompiler.save({"weight": torch.ones(100_000)}, sys.argv[1])
+except (OSError, RuntimeError):
+    sys.exit(7)
+"""
+
+
+def run(script, path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], env=environment, capture_output=True, timeout=120, check=False
+    )
+    return done.returncode
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    qcompiler.save({"weight": torch.arange(4.0)}, path)
+    return path
+
+
+def holds(path, weight):
+    return torch.equal(torch.load(path, weights_only=True)["weight"], weight)
+
+
+def test_save_replaces(checkpoint):
+    qcompiler.save({"weight": torch.zeros(2)}, checkpoint)
+    assert holds(checkpoint, torch.zeros(2))
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGKILL")
+def test_a_kill_while_saving_loses_nothing(checkpoint):
+    assert run(KILLED, checkpoint) == -signal.SIGKILL
+    assert holds(checkpoint, torch.arange(4.0))
+    # what is left over is in nobody's way
+    assert [file.suffix for file in checkpoint.parent.iterdir() if file != checkpoint] == [".part"]
+    qcompiler.save({"weight": torch.zeros(2)}, checkpoint)
+    assert holds(checkpoint, torch.zeros(2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a file as Linux does")
+def test_a_full_disk_loses_nothing(checkpoint):
+    assert run(FULL, checkpoint) == 7
+    assert holds(checkpoint, torch.arange(4.0))
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["run.pt"]
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as part:
+            part.write_text("half")
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
+    assert path.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_permissions_and_links_stay(tmp_path):
+    path, link = tmp_path / "text", tmp_path / "link"
+    path.write_text("old")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    with replacing(link) as part:
+        part.write_text("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        qcompiler.save({}, tmp_path / "nowhere" / "run.pt")
