@@ -58,10 +58,8 @@ class Debugger:
         if self._recipe != self.qmodel.recipe:  # entered again, behind apply()
             self._recipe = self.qmodel.recipe
             self.recording.clear()
-        through = self.qmodel.training_through(
-            lambda recipe, strict, store: WatchedCompiler(recipe, strict, store, self.recording)
-        )
-        self._contexts.enter_context(through)
+        compiler = self._contexts.enter_context(self.qmodel.training_through(WatchedCompiler))
+        self._contexts.enter_context(compiler.relay.to(self.recording))
         return self
 
     def __exit__(
