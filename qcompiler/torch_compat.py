@@ -21,6 +21,7 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.state import Engine
@@ -171,3 +172,8 @@ def is_random(node: Node) -> bool:
     if node.target is run_and_save_rng_state:
         return True
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What nested lists, tuples and dictionaries hold, in order."""
+    return list(tree_leaves(tree))

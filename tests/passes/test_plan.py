@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qcompiler.passes.plan import Kept, QuantPlan, Site
+from qcompiler.passes.plan import Kept, QuantPlan, Site, role_of
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
@@ -139,3 +139,11 @@ def test_merge_adds_up():
         matched=frozenset({0, 2}),
         notes=("a", "b", "c"),
     )
+
+
+def test_roles_in_the_names_of_sites():
+    """A rule that names a product, and a block that was turned, stand behind the operand."""
+    roles = {"grad": Role.GRADIENT, "weight": Role.WEIGHT, "output": Role.OUTPUT, "left": Role.ACTIVATION}
+    for text, role in roles.items():
+        for tail in ("", ".turned", ".weight-gradient", ".input-gradient.turned", "#2", ".turned#3"):
+            assert role_of(f"layer1.0.conv1/{text}{tail}") is role
