@@ -21,6 +21,7 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves as tree_leaves
 
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.state import Engine
