@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -rs --full
@@ -19,7 +19,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

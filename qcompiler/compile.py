@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import networkx
 import torch
@@ -147,6 +147,9 @@ class GraphCompiler:
         return run
 
 
+_C = TypeVar("_C", bound=GraphCompiler)
+
+
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
     """`torch.compile(model, backend="qcompiler", options={"recipe": …})`: the same path for users of torch.compile.
 
@@ -181,6 +184,8 @@ class QuantizedModule(nn.Module):
             object.__setattr__(self, name, getattr(model, name))
         self._options = (backend, strict)
         self._store = RangeStore(torch_compat.ENGINE)
+        #: what `training_through` has made
+        self._through: dict[tuple[Recipe, Any], tuple[Any, Callable[..., Any]]] = {}
         #: recipe → training and eval mode, each with its compiler and the function that Dynamo guards
         self._made: dict[Recipe, dict[bool, tuple[GraphCompiler, Callable[..., Any]]]] = {}
         self.use(recipe)
@@ -211,13 +216,20 @@ class QuantizedModule(nn.Module):
         return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
 
     @contextlib.contextmanager
-    def training_through(self, make: Callable[[Recipe, bool, RangeStore], GraphCompiler]) -> Iterator[None]:
-        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always."""
-        compiler, before = make(self.recipe, self._options[1], self._store), (self._compilers, self._functions)
-        ours = {**self._functions, True: torch_compat.compile_with(self._model, compiler, fullgraph=compiler.strict)}
+    def training_through(self, make: Callable[[Recipe, bool, RangeStore], _C]) -> Iterator[_C]:
+        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always.
+
+        What `make` gave for a recipe is kept, so that coming back to it captures nothing.
+        """
+        if (self.recipe, make) not in self._through:
+            new = make(self.recipe, self._options[1], self._store)
+            function = torch_compat.compile_with(self._model, new, fullgraph=new.strict)
+            self._through[self.recipe, make] = (new, function)
+        compiler, function = self._through[self.recipe, make]
+        before, ours = (self._compilers, self._functions), {**self._functions, True: function}
         self._compilers, self._functions = {**self._compilers, True: compiler}, ours
         try:
-            yield
+            yield compiler
         finally:
             if self._functions is ours:
                 self._compilers, self._functions = before

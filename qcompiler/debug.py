@@ -18,6 +18,8 @@ from qcompiler.site_rules import site_rules
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0
 MENDED: Final = 4.0
+#: a harm that stands out whatever the peers are: half of a product is lost
+LOST: Final = 0.5
 
 
 class DebugError(Exception):
@@ -56,10 +58,8 @@ class Debugger:
         if self._recipe != self.qmodel.recipe:  # entered again, behind apply()
             self._recipe = self.qmodel.recipe
             self.recording.clear()
-        through = self.qmodel.training_through(
-            lambda recipe, strict, store: WatchedCompiler(recipe, strict, store, self.recording)
-        )
-        self._contexts.enter_context(through)
+        compiler = self._contexts.enter_context(self.qmodel.training_through(WatchedCompiler))
+        self._contexts.enter_context(compiler.relay.to(self.recording))
         return self
 
     def __exit__(
@@ -98,8 +98,9 @@ class Debugger:
         """The cheapest change that brings a site's harm down to that of its peers; None where it does not stand out.
 
         It does where its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
-        there are none, all others). Candidates are tried on the recorded tensors, from other ranges over smaller blocks
-        and more bits to float; the first that leaves at most `MENDED` times that median is taken.
+        there are none, all others), or above `LOST`. Candidates are tried on the recorded tensors, from other ranges
+        over smaller blocks and more bits to float; the first that leaves at most `MENDED` times that median, and at
+        most half of `LOST`, is taken.
 
         Args:
             site: its name; None: the one that ranks first among those that stand out.
@@ -109,11 +110,14 @@ class Debugger:
         """
         if site is not None:
             self._check(site)
-        out = [name for name in self._order() if self.recording.harm(name) > STANDS_OUT * self._usual(name)]
+        out = [name for name in self._order() if self.recording.harm(name) > self._limit(name)]
         if site is None and not out:
             return None
         name = out[0] if site is None else site
         return self._propose(name) if name in out else None
+
+    def _limit(self, site: str) -> float:
+        return min(STANDS_OUT * self._usual(site), LOST)
 
     def _usual(self, site: str) -> float:
         """The median harm of a site's peers; of a site that is alone a hundredth of its own."""
@@ -124,7 +128,7 @@ class Debugger:
         return statistics.median(harms) if harms else self.recording.harm(site) / 100
 
     def _propose(self, name: str) -> Proposal:
-        harm, target = self.recording.harm(name), MENDED * self._usual(name)
+        harm, target = self.recording.harm(name), min(MENDED * self._usual(name), LOST / 2)
         trials: list[tuple[Remedy, Trial]] = []
         for remedy, spec in candidates(self.recording.held[name].spec):
             trials.append((remedy, self.recording.try_spec(name, spec)))
@@ -162,5 +166,7 @@ class Debugger:
 
     def _nothing_stands_out(self) -> str:
         worst = self._order()[0]
-        limit = f"harm {self.recording.harm(worst):.3g}, no more than {STANDS_OUT:g} times that of its peers"
-        return f"nothing stands out: the worst site {worst} has {limit}"
+        harm, limit = self.recording.harm(worst), self._limit(worst)
+        return (
+            f"nothing stands out: the worst site {worst} has harm {harm:.3g}, with its peers up to {limit:.3g} is usual"
+        )

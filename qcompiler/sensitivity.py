@@ -1,5 +1,6 @@
 """How much of the error of gradients each quantizer makes: measured one by one, scaled to other specs."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -62,13 +63,11 @@ class Sensitivity:
 
     def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool) -> None:
         """Fills the store: for every batch the error of each site alone, and what its products lose by each spec."""
-        watch = self.watched.training_through(
-            lambda recipe, strict, ranges: WatchedCompiler(recipe, strict, ranges, self.recording)
-        )
-        solo = self.alone.training_through(
-            lambda recipe, strict, ranges: SoloCompiler(recipe, strict, ranges, self.solo)
-        )
-        with watch, solo, Progress(disable=quiet, transient=True) as bar:
+        with contextlib.ExitStack() as stack:
+            watched = stack.enter_context(self.watched.training_through(WatchedCompiler))
+            stack.enter_context(watched.relay.to(self.recording))
+            self.solo = stack.enter_context(self.alone.training_through(SoloCompiler)).solo
+            bar = stack.enter_context(Progress(disable=quiet, transient=True))
             task = bar.add_task("search", total=None)
             for number, batch in enumerate(batches):
                 name, sites = f"{number}:{checksum(batch)}", self.record(number, batch)

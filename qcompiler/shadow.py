@@ -58,6 +58,22 @@ class Log(Protocol):
         """A forward has ended."""
 
 
+class Relay:
+    """Where watched steps tell of themselves; nobody listens outside of `to`, and nothing is kept then."""
+
+    def __init__(self) -> None:
+        self.log: Log | None = None
+
+    @contextlib.contextmanager
+    def to(self, log: Log) -> Iterator[None]:
+        """While inside, this log is told."""
+        before, self.log = self.log, log
+        try:
+            yield
+        finally:
+            self.log = before
+
+
 @dataclasses.dataclass
 class Record:
     """What one forward leaves for its backward."""
@@ -84,10 +100,10 @@ class WatchedMoment(Moment):
 class Watch:
     """Runs halves node by node, and shows every node to `before` and `after`, which subclasses define."""
 
-    def __init__(self, labels: dict[str, str], log: Log) -> None:
+    def __init__(self, labels: dict[str, str], relay: Relay) -> None:
         #: node name → the unique name of its contraction
         self.labels = labels
-        self.log = log
+        self.relay = relay
         self.record = Record()
 
     def before(self, node: Node) -> None:
@@ -138,8 +154,8 @@ class _Watched(Interpreter):
 class QuantizedWatch(Watch):
     """Watches the quantized halves."""
 
-    def __init__(self, module: GraphModule, labels: dict[str, str], log: Log) -> None:
-        super().__init__(labels, log)
+    def __init__(self, module: GraphModule, labels: dict[str, str], relay: Relay) -> None:
+        super().__init__(labels, relay)
         #: node name → the name of its quantizer, numbered where a graph has it twice
         self.sites = site_names(module)
         #: contraction → argument → the quantizer whose codes it reads
@@ -156,12 +172,15 @@ class QuantizedWatch(Watch):
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
         """Tells the log of quantizers and contractions; a contraction that is computed again is told once."""
+        log = self.relay.log
+        if log is None:
+            return
         if node.target is ops.QUANTIZE:
             site = self.sites.get(node.name, str(args[6]))
             if site not in self.record.tensors:
                 args = (_own(node.args[0], args[0]), *args[1:])
                 self.record.tensors[site] = args[0]
-                self.log.quantized(site, args, result)
+                log.quantized(site, args, result)
         fact, label = get_contraction(node), self.labels.get(node.name)
         if fact is None or label is None or label in self.record.seen:
             return
@@ -171,7 +190,7 @@ class QuantizedWatch(Watch):
         sites = self.operands[label]
         floats = {o.arg: self._float(node.args[o.arg], args[o.arg], sites.get(o.arg)) for o in fact.operands}
         product = Product.of(node, fact, label, args, floats, sites)
-        self.log.multiplied(product, {arg: args[arg] for arg in sites})
+        log.multiplied(product, {arg: args[arg] for arg in sites})
 
     def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:
         """The operand without its quantizer: the views between them, of the tensor that was quantized."""
@@ -198,8 +217,8 @@ class FloatWatch(Watch):
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
         """Compares the result of every contraction."""
         fact, label = get_contraction(node), self.labels.get(node.name)
-        if fact is not None and label in self.record.results:
-            self.log.compared(str(label), self.record.results.pop(str(label)), _result(fact, result))
+        if fact is not None and label in self.record.results and self.relay.log is not None:
+            self.relay.log.compared(str(label), self.record.results.pop(str(label)), _result(fact, result))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +242,8 @@ class WatchedStep(Step):
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
         # the quantized step keeps codes, so what it was given may be written in place before backward
         record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
-        self.watch.log.stepped()
+        if self.watch.relay.log is not None:
+            self.watch.relay.log.stepped()
         first, clock = (moment.is_first, moment.clock) if moment is not None else (False, ())
         return results, WatchedMoment(first, clock, record)
 
@@ -237,8 +257,8 @@ class WatchedStep(Step):
         with self.in_shadow(forward.record):
             floats = self.shadow.gradients(list(forward.record.saved), grads, None)
         for name, mine, exact in zip(self.names, own, floats, strict=False):
-            if name is not None and mine is not None and exact is not None:
-                self.watch.log.gradient(name, mine, exact)
+            if name is not None and mine is not None and exact is not None and self.watch.relay.log is not None:
+                self.watch.relay.log.gradient(name, mine, exact)
         return own
 
     @contextlib.contextmanager
@@ -255,9 +275,9 @@ class WatchedStep(Step):
 class WatchedCompiler(GraphCompiler):
     """Makes watched steps out of the graphs that Dynamo hands over."""
 
-    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore, log: Log) -> None:
+    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore) -> None:
         super().__init__(recipe, "eager", strict, store=store)
-        self.log = log
+        self.relay = Relay()
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Copies the graph for the shadow."""
@@ -269,8 +289,8 @@ class WatchedCompiler(GraphCompiler):
         return lambda: self._lower(captured, floats)
 
     def _lower(self, captured: Captured, floats: Captured) -> Lowered:
-        watch = QuantizedWatch(captured.module, _labels(captured.module), self.log)
-        shadow_watch = FloatWatch(_labels(floats.module), self.log)
+        watch = QuantizedWatch(captured.module, _labels(captured.module), self.relay)
+        shadow_watch = FloatWatch(_labels(floats.module), self.relay)
         lowered = lower(captured, watch.interpret, self.store)
         shadow = lower(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
         names = tuple(fact.name if fact.kind is InputKind.PARAMETER else None for fact in captured.inputs)

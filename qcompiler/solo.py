@@ -48,9 +48,9 @@ class SoloWatch(Watch):
 class SoloCompiler(GraphCompiler):
     """Makes such steps; for recipes without ranges of the past, one forward before each backward."""
 
-    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore, solo: Solo) -> None:
+    def __init__(self, recipe: Recipe, strict: bool, store: RangeStore) -> None:
         super().__init__(recipe, "eager", strict, store=store)
-        self.solo = solo
+        self.solo = Solo()
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """The step of the graph, under a `SoloWatch`."""

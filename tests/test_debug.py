@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import math
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -127,6 +129,24 @@ def test_off_it_costs_nothing(eager):
     assert compilers[True].runs == runs + 1
     assert counters["stats"]["unique_graphs"] == captured + 1
     assert (d.recording.steps, str(qmodel.plan())) == (1, plan)
+    with qcompiler.debug(qmodel) as again:  # nor where it is entered again
+        qmodel(x).sum().backward()
+    assert counters["stats"]["unique_graphs"] == captured + 1
+    assert again.recording.layers.keys() == d.recording.layers.keys()
+
+
+def test_its_tensors_go_with_it(eager):
+    """What is captured stays for the next time, what was recorded does not. A backward behind it is as ever."""
+    qmodel, x = eager(nn.Linear(8, 4), "hyperblock-int8"), torch.randn(4, 8)
+    with qcompiler.debug(qmodel) as d:
+        qmodel(x).sum().backward()
+        late = qmodel(x).sum()
+    late.backward()
+    assert len(d.recording.tallies["(root)/grad"].history) == 1
+    gone = weakref.ref(d.recording.held["(root)/input"].x)
+    del d, late
+    gc.collect()
+    assert gone() is None
 
 
 def test_inductor_is_left_as_it_is():

@@ -158,7 +158,7 @@ def test_one_after_the_other(eager):
     faults = [Rule(spec=parse_spec("int8:real:tensor:nearest:pass:fixed(-1e6,1e6)"), module=name) for name in "24"]
     qmodel = eager(student(), recipe(*faults))
     d = qcompiler.debug(qmodel)
-    for _ in range(6):
+    for _ in range(8):
         with d:
             fit(qmodel, 1)
         assert d.recording.steps == 1

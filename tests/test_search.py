@@ -79,7 +79,7 @@ def test_it_beats_the_uniform_recipe():
     errors = []
     for recipe in (UNIFORM, found):
         qmodel = qcompiler.compile(model, recipe, backend="eager")
-        pairs = [(gradients(qmodel, batch), gradients(model, batch)) for batch in batches(6, seed=1)]
+        pairs = [(gradients(qmodel, batch), gradients(model, batch)) for batch in batches(4, seed=1)]
         errors.append(statistics.fmean(gradient_error(*pair) for pair in pairs))
     assert errors[1] < 0.85 * errors[0]
     assert Recipe.from_yaml(found.to_yaml()) == found
@@ -144,7 +144,7 @@ def test_shared_quantizers_get_one_spec():
     assert len(qmodel.plan().sites) == 5
 
 
-@pytest.mark.parametrize("budget", [3000, 6000, 10000])
+@pytest.mark.parametrize("budget", [3000, 8000])
 def test_a_budget_of_bytes(budget):
     """What forward keeps for backward as codes and scales fits; gradients, which cost nothing, get the most bits."""
     torch.manual_seed(0)
