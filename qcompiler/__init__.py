@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from qcompiler.search import search
     from qcompiler.sensitivity import SearchError
     from qcompiler.stages import StageError
+from qcompiler.capture import CaptureError
+from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+from qcompiler.debug import DebugError, Debugger, debug
+from qcompiler.files import save
+from qcompiler.onnx_export import ExportReport, export_onnx
+from qcompiler.onnx_trace import ExportError
+from qcompiler.onnx_verify import VerifyReport, verify_onnx
+from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.rules import Position, Role, Rule
+from qcompiler.recipe import Recipe, RecipeError
+from qcompiler.recipes import RECIPES
+from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
+from qcompiler.search import search
+from qcompiler.sensitivity import SearchError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +47,8 @@ __all__ = [
     "Debugger",
     "DrawError",
     "Explanation",
+    "ExportError",
+    "ExportReport",
     "Position",
     "QuantPlan",
     "QuantSpec",
@@ -43,14 +60,17 @@ __all__ = [
     "Schedule",
     "SearchError",
     "StageError",
+    "VerifyReport",
     "compile",
     "debug",
     "deviation_rate",
     "draw",
     "explain",
+    "export_onnx",
     "parse_spec",
     "save",
     "search",
+    "verify_onnx",
 ]
 
 #: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
