@@ -92,9 +92,8 @@ def main() -> None:
         paths = files(Path(folder), given.width, given.size)
         sizes = Table("file", "bytes", "of float")
         for name, path in paths.items():
-            sizes.add_row(
-                name, f"{path.stat().st_size:,}", f"{path.stat().st_size / paths['float'].stat().st_size:.3f}"
-            )
+            size = path.stat().st_size
+            sizes.add_row(name, f"{size:,}", f"{size / paths['float'].stat().st_size:.3f}")
         console.print(sizes)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = given.threads

@@ -96,10 +96,9 @@ def save(model: ir.Model, path: Path, data: Path | None) -> int:
         ir.save(model, path)
     else:
         ir.save(model, path, external_data=data.name)
-    for written in (path, data):
-        if written is not None:
-            with open(written, "rb") as file:
-                os.fsync(file.fileno())
+    if data is not None:
+        with data.open("rb+") as file:
+            os.fsync(file.fileno())
     return sum(written.stat().st_size for written in (path, data) if written is not None)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.files import replacing
 from qcompiler.onnx_trace import ExportError, trace
 from qcompiler.passes.plan import Kept
 
@@ -104,9 +105,9 @@ def export_onnx(
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     if opset < 21:
         raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     _check_writable(path)
-    build, check = _tools()
+    build, run = _tools()
     kwargs = dict(example_kwargs or {})
     shapes = dynamic_shapes
     if shapes is None and dynamic_batch:
@@ -116,19 +117,16 @@ def export_onnx(
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
     try:
-        size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
-        build.check(draft)
-        difference, kernels = check.compare(qmodel, draft, example_inputs, kwargs)
-        os.replace(draft, path)
-        _drop_old_data(path, data)
+        with replacing(path) as draft:
+            size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
+            build.check(draft)
+            difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
     except BaseException:
         data.unlink(missing_ok=True)
         raise
-    finally:
-        draft.unlink(missing_ok=True)
+    _drop_old_data(path, data)
     kinds = [one.kind for one in exported]
     return ExportReport(
         path=path,
