@@ -1,5 +1,6 @@
 """From a traced program to a checked ONNX file: torch's exporter, the quantizers, names, metadata."""
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -43,7 +44,11 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
     model: ir.Model = program.model
     exported = lower(model)
     _name_nodes(model)
-    versions = {"qcompiler": qcompiler.__version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    versions = {
+        "qcompiler": qcompiler.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "onnx": onnx.__version__,
+    }
     model.metadata_props.clear()
     model.metadata_props[RECIPE] = recipe.to_yaml()
     model.metadata_props[SITES] = json.dumps([one.to_json() | _changes(traced, one.site) for one in exported])
