@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from qcompiler.drawing import DrawError, draw
     from qcompiler.explanation import Explanation, explain
     from qcompiler.files import save
+    from qcompiler.onnx_export import ExportReport, export_onnx
+    from qcompiler.onnx_trace import ExportError
+    from qcompiler.onnx_verify import VerifyReport, verify_onnx
     from qcompiler.passes.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
@@ -21,21 +24,6 @@ if TYPE_CHECKING:
     from qcompiler.search import search
     from qcompiler.sensitivity import SearchError
     from qcompiler.stages import StageError
-from qcompiler.capture import CaptureError
-from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
-from qcompiler.debug import DebugError, Debugger, debug
-from qcompiler.files import save
-from qcompiler.onnx_export import ExportReport, export_onnx
-from qcompiler.onnx_trace import ExportError
-from qcompiler.onnx_verify import VerifyReport, verify_onnx
-from qcompiler.passes.plan import QuantPlan
-from qcompiler.passes.rules import Position, Role, Rule
-from qcompiler.recipe import Recipe, RecipeError
-from qcompiler.recipes import RECIPES
-from qcompiler.runtime.spec import QuantSpec, parse_spec
-from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
-from qcompiler.search import search
-from qcompiler.sensitivity import SearchError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -81,6 +69,9 @@ _EXPORTS = {
     "qcompiler.drawing": ("DrawError", "draw"),
     "qcompiler.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
+    "qcompiler.onnx_export": ("ExportReport", "export_onnx"),
+    "qcompiler.onnx_trace": ("ExportError",),
+    "qcompiler.onnx_verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.passes.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),
