@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
+from qcompiler import torch_compat
 from qcompiler.files import replacing
 
 
@@ -69,7 +69,7 @@ class SearchFile:
 def checksum(tree: Any) -> int:
     """crc32 of all tensors in nested lists, tuples and dictionaries, and of the text of all else."""
     found = 0
-    for leaf in _pytree.tree_leaves(tree):
+    for leaf in torch_compat.leaves(tree):
         if isinstance(leaf, Tensor):
             data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         else:
