@@ -1,6 +1,7 @@
 """Write a quantizer in front of every operand of every contraction that a rule asks to quantize."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,11 +10,14 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.graph import (
     Contraction,
     Operand,
+    aten,
     contractions,
+    get_contraction,
     insert_call,
     is_backward,
     is_view,
     last_placeholder,
+    module_path,
     pin_saved,
     pin_to_backward,
     record,
@@ -21,7 +25,8 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
-from qcompiler.passes.rules import Role, Rule, Sign, first_match
+from qcompiler.passes.layers import layer_end, residual_sums, sum_layout
+from qcompiler.passes.rules import ADDITION, Behind, Position, Product, Role, Rule, Sign, first_match
 from qcompiler.passes.signs import is_nonnegative
 from qcompiler.runtime import ops
 from qcompiler.runtime.rounding import Rounding
@@ -38,9 +43,11 @@ class PlaceQuantizers:
     3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
        backward it is pinned there, so that only codes and scales can be saved.
     4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
-       as an operand has its codes already. Backward reads the codes through views of its own.
+       as an operand has its codes already. Backward reads the codes through views of its own. *Behind the layer* means
+       behind the batch norm and the relu that alone read it (passes/layers.py); relu's own gradient reads relu.
     5. A rule that names a product puts it into the site, `…/grad.weight-gradient`: the two quantizers of one tensor
        round with bits of their own.
+    6. A rule for outputs that names `addition` puts one behind residual sums.
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -50,22 +57,45 @@ class PlaceQuantizers:
         """Returns the number of quantizers that were placed."""
         found = list(contractions(module.graph))
         outputs = sum(self.place_output(node, fact) for node, fact in found)
+        outputs += self.place_sums(module)
         return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
 
     def place_output(self, node: Node, fact: Contraction) -> int:
-        """Case 4: a quantizer behind a forward contraction, for all its readers."""
-        match = first_match(self.rules, Role.OUTPUT, fact.operator, fact.module, fact.positions)
+        """Case 4: a quantizer behind a forward contraction, or its layer, for all its readers."""
+        end = layer_end(node)
+        match = self._match_output(fact, node, end)
         if match is None or not fact.layout or fact.output_rule is not None or value(node).numel() == 0:
             return 0
         index, rule = match
         if rule.spec is None:
             return 0
         set_fact(node, dataclasses.replace(fact, output_rule=index))
-        _split_views(node)
-        for reader in list(node.users):
-            floats = insert_quantizer(node, reader, rule.spec, fact.layout, f"{fact.site}/output")
-            reader.replace_input_with(node, floats)
+        _quantize_for_all(end if rule.behind is Behind.LAYER else node, rule.spec, fact.layout, f"{fact.site}/output")
         return 1
+
+    def place_sums(self, module: GraphModule) -> int:
+        """Case 6: the same behind residual sums, where a rule names them."""
+        if not any(rule.operator == ADDITION for rule in self.rules):
+            return 0
+        seen: Counter[str] = Counter()
+        placed = 0
+        for node in list(residual_sums(module.graph)):
+            path = module_path(node)
+            name = f"{path}/add" if path else "add"
+            seen[name] += 1
+            site = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            if get_contraction(node) is None:
+                inner = frozenset({Position.INNER})
+                placed += self.place_output(node, Contraction(path, site, ADDITION, inner, (), sum_layout(node)))
+        return placed
+
+    def _match_output(self, fact: Contraction, node: Node, end: Node) -> tuple[int, Rule] | None:
+        """The first rule for an output; its sign is that of the tensor that the quantizer would read."""
+        for index, rule in enumerate(self.rules):
+            sign = _sign(end if rule.behind is Behind.LAYER else node)
+            if rule.matches(Role.OUTPUT, fact.operator, fact.module, fact.positions, Product.FORWARD, sign):
+                return index, rule
+        return None
 
     def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
         """Places one quantizer; 0 where the operand stays in float or has its quantizer already."""
@@ -94,8 +124,26 @@ class PlaceQuantizers:
 
 def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
     """The first rule that matches one operand of a contraction, with its index."""
-    sign = Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
-    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
+    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _sign(tensor))
+
+
+def _sign(tensor: Node) -> Sign:
+    return Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
+
+
+def _quantize_for_all(tensor: Node, spec: QuantSpec, layout: str, site: str) -> None:
+    """Case 4: every reader but the gradient of relu gets what comes back from the codes."""
+    _split_views(tensor)
+    for reader in list(tensor.users):
+        if not _is_relu_gradient(reader):
+            reader.replace_input_with(tensor, insert_quantizer(tensor, reader, spec, layout, site))
+
+
+def _is_relu_gradient(reader: Node) -> bool:
+    """True where a backward node asks only where relu was positive, itself or through a view."""
+    if is_view(reader):
+        return is_backward(reader) and all(map(_is_relu_gradient, reader.users))
+    return reader.target in (aten.threshold_backward.default, aten.hardtanh_backward.default)
 
 
 def _split_views(node: Node) -> None:

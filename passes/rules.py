@@ -43,6 +43,15 @@ class Product(enum.StrEnum):
     WEIGHT_GRADIENT = "weight-gradient"
 
 
+class Behind(enum.StrEnum):
+    """Where the quantizer of an output stands."""
+
+    #: behind the product itself
+    PRODUCT = "product"
+    #: behind the batch norm and the relu that alone read it: one integer kernel of an inference engine
+    LAYER = "layer"
+
+
 class Position(enum.StrEnum):
     """Where a contraction stands among the forward contractions of its graph."""
 
@@ -58,6 +67,8 @@ class Position(enum.StrEnum):
 ANY: Final = "*"
 #: the contractions that a rule can name
 OPERATORS: Final = ("convolution", "linear", "matmul")
+#: the sum of two activations, which has an output, but operands for the quantizers of other outputs only
+ADDITION: Final = "addition"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +86,8 @@ class Rule:
     spec: QuantSpec | None
     #: only operands of this role; None = of every role (an output is no operand, and asks for a rule of its own)
     role: Role | None = None
-    #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind
+    #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind. For outputs also `addition`: a residual
+    #: sum, which a rule has to name
     operator: str = ANY
     #: only modules whose path (`layer1.0.conv1`, empty for the model itself) matches this shell pattern as a whole;
     #: upper and lower case differ, and `*` also runs over dots
@@ -89,6 +101,8 @@ class Rule:
     #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of its
     #: quantizer, if every operand of the product is (passes/rotate_operands.py)
     rotate: int = 0
+    #: of an output: where its quantizer stands
+    behind: Behind = Behind.PRODUCT
     #: why this rule is there, for the report
     reason: str = ""
 
@@ -98,11 +112,15 @@ class Rule:
             if not isinstance(given, kind) and not (given is None and name in _OPTIONAL):
                 none = " or None" if name in _OPTIONAL else ""
                 raise ValueError(f"{name}: got {given!r} ({type(given).__name__}); valid: a {kind.__name__}{none}")
-        if self.operator not in (*OPERATORS, ANY):
+        valid = (*OPERATORS, ADDITION) if self.role is Role.OUTPUT else OPERATORS
+        if self.operator not in (*valid, ANY):
             raise ValueError(
-                f"operator: got {self.operator!r}; valid: {', '.join((*OPERATORS, ANY))}"
-                f"{did_you_mean(self.operator, OPERATORS)}"
+                f"operator: got {self.operator!r}; valid: {', '.join((*valid, ANY))}"
+                f"{did_you_mean(self.operator, valid)}"
             )
+        if self.behind is Behind.LAYER and self.role is not Role.OUTPUT:
+            given = repr(str(self.role)) if self.role else "every role"
+            raise ValueError(f"behind: got 'layer' for {given}; valid: role output")
         if self.rotate < 0 or self.rotate & (self.rotate - 1):
             raise ValueError(f"rotate: got {self.rotate}; valid: 0 or a power of two")
         if self.spec is not None and self.role is not Role.WEIGHT and not self.spec.outlives_batch:
@@ -140,7 +158,7 @@ class Rule:
         """
         return (
             (self.role is role or (self.role is None and role is not Role.OUTPUT))
-            and self.operator in (ANY, operator)
+            and (self.operator == operator or (self.operator == ANY and operator != ADDITION))
             and (self.position is None or self.position in positions)
             and self.product in (None, product)
             and self.sign in (None, sign)
@@ -158,6 +176,7 @@ class Rule:
         )
         where = "" if self.module == ANY else f" at {self.module or repr('')}"
         reason = f" ({self.reason})" if self.reason else ""
+        subject += " behind the layer" if self.behind is Behind.LAYER else ""
         turned = f"rotated by {self.rotate}, " if self.rotate else ""
         return f"{subject}{where} -> {turned}{self.spec or 'keep in float'}{reason}"
 
@@ -172,6 +191,7 @@ _TYPES: Final = {
     "product": Product,
     "sign": Sign,
     "rotate": int,
+    "behind": Behind,
     "reason": str,
 }
 _OPTIONAL: Final = ("spec", "role", "position", "product", "sign")

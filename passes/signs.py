@@ -38,7 +38,6 @@ _WHERE_INPUTS_ARE: Final = frozenset(
         aten.select.int,
         aten._to_copy.default,
         aten.native_dropout.default,
-        ops.QUANTIZE,
     }
 )
 #: clamps to [second argument, third argument]
@@ -61,7 +60,7 @@ def is_nonnegative(node: Any) -> bool:
         return isinstance(low, int | float) and bool(low >= 0)
     if node.target is operator.getitem:
         return bool(node.args[1] == 0) and is_nonnegative(node.args[0])
-    if node.target is ops.DEQUANTIZE or is_view(node):
+    if node.target in (ops.DEQUANTIZE, ops.QUANTIZE) or is_view(node):
         return is_nonnegative(node.args[0])
     if node.target in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor):
         return all(map(is_nonnegative, node.args[:2]))

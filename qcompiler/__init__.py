@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from qcompiler.drawing import DrawError, draw
     from qcompiler.explanation import Explanation, explain
     from qcompiler.files import save
+    from qcompiler.onnx_export import ExportReport, export_onnx
+    from qcompiler.onnx_trace import ExportError
+    from qcompiler.onnx_verify import VerifyReport, verify_onnx
     from qcompiler.passes.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
@@ -32,6 +35,8 @@ __all__ = [
     "Debugger",
     "DrawError",
     "Explanation",
+    "ExportError",
+    "ExportReport",
     "Position",
     "QuantPlan",
     "QuantSpec",
@@ -43,14 +48,17 @@ __all__ = [
     "Schedule",
     "SearchError",
     "StageError",
+    "VerifyReport",
     "compile",
     "debug",
     "deviation_rate",
     "draw",
     "explain",
+    "export_onnx",
     "parse_spec",
     "save",
     "search",
+    "verify_onnx",
 ]
 
 #: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
@@ -61,6 +69,9 @@ _EXPORTS = {
     "qcompiler.drawing": ("DrawError", "draw"),
     "qcompiler.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
+    "qcompiler.onnx_export": ("ExportReport", "export_onnx"),
+    "qcompiler.onnx_trace": ("ExportError",),
+    "qcompiler.onnx_verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.passes.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import yaml
 
-from qcompiler.passes.rules import Position, Product, Role, Rule, Sign, did_you_mean
+from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.ranges import Current, parse_range
@@ -148,6 +148,7 @@ _CONDITIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "product": lambda text: choice(Product, text, "product"),
     "sign": lambda text: choice(Sign, text, "sign"),
     "rotate": lambda text: _whole(text, "rotate"),
+    "behind": lambda text: choice(Behind, text, "behind"),
     "reason": str,
 }
 _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {

@@ -3,6 +3,7 @@
 import os
 from typing import Final
 
+from qcompiler import deployment_recipes
 from qcompiler.literature import FLEXPOINT_PAPER, LITERATURE
 from qcompiler.passes.rules import Position, Role, Rule, did_you_mean
 from qcompiler.recipe import Recipe, RecipeError
@@ -117,6 +118,8 @@ CURRENT_W8A8G8: Final = _w8a8g8("current-w8a8g8", "current", "the baseline curre
 #: What In-Hindsight is compared with: a moving average that includes the present tensor, two passes.
 RUNNING_W8A8G8: Final = _w8a8g8("running-w8a8g8", "running(0.9)", "the baseline running min-max")
 
+DEPLOY_INT8: Final = deployment_recipes.DEPLOY_INT8
+
 _LARGE_GRADIENT_PAPER: Final = (
     "D. Kim, J. Lee, J. Jeon, J. Moon, B. Ham: Toward INT4 Fixed-Point Training via Exploring Quantization Error for "
     "Gradients, ECCV 2024, arXiv 2407.12637"
@@ -175,6 +178,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         IN_HINDSIGHT_W8A8G8,
         CURRENT_W8A8G8,
         RUNNING_W8A8G8,
+        DEPLOY_INT8,
         INT4_LARGE_GRADIENTS,
         INT5_LARGE_GRADIENTS,
         INT8_LARGE_GRADIENTS,

@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +23,7 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
+from torch.utils import _pytree as pytree
 
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.state import Engine
@@ -47,6 +49,42 @@ def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModul
     with contextlib.ExitStack() as stack, functorch_config.patch(backward_pass_autocast="off"):
         joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
         return joint.graph_module, joint._aot_state.fw_metadata
+
+
+def composite_decompositions() -> dict[Any, Callable[..., Any]]:
+    """For `ExportedProgram.run_decompositions`: the operators that torch itself expands when it traces, and no others.
+
+    So an exported graph has the products that a captured one has.
+    """
+    table = torch.export.default_decompositions().materialize()
+    implicit = torch._C.DispatchKey.CompositeImplicitAutograd
+    return {
+        op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
+    }
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of nested tuples, lists and dicts, and of what others have registered: outputs of transformers."""
+    return pytree.tree_leaves(tree)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree with `function` of each leaf."""
+    return pytree.tree_map(function, tree)
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without what torch 2.13 says of itself while it exports: a deprecated check, and that torchvision is missing."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def partition(
@@ -172,8 +210,3 @@ def is_random(node: Node) -> bool:
     if node.target is run_and_save_rng_state:
         return True
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def leaves(tree: Any) -> list[Any]:
-    """What nested lists, tuples and dictionaries hold, in order."""
-    return list(tree_leaves(tree))

@@ -40,18 +40,18 @@ def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     field, mantissa = (bits >> 23) & 255, bits & _MANTISSA
     code = field + 1 - spec.format.magnitude_bits  # E = field − 126, and 127 is added for storage
     if spec.scale is Scale.FIT:
-        code = code + (mantissa > _mantissa(spec.format.reach)).to(torch.int32)
+        code = code + (mantissa > mantissa_of(spec.format.reach)).to(torch.int32)
     elif spec.scale is Scale.CEIL:
         code = code - (mantissa == 0).to(torch.int32)
     elif spec.scale is Scale.ROUND:
-        code = code - (mantissa <= _mantissa(math.sqrt(2))).to(torch.int32)
+        code = code - (mantissa <= mantissa_of(math.sqrt(2))).to(torch.int32)
     elif spec.scale is Scale.ONE:
         code = torch.full_like(code, 127)
     code = torch.where(field == 255, NAN_EXPONENT, code.clamp(1, 254))
     return code.to(torch.uint8)
 
 
-def _mantissa(value: float) -> int:
+def mantissa_of(value: float) -> int:
     """The mantissa bits of the largest float32 that is not above `value`."""
     return int((2 * math.frexp(value)[0] - 1) * (1 << 23))
 

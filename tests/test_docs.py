@@ -17,7 +17,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.capture import capture
-from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign
+from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, FloatFormat, Kind, parse_format
@@ -225,7 +225,7 @@ def test_every_choice_is_named():
     rows = re.findall(r"^\| `([a-z-]+)(?:\(\S+\))?` \| .* \| .* \| .* \|", PAGES["docs/numbers.md"], re.MULTILINE)
     assert {kind.name for kind in ESTIMATORS} <= set(rows)
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
-    names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *OPERATORS}
+    names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *Behind, *OPERATORS, ADDITION}
     assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
     names = {step.name for step in pipeline(qcompiler.RECIPES["identity"]).passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()

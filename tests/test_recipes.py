@@ -11,7 +11,7 @@ from torch import nn
 
 from qcompiler import literature, recipes
 from qcompiler.compile import CompileError
-from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Sign, first_match
+from qcompiler.passes.rules import ADDITION, OPERATORS, Position, Product, Role, Sign, first_match
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES, get
 from qcompiler.runtime.blocks import TENSOR, Block
@@ -86,8 +86,10 @@ def test_every_rule_can_match(name):
     rules = RECIPES[name].rules
     operands = [(role, product) for role, products in PRODUCTS.items() for product in products]
     hits = [
-        first_match(rules, role, "linear", "fc", positions, product, sign)
-        for (role, product), positions, sign in itertools.product(operands, POSITIONS, Sign)
+        first_match(rules, role, operator, "fc", positions, product, sign)
+        for (role, product), positions, sign, operator in itertools.product(
+            operands, POSITIONS, Sign, ("linear", "convolution", ADDITION)
+        )
     ]
     assert RECIPES[name].unused({hit[0] for hit in hits if hit}) == []
 

@@ -80,3 +80,11 @@ def test_nonnegative(joint, arguments, name):
 def test_unknown(joint, name):
     _, node = last_input(joint, UNKNOWN[name])
     assert not is_nonnegative(node)
+
+
+def test_codes_are_as_nonnegative_as_their_tensor(eager):
+    """The mean of what came from relu, and was quantized for all its readers."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1))
+    qmodel = eager(model, "deploy-int8")
+    qmodel(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert {site.name: str(site.spec.format) for site in qmodel.plan().sites}["3/input"] == "uint8"

@@ -1,0 +1,71 @@
+"""Where a layer ends: the batch norm and the relu behind a product or a residual sum, computed with it."""
+
+import operator
+from collections.abc import Iterator
+from typing import Final
+
+from torch.fx import Graph, Node
+
+from qcompiler.passes.graph import InputKind, aten, get_input, is_backward, is_view, value, view_root
+from qcompiler.runtime import ops
+
+BATCH_NORMS: Final = frozenset(
+    {
+        aten._native_batch_norm_legit_functional.default,
+        aten._native_batch_norm_legit_no_training.default,
+        aten._native_batch_norm_legit.default,
+        aten._batch_norm_with_update_functional.default,
+        aten._batch_norm_no_update.default,
+        aten.native_batch_norm.default,
+    }
+)
+_RELUS: Final = frozenset({aten.relu.default, aten.hardtanh.default, aten.clamp_min.default})
+
+
+def layer_end(node: Node) -> Node:
+    """The last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
+
+    Each counts only where it is the one forward reader of what comes before.
+    """
+    reader = _only_reader(node)
+    if reader is not None and reader.target in BATCH_NORMS and reader.args[0] is node:
+        results = [user for user in reader.users if user.target is operator.getitem and user.args[1] == 0]
+        if len(results) == 1:
+            node = results[0]
+            reader = _only_reader(node)
+    return reader if reader is not None and reader.target in _RELUS else node
+
+
+def residual_sums(graph: Graph) -> Iterator[Node]:
+    """Forward sums of two floating tensors of one shape that both depend on the input of the model."""
+    varies = _depends_on_input(graph)
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        terms = [term for term in node.args[:2] if isinstance(term, Node) and varies.get(term)]
+        alike = len(terms) == 2 and all(value(term).shape == value(node).shape for term in terms)
+        if alike and not is_backward(node) and value(node).is_floating_point() and value(node).ndim > 1:
+            yield node
+
+
+def sum_layout(node: Node) -> str:
+    """The layout of a sum: that of a term that codes were turned back into, else batch, channels, and space behind."""
+    for term in node.all_input_nodes:
+        root = view_root(term)
+        if root.target is ops.DEQUANTIZE and value(root).shape == value(node).shape:
+            return str(root.args[4])
+    ndim = value(node).ndim
+    return "bc" + "s" * (ndim - 2) if ndim != 3 else "bbc"
+
+
+def _only_reader(node: Node) -> Node | None:
+    """The one forward reader of a node, None where there are several; quantizers of it do not count."""
+    readers = [user for user in node.users if not is_backward(user) and user.op == "call_function"]
+    return readers[0] if len(readers) == 1 and not is_view(readers[0]) else None
+
+
+def _depends_on_input(graph: Graph) -> dict[Node, bool]:
+    varies: dict[Node, bool] = {}
+    for node in graph.nodes:
+        fact = get_input(node) if node.op == "placeholder" else None
+        given = fact is not None and fact.kind is InputKind.INPUT
+        varies[node] = given or any(varies[source] for source in node.all_input_nodes)
+    return varies

@@ -1,0 +1,177 @@
+"""Activations in an ONNX file: QuantizeLinear where the range is known, local functions where it is measured."""
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompiler.onnx_blocks import spread
+from qcompiler.onnx_storage import by_dimension, simple_axis, storage_type
+from qcompiler.onnx_trace import ExportError
+from qcompiler.onnx_weights import cut
+from qcompiler.onnx_writer import Quantizer, array, factor
+from qcompiler.runtime.blocks import WHOLE
+from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind
+from qcompiler.runtime.ranges import Current
+from qcompiler.runtime.scales import mantissa_of
+from qcompiler.runtime.spec import QuantSpec, Scale
+
+
+def write_static(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+    """(codes, values) by QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does."""
+    scale, kind, form = by_dimension(array(q.scale), q.edges), storage_type(q.spec.format), q.spec.format
+    axis = simple_axis(q.edges)
+    if axis is None:
+        raise ExportError(f"export: {q.site}: a static range over blocks {q.spec.block} changes along several axes")
+    if isinstance(form, FloatFormat):
+        # no QuantizeLinear: around those of 8-bit floats onnxruntime 1.31 drops relus that its optimizer may not drop
+        steps = q.constant(
+            "scale", spread(q.edges, factor(scale), [d for d, n in enumerate(q.edges.extents) if n is None])
+        )
+        levels = _minifloat(q, form, q.op("Div", q.merged(q.float_input()), steps))
+        return levels, _joined(q, q.op("Mul", _as_float(q, levels), steps))
+    factors = q.along(factor(scale), axis)
+    points = q.along(np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges), axis)
+    attributes: dict[str, Any] = {} if axis < 0 else {"axis": axis}
+    parts = (
+        q.constant("scale", factors),
+        q.constant("zero_point", ir.Tensor(points.astype(kind.numpy()), dtype=kind)),
+    )
+    codes = q.op("QuantizeLinear", q.merged(_cut_to_codes(q, form, factors, points, axis)), *parts, **attributes)
+    if not q.edges.joined:
+        q.shaped(codes, kind)
+    return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", codes, *parts, **attributes)))
+
+
+def _cut_to_codes(q: Quantizer, form: IntFormat, factors: np.ndarray, points: np.ndarray, axis: int) -> ir.Value:
+    """The tensor, cut to the values of the first and the last code where the type has codes beyond them."""
+    x, kind = q.float_input(), storage_type(form)
+    shape = [-1 if dim == axis else 1 for dim in range(len(q.edges.edges))] if axis >= 0 else []
+    for name, op_type, end, of_type in (("low", "Max", form.qmin, kind.min), ("high", "Min", form.qmax, kind.max)):
+        if end != of_type:
+            bound = ((end - points.astype(np.float32)) * factors).astype(np.float32).reshape(shape)
+            x = q.shaped(q.op(op_type, x, q.constant(name, bound)))
+    return x
+
+
+def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+    """(codes, values) by local functions that measure the tensor, block by block."""
+    spec, form = q.spec, q.spec.format
+    if not isinstance(spec.range, Current):
+        raise ExportError(
+            f"export: {q.site}: the range {spec.range} of the present tensor sums or sorts over it, which no two "
+            "runtimes do in the same order; valid: ranges that are kept, or current"
+        )
+    x, axes = _split(q)
+    if isinstance(form, IntFormat) and spec.scale.dtype == torch.uint8:
+        exponent = q.op("SharedExponent", x, axes, **_exponent_rule(spec))
+        codes = q.op("HyperblockQuantize", x, exponent, **_ends(form))
+        return codes, _joined(q, q.op("HyperblockDequantize", codes, exponent))
+    if isinstance(form, IntFormat):
+        zero = q.constant("zero", np.array(0, np.float32))
+        if spec.has_zero_point:
+            scale, zero = q.ops("AffineScale", x, axes, outputs=2, largest=form.largest)
+        else:
+            scale = q.op("RangeScale", x, axes, largest=form.largest, negative=_negative(form))
+        codes = q.op("RangeQuantize", x, scale, zero, **_ends(form))
+        return codes, _joined(q, q.op("RangeDequantize", codes, scale, zero))
+    if spec.scale.dtype == torch.uint8:
+        scale = q.op("ExponentFactor", q.op("SharedExponent", x, axes, **_exponent_rule(spec)))
+    elif spec.scale is Scale.TWO_LEVEL:
+        scale = q.op("TwoLevelScale", x, axes, reach=form.reach)
+    else:
+        scale = q.op("RangeScale", x, axes, largest=form.reach)
+    levels = _minifloat(q, form, q.op("Div", x, scale))
+    return levels, _joined(q, q.op("Mul", _as_float(q, levels), scale))
+
+
+def _as_float(q: Quantizer, levels: ir.Value) -> ir.Value:
+    """Levels as float32; those of a function are."""
+    return levels if levels.dtype is None else q.op("Cast", levels, name="Level", to=1)
+
+
+def _minifloat(q: Quantizer, form: FloatFormat, real: ir.Value) -> ir.Value:
+    """Real codes to levels: by a cast where ONNX has the type, else by a function."""
+    kind = storage_type(form)
+    if kind.is_floating_point() and kind != ir.DataType.FLOAT16:
+        made = q.op("Cast", real, name="Codes", to=kind.value, saturate=int(form.saturates))
+        made.type = ir.TensorType(kind)
+        return made
+    if form.radix != 2 or not form.saturates:
+        raise ExportError(f"export: {q.site}: an activation in {form} has no form in ONNX")
+    rule = {"mantissa_bits": form.mantissa_bits, "first_exponent": form.first_exponent, "largest": form.largest}
+    return q.op("MinifloatRound", real, name="", **rule)
+
+
+def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+    """The tensor with a dimension more for the inside of each split block, and the dimensions that a block covers."""
+    x, pads = q.merged(q.float_input()), [0] * len(q.edges.edges)
+    shape: list[int] = []
+    axes: list[int] = []
+    for dim, (edge, extent) in enumerate(zip(q.edges.edges, q.edges.extents, strict=True)):
+        if dim in q.edges.split:
+            assert extent is not None
+            pads[dim] = -extent % edge
+            shape += [-(-extent // edge), edge]
+            axes.append(len(shape) - 1)
+        else:
+            axes += [len(shape)] * (edge == WHOLE)
+            shape.append(_extent(q, dim))
+    if any(pads):
+        x = q.op("Pad", x, q.ints("pads", [0] * len(pads) + pads))
+    if q.edges.split:
+        x = q.op("Reshape", x, q.ints("blocks", shape), name="Split")
+    return x, q.ints("axes", axes)
+
+
+def _extent(q: Quantizer, dim: int) -> int:
+    """An extent for Reshape: 0 copies one in front of all splits, −1 finds a single one behind them."""
+    extent = q.edges.extents[dim]
+    if extent is not None:
+        return extent
+    first = min(q.edges.split, default=dim)
+    free = [d for d, known in enumerate(q.edges.extents) if known is None and d > first]
+    if len(free) > 1:
+        raise ExportError(
+            f"export: {q.site}: several dynamic axes behind one that is cut into blocks; keep all but one of them fixed"
+        )
+    return -1 if dim in free else 0
+
+
+def _joined(q: Quantizer, values: ir.Value) -> ir.Value:
+    """The shape of the tensor again."""
+    if q.edges.split:
+        whole = [
+            -(-cast(int, extent) // edge) * edge if dim in q.edges.split else _extent(q, dim)
+            for dim, (edge, extent) in enumerate(zip(q.edges.edges, q.edges.extents, strict=True))
+        ]
+        values = q.op("Reshape", values, q.ints("whole", whole), name="Join")
+        for dim in q.edges.split:
+            extent = cast(int, q.edges.extents[dim])
+            if extent % q.edges.edges[dim]:
+                values = cut(q, values, dim, extent)
+    return q.shaped(q.unmerged(values))
+
+
+def _negative(form: Format) -> float:
+    return 0.0 if form.kind is Kind.UNSIGNED else -1.0
+
+
+def _ends(form: IntFormat) -> dict[str, Any]:
+    """The attributes of a function that makes codes."""
+    name = ("" if form.kind is Kind.SIGNED else "U") + ("INT16" if form.bits == 16 else "INT8")
+    return {"lowest": form.lowest, "largest": form.largest, "to": ir.DataType[name].value}
+
+
+def _exponent_rule(spec: QuantSpec) -> dict[str, Any]:
+    """The attributes of SharedExponent for a scale rule."""
+    edge = {Scale.FIT: spec.format.reach, Scale.ROUND: math.sqrt(2)}.get(spec.scale, 1.0)
+    return {
+        "magnitude_bits": spec.format.magnitude_bits,
+        "edge": 1 + mantissa_of(edge) / 2**23,
+        "above": int(spec.scale is Scale.FIT),
+        "below": int(spec.scale in (Scale.CEIL, Scale.ROUND)),
+        "negative": _negative(spec.format),
+    }

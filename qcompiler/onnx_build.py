@@ -1,0 +1,119 @@
+"""From a traced program to a checked ONNX file: torch's exporter, the quantizers, names, metadata."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+import qcompiler
+from qcompiler import torch_compat
+from qcompiler.onnx_lower import Exported, lower
+from qcompiler.onnx_stand_ins import TRANSLATIONS
+from qcompiler.onnx_trace import ExportError, Traced
+from qcompiler.recipe import Recipe
+
+#: keys of the metadata of a file
+RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
+
+
+def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Exported]]:
+    """The model in memory and its quantizers, in graph order.
+
+    Raises:
+        ExportError: an operator, format, range or block that has no form in ONNX.
+    """
+    try:
+        with torch_compat.quiet_exporter():
+            program = torch.onnx.export(
+                traced.frozen.program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=TRANSLATIONS,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"export: {_reason(error)}") from error
+    assert program is not None
+    model: ir.Model = program.model
+    exported = lower(model)
+    _name_nodes(model)
+    versions = {
+        "qcompiler": qcompiler.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "onnx": onnx.__version__,
+    }
+    model.metadata_props.clear()
+    model.metadata_props[RECIPE] = recipe.to_yaml()
+    model.metadata_props[SITES] = json.dumps([one.to_json() | _changes(traced, one.site) for one in exported])
+    model.metadata_props[VERSIONS] = json.dumps(versions)
+    model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
+    return model, exported
+
+
+def _changes(traced: Traced, site: str) -> dict[str, Any]:
+    """What was done to the codes of a weight."""
+    return {"order": traced.frozen.order.get(site), "negated": traced.frozen.negated.get(site, ())}
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, which names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Gives the nodes of a module its path: `layer1.0.conv1/Conv`; our own have the names of their sites."""
+    taken: dict[str, int] = {}
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        node_name = node.name or node.op_type
+        if "site" not in node.metadata_props and scopes:
+            path = json.loads(scopes.replace("'", '"'))[-2:-1]
+            if path and path[0]:
+                node_name = f"{path[0]}/{node.op_type}"
+        count = taken[node_name] = taken.get(node_name, 0) + 1
+        node.name = node_name if count == 1 else f"{node_name}#{count}"
+        for key in [key for key in node.metadata_props if key.startswith("pkg.")]:
+            del node.metadata_props[key]
+
+
+def size(model: ir.Model) -> int:
+    """Bytes of the tensors of a model."""
+    held = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def save(model: ir.Model, path: Path, data: Path | None) -> int:
+    """Writes a model, its tensors in `data` where that is given; returns the bytes of both.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    if data is None:
+        ir.save(model, path)
+    else:
+        ir.save(model, path, external_data=data.name)
+    if data is not None:
+        with data.open("rb+") as file:
+            os.fsync(file.fileno())
+    return sum(written.stat().st_size for written in (path, data) if written is not None)
+
+
+def check(path: Path) -> None:
+    """onnx's full check of a file, with strict shape inference.
+
+    Raises:
+        ExportError: the file is not valid, which is an error of this project.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ExportError(f"export: the file is not valid ONNX: {error}") from error

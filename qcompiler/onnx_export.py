@@ -1,0 +1,206 @@
+"""export_onnx(): a trained module as an ONNX file that stock onnxruntime runs, one quantizer for each trained one."""
+
+import dataclasses
+import glob
+import inspect
+import io
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from qcompiler import torch_compat
+from qcompiler.compile import QuantizedModule
+from qcompiler.files import replacing
+from qcompiler.onnx_trace import ExportError, trace
+from qcompiler.passes.plan import Kept
+
+#: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
+_EXTERNAL = 2**31 - 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was written; `print(report)` shows it as text."""
+
+    path: Path
+    #: quantizers of the eval plan, and those in the file, by kind: weight, static, dynamic
+    trained: int
+    exported: Mapping[str, int]
+    #: operands of products that stay in float, and why
+    kept: tuple[Kept, ...]
+    #: bytes of the file and what lies beside it; bytes of the parameters and buffers of the model
+    file_bytes: int
+    float_bytes: int
+    #: the largest difference from the outputs of PyTorch on the example, relative to the largest output
+    difference: float
+    #: the operators of onnxruntime's optimized graph that compute on integers, with their counts
+    integer_kernels: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        table = Table("what", "value", title=f"ONNX: {self.path.name}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.exported.items() if count)
+        table.add_row("quantizers trained", str(self.trained))
+        table.add_row("quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})")
+        table.add_row("file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float")
+        table.add_row("largest difference", f"{self.difference:.2g} of the largest output")
+        kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
+        table.add_row("integer kernels of onnxruntime", kernels or "none")
+        for kept in self.kept:
+            table.add_row("in float", f"{kept.name} in {kept.consumer}: {kept.reason}")
+        for note in self.notes:
+            table.add_row("note", note)
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console.print(table)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
+
+
+def export_onnx(
+    qmodel: QuantizedModule,
+    path: str | os.PathLike[str],
+    example_inputs: tuple[Any, ...],
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    opset: int = 21,
+    fold_batch_norm: bool = True,
+) -> ExportReport:
+    """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
+
+    The file has one quantizer for each of `plan(training=False)`: `QuantizeLinear` and `DequantizeLinear` where the
+    range is known, stored integers for weights, local functions of standard operators where the range is measured. It
+    is checked, run by onnxruntime and compared before it takes its name, so a file that was there stays whole if any of
+    that fails.
+
+    A static range saturates what is not finite, where PyTorch gives NaN.
+
+    Args:
+        qmodel: made by `qcompiler.compile`; trained, or loaded with its ranges.
+        path: the file; beside it `<name>.<random>.data` holds the tensors of models above 2 GB.
+        example_inputs, example_kwargs: what the model is called with; shapes count, values are for the comparison.
+        dynamic_batch: dimension 0 of all tensors that have the size of that of the first is free.
+        dynamic_shapes: which dimensions are free, as in torch.export.export; in place of `dynamic_batch`.
+        opset: the version of the ONNX operators, 21 or newer.
+        fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
+            the codes of the weight stay as they are; False leaves it a node of its own.
+
+    Raises:
+        ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
+            format without a form in ONNX, data-dependent shapes, a package that is not installed.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(qmodel, QuantizedModule):
+        raise ExportError(f"export: got {type(qmodel).__name__}; valid: a module made by qcompiler.compile")
+    if not isinstance(example_inputs, tuple):
+        raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
+    if opset < 21:
+        raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
+    path = Path(os.path.realpath(path))
+    _check_writable(path)
+    build, run = _tools()
+    kwargs = dict(example_kwargs or {})
+    shapes = dynamic_shapes
+    if shapes is None and dynamic_batch:
+        example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
+    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm)
+    model, exported = build.build(traced, qmodel.recipe, opset)
+    missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
+    if missing:
+        raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
+    data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
+    try:
+        with replacing(path) as draft:
+            size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
+            build.check(draft)
+            difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
+    except BaseException:
+        data.unlink(missing_ok=True)
+        raise
+    _drop_old_data(path, data)
+    kinds = [one.kind for one in exported]
+    return ExportReport(
+        path=path,
+        trained=len(traced.plan.sites),
+        exported={kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")},
+        kept=traced.plan.kept,
+        file_bytes=size,
+        float_bytes=_bytes(qmodel),
+        difference=difference,
+        integer_kernels=kernels,
+        notes=traced.frozen.notes,
+    )
+
+
+def _tools() -> tuple[Any, Any]:
+    """The parts that need the packages of the extra."""
+    try:
+        from qcompiler import onnx_build, onnx_run
+    except ImportError as error:
+        raise ExportError(f"export: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
+    return onnx_build, onnx_run
+
+
+def _check_writable(path: Path) -> None:
+    """Raises OSError before the work starts where the folder does not exist or cannot be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"export: {path} is a folder; valid: the path of a file")
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        probe.touch(exist_ok=False)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _drop_old_data(path: Path, data: Path) -> None:
+    """Removes the tensors of the file that was replaced."""
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        if other != data and re.fullmatch(
+            r"[0-9a-f]{8}", other.name.removeprefix(f"{path.name}.").removesuffix(".data")
+        ):
+            other.unlink(missing_ok=True)
+
+
+def _bytes(qmodel: QuantizedModule) -> int:
+    """Bytes of the parameters and buffers."""
+    held = [*qmodel._model.parameters(), *qmodel._model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def free_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """The example, and the dimensions that are free in it: 0 of each tensor as long as the first one.
+
+    A batch of 1 is doubled, since torch takes a 1 for a constant.
+
+    Raises:
+        ExportError: the model does not take these arguments, or none of them is a tensor with dimensions.
+    """
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise ExportError(f"export: example_inputs: {error}") from error
+    tensors = [one for one in torch_compat.leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
+    if not tensors:
+        raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
+    length, axis = tensors[0].shape[0], torch.export.Dim("batch")
+
+    def is_free(one: Any) -> bool:
+        return isinstance(one, Tensor) and one.ndim > 0 and one.shape[0] == length
+
+    def twice(one: Any) -> Any:
+        return torch.cat([one, one]) if length == 1 and is_free(one) else one
+
+    shapes = torch_compat.map_leaves(lambda one: {0: axis} if is_free(one) else None, dict(bound))
+    args, kwargs = torch_compat.map_leaves(twice, (args, kwargs))
+    return args, kwargs, shapes

@@ -1,0 +1,257 @@
+"""Replace what an exported graph need not compute: weights become codes, ranges of the past become scales."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec, TensorArgument
+from torch.export.graph_signature import InputKind as SpecKind
+from torch.fx import Graph, Node
+
+from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, infer, module_path, quantizers, value
+from qcompiler.passes.layers import BATCH_NORMS
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import WHOLE, Block
+from qcompiler.runtime.formats import IntFormat
+from qcompiler.runtime.ranges import Current
+from qcompiler.runtime.spec import Scale, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A program with constants, and what was done to the codes of weights on the way."""
+
+    program: ExportedProgram
+    #: site → the order in which the dimensions of its codes lie in the file
+    order: Mapping[str, tuple[int, ...]]
+    #: site → output channels whose codes are negated, for a batch norm with a negative factor
+    negated: Mapping[str, tuple[int, ...]]
+    #: what a reader of the file should know
+    notes: tuple[str, ...]
+
+
+def freeze(program: ExportedProgram, ranges: Mapping[str, Tensor], *, fold_batch_norm: bool) -> Frozen:
+    """The program with constants in place of what depends on parameters and ranges alone.
+
+    1. A quantized weight is its codes and scales: its quantizer reads the codes in place of the weight, which tells its
+       site to what comes after. The float weight goes where nothing else reads it.
+    2. A range that does not depend on the tensor in front is a scale, and a zero point where the format has one.
+    3. `x` beside the codes, which shows what is not finite, is dropped: `QuantizeLinear` saturates instead.
+    4. The transposition of a weight is done to its codes.
+    5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
+       where these are one float a tensor or an output channel, so that the codes stay.
+    """
+    freezer = _Freezer(program, ranges)
+    for codes in quantizers(freezer.graph):
+        freezer.freeze(codes)
+        freezer.transpose(codes)
+    notes = freezer.fold() if fold_batch_norm else ()
+    return Frozen(freezer.rebuilt(), freezer.order, freezer.negated, notes)
+
+
+class _Freezer:
+    """One walk over one graph; the tables die with it."""
+
+    def __init__(self, program: ExportedProgram, ranges: Mapping[str, Tensor]) -> None:
+        self.program = program
+        self.graph: Graph = program.graph_module.graph
+        self.known: dict[Node, Tensor] = {}
+        #: new placeholder → its name in the file and its value
+        self.constants: dict[str, tuple[str, Tensor]] = {}
+        self.order: dict[str, tuple[int, ...]] = {}
+        self.negated: dict[str, tuple[int, ...]] = {}
+        held = {**program.state_dict, **program.constants}
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        for node in self.graph.find_nodes(op="placeholder"):
+            fact = get_input(node)
+            assert fact is not None
+            if fact.kind is InputKind.STATE:
+                self.known[node] = ranges[fact.name].detach()
+            elif fact.kind is not InputKind.INPUT:
+                self.known[node] = cast(Tensor, held[cast(str, specs[node.name].target)]).detach()
+        self.fixed = self._fixed()
+
+    def _fixed(self) -> set[Node]:
+        """The calls whose result does not depend on the input of the model."""
+        fixed: set[Node] = set()
+        for node in self.graph.nodes:
+            sources = node.all_input_nodes
+            constant = bool(sources) and all(source in self.known or source in fixed for source in sources)
+            if node.op == "call_function" and (constant or _is_static(node)):
+                fixed.add(node)
+        return fixed
+
+    def _value(self, node: Node) -> Tensor | None:
+        """What a node holds whatever the input of the model; None where it depends on that."""
+        if node not in self.known and node in self.fixed:
+            args = node.args
+            if _is_static(node):
+                args = (
+                    torch.zeros([n if isinstance(n, int) else 1 for n in value(cast(Node, args[0])).shape]),
+                    *args[1:],
+                )
+            given, options = torch.fx.map_arg((args, node.kwargs), self._value)
+            with torch.no_grad():
+                self.known[node] = cast(Callable[..., Any], node.target)(*given, **options)
+        return self.known.get(node)
+
+    def freeze(self, codes: Node) -> None:
+        """Cases 1 to 3 for one quantizer."""
+        _, scale, point, _, _, _, site = codes.args
+        held = self._value(codes)
+        for node, name in ((scale, "scale"), (point, "zero_point")):
+            if isinstance(node, Node) and (known := self._value(node)) is not None:
+                node.replace_all_uses_with(self._constant(known, f"{site}#{name}"))
+        if held is not None:
+            codes.update_arg(0, self._constant(held, f"{site}#codes"))
+        for floats in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
+            floats.args = floats.args[:6]
+
+    def transpose(self, codes: Node) -> None:
+        """Case 4 for one quantizer."""
+        tensor, scale, point, _, text, layout, site = codes.args
+        floats = [user for user in codes.users if user.target is ops.DEQUANTIZE]
+        views = [view for reader in floats for view in reader.users]
+        axes = len(set(str(layout))) == len(str(layout)) == 2
+        if (
+            tensor not in self.known
+            or not axes
+            or not views
+            or any(view.target is not aten.t.default for view in views)
+        ):
+            return
+        self.order[str(site)] = (1, 0)
+        parts = {"codes": tensor, "scale": scale, "zero_point": point}
+        turned = {
+            name: self._constant(cast(Tensor, self._value(node)).t().contiguous(), f"{site}#{name}.t")
+            for name, node in parts.items()
+            if isinstance(node, Node)
+        }
+        self._reset(codes, turned, str(text), str(layout)[::-1])
+        for view in views:
+            view.replace_all_uses_with(cast(Node, view.args[0]))
+
+    def _reset(self, codes: Node, parts: Mapping[str, Node], text: str, layout: str) -> None:
+        """Gives a frozen quantizer and its readers other constants, another spec and layout."""
+        point = parts.get("zero_point")
+        codes.args = (parts["codes"], parts["scale"], point, None, text, layout, codes.args[6])
+        infer(codes)
+        for reader in list(codes.users):
+            reader.args = (codes, parts["scale"], point, text, layout, reader.args[5])
+            infer(reader)
+
+    def fold(self) -> tuple[str, ...]:
+        """Case 5 for every batch norm."""
+        notes = []
+        for target in BATCH_NORMS:
+            for norm in self.graph.find_nodes(op="call_function", target=target):
+                reason = self._fold(norm)
+                if reason:
+                    notes.append(f"batch norm {module_path(norm)} stays in float: {reason}")
+        return tuple(notes)
+
+    def _fold(self, norm: Node) -> str:
+        """Folds one batch norm, or says why not."""
+        product = cast(Node, norm.args[0])
+        if product.target is not aten.convolution.default or len(product.users) > 1 or product.args[6]:
+            return f"it reads {product.name}, which is not a convolution that it alone reads"
+        floats = cast(Node, product.args[1])
+        codes = cast(Node, floats.args[0]) if floats.target is ops.DEQUANTIZE else None
+        if codes is None or (held := self._value(cast(Node, codes.args[0]))) is None or len(codes.users) > 1:
+            return "the weight is not quantized for this convolution alone"
+        _, scale, _, _, text, layout, site = codes.args
+        spec, steps = parse_spec(str(text)), cast(Tensor, self._value(cast(Node, scale)))
+        if spec.scale.dtype is not torch.float32 or steps.numel() not in (1, len(steps)) or spec.has_zero_point:
+            return f"the weight has other scales than one for each output channel: {spec}"
+        if not isinstance(spec.format, IntFormat):
+            return f"the weight has codes of {spec.format}"
+        gain, offset = self._affine(norm)
+        bias = product.args[2]
+        before = 0.0 if bias is None else cast(Tensor, self._value(cast(Node, bias))).double()
+        shape = (-1, *[1] * (held.ndim - 1))
+        sign = torch.where(gain < 0, -1, 1).reshape(shape).to(held.dtype)
+        steps = steps.double() * gain.abs().reshape(shape)
+        held = torch.where(steps > 0, held * sign, 0)
+        self.negated[str(site)] = tuple((gain < 0).nonzero().flatten().tolist())
+        block = Block(out=1, in_=WHOLE, space=WHOLE, batch=WHOLE, channel=WHOLE, group=WHOLE)
+        parts = {
+            "codes": self._constant(held, f"{site}#codes.folded"),
+            "scale": self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded"),
+        }
+        self._reset(codes, parts, str(dataclasses.replace(spec, block=block, range=Current())), str(layout))
+        product.update_arg(2, self._constant((before * gain + offset).float(), f"{site}#bias"))
+        for result in list(norm.users):
+            result.replace_all_uses_with(product)
+        return ""
+
+    def _affine(self, norm: Node) -> tuple[Tensor, Tensor]:
+        """(gain, offset) of a batch norm as float64: y = gain·x + offset."""
+        gamma, beta, mean, var = (
+            None if part is None else cast(Tensor, self._value(cast(Node, part))).double() for part in norm.args[1:5]
+        )
+        assert mean is not None
+        assert var is not None
+        gain = (var + float(cast(float, norm.args[-1]))).rsqrt() * (1.0 if gamma is None else gamma)
+        return gain, (0.0 if beta is None else beta) - mean * gain
+
+    def _constant(self, held: Tensor, name: str) -> Node:
+        """A placeholder that holds a value."""
+        first = next(iter(self.graph.nodes))
+        with self.graph.inserting_before(first):
+            made = self.graph.placeholder(f"c_{len(self.constants)}")
+        made.meta["val"] = fake_mode(self.graph).from_tensor(held, static_shapes=True)
+        self.known[made] = held
+        self.constants[made.name] = (name, held)
+        return made
+
+    def rebuilt(self) -> ExportedProgram:
+        """The program around the new graph; inputs that nothing reads are gone, except the user's own."""
+        self.graph.eliminate_dead_code()
+        old = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        inputs = []
+        for node in self.graph.find_nodes(op="placeholder"):
+            spec = old.get(node.name)
+            if spec is not None and spec.kind is SpecKind.USER_INPUT:
+                inputs.append(spec)
+            elif not node.users:
+                self.graph.erase_node(node)
+            elif spec is not None:
+                inputs.append(spec)
+            else:
+                name, _ = self.constants[node.name]
+                inputs.append(InputSpec(SpecKind.BUFFER, TensorArgument(node.name), name, persistent=True))
+        self.graph.lint()
+        targets = {spec.target for spec in inputs}
+        new = {name: held for name, held in self.constants.values() if name in targets}
+        state = {name: held for name, held in self.program.state_dict.items() if name in targets}
+        return ExportedProgram(
+            self.program.graph_module,
+            self.graph,
+            ExportGraphSignature(inputs, self._outputs()),
+            {**state, **new},
+            self.program.range_constraints,
+            self.program.module_call_graph,
+            self.program.example_inputs,
+            self.program.constants,
+            verifiers=self.program.verifiers,
+        )
+
+    def _outputs(self) -> list[OutputSpec]:
+        """The outputs by their new names."""
+        nodes = cast(tuple[Any, ...], self.graph.output_node().args[0])
+        old = self.program.graph_signature.output_specs
+        return [
+            dataclasses.replace(spec, arg=TensorArgument(node.name)) if isinstance(node, Node) else spec
+            for spec, node in zip(old, nodes, strict=True)
+        ]
+
+
+def _is_static(node: Node) -> bool:
+    """True for a scale or zero point that does not depend on the tensor in front."""
+    if node.target not in (ops.SCALE, ops.ZERO_POINT):
+        return False
+    spec = parse_spec(next(arg for arg in node.args if isinstance(arg, str)))
+    return spec.range.is_static or spec.range.has_state or spec.scale is Scale.ONE

@@ -1,0 +1,73 @@
+"""From stand-ins for quantizers to ONNX: each becomes stored codes, QuantizeLinear, or a local function."""
+
+import dataclasses
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qcompiler.onnx_activations import write_dynamic, write_static
+from qcompiler.onnx_blocks import Edges
+from qcompiler.onnx_functions import DOMAIN, FUNCTIONS
+from qcompiler.onnx_weights import write_weight
+from qcompiler.onnx_writer import Quantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """One quantizer in the file."""
+
+    site: str
+    #: weight, static or dynamic
+    kind: str
+    #: the value that it reads, and the one that holds its codes; of a weight only these
+    values: tuple[str, ...]
+    edges: Edges
+
+    def to_json(self) -> dict[str, Any]:
+        """For the metadata of the file."""
+        return {"site": self.site, "kind": self.kind, "values": self.values}
+
+
+def lower(model: ir.Model) -> list[Exported]:
+    """Replaces every stand-in in place; returns the quantizers in graph order.
+
+    Raises:
+        ExportError: a format, a range or a block without a form in ONNX.
+    """
+    found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
+    exported = [_lower(Quantizer(model.graph, node)) for node in found]
+    RemoveUnusedNodesPass()(model)
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for name in sorted(used):
+        model.functions[DOMAIN, name, ""] = ir.from_proto(FUNCTIONS[name].to_function_proto())
+    model.graph.opset_imports.pop(DOMAIN, None)
+    if used:
+        model.graph.opset_imports[DOMAIN] = 1
+    return exported
+
+
+def _lower(q: Quantizer) -> Exported:
+    """The nodes of one quantizer, in place of its stand-in and of those that read it."""
+    assert q.x.dtype is not None
+    source = str(q.x.name)
+    if q.x.const_value is not None and not q.x.dtype.is_floating_point():
+        kind, (codes, values) = "weight", write_weight(q)
+    elif q.scale.const_value is not None:
+        kind, (codes, values) = "static", write_static(q)
+    else:
+        kind, (codes, values) = "dynamic", write_dynamic(q)
+    for reader in [use.node for use in q.node.outputs[0].uses()]:
+        _replace(q, reader, values)
+    q.graph.remove(q.node, safe=True)
+    held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
+    return Exported(q.site, kind, held, q.edges)
+
+
+def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:
+    """Puts the dequantized values in place of a stand-in that reads the codes."""
+    kind = ir.DataType(reader.attributes["dtype"].as_int())
+    if kind != ir.DataType.FLOAT:
+        values = q.shaped(q.op("Cast", values, name=f"As{kind.name}", to=kind.value), kind)
+    ir.convenience.replace_all_uses_with(reader.outputs[0], values, replace_graph_outputs=True)
+    q.graph.remove(reader, safe=True)

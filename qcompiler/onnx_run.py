@@ -1,0 +1,145 @@
+"""Running an ONNX file with onnxruntime: outputs, inner values, and what its optimized graph computes on integers."""
+
+import collections
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import Tensor
+
+from qcompiler import torch_compat
+from qcompiler.compile import QuantizedModule
+from qcompiler.onnx_build import SITES
+from qcompiler.onnx_trace import ExportError, eval_mode
+from qcompiler.onnx_writer import array
+
+#: the operators of onnxruntime that multiply or add codes
+INTEGER = (
+    "QLinearConv",
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearMatMul",
+    "QGemm",
+    "QLinearGlobalAveragePool",
+    "MatMulInteger",
+    "ConvInteger",
+    "QLinearAveragePool",
+    "QLinearConcat",
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+)
+
+
+def session(path: Path, *, optimize: bool = True, keep: Path | None = None) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with no operator but onnxruntime's own; `keep` is where the optimized graph goes."""
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    if keep is not None:
+        options.optimized_model_filepath = str(keep)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """The value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
+    if value.dtype is None or not (
+        value.dtype.is_float8() if hasattr(value.dtype, "is_float8") else value.dtype.bitwidth < 8
+    ):
+        return value
+    node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+    node.outputs[0].name, node.outputs[0].type = f"{value.name}/as_float", ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = value.shape
+    graph.append(node)
+    return node.outputs[0]
+
+
+def feeds(
+    running: onnxruntime.InferenceSession, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The tensors of a call by the names of the file's inputs, in the same order."""
+    tensors = [one for one in torch_compat.leaves((args, dict(kwargs))) if isinstance(one, Tensor)]
+    return {given.name: one.detach().cpu().numpy() for given, one in zip(running.get_inputs(), tensors, strict=True)}
+
+
+def kernels(path: Path) -> dict[str, int]:
+    """The integer operators of onnxruntime's optimized graph, with their counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "optimized.onnx"
+        session(path, keep=kept)
+        graph = onnx.load(str(kept), load_external_data=False).graph
+    found = collections.Counter(node.op_type for node in graph.node)
+    return {name: found[name] for name in INTEGER if found[name]}
+
+
+def outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True) -> list[np.ndarray]:
+    """What the file returns for one call."""
+    running = session(path, optimize=optimize)
+    return list(running.run(None, feeds(running, args, kwargs)))
+
+
+def sites(path: Path) -> dict[str, dict[str, Any]]:
+    """Site → its kind and the inner values to look at, from the metadata of a file.
+
+    Raises:
+        ExportError: the file has none.
+    """
+    metadata = {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
+    if SITES not in metadata:
+        raise ExportError(f"verify: {path} was not written by export_onnx")
+    return {one["site"]: one for one in json.loads(metadata[SITES])}
+
+
+def inner(path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Inner values of one call without optimizations: by a copy of the file that returns them too."""
+    model = ir.load(path)
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    stored = {name: model.graph.initializers[name] for name in names if name in model.graph.initializers}
+    given = {value.name for value in model.graph.inputs}
+    extra = [name for name in dict.fromkeys(names) if name in known]
+    before = [value.name for value in model.graph.outputs]
+    for name in extra:
+        if name not in before:
+            model.graph.outputs.append(_cast(model.graph, known[name]))
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "inner.onnx"
+        ir.save(model, copied, external_data="inner.data")
+        running = session(copied, optimize=False)
+        fed = feeds(running, args, kwargs)
+        found = dict(zip((one.name for one in running.get_outputs()), running.run(None, fed), strict=True))
+    values = {name: found.get(f"{name}/as_float", found.get(name)) for name in extra}
+    values |= {name: fed[name] for name in names if name in given}
+    return values | {name: array(value) for name, value in stored.items()}
+
+
+def reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+    """The tensors that PyTorch returns in eval mode."""
+    with eval_mode(qmodel._model), torch.no_grad():
+        returned = qmodel(*args, **kwargs)
+    return [one.detach().cpu().numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
+
+
+def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The largest difference of any output, relative to the largest magnitude of that output."""
+    parts = [0.0]
+    for one, other in zip(found, expected, strict=True):
+        if one.size and np.issubdtype(other.dtype, np.floating):
+            scale = float(np.nanmax(np.abs(other.astype(np.float64)), initial=0)) or 1.0
+            parts.append(float(np.nanmax(np.abs(one.astype(np.float64) - other), initial=0)) / scale)
+    return max(parts)
+
+
+def compare(
+    qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[float, dict[str, int]]:
+    """(largest difference of the outputs on one call, integer operators in use)."""
+    found = outputs(path, args, kwargs)
+    return difference(found, reference(qmodel, args, kwargs)), kernels(path)

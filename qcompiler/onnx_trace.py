@@ -1,0 +1,143 @@
+"""From a quantized module to the graph that is exported: its eval graph at any batch, ranges and weights frozen."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind as SpecKind
+
+from qcompiler import torch_compat
+from qcompiler.compile import QuantizedModule
+from qcompiler.onnx_freeze import Frozen, freeze
+from qcompiler.passes.graph import Input, InputKind, get_input, set_fact
+from qcompiler.passes.plan import QuantPlan
+from qcompiler.pipeline import pipeline
+
+#: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
+_KINDS = {
+    SpecKind.PARAMETER: InputKind.PARAMETER,
+    SpecKind.BUFFER: InputKind.BUFFER,
+    SpecKind.CONSTANT_TENSOR: InputKind.BUFFER,
+    SpecKind.USER_INPUT: InputKind.INPUT,
+}
+
+
+class ExportError(Exception):
+    """The model cannot be exported; names the site, operator or path, and says what would be valid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The eval graph after the passes, as torch's exporter takes it, and the plan read off it before it was frozen."""
+
+    frozen: Frozen
+    plan: QuantPlan
+    #: of a graph that was not frozen: its inputs in order, as kind and name
+    inputs: tuple[Input, ...]
+
+
+def trace(
+    qmodel: QuantizedModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    *,
+    frozen: bool = True,
+    fold_batch_norm: bool = True,
+) -> Traced:
+    """The forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
+
+    Args:
+        args, kwargs: example inputs; their values do not matter, their shapes do.
+        dynamic_shapes: as in torch.export.export.
+        frozen: weights become codes, and ranges of the past scales; False leaves both as inputs of the graph.
+
+    Raises:
+        ExportError: the model cannot be traced as one graph, keeps a range that has no value yet, or rounds
+            stochastically in eval.
+    """
+    program = _export(qmodel, args, kwargs, dynamic_shapes)
+    changed = [spec.target for spec in program.graph_signature.output_specs if "MUTATION" in spec.kind.name]
+    if changed:
+        raise ExportError(
+            f"export: eval mode changes {', '.join(map(str, changed))}; a file keeps no state between calls"
+        )
+    module = program.graph_module
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in module.graph.find_nodes(op="placeholder"):
+        kind = _KINDS.get(specs[node.name].kind)
+        if kind is None:
+            raise ExportError(f"export: input {node.name} is a {specs[node.name].kind.name}, which has no form in ONNX")
+        set_fact(node, Input(kind, specs[node.name].target or node.name))
+    pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
+    plan = QuantPlan.of(module)
+    _refuse(plan, qmodel.ranges())
+    if not frozen:
+        return Traced(Frozen(program, {}, {}, ()), plan, _inputs(program))
+    with torch_compat.quiet_exporter():
+        return Traced(freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm), plan, ())
+
+
+def _export(
+    qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    model = qmodel._model
+    with (
+        torch_compat.quiet_exporter(),
+        eval_mode(model),
+        torch.no_grad(),
+        torch_compat.plain_encoder_layers(bool(qmodel.recipe.rules)),
+    ):
+        try:
+            program = torch.export.export(
+                model,
+                args,
+                dict(kwargs),
+                dynamic_shapes=dynamic_shapes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            return cast(ExportedProgram, program.run_decompositions(torch_compat.composite_decompositions()))
+        except Exception as error:
+            reason = str(error).strip().partition("\n\n")[0]
+            raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
+
+
+def _inputs(program: ExportedProgram) -> tuple[Input, ...]:
+    facts = [get_input(node) for node in program.graph.find_nodes(op="placeholder")]
+    return tuple(fact for fact in facts if fact is not None)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode of every module inside, and afterwards the mode that each of them had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor]) -> None:
+    """Raises for what has no form in a file: ranges without a value, and random bits."""
+    kept = [site for site in plan.sites if site.spec.range.has_state]
+    empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
+    if empty:
+        raise ExportError(
+            f"export: no range yet for {_some(empty)}; train the model for a step, or load a checkpoint with ranges"
+        )
+    random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
+    if random:
+        raise ExportError(f"export: {_some(random)} round stochastically in eval; valid: recipes that round to nearest")
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

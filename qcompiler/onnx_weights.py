@@ -1,0 +1,84 @@
+"""Weights in an ONNX file: stored codes, scales beside them, one DequantizeLinear."""
+
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qcompiler.onnx_blocks import spread
+from qcompiler.onnx_storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
+from qcompiler.onnx_trace import ExportError
+from qcompiler.onnx_writer import Quantizer, array, factor
+from qcompiler.runtime.formats import FloatFormat
+
+#: float types that DequantizeLinear of onnxruntime reads
+_DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+
+
+def write_weight(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+    """(codes, values) of a frozen weight.
+
+    1. One scale, or one for each index of an axis: stored as float32.
+    2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
+       into factors and repeats along the other axes.
+    3. Float formats without a type, or without a kernel: a table of levels, read by code.
+    """
+    form = q.spec.format
+    codes = q.constant("codes", stored(array(q.x).reshape([n or 0 for n in q.edges.extents]), form))
+    scale = by_dimension(array(q.scale), q.edges)
+    point = None if q.point is None else by_dimension(array(q.point), q.edges)
+    if np.isnan(scale.astype(np.float32)).any() or (scale.dtype == np.uint8 and (scale == 255).any()):
+        raise ExportError(f"export: {q.site}: the weight holds a NaN or an infinity")
+    if isinstance(form, FloatFormat) and storage_type(form) not in _DEQUANTIZED:
+        return codes, q.shaped(q.unmerged(q.op("Mul", _levels(q, form, codes), _spread_in_graph(q, scale, None))))
+    axis = simple_axis(q.edges)
+    if axis is not None:
+        inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
+        inputs += [] if point is None else [q.constant("zero_point", stored(q.along(point, axis), form))]
+        attributes = {} if axis < 0 else {"axis": axis}
+    else:
+        axis = blocked_axis(q.edges)
+        inputs = [codes, _spread_in_graph(q, scale, axis)]
+        inputs += [] if point is None else [q.constant("zero_point", stored(spread(q.edges, point, (axis,)), form))]
+        attributes = {"axis": axis, "block_size": q.edges.edges[axis] or cast(int, q.edges.extents[axis])}
+    return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", *inputs, name="", **attributes)))
+
+
+def _levels(q: Quantizer, form: FloatFormat, codes: ir.Value) -> ir.Value:
+    """Case 3: the level of each code, float32."""
+    if storage_type(form).is_floating_point():
+        return q.op("Cast", codes, name="Level", to=1)
+    values = form.decode(torch.arange(2**form.bits, dtype=torch.int32)).numpy()
+    return q.op("Gather", q.constant("levels", values), q.op("Cast", codes, name="Index", to=6))
+
+
+def _spread_in_graph(q: Quantizer, scale: np.ndarray, axis: int | None) -> ir.Value:
+    """Case 2: a factor for every block along `axis`, and for every index along all others."""
+    if scale.dtype == np.uint8:
+        exponents = q.constant("exponents", (scale.astype(np.int16) - 127).astype(np.int8))
+        two = q.constant("two", np.array(2, np.float32))
+        value = q.op("Pow", two, q.op("Cast", exponents, name="Exponent", to=1))
+    else:
+        value = q.constant("scale", scale)
+    shape = list(scale.shape)
+    for dim, (edge, extent) in enumerate(zip(q.edges.edges, q.edges.extents, strict=True)):
+        if dim == axis or edge == 1 or extent == 1:
+            continue
+        assert extent is not None
+        length = edge or extent
+        wide = [*shape[: dim + 1], length, *shape[dim + 1 :]]
+        value = q.op("Unsqueeze", value, q.ints(f"at{dim}", [dim + 1]), name=f"Unsqueeze{dim}")
+        value = q.op("Expand", value, q.ints(f"wide{dim}", wide), name=f"Expand{dim}")
+        shape[dim] *= length
+        value = q.op("Reshape", value, q.ints(f"flat{dim}", shape), name=f"Reshape{dim}")
+        if shape[dim] != extent:
+            shape[dim] = extent
+            value = cut(q, value, dim, extent)
+    return value
+
+
+def cut(q: Quantizer, value: ir.Value, dim: int, extent: int) -> ir.Value:
+    """The first `extent` indices of a dimension."""
+    bounds = (q.ints(f"{key}{dim}", [n]) for key, n in (("from", 0), ("to", extent), ("along", dim)))
+    return q.op("Slice", value, *bounds, name=f"Slice{dim}")

@@ -1,0 +1,103 @@
+"""Writing the nodes of one quantizer into an ONNX graph: names that start with its site, in front of its stand-in."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.onnx_blocks import Edges, find_edges, spread
+from qcompiler.onnx_functions import DOMAIN, FUNCTIONS
+from qcompiler.onnx_trace import ExportError
+from qcompiler.runtime.spec import parse_spec
+
+
+class Quantizer:
+    """A stand-in of a quantizer, what it says, and the nodes that are written in its place."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self.graph, self.node = graph, node
+        self.site = node.attributes["site"].as_string()
+        self.spec = parse_spec(node.attributes["spec"].as_string())
+        layout = node.attributes["layout"].as_string()
+        x, scale, self.point = (*node.inputs, None)[:3]
+        assert x is not None
+        assert x.shape is not None
+        assert scale is not None
+        self.x, self.scale = x, scale
+        extents = [dim if isinstance(dim, int) else None for dim in x.shape]
+        try:
+            self.edges: Edges = find_edges(extents, layout, self.spec.block)
+        except ValueError as error:
+            raise ExportError(f"export: {self.site}: {error}") from error
+
+    def op(self, op_type: str, *inputs: ir.Value | None, name: str = "", **attributes: Any) -> ir.Value:
+        """One new node with one output, which it returns."""
+        return self.ops(op_type, *inputs, name=name, outputs=1, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, name: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """One new node in front of the stand-in; returns its outputs."""
+        name = f"{self.site}/{name or op_type}"
+        domain = DOMAIN if op_type in FUNCTIONS else ""
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=name)
+        for index, made in enumerate(node.outputs):
+            made.name = f"{name}:{index}"
+        node.metadata_props["site"] = self.site
+        self.graph.insert_before(self.node, node)
+        return node.outputs
+
+    def constant(self, name: str, numbers: ir.Tensor | np.ndarray) -> ir.Value:
+        """An initializer."""
+        tensor = numbers if isinstance(numbers, ir.Tensor) else ir.Tensor(numbers)
+        tensor.name = f"{self.site}/{name}"
+        if tensor.name not in self.graph.initializers:
+            made = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            self.graph.register_initializer(made)
+        return self.graph.initializers[tensor.name]
+
+    def ints(self, name: str, numbers: Sequence[int]) -> ir.Value:
+        """An initializer of int64."""
+        return self.constant(name, np.array(numbers, np.int64))
+
+    def float_input(self) -> ir.Value:
+        """The tensor as float32."""
+        return self.x if self.x.dtype == ir.DataType.FLOAT else self.shaped(self.op("Cast", self.x, name="Float", to=1))
+
+    def shaped(self, made: ir.Value, kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """A value with the shape of the tensor, and a type."""
+        made.type, made.shape = ir.TensorType(kind), self.x.shape
+        return made
+
+    def merged(self, x: ir.Value) -> ir.Value:
+        """The tensor with the dimensions of `edges`, where blocks run over several as one."""
+        if not self.edges.joined:
+            return x
+        shape = [extent if extent is not None else 0 for extent in self.edges.extents]
+        return self.op("Reshape", x, self.ints("merged", shape), name="Merge")
+
+    def unmerged(self, values: ir.Value) -> ir.Value:
+        """The dimensions of the tensor again."""
+        if not self.edges.joined:
+            return values
+        return self.op("Reshape", values, self.op("Shape", self.x), name="Unmerge")
+
+    def along(self, numbers: np.ndarray, axis: int) -> np.ndarray:
+        """One number, or one for each index of the only axis along which they change; −1 for none."""
+        skip = [dim for dim in range(numbers.ndim) if dim != axis]
+        return spread(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
+
+
+def array(value: ir.Value | None) -> np.ndarray:
+    """The numbers of a constant."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def factor(scale: np.ndarray) -> np.ndarray:
+    """float32 factors of stored scales; see runtime/scales.py."""
+    if scale.dtype != np.uint8:
+        return scale.astype(np.float32)
+    return np.ldexp(np.float32(1), scale.astype(np.int32) - 127).astype(np.float32)

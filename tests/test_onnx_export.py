@@ -1,0 +1,305 @@
+"""Export to ONNX: one quantizer for each trained one, the same codes, and no file where anything fails."""
+
+import builtins
+import importlib.metadata
+import json
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import qcompiler
+from qcompiler import onnx_build, onnx_run
+from qcompiler.onnx_blocks import Edges, find_edges, spread
+from qcompiler.onnx_storage import storage_type
+from qcompiler.runtime.blocks import parse_block
+from qcompiler.runtime.formats import parse_format
+
+#: recipe → how its activations are quantized in the file
+RECIPES = {
+    "in-hindsight-w8a8g8": "static",
+    "lsq-w4a4": "static",
+    "hyperblock-int4": "dynamic",
+    "mxfp8": "dynamic",
+    "nvfp4": "dynamic",
+}
+
+
+class Net(nn.Module):
+    """Convolutions with batch norm, a residual sum, channels that no block divides, and a linear layer of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(12)
+        self.inner = nn.Conv2d(12, 12, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(12)
+        self.mix = nn.Linear(16, 16)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        x = F.relu(self.bn2(self.inner(x)) + x)
+        x = F.relu(self.mix(x.flatten(2)))
+        return self.fc(x.mean(2))
+
+
+def trained(recipe, model=None, steps=2):
+    """A model after a few steps; a batch norm with a factor below zero."""
+    torch.manual_seed(0)
+    model = model or Net()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1)
+    qmodel = qcompiler.compile(model, recipe, backend="eager")
+    optimizer = torch.optim.SGD(qmodel.parameters(), lr=0.01)
+    for _ in range(steps):
+        qmodel(torch.randn(4, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return qmodel
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """(module, file, report) of `deploy-int8`."""
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    qmodel = trained("deploy-int8")
+    return qmodel, path, qcompiler.export_onnx(qmodel, path, (torch.randn(4, 3, 4, 4),))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_codes(recipe, tmp_path):
+    qmodel, path = trained(recipe), tmp_path / "model.onnx"
+    report = qcompiler.export_onnx(qmodel, path, (torch.randn(1, 3, 4, 4),))
+    qmodel.eval()
+    with torch.no_grad():
+        qmodel(torch.randn(3, 3, 4, 4))
+    plan = qmodel.plan(training=False)
+    assert report.trained == sum(report.exported.values()) == len(plan.sites)
+    assert set(onnx_run.sites(path)) == {site.name for site in plan.sites}
+    assert report.exported["static" if RECIPES[recipe] == "dynamic" else "dynamic"] == 0
+    found = qcompiler.verify_onnx(qmodel, path, (torch.randn(17, 3, 4, 4),))
+    assert found.exact
+    assert found.plain <= 1e-5
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_deployment_runs_on_integers(deployed):
+    _, _, report = deployed
+    assert report.integer_kernels["QLinearConv"] == 2
+    assert report.integer_kernels["QLinearAdd"] == 1
+    assert report.exported["dynamic"] == 0
+    assert report.notes == ()
+
+
+def test_deployment_has_the_same_codes(deployed):
+    qmodel, path, _ = deployed
+    found = qcompiler.verify_onnx(qmodel, path, (torch.randn(6, 3, 4, 4),))
+    assert found.exact
+    names = [site.name for site in found.sites]
+    assert {"add/output", "conv/output", "inner/output", "mix/weight", "fc/weight"} <= set(names)
+    assert any(one["negated"] for one in onnx_run.sites(path).values())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_any_batch_through_one_file(deployed, batch):
+    qmodel, path, _ = deployed
+    x = torch.randn(batch, 3, 4, 4)
+    (expected,) = onnx_run.reference(qmodel, (x,), {})
+    (found,) = onnx_run.outputs(path, (x,), {}, optimize=False)
+    assert found.shape == (batch, 5)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_batch_norm_as_it_is(deployed, tmp_path):
+    """Not folded it is a node of its own; the codes are the same."""
+    qmodel, folded, _ = deployed
+    plain = tmp_path / "model.onnx"
+    qcompiler.export_onnx(qmodel, plain, (torch.randn(4, 3, 4, 4),), fold_batch_norm=False)
+    counts = [
+        sum(n.op_type == "BatchNormalization" for n in onnx.load(str(path)).graph.node) for path in (folded, plain)
+    ]
+    assert counts == [0, 2]
+    assert qcompiler.verify_onnx(qmodel, plain, (torch.randn(5, 3, 4, 4),)).exact
+
+
+def test_what_the_file_says(deployed):
+    qmodel, path, report = deployed
+    model = onnx.load(str(path))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert qcompiler.Recipe.from_yaml(metadata[onnx_build.RECIPE]) == qmodel.recipe
+    assert json.loads(metadata[onnx_build.VERSIONS])["torch"] == importlib.metadata.version("torch")
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"conv/Conv", "inner/Conv", "conv/output/QuantizeLinear"} <= set(names)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    known = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    assert {name for node in model.graph.node for name in node.output} <= known
+    assert "QLinearConv" in str(report)
+    assert str(len(report.exported)) not in ("", "0")
+
+
+def test_weights_are_integers(deployed):
+    """No float initializer is as large as a weight."""
+    _, path, _ = deployed
+    model = onnx.load(str(path))
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert max(np.prod(tensor.dims, dtype=int) for tensor in floats) <= 16
+
+
+# --------------------------------------------------------------------------------------------------- what fails
+
+
+def refused(match, *args, **kwargs):
+    with pytest.raises(qcompiler.ExportError, match=match):
+        qcompiler.export_onnx(*args, **kwargs)
+
+
+def test_a_model_never_called(tmp_path):
+    path = tmp_path / "model.onnx"
+    qmodel = qcompiler.compile(Net(), "deploy-int8", backend="eager")
+    refused("no range yet for .*/output.* train the model", qmodel, path, (torch.randn(2, 3, 4, 4),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments(tmp_path):
+    qmodel = qcompiler.compile(Net(), "identity", backend="eager")
+    x = torch.randn(2, 3, 4, 4)
+    refused("got Net; valid: a module made by", qmodel._model, tmp_path / "m.onnx", (x,))
+    refused("example_inputs: got Tensor; valid: a tuple", qmodel, tmp_path / "m.onnx", x)
+    refused("opset 17 has no", qmodel, tmp_path / "m.onnx", (x,), opset=17)
+    refused("example_inputs: too many", qmodel, tmp_path / "m.onnx", (x, x))
+    refused("example_inputs hold no tensor", qmodel, tmp_path / "m.onnx", (3,))
+
+
+def test_random_rounding_is_refused(tmp_path):
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "gupta-fixed16", backend="eager")
+    refused("0/input.* round stochastically", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+
+
+def test_ranges_that_sum_are_refused(tmp_path):
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "luq", backend="eager")
+    refused("0/input: the range sawb of the present tensor", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+
+
+class Apart(nn.Module):
+    """Takes the rows that are positive: how many there are is not known before."""
+
+    def forward(self, x):
+        return x[x.sum(1) > 0].tolist()
+
+
+class Special(nn.Module):
+    """An operator without a form in ONNX."""
+
+    def forward(self, x):
+        return torch.special.airy_ai(x)
+
+
+@pytest.mark.parametrize(("model", "match"), [(Apart(), "cannot be traced"), (Special(), "airy_ai")])
+def test_models_without_a_form(model, match, tmp_path):
+    qmodel = qcompiler.compile(model, "identity", backend="eager")
+    refused(match, qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "identity", backend="eager")
+    with pytest.raises(OSError, match="nowhere"):
+        qcompiler.export_onnx(qmodel, tmp_path / "nowhere" / "m.onnx", (torch.randn(2, 4),))
+    with pytest.raises(IsADirectoryError):
+        qcompiler.export_onnx(qmodel, tmp_path, (torch.randn(2, 4),))
+
+
+@pytest.mark.parametrize("part", ["save", "check"])
+def test_a_good_file_stays_whole(part, tmp_path, monkeypatch):
+    """A full disk, or a file that turns out not to be valid, changes nothing."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"good")
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "tensor-int8", backend="eager")
+
+    def full(*args, **kwargs):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(onnx_build, part, full)
+    with pytest.raises(OSError, match="No space left"):
+        qcompiler.export_onnx(qmodel, path, (torch.randn(2, 4),))
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("m.onnx", b"good")]
+
+
+def test_tensors_beside_the_file(tmp_path, monkeypatch):
+    """Above the limit of protobuf the tensors lie in a second file; the limit is lowered here."""
+    monkeypatch.setattr("qcompiler.onnx_export._EXTERNAL", 0)
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(64, 64)), "channelwise-int4", backend="eager")
+    path = tmp_path / "m.onnx"
+    for _ in range(2):  # the second export replaces the file, and its data
+        qcompiler.export_onnx(qmodel, path, (torch.randn(2, 64),))
+    (data,) = [one for one in tmp_path.iterdir() if one != path]
+    assert data.name.startswith("m.onnx.")
+    assert data.name.endswith(".data")
+    assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 64),)).exact
+
+
+def test_packages_that_are_missing(tmp_path, monkeypatch):
+    def without(name, *args, **kwargs):
+        if name.startswith("qcompiler") and args and args[2] and "onnx_build" in args[2]:
+            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
+        return original(name, *args, **kwargs)
+
+    original = builtins.__import__
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "identity", backend="eager")
+    monkeypatch.setattr(builtins, "__import__", without)
+    refused(
+        r"onnx is not installed; pip install 'qcompiler\[onnx\]'", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),)
+    )
+
+
+def test_verification_sees_another_weight(deployed):
+    """The check can fail: one weight more, and its codes differ."""
+    qmodel, path, _ = deployed
+    with torch.no_grad():
+        qmodel.inner.weight[0, 0, 0, 0] += 1
+    try:
+        found = qcompiler.verify_onnx(qmodel, path, (torch.randn(2, 3, 4, 4),))
+    finally:
+        with torch.no_grad():
+            qmodel.inner.weight[0, 0, 0, 0] -= 1
+    assert [site.name for site in found.sites if site.wrong] == ["inner/weight"]
+    assert "inner/weight" in str(found)
+
+
+def test_verification_refuses_other_files(deployed, tmp_path):
+    qmodel, path, _ = deployed
+    other = qcompiler.compile(Net(), "identity", backend="eager")
+    with pytest.raises(qcompiler.ExportError, match="other quantizers"):
+        qcompiler.verify_onnx(other, path, (torch.randn(2, 3, 4, 4),))
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "bare.onnx"))
+    with pytest.raises(qcompiler.ExportError, match="not written by export_onnx"):
+        qcompiler.verify_onnx(qmodel, tmp_path / "bare.onnx", (torch.randn(2, 3, 4, 4),))
+
+
+# ------------------------------------------------------------------------------------------------------ storage
+
+
+def test_edges_by_dimension():
+    edges = find_edges((None, 12, 4, 4), "bcss", parse_block("c8"))
+    assert edges == Edges((1, 8, 1, 1), (None, 12, 4, 4))
+    assert (edges.split, edges.counts) == ((1,), (None, 2, 4, 4))
+    assert find_edges((3, 5), "bc", parse_block("c8")).edges == (1, 0)
+    assert spread(Edges((1, 2), (2, 3)), np.array([[1, 2], [3, 4]])).tolist() == [[1, 1, 2], [3, 3, 4]]
+    with pytest.raises(ValueError, match="along a dynamic axis"):
+        find_edges((2, None), "bc", parse_block("c8"))
+    assert find_edges((2, 3, 5), "bcc", parse_block("c8")) == Edges((1, 8), (2, 15), joined=True)
+
+
+def test_storage():
+    names = {"int8": "INT8", "int5": "INT8", "int3": "INT4", "uint4": "UINT4", "affine8": "UINT8", "int16": "INT16"}
+    names |= {"e4m3": "FLOAT8E4M3FN", "e5m2inf": "FLOAT8E5M2", "e2m1": "UINT4", "e4m3b11": "UINT8", "e5m10": "FLOAT16"}
+    assert {name: storage_type(parse_format(name)).name for name in names} == names
