@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler import onnx_run
+from qcompiler.deploy import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from nets import ResNet
@@ -115,7 +115,7 @@ def main() -> None:
             middle = {name: statistics.median(taken) for name, taken in seconds.items()}
             for name, taken in middle.items():
                 others = [f"{taken / middle[other]:.2f}×" for other in ("float", "onnxruntime.quantization")]
-                kinds = ", ".join(f"{count} {kind}" for kind, count in onnx_run.kernels(paths[name]).items())
+                kinds = ", ".join(f"{count} {kind}" for kind, count in run.kernels(paths[name]).items())
                 times.add_row(str(batch), name, f"{1000 * taken:.1f}", *others, kinds or "none")
         console.print(times)
     print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}")

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompiler.capture import CaptureError
     from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
-    from qcompiler.debug import DebugError, Debugger, debug
-    from qcompiler.drawing import DrawError, draw
-    from qcompiler.explanation import Explanation, explain
+    from qcompiler.debugging.debugger import DebugError, Debugger, debug
+    from qcompiler.deploy.export import ExportReport, export_onnx
+    from qcompiler.deploy.trace import ExportError
+    from qcompiler.deploy.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
-    from qcompiler.onnx_export import ExportReport, export_onnx
-    from qcompiler.onnx_trace import ExportError
-    from qcompiler.onnx_verify import VerifyReport, verify_onnx
     from qcompiler.passes.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
     from qcompiler.recipes import RECIPES
     from qcompiler.runtime.spec import QuantSpec, parse_spec
     from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
-    from qcompiler.search import search
-    from qcompiler.sensitivity import SearchError
-    from qcompiler.stages import StageError
+    from qcompiler.searching.searcher import search
+    from qcompiler.searching.sensitivity import SearchError
+    from qcompiler.sight.drawing import DrawError, draw
+    from qcompiler.sight.explanation import Explanation, explain
+    from qcompiler.sight.stages import StageError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,22 +65,22 @@ __all__ = [
 _EXPORTS = {
     "qcompiler.capture": ("CaptureError",),
     "qcompiler.compile": ("CompileError", "QuantizedModule", "compile"),
-    "qcompiler.debug": ("DebugError", "Debugger", "debug"),
-    "qcompiler.drawing": ("DrawError", "draw"),
-    "qcompiler.explanation": ("Explanation", "explain"),
+    "qcompiler.debugging.debugger": ("DebugError", "Debugger", "debug"),
+    "qcompiler.sight.drawing": ("DrawError", "draw"),
+    "qcompiler.sight.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
-    "qcompiler.onnx_export": ("ExportReport", "export_onnx"),
-    "qcompiler.onnx_trace": ("ExportError",),
-    "qcompiler.onnx_verify": ("VerifyReport", "verify_onnx"),
+    "qcompiler.deploy.export": ("ExportReport", "export_onnx"),
+    "qcompiler.deploy.trace": ("ExportError",),
+    "qcompiler.deploy.verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.passes.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),
     "qcompiler.runtime.spec": ("QuantSpec", "parse_spec"),
     "qcompiler.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
-    "qcompiler.search": ("search",),
-    "qcompiler.sensitivity": ("SearchError",),
-    "qcompiler.stages": ("StageError",),
+    "qcompiler.searching.searcher": ("search",),
+    "qcompiler.searching.sensitivity": ("SearchError",),
+    "qcompiler.sight.stages": ("StageError",),
 }
 
 

@@ -112,7 +112,7 @@ def show(
     """Print the joint graph of MODEL as text, after any pass."""
     if after and diff:
         raise click.UsageError("--after and --diff do not go together; leave one out")
-    from qcompiler.stages import stage_text
+    from qcompiler.sight.stages import stage_text
 
     frames = _captured(model, recipe, inputs, evaluate).stages(training=not evaluate)
     names = diff or (after or frames[0][-2].name,)
@@ -132,7 +132,7 @@ def show(
 @click.option("--json", "as_json", is_flag=True, help="Print the path and size as JSON.")
 def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
-    from qcompiler.drawing import check, draw
+    from qcompiler.sight.drawing import check, draw
 
     check(path)  # before the model is captured, which takes seconds
     made = draw(_captured(model, recipe, inputs, evaluate), path, training=not evaluate)
@@ -148,7 +148,7 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
     """Print every quantizer, every product and totals of MODEL as tables."""
     if as_json and markdown:
         raise click.UsageError("--json and --markdown do not go together; leave one out")
-    from qcompiler.explanation import explain, is_colored
+    from qcompiler.sight.explanation import explain, is_colored
 
     made = explain(_captured(model, recipe, inputs, evaluate), training=not evaluate)
     plain = made.to_text(color=is_colored(sys.stdout))

@@ -18,14 +18,14 @@ from torch.fx import GraphModule
 from qcompiler import recipes, torch_compat
 from qcompiler.capture import Captured, capture
 from qcompiler.lower import Lowered, lower
-from qcompiler.network import network
 from qcompiler.passes.graph import copy_graph
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
-from qcompiler.stages import Stage, pick, run_stages, stage_text
+from qcompiler.sight.network import network
+from qcompiler.sight.stages import Stage, pick, run_stages, stage_text
 
 logger = logging.getLogger("qcompiler")
 
@@ -292,7 +292,7 @@ class QuantizedModule(nn.Module):
         return stage_text(frames, frames[0][-2].name)
 
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
-        """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/stages.py).
+        """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/sight/stages.py).
 
         They are made anew from what was captured: looking costs the time of the passes, not looking costs nothing.
 

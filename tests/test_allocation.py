@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from qcompiler.allocation import Allocation, Choice, allocate, frontier, hull
+from qcompiler.searching.allocation import Allocation, Choice, allocate, frontier, hull
 
 
 def slots(seed, count=4, width=4):

@@ -6,7 +6,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import DebugError, Recipe, Role, Rule, parse_spec
-from qcompiler.remedies import Remedy
+from qcompiler.debugging.remedies import Remedy
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

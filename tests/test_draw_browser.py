@@ -18,7 +18,7 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing import page, picture_of
+from qcompiler.sight.drawing import page, picture_of
 
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(

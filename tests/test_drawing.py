@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing import page, picture_of, svg
-from qcompiler.network import CARRIERS
+from qcompiler.sight.drawing import page, picture_of, svg
+from qcompiler.sight.network import CARRIERS
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

@@ -13,7 +13,7 @@ import qcompiler
 from qcompiler.passes.graph import contractions, graph_text, is_view
 from qcompiler.passes.plan import describe
 from qcompiler.runtime import ops
-from qcompiler.stages import StageError
+from qcompiler.sight.stages import StageError
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

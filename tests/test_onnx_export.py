@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler import onnx_build, onnx_run
-from qcompiler.onnx_blocks import Edges, find_edges, spread
-from qcompiler.onnx_storage import storage_type
+from qcompiler.deploy import build, run
+from qcompiler.deploy.blocks import Edges, find_edges, spread
+from qcompiler.deploy.storage import storage_type
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
 
@@ -81,7 +81,7 @@ def test_the_same_codes(recipe, tmp_path):
         qmodel(torch.randn(3, 3, 4, 4))
     plan = qmodel.plan(training=False)
     assert report.trained == sum(report.exported.values()) == len(plan.sites)
-    assert set(onnx_run.sites(path)) == {site.name for site in plan.sites}
+    assert set(run.sites(path)) == {site.name for site in plan.sites}
     assert report.exported["static" if RECIPES[recipe] == "dynamic" else "dynamic"] == 0
     found = qcompiler.verify_onnx(qmodel, path, (torch.randn(17, 3, 4, 4),))
     assert found.exact
@@ -103,15 +103,15 @@ def test_deployment_has_the_same_codes(deployed):
     assert found.exact
     names = [site.name for site in found.sites]
     assert {"add/output", "conv/output", "inner/output", "mix/weight", "fc/weight"} <= set(names)
-    assert any(one["negated"] for one in onnx_run.sites(path).values())
+    assert any(one["negated"] for one in run.sites(path).values())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])
 def test_any_batch_through_one_file(deployed, batch):
     qmodel, path, _ = deployed
     x = torch.randn(batch, 3, 4, 4)
-    (expected,) = onnx_run.reference(qmodel, (x,), {})
-    (found,) = onnx_run.outputs(path, (x,), {}, optimize=False)
+    (expected,) = run.reference(qmodel, (x,), {})
+    (found,) = run.outputs(path, (x,), {}, optimize=False)
     assert found.shape == (batch, 5)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -132,8 +132,8 @@ def test_what_the_file_says(deployed):
     qmodel, path, report = deployed
     model = onnx.load(str(path))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert qcompiler.Recipe.from_yaml(metadata[onnx_build.RECIPE]) == qmodel.recipe
-    assert json.loads(metadata[onnx_build.VERSIONS])["torch"] == importlib.metadata.version("torch")
+    assert qcompiler.Recipe.from_yaml(metadata[build.RECIPE]) == qmodel.recipe
+    assert json.loads(metadata[build.VERSIONS])["torch"] == importlib.metadata.version("torch")
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     assert {"conv/Conv", "inner/Conv", "conv/output/QuantizeLinear"} <= set(names)
@@ -226,7 +226,7 @@ def test_a_good_file_stays_whole(part, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(onnx_build, part, full)
+    monkeypatch.setattr(build, part, full)
     with pytest.raises(OSError, match="No space left"):
         qcompiler.export_onnx(qmodel, path, (torch.randn(2, 4),))
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("m.onnx", b"good")]
@@ -234,7 +234,7 @@ def test_a_good_file_stays_whole(part, tmp_path, monkeypatch):
 
 def test_tensors_beside_the_file(tmp_path, monkeypatch):
     """Above the limit of protobuf the tensors lie in a second file; the limit is lowered here."""
-    monkeypatch.setattr("qcompiler.onnx_export._EXTERNAL", 0)
+    monkeypatch.setattr("qcompiler.deploy.export._EXTERNAL", 0)
     qmodel = qcompiler.compile(nn.Sequential(nn.Linear(64, 64)), "channelwise-int4", backend="eager")
     path = tmp_path / "m.onnx"
     for _ in range(2):  # the second export replaces the file, and its data

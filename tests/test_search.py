@@ -12,8 +12,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, SearchError, parse_spec
-from qcompiler.search_file import SearchFile, SearchFileError, checksum
-from qcompiler.sensitivity import Sensitivity, gradient_error
+from qcompiler.searching.search_file import SearchFile, SearchFileError, checksum
+from qcompiler.searching.sensitivity import Sensitivity, gradient_error
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

@@ -12,23 +12,23 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from qcompiler.allocation import Allocation, Choice
 from qcompiler.compile import compile  # noqa: A004
+from qcompiler.debugging.recording import Recording
+from qcompiler.debugging.shadow import WatchedCompiler
+from qcompiler.debugging.site_rules import site_rules
 from qcompiler.passes.choose_blocks import legal_spec
 from qcompiler.passes.plan import role_of
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
-from qcompiler.recording import Recording
 from qcompiler.runtime.blocks import parse_block, view_blocks
 from qcompiler.runtime.figures import agreement, ratio, simulate
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.packing import per_byte
 from qcompiler.runtime.ranges import Current
 from qcompiler.runtime.spec import QuantSpec
-from qcompiler.search_file import SearchFile, checksum
-from qcompiler.shadow import WatchedCompiler
-from qcompiler.site_rules import site_rules
-from qcompiler.solo import Solo, SoloCompiler
+from qcompiler.searching.allocation import Allocation, Choice
+from qcompiler.searching.search_file import SearchFile, checksum
+from qcompiler.searching.solo import Solo, SoloCompiler
 
 #: pairs of a format and a block
 Specs: TypeAlias = Sequence[tuple[str, str]]

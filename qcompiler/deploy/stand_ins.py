@@ -6,7 +6,7 @@ from typing import Any, Final
 import onnx
 from onnxscript.values import Op, Opset
 
-from qcompiler.onnx_functions import DOMAIN
+from qcompiler.deploy.functions import DOMAIN
 from qcompiler.runtime import ops
 
 _TENSORS: Final = [

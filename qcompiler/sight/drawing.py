@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import networkx
 
 from qcompiler.files import replacing
-from qcompiler.network import network
-from qcompiler.picture import Picture, picture
+from qcompiler.sight.network import network
+from qcompiler.sight.picture import Picture, picture
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
@@ -159,7 +159,7 @@ def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
 
 
 def _dot(qmodel: "QuantizedModule", training: bool) -> str:
-    from qcompiler.dot import dot
+    from qcompiler.sight.dot import dot
 
     return dot(picture_of(qmodel, training=training))
 
@@ -174,4 +174,4 @@ _WRITERS: Final[dict[str, Callable[["QuantizedModule", bool], str]]] = {
 
 
 def _asset(name: str) -> str:
-    return resources.files("qcompiler").joinpath("viewer", name).read_text(encoding="utf-8")
+    return resources.files("qcompiler.sight").joinpath("viewer", name).read_text(encoding="utf-8")

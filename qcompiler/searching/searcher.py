@@ -12,12 +12,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from qcompiler import recipes
-from qcompiler.allocation import Allocation, allocate, frontier
 from qcompiler.compile import QuantizedModule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.figures import decibels
-from qcompiler.search_file import SearchFile, checksum
-from qcompiler.sensitivity import Loss, SearchError, Sensitivity, respecify
+from qcompiler.searching.allocation import Allocation, allocate, frontier
+from qcompiler.searching.search_file import SearchFile, checksum
+from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, respecify
 
 FORMATS: Final = ("int2", "int3", "int4", "int5", "int6", "int8")
 BLOCKS: Final = ("b2c8o4i4", "b4c16o8i8")

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from qcompiler.picture import Picture, Shape
+from qcompiler.sight.picture import Picture, Shape
 
 _COLORS: Final = {"weight": "#2f6fde", "activation": "#1b8f58", "gradient": "#d9480f", "output": "#8e44ad"}
 

@@ -4,11 +4,11 @@ import dataclasses
 import glob
 from collections.abc import Callable
 
+from qcompiler.debugging.recording import Recording
 from qcompiler.passes.graph import Contraction
 from qcompiler.passes.plan import role_of
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
-from qcompiler.recording import Recording
 from qcompiler.runtime.spec import QuantSpec
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.onnx_blocks import Edges, find_edges, spread
-from qcompiler.onnx_functions import DOMAIN, FUNCTIONS
-from qcompiler.onnx_trace import ExportError
+from qcompiler.deploy.blocks import Edges, find_edges, spread
+from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
+from qcompiler.deploy.trace import ExportError
 from qcompiler.runtime.spec import parse_spec
 
 

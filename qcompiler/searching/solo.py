@@ -8,12 +8,12 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.capture import Captured
 from qcompiler.compile import GraphCompiler
+from qcompiler.debugging.shadow import Watch, site_names
 from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import codes_behind, dequantizers
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.state import RangeStore
-from qcompiler.shadow import Watch, site_names
 
 
 class Solo:

@@ -6,14 +6,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from qcompiler.compile import QuantizedModule
-from qcompiler.debug_report import DebugReport, LayerFigures, SiteFigures
+from qcompiler.debugging.recording import Recording
+from qcompiler.debugging.remedies import Proposal, Remedy, Trial, candidates
+from qcompiler.debugging.report import DebugReport, LayerFigures, SiteFigures
+from qcompiler.debugging.shadow import WatchedCompiler
+from qcompiler.debugging.site_rules import site_rules
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipe import Recipe
-from qcompiler.recording import Recording
-from qcompiler.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.runtime.spec import QuantSpec, parse_spec
-from qcompiler.shadow import WatchedCompiler
-from qcompiler.site_rules import site_rules
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from qcompiler.debugging.products import Loss, Product
+from qcompiler.debugging.remedies import Trial
 from qcompiler.passes.graph import Operand
 from qcompiler.passes.plan import role_of
 from qcompiler.passes.rules import Role
-from qcompiler.products import Loss, Product
-from qcompiler.remedies import Trial
 from qcompiler.runtime.figures import Agreement, Tally, agreement, ratio, simulate, tally
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
@@ -26,7 +26,7 @@ class Held:
 
 
 class Recording:
-    """A `Log` of watched steps (qcompiler/shadow.py). Tensors are those of the last step that had them.
+    """A `Log` of watched steps (qcompiler/debugging/shadow.py). Tensors are those of the last step that had them.
 
     The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this
     operand alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output,

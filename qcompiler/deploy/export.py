@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.files import replacing
-from qcompiler.onnx_trace import ExportError, trace
 from qcompiler.passes.plan import Kept
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
@@ -144,10 +144,10 @@ def export_onnx(
 def _tools() -> tuple[Any, Any]:
     """The parts that need the packages of the extra."""
     try:
-        from qcompiler import onnx_build, onnx_run
+        from qcompiler.deploy import build, run
     except ImportError as error:
         raise ExportError(f"export: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
-    return onnx_build, onnx_run
+    return build, run
 
 
 def _check_writable(path: Path) -> None:

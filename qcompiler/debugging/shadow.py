@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from qcompiler import torch_compat
 from qcompiler.capture import Captured
 from qcompiler.compile import GraphCompiler
+from qcompiler.debugging.products import Product
 from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import (
     Contraction,
@@ -32,7 +33,6 @@ from qcompiler.passes.graph import (
 )
 from qcompiler.passes.plan import describe
 from qcompiler.pipeline import pipeline
-from qcompiler.products import Product
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.state import Moment, RangeStore

@@ -6,11 +6,11 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qcompiler.onnx_activations import write_dynamic, write_static
-from qcompiler.onnx_blocks import Edges
-from qcompiler.onnx_functions import DOMAIN, FUNCTIONS
-from qcompiler.onnx_weights import write_weight
-from qcompiler.onnx_writer import Quantizer
+from qcompiler.deploy.activations import write_dynamic, write_static
+from qcompiler.deploy.blocks import Edges
+from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
+from qcompiler.deploy.weights import write_weight
+from qcompiler.deploy.writer import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)

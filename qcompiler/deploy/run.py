@@ -16,9 +16,9 @@ from torch import Tensor
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.onnx_build import SITES
-from qcompiler.onnx_trace import ExportError, eval_mode
-from qcompiler.onnx_writer import array
+from qcompiler.deploy.build import SITES
+from qcompiler.deploy.trace import ExportError, eval_mode
+from qcompiler.deploy.writer import array
 
 #: the operators of onnxruntime that multiply or add codes
 INTEGER = (

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import networkx
 
-from qcompiler.network import INPUTS
+from qcompiler.sight.network import INPUTS
 
 if TYPE_CHECKING:
-    from qcompiler.picture import Line, Shape
+    from qcompiler.sight.picture import Line, Shape
 
 
 def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"]) -> dict[str, int]:

@@ -18,8 +18,8 @@ from torch.fx import Interpreter, Node
 import qcompiler
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.onnx_blocks import find_edges
-from qcompiler.onnx_trace import ExportError, Traced, trace
+from qcompiler.deploy.blocks import find_edges
+from qcompiler.deploy.trace import ExportError, Traced, trace
 from qcompiler.passes.graph import InputKind
 from qcompiler.passes.plan import Site
 from qcompiler.runtime import ops
@@ -87,18 +87,18 @@ def verify_onnx(
         OSError: the file cannot be read.
     """
     try:
-        from qcompiler import onnx_run
+        from qcompiler.deploy import run
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     path, options = Path(path), dict(kwargs or {})
-    exported = onnx_run.sites(path)
+    exported = run.sites(path)
     traced = trace(qmodel, inputs, options, None, frozen=False)
     sites = {site.name: site for site in traced.plan.sites}
     if sites.keys() != exported.keys():
         others = ", ".join(sorted(sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
     own = _Observer(traced, qmodel.ranges()).codes(inputs, options)
-    values = onnx_run.inner(path, [name for one in exported.values() for name in one["values"]], inputs, options)
+    values = run.inner(path, [name for one in exported.values() for name in one["values"]], inputs, options)
     states = qmodel.ranges()
     checks = []
     for name, site in sites.items():
@@ -107,12 +107,12 @@ def verify_onnx(
         expected = own[name] if len(found) == 1 else _codes(site, torch.from_numpy(found[0].copy()), states.get(name))
         wrong, flipped = (_differ(found[-1], codes, site) for codes in (expected, own[name]))
         checks.append(SiteCheck(name, own[name].numel(), wrong, flipped))
-    expected_outputs = onnx_run.reference(qmodel, inputs, options)
-    plain, optimized = (onnx_run.outputs(path, inputs, options, optimize=flag) for flag in (False, True))
+    expected_outputs = run.reference(qmodel, inputs, options)
+    plain, optimized = (run.outputs(path, inputs, options, optimize=flag) for flag in (False, True))
     return VerifyReport(
         tuple(checks),
-        optimized=onnx_run.difference(optimized, expected_outputs),
-        plain=onnx_run.difference(plain, expected_outputs),
+        optimized=run.difference(optimized, expected_outputs),
+        plain=run.difference(plain, expected_outputs),
         spread=_spread(qmodel, inputs, options, expected_outputs),
     )
 
@@ -189,11 +189,11 @@ def _spread(
     qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Sequence[np.ndarray]
 ) -> float:
     """The largest difference of PyTorch's own outputs between float32 and float64."""
-    from qcompiler import onnx_run
+    from qcompiler.deploy import run
 
     twin = qcompiler.compile(copy.deepcopy(qmodel._model).double(), qmodel.recipe, backend="eager")
     twin._store.load_state_dict(qmodel._store.state_dict())
     double = torch_compat.map_leaves(
         lambda one: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one, (args, dict(kwargs))
     )
-    return onnx_run.difference(outputs, onnx_run.reference(twin, *double))
+    return run.difference(outputs, run.reference(twin, *double))

@@ -12,9 +12,9 @@ import torch
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.onnx_lower import Exported, lower
-from qcompiler.onnx_stand_ins import TRANSLATIONS
-from qcompiler.onnx_trace import ExportError, Traced
+from qcompiler.deploy.lower import Exported, lower
+from qcompiler.deploy.stand_ins import TRANSLATIONS
+from qcompiler.deploy.trace import ExportError, Traced
 from qcompiler.recipe import Recipe
 
 #: keys of the metadata of a file

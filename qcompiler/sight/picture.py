@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import networkx
 
-from qcompiler.network import CARRIERS, INPUTS
-from qcompiler.ranks import ranks
+from qcompiler.sight.network import CARRIERS, INPUTS
+from qcompiler.sight.ranks import ranks
 
 #: kinds that are never drawn: their tensor is a part of another one, or they only carry random bits and ranges
 _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}

@@ -25,7 +25,7 @@ from qcompiler.passes.graph import (
 from qcompiler.passes.plan import describe, role_of
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
-from qcompiler.stages import Stage
+from qcompiler.sight.stages import Stage
 
 #: the operators of quantizers → what they are to a reader of the graph
 _KINDS: Final = {

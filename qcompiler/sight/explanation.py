@@ -12,8 +12,8 @@ import networkx
 from rich.console import Console
 from rich.table import Table
 
-from qcompiler.network import network, operand_readers
-from qcompiler.stages import lower_plain, pick
+from qcompiler.sight.network import network, operand_readers
+from qcompiler.sight.stages import lower_plain, pick
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule

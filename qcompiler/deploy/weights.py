@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompiler.onnx_blocks import spread
-from qcompiler.onnx_storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
-from qcompiler.onnx_trace import ExportError
-from qcompiler.onnx_writer import Quantizer, array, factor
+from qcompiler.deploy.blocks import spread
+from qcompiler.deploy.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
+from qcompiler.deploy.trace import ExportError
+from qcompiler.deploy.writer import Quantizer, array, factor
 from qcompiler.runtime.formats import FloatFormat
 
 #: float types that DequantizeLinear of onnxruntime reads

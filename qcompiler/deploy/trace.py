@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind as SpecKind
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.onnx_freeze import Frozen, freeze
+from qcompiler.deploy.freeze import Frozen, freeze
 from qcompiler.passes.graph import Input, InputKind, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline

@@ -1,0 +1,1 @@
+"""Export to ONNX with the trained codes, and its verification."""

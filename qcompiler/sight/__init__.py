@@ -1,0 +1,1 @@
+"""The joint graph as a network, drawings, tables."""
