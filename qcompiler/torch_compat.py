@@ -21,7 +21,7 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -61,6 +61,11 @@ def composite_decompositions() -> dict[Any, Callable[..., Any]]:
     return {
         op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
     }
+
+
+def reserve_names(graph: Graph) -> None:
+    """Makes a graph of torch.export know the names of its own nodes: an input called `scale` is not one of ours."""
+    graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
 
 
 def leaves(tree: Any) -> list[Any]:

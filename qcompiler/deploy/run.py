@@ -51,9 +51,8 @@ def session(path: Path, *, optimize: bool = True, keep: Path | None = None) -> o
 
 def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """The value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
-    if value.dtype is None or not (
-        value.dtype.is_float8() if hasattr(value.dtype, "is_float8") else value.dtype.bitwidth < 8
-    ):
+    kind = value.dtype
+    if kind is None or not (kind.bitwidth < 8 or (kind.bitwidth == 8 and kind.is_floating_point())):
         return value
     node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
     node.outputs[0].name, node.outputs[0].type = f"{value.name}/as_float", ir.TensorType(ir.DataType.FLOAT)
@@ -141,5 +140,8 @@ def compare(
     qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[float, dict[str, int]]:
     """(largest difference of the outputs on one call, integer operators in use)."""
-    found = outputs(path, args, kwargs)
+    try:
+        found = outputs(path, args, kwargs)
+    except Exception as error:
+        raise ExportError(f"export: onnxruntime cannot run the file: {str(error).strip()}") from error
     return difference(found, reference(qmodel, args, kwargs)), kernels(path)

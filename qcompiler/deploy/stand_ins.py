@@ -1,4 +1,4 @@
-"""How torch's exporter translates our operators: to stand-ins in a domain of our own, which onnx_lower.py replaces."""
+"""How torch's exporter translates our operators: to stand-ins in a domain of our own, which lower.py replaces."""
 
 from collections.abc import Callable
 from typing import Any, Final

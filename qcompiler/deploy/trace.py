@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind as SpecKind
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Frozen, freeze
-from qcompiler.passes.graph import Input, InputKind, get_input, set_fact
+from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
 
@@ -73,6 +73,11 @@ def trace(
         if kind is None:
             raise ExportError(f"export: input {node.name} is a {specs[node.name].kind.name}, which has no form in ONNX")
         set_fact(node, Input(kind, specs[node.name].target or node.name))
+    for node in list(module.graph.nodes):
+        if node.target is aten._assert_scalar.default:  # what torch found out of free dimensions
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    torch_compat.reserve_names(module.graph)
     pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
     plan = QuantPlan.of(module)
     _refuse(plan, qmodel.ranges())
