@@ -43,18 +43,18 @@ Examples:
   qcompiler explain mynet.py:Net --input 8,3,32,32 --recipe hyperblock-int4
   qcompiler draw mynet.py:make graph.html
   qcompiler show gpt2 --recipe mxfp8 --diff place-quantizers dedupe-quantizers
+  qcompiler export mynet.py:make net.onnx --recipe deploy-int8 --checkpoint run.pt
   qcompiler --traceback draw mynet:Net graph.svg""",
 )
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 @click.version_option(__version__, prog_name="qcompiler")
 def main(traceback: bool) -> None:
-    """Quantized training of PyTorch models: look at what the compiler makes of a model, without training it."""
+    """Quantized training of PyTorch models: look at what the compiler makes of a model, and export it."""
 
 
 def _with_model(command: Any) -> Any:
-    """The argument and the options of every command that looks at a model."""
+    """The argument and the options of every command that takes a model."""
     for add in (
-        click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training."),
         click.option(
             "--input",
             "inputs",
@@ -67,6 +67,21 @@ def _with_model(command: Any) -> Any:
     ):
         command = add(command)
     return command
+
+
+def _with_graph(command: Any) -> Any:
+    """Those of every command that looks at one of its graphs."""
+    flag = click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training.")
+    return _with_model(flag(command))
+
+
+def _with_file(command: Any) -> Any:
+    """Those of every command about a file of ONNX."""
+    help_text = "The state_dict() of the trained model, with its ranges: a file of torch.save."
+    option = click.option("--checkpoint", "-c", type=click.Path(exists=True, dir_okay=False), help=help_text)
+    path = click.argument("path", type=click.Path(dir_okay=False))
+    as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+    return _with_model(path(option(as_json(command))))
 
 
 def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
@@ -96,7 +111,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 
 @main.command(epilog=_MODEL)
-@_with_model
+@_with_graph
 @click.option("--after", metavar="PASS", help="The graph after this pass, `captured` or `lowered`; default: after all.")
 @click.option("--diff", nargs=2, metavar="PASS PASS", help="What changed between two of them.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
@@ -127,7 +142,7 @@ def show(
 
 
 @main.command(epilog=_MODEL)
-@_with_model
+@_with_graph
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the path and size as JSON.")
 def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
@@ -141,7 +156,7 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
 
 
 @main.command(epilog=_MODEL)
-@_with_model
+@_with_graph
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
 def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
@@ -153,6 +168,42 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
     made = explain(_captured(model, recipe, inputs, evaluate), training=not evaluate)
     plain = made.to_text(color=is_colored(sys.stdout))
     click.echo(made.to_json() if as_json else made.to_markdown() if markdown else plain)
+
+
+@main.command(epilog=_MODEL)
+@_with_file
+@click.option("--opset", default=21, show_default=True, help="The version of the ONNX operators.")
+def export(
+    model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, opset: int, as_json: bool
+) -> None:
+    """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
+    from qcompiler.deploy.export import export_onnx
+    from qcompiler.models import compiled
+
+    qmodel, values = compiled(model, recipe, inputs, checkpoint)
+    args, kwargs = _call(values)
+    made = export_onnx(qmodel.eval(), path, args, example_kwargs=kwargs, opset=opset)
+    click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
+
+
+@main.command(epilog=_MODEL)
+@_with_file
+def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
+    """Compare the ONNX file at PATH with MODEL, code by code; exit code 1 where one differs."""
+    from qcompiler.deploy.verify import verify_onnx
+    from qcompiler.models import compiled
+
+    qmodel, values = compiled(model, recipe, inputs, checkpoint)
+    args, kwargs = _call(values)
+    found = verify_onnx(qmodel.eval(), path, args, kwargs=kwargs)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    if not found.exact:
+        raise click.exceptions.Exit(1)
+
+
+def _call(values: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as (positional, by keyword)."""
+    return ((), values) if isinstance(values, dict) else (tuple(values), {})
 
 
 def _colored(line: str) -> str:

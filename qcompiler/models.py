@@ -26,28 +26,53 @@ class ModelError(ValueError):
 def captured(
     model: str, recipe: str, inputs: Sequence[str] = (), *, training: bool = True
 ) -> qcompiler.QuantizedModule:
-    """The model that a text names, compiled by a recipe and called once, on the CPU, so that its graphs are there.
+    """The model of `compiled`, called once, so that its graphs are there.
+
+    Args:
+        training: False captures the graph of eval mode.
+    """
+    qmodel, arguments = compiled(model, recipe, inputs)
+    qmodel.train(training)
+    with torch.set_grad_enabled(training):
+        qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
+    return qmodel
+
+
+def compiled(
+    model: str, recipe: str, inputs: Sequence[str] = (), checkpoint: str | None = None
+) -> tuple[qcompiler.QuantizedModule, Any]:
+    """(the model that a text names, compiled by a recipe, on the CPU; its inputs, a tuple or a dict).
 
     Args:
         model: `module:callable`, `path.py:callable`, or the type of a transformers config.
         recipe: a name, or the path of a .yaml file.
         inputs: shapes, `8,3,32,32` or `4,16:int64`, for a callable that gives no inputs itself.
-        training: False captures the graph of eval mode.
+        checkpoint: a file of `torch.save` with the `state_dict()` of the compiled model, alone or under "model".
 
     Raises:
-        ModelError: the text names no model, there are no inputs, or one is not valid.
+        ModelError: the text names no model, there are no inputs, or one is not valid; the checkpoint is none of it.
         RecipeError: the recipe is unknown or not valid.
     """
     given = [parse_input(text) for text in inputs]  # first what is quick to refuse
     made, own = load(model)
-    arguments = given or own
+    arguments = tuple(given) or own
     if arguments is None:
         raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
     qmodel = qcompiler.compile(made, recipe, backend="eager")
-    qmodel.train(training)
-    with torch.set_grad_enabled(training):
-        qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
-    return qmodel
+    if checkpoint is not None:
+        qmodel.load_state_dict(_state(checkpoint))
+    return qmodel, arguments
+
+
+def _state(checkpoint: str) -> Any:
+    """The state_dict in a checkpoint."""
+    held = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = held.get("model", held) if isinstance(held, dict) else held
+    if not isinstance(state, dict):
+        raise ModelError(
+            f'--checkpoint {checkpoint}: got {type(held).__name__}; valid: a state_dict, or {{"model": it}}'
+        )
+    return state
 
 
 def load(text: str) -> tuple[nn.Module, Any]:

@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+import torch
+from torch import nn
 
 import qcompiler
 
@@ -68,7 +70,7 @@ def test_help_is_quick(folder):
     assert time.monotonic() - start < 0.5
 
 
-@pytest.mark.parametrize("command", ["recipes", "show", "draw", "explain"])
+@pytest.mark.parametrize("command", ["recipes", "show", "draw", "explain", "export", "verify"])
 def test_every_command_explains_itself(command):
     from click.testing import CliRunner
 
@@ -183,3 +185,26 @@ def test_a_transformers_config(folder):
     code, text, _ = run(folder, "explain", "gpt2", "--json")
     assert code == 0
     assert json.loads(text)["totals"]["quantizers"] > 0
+
+
+def test_export_and_verify(folder):
+    """A checkpoint is exported; the file agrees with it, and not with another one."""
+    torch.manual_seed(0)
+    for name in ("run.pt", "other.pt"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        qmodel = qcompiler.compile(model, "in-hindsight-w8a8g8", backend="eager")
+        qmodel(torch.randn(4, 8)).sum().backward()
+        qcompiler.save({"model": qmodel.state_dict()}, folder / name)
+    given = ("mynet.py:make", "net.onnx", "--recipe", "in-hindsight-w8a8g8")
+    code, text, errors = run(folder, "export", *given, "--json")
+    assert code == 1
+    assert "range" in errors
+    assert not (folder / "net.onnx").exists()
+    code, text, errors = run(folder, "export", *given, "--checkpoint", "run.pt", "--json")
+    assert (code, errors) == (0, "")
+    assert json.loads(text)["exported"] == {"weight": 2, "static": 4, "dynamic": 0}
+    code, text, _ = run(folder, "verify", *given, "--checkpoint", "run.pt", "--json")
+    assert (code, json.loads(text)["exact"]) == (0, True)
+    code, text, _ = run(folder, "verify", *given, "--checkpoint", "other.pt")
+    assert code == 1
+    assert "wrong" in text

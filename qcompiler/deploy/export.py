@@ -45,6 +45,10 @@ class ExportReport:
     integer_kernels: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return dataclasses.asdict(self) | {"path": str(self.path)}
+
     def __str__(self) -> str:
         table = Table("what", "value", title=f"ONNX: {self.path.name}")
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.exported.items() if count)

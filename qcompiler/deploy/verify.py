@@ -55,6 +55,10 @@ class VerifyReport:
         """True where every quantizer, fed the same input, gives the same codes."""
         return not any(site.wrong for site in self.sites)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return dataclasses.asdict(self) | {"exact": self.exact}
+
     def __str__(self) -> str:
         table = Table("quantizer", "codes", "wrong", "flipped", title="Codes of ONNX beside those of PyTorch")
         for site in self.sites:
