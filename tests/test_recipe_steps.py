@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Interpreter
 
-from qcompiler.passes.rules import Position, Product, Role, Sign
+from qcompiler.passes.rules import Behind, Position, Product, Role, Sign
 from qcompiler.recipes import RECIPES
 from qcompiler.runtime import ops
 
@@ -63,6 +63,8 @@ class Net(nn.Sequential):
 ENDS = {"0": Position.FIRST, "8": Position.LAST}
 #: what relu keeps above zero
 NONNEGATIVE = {"3/input", "8/input"}
+#: what layers that end in relu hand on, where a rule speaks of the end of the layer and not of its product
+NONNEGATIVE_LAYERS = {"0/output", "6/output"}
 ROLES = {"input": Role.ACTIVATION, "weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}
 LEARNED = ("lsq", "learned", "pact")
 
@@ -103,16 +105,21 @@ def make_case(x, text, layout):
     return range_oracle.Case(name, values, kind, spec.bits, number, math.prod(counts))
 
 
+def sign(rule, site):
+    """What is known of the values that a rule would quantize."""
+    known = NONNEGATIVE | (NONNEGATIVE_LAYERS if rule.behind is Behind.LAYER else set())
+    return Sign.NONNEGATIVE if site in known else Sign.SIGNED
+
+
 def expected_spec(rules, site):
     """The spec of the first rule for a site, by the names of modules and operands of `Net`."""
     module, _, rest = site.partition("/")
     operand, *marks = rest.split(".")
     product = next((mark for mark in marks if mark != "turned"), None)
-    sign = Sign.NONNEGATIVE if site in NONNEGATIVE else Sign.SIGNED
     operator = "convolution" if module in ("0", "3") else "linear"
     where = (ROLES[operand], operator, module, frozenset({ENDS.get(module, Position.INNER)}))
     asked = [rule for rule in rules if rule.product == product]  # a rule for one product puts it into the site
-    spec = next(rule.spec for rule in asked if rule.matches(*where, rule.product or Product.FORWARD, sign))
+    spec = next(rule.spec for rule in asked if rule.matches(*where, rule.product or Product.FORWARD, sign(rule, site)))
     return str(spec.with_block(spec.block.transposed()) if "turned" in marks else spec)
 
 
