@@ -26,7 +26,7 @@ def write_static(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     if axis is None:
         raise ExportError(f"export: {q.site}: a static range over blocks {q.spec.block} changes along several axes")
     if isinstance(form, FloatFormat):
-        # no QuantizeLinear: around those of 8-bit floats onnxruntime 1.31 drops relus that its optimizer may not drop
+        # no QuantizeLinear: with 8-bit floats outputs were wrong by half under onnxruntime 1.31's optimizations
         steps = q.constant(
             "scale", spread(q.edges, factor(scale), [d for d, n in enumerate(q.edges.extents) if n is None])
         )
