@@ -21,8 +21,10 @@ from qcompiler.recipe import Recipe
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
 
 
-def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Exported]]:
-    """The model in memory and its quantizers, in graph order.
+def build(
+    traced: Traced, recipe: Recipe, opset: int, *, signed_weights: bool = False
+) -> tuple[ir.Model, list[Exported]]:
+    """The model in memory and its quantizers, in graph order; `signed_weights` as in `export_onnx`.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -42,7 +44,7 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
         raise ExportError(f"export: {_reason(error)}") from error
     assert program is not None
     model: ir.Model = program.model
-    exported = lower(model)
+    exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
     versions = {
         "qcompiler": qcompiler.__version__,

@@ -78,6 +78,7 @@ def export_onnx(
     dynamic_shapes: Any = None,
     opset: int = 21,
     fold_batch_norm: bool = True,
+    signed_weights: bool = False,
 ) -> ExportReport:
     """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
 
@@ -97,6 +98,8 @@ def export_onnx(
         opset: the version of the ONNX operators, 21 or newer.
         fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
             the codes of the weight stay as they are; False leaves it a node of its own.
+        signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
+            without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
@@ -117,7 +120,7 @@ def export_onnx(
     if shapes is None and dynamic_batch:
         example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm)
-    model, exported = build.build(traced, qmodel.recipe, opset)
+    model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
