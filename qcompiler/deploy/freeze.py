@@ -17,7 +17,7 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import WHOLE, Block
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import Scale, parse_spec
+from qcompiler.runtime.spec import Scale, Vjp, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,9 @@ class _Freezer:
             "codes": self._constant(held, f"{site}#codes.folded"),
             "scale": self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded"),
         }
-        self._reset(codes, parts, str(dataclasses.replace(spec, block=block, range=Current())), str(layout))
+        # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor
+        folded = dataclasses.replace(spec, block=block, range=Current(), vjp=Vjp.PASS)
+        self._reset(codes, parts, str(folded), str(layout))
         product.update_arg(2, self._constant((before * gain + offset).float(), f"{site}#bias"))
         for result in list(norm.users):
             result.replace_all_uses_with(product)

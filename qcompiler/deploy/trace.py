@@ -25,6 +25,9 @@ _KINDS = {
     SpecKind.USER_INPUT: InputKind.INPUT,
 }
 
+#: what torch notes of free dimensions and of types while it traces; no values of the model
+_CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
+
 
 class ExportError(Exception):
     """The model cannot be exported; names the site, operator or path, and says what would be valid."""
@@ -74,7 +77,7 @@ def trace(
             raise ExportError(f"export: input {node.name} is a {specs[node.name].kind.name}, which has no form in ONNX")
         set_fact(node, Input(kind, specs[node.name].target or node.name))
     for node in list(module.graph.nodes):
-        if node.target is aten._assert_scalar.default:  # what torch found out of free dimensions
+        if node.target in _CHECKS:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     torch_compat.reserve_names(module.graph)
