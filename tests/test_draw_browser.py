@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.support.ui import WebDriverWait
 from torch import nn
 
 import qcompiler
@@ -110,6 +111,13 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+def show_page(browser, path):
+    """Opens a page, and waits until its picture is there: on a busy machine `get` comes back before."""
+    browser.get(path.as_uri())
+    is_ready = "return document.body !== null && document.body.dataset.ready === 'true'"
+    WebDriverWait(browser, 30, poll_frequency=0.02).until(lambda browser: browser.execute_script(is_ready))
+
+
 @pytest.fixture
 def opened(browser, pictures, tmp_path):
     """opened(name) → the browser, showing the page of that picture."""
@@ -120,8 +128,7 @@ def opened(browser, pictures, tmp_path):
         assert path.stat().st_size < 5 * 2**20
         browser.get_log("performance")
         browser.get_log("browser")
-        browser.get(path.as_uri())
-        assert browser.execute_script("return document.body.dataset.ready") == "true"
+        show_page(browser, path)
         return browser
 
     return show
@@ -304,8 +311,7 @@ def test_hostile_names_are_text(browser, tmp_path):
     qmodel = qcompiler.compile(Model(), "hyperblock-int8", backend="eager")
     qmodel(torch.randn(2, 4)).sum().backward()
     browser.get_log("browser")
-    browser.get(qcompiler.draw(qmodel, tmp_path / "hostile.html").as_uri())
-    assert browser.execute_script("return document.body.dataset.ready") == "true"
+    show_page(browser, qcompiler.draw(qmodel, tmp_path / "hostile.html"))
     assert browser.execute_script("return document.scripts.length") == 4
     assert count(browser, "img") == 0
     assert "<script>" in browser.execute_script("return document.getElementById('scene').textContent")

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
@@ -22,6 +19,7 @@ from qcompiler.deploy.blocks import find_edges
 from qcompiler.deploy.trace import ExportError, Traced, trace
 from qcompiler.passes.graph import InputKind
 from qcompiler.passes.plan import Site
+from qcompiler.passes.tables import Table, to_text
 from qcompiler.runtime import ops
 from qcompiler.runtime.formats import FloatFormat
 
@@ -60,16 +58,11 @@ class VerifyReport:
         return dataclasses.asdict(self) | {"exact": self.exact}
 
     def __str__(self) -> str:
-        table = Table("quantizer", "codes", "wrong", "flipped", title="Codes of ONNX beside those of PyTorch")
-        for site in self.sites:
-            share = f"{site.flipped / max(site.elements, 1):.4%}" if site.flipped else "0"
-            table.add_row(site.name, f"{site.elements:,}", str(site.wrong), share)
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(table)
-        console.print(f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations")
-        console.print(f"PyTorch in float32 beside float64: {self.spread:.2g}")
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        shares = [f"{site.flipped / max(site.elements, 1):.4%}" if site.flipped else "0" for site in self.sites]
+        rows = [(s.name, f"{s.elements:,}", s.wrong, share) for s, share in zip(self.sites, shares, strict=True)]
+        table = Table("Codes of ONNX beside those of PyTorch", ("quantizer", "codes", "wrong", "flipped"), rows)
+        outputs = f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations"
+        return to_text([table, outputs, f"PyTorch in float32 beside float64: {self.spread:.2g}"])
 
 
 def verify_onnx(
