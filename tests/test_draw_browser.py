@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from torch import nn
 
 import qcompiler
@@ -280,6 +280,38 @@ def test_the_slider_goes_through_the_passes(opened, pictures):
     assert counts["place-quantizers"] == plan.placed + biases  # whose gradient is quantized too, but not multiplied
     assert counts["dedupe-quantizers"] == counts["lowered"] == len(plan.sites)
     assert browser.get_log("browser") == []
+
+
+def test_colors_and_figures_of_the_debugger(browser, tmp_path):
+    """Colors, legend and details are the numbers of the debugger."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    qmodel = qcompiler.compile(model, "tensor-int4", backend="eager")
+    with qcompiler.debug(qmodel) as d:
+        qmodel(torch.randn(16, 8)).square().mean().backward()
+    show_page(browser, qcompiler.draw(qmodel, tmp_path / "harm.html", debug=d))
+    browser.find_element("id", "unfold").click()
+    harms = {site: d.recording.harm(site) for site in d.recording.tallies}
+    for heat in range(5):
+        expected = sum(sum(harm >= edge for edge in (0.001, 0.01, 0.1, 0.5)) == heat for harm in harms.values())
+        assert count(browser, f".shape.quantizer.heat-{heat}") == expected
+        if expected:
+            browser.find_element("id", f"legend-heat-{heat}").click()
+            assert count(browser, f".shape.quantizer.heat-{heat}") == 0
+            browser.find_element("id", f"legend-heat-{heat}").click()
+    worst = d.recording.ranking()[0]
+    found = "[...tree.shapes.values()].find(s => s.kind === 'quantizer' && s.details.name === arguments[0])"
+    click(browser, browser.execute_script(f"return {found}.id", worst))
+    text = browser.find_element("id", "details").text
+    assert "debugger, 1 step" in text
+    rows = dict(line.split(" ", 1) for line in text.partition("debugger, 1 step")[2].strip().splitlines())
+    assert float(rows["harm"]) == pytest.approx(harms[worst], rel=1e-3)
+    assert float(rows["sqnr"]) == pytest.approx(d.recording.tallies[worst].sqnr, rel=1e-3)
+    Select(browser.find_element("id", "color")).select_by_value("role")
+    assert count(browser, ".shape.quantizer.role-weight") == 2
+    assert browser.get_log("browser") == []
+    torch._dynamo.reset()
 
 
 def test_zoom_and_pan(opened):

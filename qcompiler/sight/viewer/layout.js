@@ -86,6 +86,8 @@ function human(size) {
   return (size >= 100 || unit === 0 ? size.toFixed(0) : size.toFixed(1)) + " " + units[unit];
 }
 
+/** The longest names first: they say most. */
+const operatorNames = names => [...names].sort((a, b) => b.length - a.length).join(", ");
 const shorten = (text, most) => text.length > most ? text.slice(0, most - 1) + "…" : text;
 const plural = (count, word) => count + " " + word + (count === 1 ? "" : "s");
 
@@ -162,7 +164,7 @@ function layout(tree, state) {
 
   function measureClosed(box) {
     const sum = box.sum = summary(box, shown, paintOf);
-    sum.text = [0, 1, 2].map(lane => Object.keys(sum.paints[lane]).length || sum.kept[lane] ? "" : shorten([...sum.operators[lane]].join(", "), 24));
+    sum.text = [0, 1, 2].map(lane => Object.keys(sum.paints[lane]).length || sum.kept[lane] ? "" : shorten(operatorNames(sum.operators[lane]), 24));
     const wide = lane => Math.max(CHAR * (shorten(box.name, 30).length + 4) + 16, CHAR * sum.text[lane].length + 20,
                                   36 * Object.keys(sum.paints[lane]).length + (sum.kept[lane] ? 80 : 0) + 16, 90);
     box.size = [sum.lanes[0] ? wide(0) : 0, sum.saved ? MIDDLE - 30 : 0, sum.lanes[2] ? wide(2) : 0];
@@ -302,8 +304,6 @@ function layout(tree, state) {
       const p = places.get(box.id + "|" + side);
       if (!p) continue;
       add("rect", "module open depth" + box.depth % 4, {...p, r: 8, id: box.id});
-      const name = (side ? "∇ " : "") + shorten(box.path, 40);
-      add("text", "module-name", {x: p.x + 8 + (side ? 0 : RAIL * box.rails[0]), y: p.y + 16, text: "▾ " + name, id: box.id});
     }
 
   // lines
@@ -367,6 +367,13 @@ function layout(tree, state) {
     const bend = Math.max(10, Math.min(60, Math.abs(y2 - y1) / 2)) * sign;
     return `M${r(x1)} ${r(y1)}C${r(x1)} ${r(y1 + bend)} ${r(x2)} ${r(y2 - bend)} ${r(x2)} ${r(y2)}`;
   }
+
+  // names of open boxes, over the lines that pass through them
+  for (const box of drawn) if (box.rows)
+    for (const side of [0, 2]) {
+      const p = places.get(box.id + "|" + side), name = (side ? "∇ " : "") + shorten(box.path, 40);
+      if (p) add("text", "module-name", {x: p.x + 8 + (side ? 0 : RAIL * box.rails[0]), y: p.y + 16, text: "▾ " + name, id: box.id});
+    }
 
   // closed boxes
   for (const box of drawn) if (!box.rows) {

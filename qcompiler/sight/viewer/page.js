@@ -140,10 +140,11 @@ const paintOf = shape => paint(tree, shape, state.color);
 const LEGEND = [...PAINTS.map(cls => [cls.replace("role-", ""), cls]), ["contraction", "contraction"], ["kept", "left in float"],
   ["operator", "operator"], ["saved", "saved"], ["ends", "inputs, outputs"]];
 
-/** An entry for everything that is there in some stage, with a box that hides it. */
+/** An entry for everything that is there in some stage, with a box that hides it; colors of figures: in this stage. */
 function legend() {
   by("legend").replaceChildren();
-  const found = new Set([...tree.shapes.values()].map(shape => legendClass(shape, paintOf)));
+  const shapes = [...tree.shapes.values()].filter(shape => state.color === "role" || isThere(shape, state.stage));
+  const found = new Set(shapes.map(shape => legendClass(shape, paintOf)));
   for (const [key, name] of LEGEND) {
     if (!found.has(key)) continue;
     const entry = by("legend").appendChild(document.createElement("label")), box = document.createElement("input");
@@ -178,7 +179,7 @@ by("search").addEventListener("keydown", event => { if (event.key === "Enter") s
 
 by("stage").max = tree.count - 1;
 by("stage").value = state.stage;
-by("stage").addEventListener("input", event => { state.stage = Number(event.target.value); draw(); });
+by("stage").addEventListener("input", event => { state.stage = Number(event.target.value); legend(); draw(); });
 by("fold").addEventListener("click", () => { state.open = new Set([""]); draw(); fit(); });
 by("unfold").addEventListener("click", () => { state.open = new Set([...tree.boxes.keys()]); draw(); });
 by("fit").addEventListener("click", fit);
