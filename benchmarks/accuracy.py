@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cifar
 from cifar10 import train
-from nets import VGG, ResNet, accuracy
 
 import qcompiler
 from qcompiler import recipes
 from qcompiler.compile import GraphCompiler
+from qcompiler.demo.nets import VGG, ResNet, accuracy
 
 NETS = {"resnet-8": lambda: ResNet(blocks=1), "resnet-20": lambda: ResNet(blocks=3), "vgg": VGG}
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")

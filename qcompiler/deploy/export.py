@@ -3,17 +3,14 @@
 import dataclasses
 import glob
 import inspect
-import io
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
@@ -21,6 +18,7 @@ from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.files import replacing
 from qcompiler.passes.plan import Kept
+from qcompiler.passes.tables import Table, to_text
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26
@@ -50,22 +48,18 @@ class ExportReport:
         return dataclasses.asdict(self) | {"path": str(self.path)}
 
     def __str__(self) -> str:
-        table = Table("what", "value", title=f"ONNX: {self.path.name}")
+        return to_text([Table(f"ONNX: {self.path.name}", ("what", "value"), [*self._rows()])])
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.exported.items() if count)
-        table.add_row("quantizers trained", str(self.trained))
-        table.add_row("quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})")
-        table.add_row("file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float")
-        table.add_row("largest difference", f"{self.difference:.2g} of the largest output")
+        yield "quantizers trained", str(self.trained)
+        yield "quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})"
+        yield "file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float"
+        yield "largest difference", f"{self.difference:.2g} of the largest output"
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
-        table.add_row("integer kernels of onnxruntime", kernels or "none")
-        for kept in self.kept:
-            table.add_row("in float", f"{kept.name} in {kept.consumer}: {kept.reason}")
-        for note in self.notes:
-            table.add_row("note", note)
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(table)
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        yield "integer kernels of onnxruntime", kernels or "none"
+        yield from (("in float", f"{kept.name} in {kept.consumer}: {kept.reason}") for kept in self.kept)
+        yield from (("note", note) for note in self.notes)
 
 
 def export_onnx(

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import qcompiler
@@ -20,6 +17,7 @@ from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.observe import Observer, as_trained, codes_of, count_different
 from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.passes.plan import Site
+from qcompiler.passes.tables import Table, to_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +74,16 @@ class VerifyReport:
 
     def __str__(self) -> str:
         columns = ("quantizer", "codes", "wrong", "flipped", "flipped, optimized", "float32 to float64")
-        table = Table(*columns, title="Codes of ONNX beside those of PyTorch")
-        for site in self.sites:
-            shares = (_share(count, site.elements) for count in (site.flipped, site.optimized, site.own))
-            table.add_row(site.name, f"{site.elements:,}", str(site.wrong), *shares)
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(table)
-        console.print(f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations")
-        console.print(f"of these, integer biases: {self.biases:.2g}, integer kernels: {self.kernels:.2g}")
-        console.print(f"PyTorch in float32 beside float64: {self.spread:.2g}")
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        rows = [
+            (s.name, f"{s.elements:,}", s.wrong, *(_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)))
+            for s in self.sites
+        ]
+        lines = (
+            f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations",
+            f"of these, integer biases: {self.biases:.2g}, integer kernels: {self.kernels:.2g}",
+            f"PyTorch in float32 beside float64: {self.spread:.2g}",
+        )
+        return to_text([Table("Codes of ONNX beside those of PyTorch", columns, rows), *lines])
 
 
 #: a difference that sums of floats in another order make without any flip
