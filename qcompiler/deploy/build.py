@@ -60,8 +60,10 @@ def build(
 
 
 def _changes(traced: Traced, site: str) -> dict[str, Any]:
-    """What was done to the codes of a weight."""
-    return {"order": traced.frozen.order.get(site), "negated": traced.frozen.negated.get(site, ())}
+    """What was done to the codes of a weight, and the range of an activation that was measured on data."""
+    frozen, found = traced.frozen, traced.frozen.calibrated.get(site)
+    measured = found and [found.scale.item(), None if found.point is None else found.point.item()]
+    return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.files import replacing
 from qcompiler.passes.plan import Kept
@@ -42,6 +43,8 @@ class ExportReport:
     #: the operators of onnxruntime's optimized graph that compute on integers, with their counts
     integer_kernels: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    #: site → the smallest and the largest value on the calibration data, which its range was fixed to
+    calibrated: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -58,6 +61,7 @@ class ExportReport:
         yield "largest difference", f"{self.difference:.2g} of the largest output"
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
         yield "integer kernels of onnxruntime", kernels or "none"
+        yield from (("calibrated", f"{site}: {low:.4g} to {high:.4g}") for site, (low, high) in self.calibrated.items())
         yield from (("in float", f"{kept.name} in {kept.consumer}: {kept.reason}") for kept in self.kept)
         yield from (("note", note) for note in self.notes)
 
@@ -73,6 +77,7 @@ def export_onnx(
     opset: int = 21,
     fold_batch_norm: bool = True,
     signed_weights: bool = False,
+    calibration: Iterable[tuple[Any, ...]] | None = None,
 ) -> ExportReport:
     """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
 
@@ -94,6 +99,8 @@ def export_onnx(
             the codes of the weight stay as they are; False leaves it a node of its own.
         signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
             without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
+        calibration: example inputs on which ranges of the present tensor (`current`, over whole tensors) are measured
+            and then fixed: from the smallest to the largest value of all; None leaves such ranges to each call.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
@@ -113,7 +120,11 @@ def export_onnx(
     shapes = dynamic_shapes
     if shapes is None and dynamic_batch:
         example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
-    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm)
+    calibrated = None
+    if calibration is not None:
+        seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
+        calibrated = calibrate(seen, qmodel.ranges(), calibration, kwargs)
+    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
     model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
@@ -139,6 +150,7 @@ def export_onnx(
         difference=difference,
         integer_kernels=kernels,
         notes=traced.frozen.notes,
+        calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
 

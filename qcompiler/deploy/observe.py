@@ -1,5 +1,6 @@
 """Codes quantizer by quantizer: those of the traced graph as PyTorch runs it, and how many of a file differ."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -14,20 +15,31 @@ from qcompiler.deploy.trace import Traced
 from qcompiler.passes.graph import InputKind
 from qcompiler.passes.plan import Site
 from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import TENSOR, view_blocks
 from qcompiler.runtime.formats import FloatFormat
 
 
 class Observer(Interpreter):
-    """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site."""
+    """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site.
 
-    def __init__(self, traced: Traced, states: Mapping[str, Tensor]) -> None:
+    The codes of a site in `calibrated` are those that its fixed range gives.
+    """
+
+    def __init__(
+        self, traced: Traced, states: Mapping[str, Tensor], calibrated: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
         super().__init__(traced.frozen.program.graph_module)
-        self.traced, self.states = traced, states
+        self.traced, self.states, self.calibrated = traced, states, calibrated or {}
+        self.sites = {site.name: site for site in traced.plan.sites}
         self.found: dict[str, Tensor] = {}
 
     def codes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Site → codes."""
-        given = iter(torch_compat.leaves((args, dict(kwargs))))
+        leaves = torch_compat.leaves((args, dict(kwargs)))
+        count = sum(fact.kind is InputKind.INPUT for fact in self.traced.inputs)
+        if len(leaves) != count:
+            raise TypeError(f"got {len(leaves)} inputs; valid: {count}")
+        given = iter(leaves)
         held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
         values = []
         for fact in self.traced.inputs:
@@ -38,15 +50,25 @@ class Observer(Interpreter):
         return self.found
 
     def run_node(self, n: Node) -> Any:
-        """Keeps what a quantizer returns."""
+        """Shows what a quantizer reads and returns."""
         result = super().run_node(n)
         if n.target is ops.QUANTIZE:
-            self.found[str(n.args[6])] = result
+            self.see(str(n.args[6]), self.env[cast(Node, n.args[0])], result)
         return result
 
+    def see(self, site: str, x: Tensor, codes: Tensor) -> None:
+        """Called for every quantizer with what it reads and returns; keeps the codes."""
+        fixed = self.calibrated.get(site)
+        self.found[site] = codes if fixed is None else codes_of(self.sites[site], x, None, fixed)
 
-def codes_of(site: Site, x: Tensor, state: Tensor | None) -> Tensor:
-    """What our runtime makes of the tensor that the file computed."""
+
+def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
+    """What our runtime makes of the tensor that the file computed, with (scale, zero point) of it where calibrated."""
+    if calibrated is not None:
+        text, ones = str(dataclasses.replace(site.spec, block=TENSOR)), view_blocks(x.shape, site.layout, TENSOR).counts
+        scale = torch.full(ones, calibrated[0], dtype=site.spec.scale.dtype)
+        point = None if calibrated[1] is None else torch.full(ones, calibrated[1], dtype=site.spec.format.dtype)
+        return cast(Tensor, ops.QUANTIZE(x, scale, point, None, text, site.layout, site.name))
     text, given = str(site.spec), (state, False, True) if state is not None else ()
     scale = ops.SCALE(x, text, site.layout, *given)
     point = ops.ZERO_POINT(x, scale, text, site.layout, *given) if site.spec.has_zero_point else None

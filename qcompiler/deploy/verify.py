@@ -148,30 +148,35 @@ def _sites(
     from qcompiler.deploy import run
 
     exported = run.sites(path)
-    sites, own = _observed(qmodel, args, kwargs)
+    fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
+    sites, own = _observed(qmodel, args, kwargs, fixed)
     if sites.keys() != exported.keys():
         others = ", ".join(sorted(sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
-    double = _observed(*_double(qmodel, args, kwargs))[1]
+    _, double = _observed(*_double(qmodel, args, kwargs), fixed)
     values = run.inner(path, [name for one in exported.values() for name in one["values"]], args, kwargs)
     fused = run.inner(path, [one["values"][-1] for one in exported.values()], args, kwargs, optimize=True)
     states, checks = qmodel.ranges(), []
     for name, site in sites.items():
-        read, codes = values[exported[name]["values"][0]], exported[name]["values"][-1]
-        is_weight = len(exported[name]["values"]) == 1
-        same = own[name] if is_weight else codes_of(site, torch.from_numpy(read.copy()), states.get(name))
+        *source, codes = exported[name]["values"]
+        same = own[name]
+        if source:
+            same = codes_of(site, torch.from_numpy(values[source[0]].copy()), states.get(name), fixed.get(name))
         found, optimized = (as_trained(of[codes], exported[name]) for of in (values, fused))
-        counts = [count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))]
-        checks.append(SiteCheck(name, own[name].numel(), *counts, own=int((own[name] != double[name]).sum())))
+        wrong, flipped, changed = (
+            count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))
+        )
+        apart = int((own[name] != double[name]).sum())
+        checks.append(SiteCheck(name, own[name].numel(), wrong, flipped, optimized=changed, own=apart))
     return tuple(checks)
 
 
 def _observed(
-    qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> tuple[dict[str, Site], dict[str, Tensor]]:
-    """(site by name, its codes) of PyTorch."""
-    traced = trace(qmodel, args, kwargs, None, frozen=False)
-    return {site.name: site for site in traced.plan.sites}, Observer(traced, qmodel.ranges()).codes(args, kwargs)
+    """(site by name, its codes) of PyTorch; `fixed`: the ranges that were measured on data."""
+    observer = Observer(trace(qmodel, args, kwargs, None, frozen=False), qmodel.ranges(), fixed)
+    return observer.sites, observer.codes(args, kwargs)
 
 
 def _double(
@@ -183,4 +188,4 @@ def _double(
     args, kwargs = torch_compat.map_leaves(
         lambda one: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one, (args, dict(kwargs))
     )
-    return twin, args, kwargs
+    return twin, args, dict(kwargs)
