@@ -109,6 +109,7 @@ def export_onnx(
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     if opset < 21:
         raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
+    _check_types(qmodel._model)
     path = Path(os.path.realpath(path))
     _check_writable(path)
     build, run = _tools()
@@ -152,6 +153,17 @@ def _tools() -> tuple[Any, Any]:
     except ImportError as error:
         raise ExportError(f"export: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     return build, run
+
+
+def _check_types(model: nn.Module) -> None:
+    """Raises where a parameter or buffer has a type that onnxruntime does not compute in."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
+    if name is not None:
+        raise ExportError(
+            f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
+            "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
+        )
 
 
 def _check_writable(path: Path) -> None:

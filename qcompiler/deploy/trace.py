@@ -27,6 +27,10 @@ _KINDS = {
 
 #: what torch notes of free dimensions and of types while it traces; no values of the model
 _CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
+_FIXED = (
+    "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
+    "Valid too: dynamic_batch=False, or other dynamic_shapes"
+)
 
 
 class ExportError(Exception):
@@ -112,6 +116,8 @@ def _export(
             return cast(ExportedProgram, program.run_decompositions(torch_compat.composite_decompositions()))
         except Exception as error:
             reason = str(error).strip().partition("\n\n")[0]
+            if "Constraints violated" in reason:
+                reason += _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
 
 
