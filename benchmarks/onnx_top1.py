@@ -1,4 +1,4 @@
-"""Does a file choose the classes that PyTorch chooses? ResNet-8, trained one epoch, on the 10,000 test images of CIFAR-10.
+"""Does a file choose the classes that PyTorch chooses? ResNet-8 after one epoch, the 10,000 test images of CIFAR-10.
 
     python benchmarks/onnx_top1.py --data FOLDER [--images 10000] [RECIPE ...]
 

@@ -1,9 +1,13 @@
 """Export of what real models hold: transposed convolutions, rotations, expanded parameters, other opsets."""
 
+import dataclasses
+
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
@@ -120,3 +124,42 @@ def test_a_batch_that_the_model_fixes(tmp_path):
     with pytest.raises(qcompiler.ExportError, match=r"len\(x\).*Valid too: dynamic_batch=False"):
         qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,))
     qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,), dynamic_batch=False)
+
+
+class Attention(nn.Module):
+    """PyTorch takes attention with dropout apart, and fuses it without."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if self.training else 0.0).squeeze(1))
+
+
+def test_attention_that_training_took_apart(tmp_path):
+    def inputs(batch):
+        return (torch.randn(batch, 5, 8),)
+
+    with pytest.raises(qcompiler.ExportError, match=r"no range yet for out/input; .*sdpa_kernel\(SDPBackend.MATH\)"):
+        exported("in-hindsight-w8a8g8", Attention(), inputs, tmp_path / "m.onnx")
+    with sdpa_kernel(SDPBackend.MATH):
+        report, found = exported("in-hindsight-w8a8g8", Attention(), inputs, tmp_path / "m.onnx")
+    assert found.exact
+    assert report.kept == ()
+
+
+def test_eval_mode_with_other_quantizers(tmp_path, monkeypatch):
+    """The names in the file are those of the captured eval graph, not only those of the exported one."""
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "tensor-int8", backend="eager")
+    plan = type(qmodel).plan
+
+    def one_less(self, **options):
+        whole = plan(self, **options)
+        return dataclasses.replace(whole, sites=whole.sites[1:])
+
+    monkeypatch.setattr(type(qmodel), "plan", one_less)
+    with pytest.raises(qcompiler.ExportError, match="differ in 0/"):
+        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert list(tmp_path.iterdir()) == []

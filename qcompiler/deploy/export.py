@@ -128,6 +128,7 @@ def export_onnx(
             size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
             build.check(draft)
             difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
+            _check_plan(qmodel, {one.site for one in exported})
     except BaseException:
         data.unlink(missing_ok=True)
         raise
@@ -175,6 +176,16 @@ def _check_writable(path: Path) -> None:
         probe.touch(exist_ok=False)
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
+    """Raises where eval mode, which was captured for the comparison, has other quantizers than the file."""
+    others = {site.name for site in qmodel.plan(training=False).sites} ^ exported
+    if others:
+        raise ExportError(
+            f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
+            "the file would not be what eval mode computes"
+        )
 
 
 def _drop_old_data(path: Path, data: Path) -> None:
