@@ -1,5 +1,6 @@
 """From a traced program to a checked ONNX file: torch's exporter, the quantizers, names, metadata."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -101,10 +102,11 @@ def save(model: ir.Model, path: Path, data: Path | None) -> int:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    if data is None:
-        ir.save(model, path)
-    else:
-        ir.save(model, path, external_data=data.name)
+    try:
+        ir.save(model, path, external_data=None if data is None else data.name)
+    except OSError as error:  # numpy's names no file, and not what was wrong
+        reason = f"cannot write all of it ({error}); is the disk full?"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     if data is not None:
         with data.open("rb+") as file:
             os.fsync(file.fileno())

@@ -113,6 +113,7 @@ def export_onnx(
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     if opset < 21:
         raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
+    _check_types(qmodel._model)
     path = Path(os.path.realpath(path))
     _check_writable(path)
     build, run = _tools()
@@ -135,6 +136,7 @@ def export_onnx(
             size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
             build.check(draft)
             difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
+            _check_plan(qmodel, {one.site for one in exported})
     except BaseException:
         data.unlink(missing_ok=True)
         raise
@@ -163,6 +165,17 @@ def _tools() -> tuple[Any, Any]:
     return build, run
 
 
+def _check_types(model: nn.Module) -> None:
+    """Raises where a parameter or buffer has a type that onnxruntime does not compute in."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
+    if name is not None:
+        raise ExportError(
+            f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
+            "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
+        )
+
+
 def _check_writable(path: Path) -> None:
     """Raises OSError before the work starts where the folder does not exist or cannot be written."""
     if path.is_dir():
@@ -172,6 +185,16 @@ def _check_writable(path: Path) -> None:
         probe.touch(exist_ok=False)
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
+    """Raises where eval mode, which was captured for the comparison, has other quantizers than the file."""
+    others = {site.name for site in qmodel.plan(training=False).sites} ^ exported
+    if others:
+        raise ExportError(
+            f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
+            "the file would not be what eval mode computes"
+        )
 
 
 def _drop_old_data(path: Path, data: Path) -> None:

@@ -187,7 +187,9 @@ class _Freezer:
     def _fold(self, norm: Node) -> str:
         """Folds one batch norm, or says why not."""
         product = cast(Node, norm.args[0])
-        if product.target is not aten.convolution.default or len(product.users) > 1 or product.args[6]:
+        if product.target is aten.convolution.default and product.args[6]:
+            return "it stands behind a transposed convolution, which onnxruntime computes in float in any case"
+        if product.target is not aten.convolution.default or len(product.users) > 1:
             return f"it reads {product.name}, which is not a convolution that it alone reads"
         floats = cast(Node, product.args[1])
         codes = cast(Node, floats.args[0]) if floats.target is ops.DEQUANTIZE else None

@@ -42,7 +42,9 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     RemoveUnusedNodesPass()(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
-        model.functions[DOMAIN, name, ""] = ir.from_proto(FUNCTIONS[name].to_function_proto())
+        function: ir.Function = ir.from_proto(FUNCTIONS[name].to_function_proto())
+        function.opset_imports[""] = model.graph.opset_imports[""]  # one version in all of the file, as onnx asks
+        model.functions[DOMAIN, name, ""] = function
     model.graph.opset_imports.pop(DOMAIN, None)
     if used:
         model.graph.opset_imports[DOMAIN] = 1

@@ -27,6 +27,15 @@ _KINDS = {
 
 #: what torch notes of free dimensions and of types while it traces; no values of the model
 _CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
+_FIXED = (
+    "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
+    "Valid too: dynamic_batch=False, or other dynamic_shapes"
+)
+_FUSED = (
+    ". Attention is fused in eval; in training PyTorch takes it apart where it has dropout, and other tensors got "
+    "ranges. Train and export under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or write attention out "
+    "(transformers: attn_implementation='eager')"
+)
 
 
 class ExportError(Exception):
@@ -115,6 +124,8 @@ def _export(
             return cast(ExportedProgram, program.run_decompositions(torch_compat.composite_decompositions()))
         except Exception as error:
             reason = str(error).strip().partition("\n\n")[0]
+            if "Constraints violated" in reason:
+                reason += _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
 
 
@@ -140,8 +151,10 @@ def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor]) -> None:
     kept = [site for site in plan.sites if site.spec.range.has_state]
     empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
     if empty:
+        fused = any(one.reason.startswith("fused attention") for one in plan.kept)
         raise ExportError(
             f"export: no range yet for {_some(empty)}; train the model for a step, or load a checkpoint with ranges"
+            + (_FUSED if fused and len(empty) < len(kept) else "")
         )
     random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
     if random:
