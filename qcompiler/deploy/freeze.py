@@ -65,7 +65,7 @@ def freeze(
     3. `x` beside the codes, which shows what is not finite, is dropped: `QuantizeLinear` saturates instead.
     4. The transposition of a weight is done to its codes where the product reads two quantized tensors of known scale.
        Elsewhere it stays: onnxruntime makes a matrix of codes times floats a MatMulNBits, which by default rounds the
-       floats to 8 bits; it takes no transposed one.
+       floats to 8 bits; lower.py keeps it transposed.
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
     """
