@@ -19,6 +19,9 @@ from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.ranges import Current
 from qcompiler.runtime.spec import Scale, Vjp, parse_spec
 
+#: shapes of the same elements, through which onnxruntime moves DequantizeLinear
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
@@ -60,7 +63,9 @@ def freeze(
     2. A range that does not depend on the tensor in front is a scale, with its zero point; so is a `calibrated` one,
        over whole tensors.
     3. `x` beside the codes, which shows what is not finite, is dropped: `QuantizeLinear` saturates instead.
-    4. The transposition of a weight is done to its codes.
+    4. The transposition of a weight is done to its codes where the product reads two quantized tensors of known scale.
+       Elsewhere it stays: onnxruntime makes a matrix of codes times floats a MatMulNBits, which by default rounds the
+       floats to 8 bits; lower.py keeps it transposed.
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
     """
@@ -69,6 +74,7 @@ def freeze(
         if codes.args[6] in calibrated:
             freezer.calibrate(codes, calibrated[str(codes.args[6])])
         freezer.freeze(codes)
+    for codes in quantizers(freezer.graph):
         freezer.transpose(codes)
     notes = freezer.fold() if fold_batch_norm else ()
     return Frozen(freezer.rebuilt(), freezer.order, freezer.negated, notes, calibrated)
@@ -152,6 +158,7 @@ class _Freezer:
             or not axes
             or not views
             or any(view.target is not aten.t.default for view in views)
+            or not all(self._reads_static(product, view) for view in views for product in view.users)
         ):
             return
         self.order[str(site)] = (1, 0)
@@ -164,6 +171,15 @@ class _Freezer:
         self._reset(codes, turned, str(text), str(layout)[::-1])
         for view in views:
             view.replace_all_uses_with(cast(Node, view.args[0]))
+
+    def _reads_static(self, product: Node, weight: Node) -> bool:
+        """True where the other operand of a product is dequantized by a scale that is known."""
+        for node in product.all_input_nodes:
+            while node.target in _VIEWS:
+                node = cast(Node, node.args[0])
+            if node is not weight and node.target is ops.DEQUANTIZE:
+                return self._value(cast(Node, node.args[1])) is not None
+        return False
 
     def _reset(self, codes: Node, parts: Mapping[str, Node], text: str, layout: str) -> None:
         """Gives a frozen quantizer and its readers other constants, another spec and layout."""

@@ -39,6 +39,8 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     """
     found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
     exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
+    for node in [node for node in model.graph if node.op_type == "MatMul"]:
+        _keep_transposed(model.graph, node)
     RemoveUnusedNodesPass()(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
@@ -67,6 +69,24 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
     q.graph.remove(q.node, safe=True)
     held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
     return Exported(q.site, kind, held, q.edges, shift)
+
+
+def _keep_transposed(graph: ir.Graph, product: ir.Node) -> None:
+    """Makes x @ wᵀ, two-dimensional with stored codes w, a Gemm that transposes.
+
+    Of a MatMul onnxruntime moves the transposition into the codes, and makes it a MatMulNBits, which rounds x to 8
+    bits.
+    """
+    left, right = product.inputs
+    turn = None if right is None else right.producer()
+    floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
+    source = None if floats is None else floats.producer()
+    if source is None or source.op_type != "DequantizeLinear" or left is None or left.shape is None:
+        return
+    if left.shape.rank() == 2:
+        made = ir.node("Gemm", [left, floats], {"transB": 1}, name=product.name)
+        made.metadata_props.update(product.metadata_props)
+        ir.convenience.replace_nodes_and_values(graph, product, [product], [made], product.outputs, made.outputs)
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:

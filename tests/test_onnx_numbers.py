@@ -1,0 +1,148 @@
+"""What onnxruntime's optimizations make of an exported file: sums that do not saturate, no quantizer of its own, ranges
+fixed on data."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import qcompiler
+from qcompiler.deploy import run
+
+
+def exported(model, recipe, x, path, **options):
+    """(module after a step, report)."""
+    qmodel = qcompiler.compile(model, recipe, backend="eager")
+    qmodel(x).float().square().sum().backward()
+    return qmodel, qcompiler.export_onnx(qmodel, path, (x,), **options)
+
+
+@pytest.fixture(scope="module")
+def extreme(tmp_path_factory):
+    """(module, file, input) of a convolution all of whose codes are large: two products pass 2¹⁵."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    for layer in (model[0], model[2]):
+        nn.init.constant_(layer.weight, 0.1)
+        nn.init.uniform_(layer.bias, -0.5, 0.5)
+    x = torch.rand(4, 16, 6, 6) * 0.2 + 0.8
+    path = tmp_path_factory.mktemp("numbers") / "model.onnx"
+    qmodel, report = exported(model, "deploy-int8", x, path)
+    assert report.integer_kernels["QLinearConv"] == 1
+    return qmodel, path, x
+
+
+def test_sums_of_integer_kernels_do_not_saturate(extreme):
+    """A code differs by rounding the bias alone: by one, and only beside the middle of two codes.
+
+    With x and w in steps of s and t, the bias is a multiple of s·t in an integer kernel, so a sum is off by s·t / 2 at
+    most; that is far below a step of the output.
+    """
+    _, path, x = extreme
+    site = run.sites(path)["0/output"]
+    plain, fused = (
+        run.inner(path, site["values"][-1:], (x,), {}, optimize=flag)[site["values"][-1]].astype(int)
+        for flag in (False, True)
+    )
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
+    step, given, weight = (held[f"{name}/scale"] for name in ("0/output", "0/input", "0/weight"))
+    real = run.inner(path, site["values"][:1], (x,), {})[site["values"][0]].astype(np.float64) / step
+    beside = np.abs(real - np.floor(real) - 0.5)
+    assert plain.max() > 200
+    assert np.abs(plain - fused).max() <= 1
+    assert (beside[plain != fused] <= float((given * weight).max() / step) / 2 + 1e-4).all()
+
+
+def test_weights_keep_their_codes_whatever_their_type(extreme, tmp_path):
+    qmodel, path, x = extreme
+    signed = tmp_path / "signed.onnx"
+    qcompiler.export_onnx(qmodel, signed, (x,), signed_weights=True)
+    name = "0/weight/codes"
+    one, other = (
+        next(onnx.numpy_helper.to_array(t) for t in onnx.load(str(p)).graph.initializer if t.name == name)
+        for p in (path, signed)
+    )
+    assert (one.dtype, other.dtype) == (np.uint8, np.int8)
+    np.testing.assert_array_equal(one.astype(int) - 128, other)
+    assert all(qcompiler.verify_onnx(qmodel, p, (x,)).exact for p in (path, signed))
+
+
+def test_what_biases_and_kernels_do_is_told_apart(extreme, tmp_path):
+    """Without the fusion no integer kernel is left, but biases are integers; the parts bound the whole."""
+    qmodel, path, x = extreme
+    run.session(path, without=run.FUSION, keep=tmp_path / "kept.onnx")
+    graph = onnx.load(str(tmp_path / "kept.onnx")).graph
+    assert not {node.op_type for node in graph.node} & set(run.INTEGER)
+    assert any(tensor.data_type == onnx.TensorProto.INT32 for tensor in graph.initializer)
+    found = qcompiler.verify_onnx(qmodel, path, (x,))
+    assert found.optimized <= found.plain + found.biases + found.kernels + 1e-6
+    assert found.close
+    assert "integer biases" in str(found)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the output projection's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.middle = nn.Embedding(32, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(self.middle(self.embedding(ids)).relu())
+
+
+@pytest.mark.parametrize("recipe", ["channelwise-int8", "channelwise-int4"])
+def test_no_quantizer_of_onnxruntimes_own(recipe, tmp_path):
+    """Codes times floats stay a float product: MatMulNBits would round the floats to 8 bits once more."""
+    torch.manual_seed(0)
+    ids, path = torch.randint(0, 32, (8, 6)), tmp_path / "model.onnx"
+    qmodel, report = exported(Tied(), recipe, ids, path)
+    assert report.integer_kernels == {}
+    assert report.difference <= 1e-5
+    assert qcompiler.verify_onnx(qmodel, path, (ids,)).close
+
+
+# ---------------------------------------------------------------------------------------------------- calibration
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_ranges_are_those_of_the_data(tmp_path):
+    """From the smallest to the largest value of all examples, and the codes are those of that range."""
+    path, x = tmp_path / "model.onnx", torch.randn(5, 6)
+    data = [(torch.randn(n, 6),) for n in (4, 1, 7)]
+    qmodel, report = exported(net(), "current-w8a8g8", x, path, calibration=iter(data))
+    joined = torch.cat([one for (one,) in data])
+    assert report.exported["dynamic"] == 0
+    assert report.calibrated["0/input"] == (joined.min().item(), joined.max().item())
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
+    low, high = min(joined.min().item(), 0), max(joined.max().item(), 0)
+    assert held["0/input/scale"] == pytest.approx((high - low) / 255, rel=1e-6)
+    assert held["0/input/zero_point"] == round(-low / (high - low) * 255)
+    assert "calibrated" in str(report)
+    assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 6),)).exact
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "message"),
+    [
+        ("current-w8a8g8", [], "no example has numbers for 0/input"),
+        ("current-w8a8g8", [[torch.ones(2, 6)]], "example 0 is a list; valid: tuples"),
+        ("current-w8a8g8", [(torch.ones(2, 6), 1)], "example 0: got 2 inputs; valid: 1"),
+        ("current-w8a8g8", [(torch.ones(2, 5),)], "example 0: "),
+        ("current-w8a8g8", [(torch.full((2, 6), torch.nan),)], "0/input reads what is not finite"),
+        ("hyperblock-int8", [(torch.ones(2, 6),)], "0/input has a range for each block"),
+        ("deploy-int8", [(torch.ones(2, 6),)], "no activation has the range of the present tensor"),
+    ],
+)
+def test_data_that_does_not_fit(recipe, data, message, tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(qcompiler.ExportError, match=message):
+        exported(net(), recipe, torch.ones(2, 6), path, calibration=data)
+    assert not path.exists()
