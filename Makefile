@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-full check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/digits.py
+	$(BIN)/qcompiler demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal

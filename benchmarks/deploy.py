@@ -29,7 +29,7 @@ import qcompiler
 from qcompiler.deploy import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from nets import ResNet
+from qcompiler.demo.nets import ResNet
 
 
 class Batches(CalibrationDataReader):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cifar
-from nets import ResNet
 
 import qcompiler
 from qcompiler import recipes
+from qcompiler.demo.nets import ResNet
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cifar
-from nets import ResNet
 
 from qcompiler import recipes
+from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import view_blocks

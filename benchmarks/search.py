@@ -88,7 +88,9 @@ def compare(args: argparse.Namespace, found: Recipe, data: tuple[Tensor, Tensor]
     """Trains with both recipes for every seed, and prints means and the paired difference."""
     test, file = cifar.load(args.data / "cifar10.npz", "test"), args.out / f"accuracy-{args.net}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    scores = {(row["recipe"], row["seed"]): row["per sample"] for row in rows if row["epochs"] == args.train_epochs}
+    texts = {"uniform": UNIFORM.to_yaml(), "found": found.to_yaml()}  # another search is another recipe of that name
+    kept = [row for row in rows if row["epochs"] == args.train_epochs and row["yaml"] == texts[row["recipe"]]]
+    scores = {(row["recipe"], row["seed"]): row["per sample"] for row in kept}
     found.to_file(args.out / "found.yaml")
     UNIFORM.to_file(args.out / "uniform.yaml")
     for seed, name in itertools.product(range(args.seeds), ("uniform", "found")):
@@ -97,7 +99,8 @@ def compare(args: argparse.Namespace, found: Recipe, data: tuple[Tensor, Tensor]
         result = run(args.net, str(args.out / f"{name}.yaml"), seed, args.train_epochs, data, test)
         scores[name, seed] = result["per sample"]
         with file.open("a") as lines:
-            lines.write(json.dumps({"recipe": name, "seed": seed, "epochs": args.train_epochs, **result}) + "\n")
+            row = {"recipe": name, "seed": seed, "epochs": args.train_epochs, **result, "yaml": texts[name]}
+            lines.write(json.dumps(row) + "\n")
         print(f"{name}, seed {seed}: {result['per sample']:.2f} %")
     pairs = [(scores["uniform", seed], scores["found", seed]) for seed in range(args.seeds)]
     uniform, own = (list(side) for side in zip(*pairs, strict=True))

@@ -6,20 +6,15 @@ Every contender takes its turn in every round; medians and ratios to the faster 
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from measure import one_step, paired_times, saved_bytes
-from nets import ResNet
-
 import qcompiler
+from qcompiler.demo.measure import one_step, paired_times, saved_bytes
+from qcompiler.demo.nets import ResNet
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import cifar
 import torch
 import torch.nn.functional as F
-from nets import ResNet, accuracy
 from rich.progress import Progress
 from torch import Tensor, nn
 
 import qcompiler
+from qcompiler.demo.nets import ResNet, accuracy
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, rate: float = 0.1) -> None:

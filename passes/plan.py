@@ -1,16 +1,15 @@
 """QuantPlan: the quantizers and the refusals of a graph, read back as a table. The graph is the only source."""
 
 import dataclasses
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.graph import Contraction, contractions, dequantizers, is_view, quantizers, value
 from qcompiler.passes.rules import Role
+from qcompiler.passes.tables import Table, to_text
 from qcompiler.runtime import ops
 from qcompiler.runtime.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -102,39 +101,23 @@ class QuantPlan:
         )
 
     def __str__(self) -> str:
-        quantized = Table(
-            "quantizer", "role", "format", "block", "scale", "range", "rounding", "shape", "read by", title="Quantizers"
-        )
-        for site in self.sites:
-            s = site.spec
-            row = (
-                site.name,
-                site.role,
-                s.format,
-                s.block,
-                s.scale,
-                s.range,
-                s.rounding,
-                list(site.shape),
-                ", ".join(site.consumers),
-            )
-            quantized.add_row(*map(str, row))
-        floats = Table("kept in float", "in", "why", title="Contractions left in float")
-        for kept in self.kept:
-            floats.add_row(kept.name, kept.consumer, kept.reason)
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(quantized)
+        return to_text(self._parts())
+
+    def _parts(self) -> Iterator[Table | str]:
+        columns = ("role", "format", "block", "scale", "range", "rounding", "shape", "read by")
+        yield Table("Quantizers", ("quantizer", *columns), [_row(site) for site in self.sites])
         if self.kept:
-            console.print(floats)
-        console.print(f"quantizers: {self.placed} before deduplication, {len(self.sites)} after")
-        console.print(
-            f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
-        )
-        for note in self.notes:
-            console.print(f"note: {note}")
-        text = console.file
-        assert isinstance(text, io.StringIO)
-        return text.getvalue().rstrip()
+            rows = [(kept.name, kept.consumer, kept.reason) for kept in self.kept]
+            yield Table("Contractions left in float", ("kept in float", "in", "why"), rows)
+        yield f"quantizers: {self.placed} before deduplication, {len(self.sites)} after"
+        yield f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+def _row(site: Site) -> tuple[Any, ...]:
+    """A quantizer as a row of the table."""
+    s, readers = site.spec, ", ".join(site.consumers)
+    return site.name, site.role, s.format, s.block, s.scale, s.range, s.rounding, list(site.shape), readers
 
 
 def _sources(node: Node, fact: Contraction) -> list[Node]:

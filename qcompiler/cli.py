@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompiler import __version__
+from qcompiler.cli_options import MODEL, with_file, with_graph, with_json
+from qcompiler.cli_training import debug, demo, search
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
-
-_MODEL = (
-    "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
-    "returns the model, or the model and a tuple of its inputs; the class of a model will do."
-)
 
 
 class _Group(click.Group):
@@ -39,49 +36,20 @@ class _Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
+  qcompiler demo
   qcompiler recipes
   qcompiler explain mynet.py:Net --input 8,3,32,32 --recipe hyperblock-int4
   qcompiler draw mynet.py:make graph.html
   qcompiler show gpt2 --recipe mxfp8 --diff place-quantizers dedupe-quantizers
+  qcompiler debug mynet.py:make --recipe tensor-int4 --draw harm.html
+  qcompiler search mynet.py:make found.yaml --budget 4.5 --file search.json
   qcompiler export mynet.py:make net.onnx --recipe deploy-int8 --checkpoint run.pt
   qcompiler --traceback draw mynet:Net graph.svg""",
 )
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 @click.version_option(__version__, prog_name="qcompiler")
 def main(traceback: bool) -> None:
-    """Quantized training of PyTorch models: look at what the compiler makes of a model, and export it."""
-
-
-def _with_model(command: Any) -> Any:
-    """The argument and the options of every command that takes a model."""
-    for add in (
-        click.option(
-            "--input",
-            "inputs",
-            multiple=True,
-            metavar="SHAPE",
-            help="Shape of an input where the callable gives none: 8,3,32,32 or 4,16:int64; once for each input.",
-        ),
-        click.option("--recipe", "-r", default="hyperblock-int8", show_default=True, help="A name or a .yaml file."),
-        click.argument("model"),
-    ):
-        command = add(command)
-    return command
-
-
-def _with_graph(command: Any) -> Any:
-    """Those of every command that looks at one of its graphs."""
-    flag = click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training.")
-    return _with_model(flag(command))
-
-
-def _with_file(command: Any) -> Any:
-    """Those of every command about a file of ONNX."""
-    help_text = "The state_dict() of the trained model, with its ranges: a file of torch.save."
-    option = click.option("--checkpoint", "-c", type=click.Path(exists=True, dir_okay=False), help=help_text)
-    path = click.argument("path", type=click.Path(dir_okay=False))
-    as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-    return _with_model(path(option(as_json(command))))
+    """Quantized training of PyTorch models: see what becomes of a model, find what spoils it, export it."""
 
 
 def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
@@ -92,7 +60,7 @@ def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) 
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@with_json()
 def recipes(name: str | None, as_json: bool) -> None:
     """List the recipes, or show one as YAML."""
     from qcompiler.recipes import RECIPES, get
@@ -110,11 +78,11 @@ def recipes(name: str | None, as_json: bool) -> None:
     )
 
 
-@main.command(epilog=_MODEL)
-@_with_graph
+@main.command(epilog=MODEL)
+@with_graph
 @click.option("--after", metavar="PASS", help="The graph after this pass, `captured` or `lowered`; default: after all.")
 @click.option("--diff", nargs=2, metavar="PASS PASS", help="What changed between two of them.")
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@with_json()
 def show(
     model: str,
     recipe: str,
@@ -141,10 +109,10 @@ def show(
         click.echo(texts[0], nl=False)
 
 
-@main.command(epilog=_MODEL)
-@_with_graph
+@main.command(epilog=MODEL)
+@with_graph
 @click.argument("path", type=click.Path(dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="Print the path and size as JSON.")
+@with_json("Print the path and size as JSON.")
 def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
     from qcompiler.sight.drawing import check, draw
@@ -155,9 +123,9 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
 
 
-@main.command(epilog=_MODEL)
-@_with_graph
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
+@main.command(epilog=MODEL)
+@with_graph
+@with_json("JSON instead of tables.")
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
 def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
     """Print every quantizer, every product and totals of MODEL as tables."""
@@ -170,8 +138,8 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
     click.echo(made.to_json() if as_json else made.to_markdown() if markdown else plain)
 
 
-@main.command(epilog=_MODEL)
-@_with_file
+@main.command(epilog=MODEL)
+@with_file
 @click.option("--opset", default=21, show_default=True, help="The version of the ONNX operators.")
 def export(
     model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, opset: int, as_json: bool
@@ -186,8 +154,8 @@ def export(
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 
 
-@main.command(epilog=_MODEL)
-@_with_file
+@main.command(epilog=MODEL)
+@with_file
 def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
     """Compare the ONNX file at PATH with MODEL, code by code; exit code 1 where one differs."""
     from qcompiler.deploy.verify import verify_onnx
@@ -211,6 +179,9 @@ def _colored(line: str) -> str:
     color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
     return click.style(line, fg=color) if color and not os.environ.get("NO_COLOR") else line
 
+
+for _command in (demo, debug, search):
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

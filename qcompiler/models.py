@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import qcompiler
+from qcompiler import recipes
 
 #: batch and length of the tokens that a transformers model is captured with
 _TOKENS: Final = (2, 32)
@@ -39,7 +40,7 @@ def captured(
 
 
 def compiled(
-    model: str, recipe: str, inputs: Sequence[str] = (), checkpoint: str | None = None
+    model: str, recipe: str, inputs: Sequence[str] = (), checkpoint: str | None = None, *, optional: bool = False
 ) -> tuple[qcompiler.QuantizedModule, Any]:
     """(the model that a text names, compiled by a recipe, on the CPU; its inputs, a tuple or a dict).
 
@@ -48,24 +49,45 @@ def compiled(
         recipe: a name, or the path of a .yaml file.
         inputs: shapes, `8,3,32,32` or `4,16:int64`, for a callable that gives no inputs itself.
         checkpoint: a file of `torch.save` with the `state_dict()` of the compiled model, alone or under "model".
+        optional: the inputs may be None, where batches come from elsewhere.
 
     Raises:
         ModelError: the text names no model, there are no inputs, or one is not valid; the checkpoint is none of it.
         RecipeError: the recipe is unknown or not valid.
     """
-    given = [parse_input(text) for text in inputs]  # first what is quick to refuse
-    made, own = load(model)
-    arguments = tuple(given) or own
-    if arguments is None:
-        raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
+    recipes.get(recipe)  # first what is quick to refuse
+    made, arguments = plain(model, inputs, optional=optional)
     qmodel = qcompiler.compile(made, recipe, backend="eager")
     if checkpoint is not None:
-        qmodel.load_state_dict(_state(checkpoint))
+        qmodel.load_state_dict(read_state(checkpoint))
     return qmodel, arguments
 
 
-def _state(checkpoint: str) -> Any:
-    """The state_dict in a checkpoint."""
+def plain(
+    model: str, inputs: Sequence[str] = (), checkpoint: str | None = None, *, optional: bool = False
+) -> tuple[nn.Module, Any]:
+    """(the model that a text names, its inputs) as `compiled`, in float. Random numbers are the same in every process.
+
+    Raises:
+        ModelError: the text names no model, there are no inputs, or one is not valid.
+    """
+    torch.manual_seed(0)
+    given = tuple(parse_input(text) for text in inputs)
+    made, own = load(model)
+    arguments = given or own
+    if arguments is None and not optional:
+        raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
+    if checkpoint is not None:
+        made.load_state_dict(read_state(checkpoint))
+    return made, arguments
+
+
+def read_state(checkpoint: str) -> Any:
+    """The state_dict in a file of `torch.save`: alone, or under "model".
+
+    Raises:
+        ModelError: the file holds something else.
+    """
     held = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = held.get("model", held) if isinstance(held, dict) else held
     if not isinstance(state, dict):
@@ -81,22 +103,37 @@ def load(text: str) -> tuple[nn.Module, Any]:
     Raises:
         ModelError: the text leads to no model.
     """
-    place, colon, name = text.rpartition(":")
-    if not colon:
+    if ":" not in text:
         return _transformers(text)
-    module = _module(place, text)
-    found = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ModelError(
-                f"model {text!r}: {place} has no {name!r}; valid: {', '.join(_callables(module)) or 'none'}"
-            )
-        found = getattr(found, part)
+    found = named(text)
     made = found() if callable(found) and not isinstance(found, nn.Module) else found
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {text!r}: got {type(model).__name__}; valid: a torch.nn.Module, or (module, inputs)")
     return model, (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+
+
+def named(text: str, what: str = "model") -> Any:
+    """What `module:name` or `path.py:name` stands for.
+
+    Args:
+        text: as given.
+        what: what it is for, as errors call it.
+
+    Raises:
+        ModelError: the text has no colon, or there is no such module, file or name.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon:
+        raise ModelError(f"{what} {text!r}: got no colon; valid: module:name, path.py:name")
+    found = module = _module(place, f"{what} {text!r}")
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ModelError(
+                f"{what} {text!r}: {place} has no {name!r}; valid: {', '.join(_callables(module)) or 'none'}"
+            )
+        found = getattr(found, part)
+    return found
 
 
 def parse_input(text: str) -> torch.Tensor:
@@ -116,28 +153,26 @@ def parse_input(text: str) -> torch.Tensor:
         raise ModelError(f"--input: got {text!r}; valid: 8,3,32,32 or 4,16:int64") from None
 
 
-def _module(place: str, text: str) -> ModuleType:
+def _module(place: str, what: str) -> ModuleType:
     if place.endswith(".py") or os.sep in place:
-        return _file(Path(place), text)
+        return _file(Path(place), what)
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
             raise  # the module is there; something that it imports is not
-        raise ModelError(
-            f"model {text!r}: there is no module {place!r}; valid: module:callable, path.py:callable"
-        ) from None
+        raise ModelError(f"{what}: there is no module {place!r}; valid: module:callable, path.py:callable") from None
     finally:
         sys.path.remove(os.getcwd())
 
 
-def _file(path: Path, text: str) -> ModuleType:
+def _file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise ModelError(f"model {text!r}: there is no file {path}")
+        raise ModelError(f"{what}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"model {text!r}: {path} is no Python file")
+        raise ModelError(f"{what}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.parent))  # as `python path.py` does

@@ -26,7 +26,25 @@ def make():
 def broken():
     raise RuntimeError("the model is broken")
 
+def batches():
+    torch.manual_seed(1)
+    for _ in range(3):
+        yield torch.randn(8, 8), torch.randint(4, (8,))
+
+def regression(model, batch):
+    return (model(batch[0]) - 1).square().mean()
+
+def images():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), torch.randn(2, 3, 8, 8)
+
 number = 3
+nothing = []
+"""
+FAULT = """
+name: bad
+rules:
+- {role: gradient, module: '2', format: int8, scale: real, block: tensor, range: 'fixed(-1e-5,1e-5)'}
+- {format: int8, scale: real, block: tensor}
 """
 
 
@@ -49,6 +67,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     (path / "mynet.py").write_text(MODEL)
     (path / "mine.yaml").write_text("name: mine\nrules:\n- {format: int8, block: b2c8o4i4}\n")
+    (path / "bad.yaml").write_text(FAULT)
     return path
 
 
@@ -70,7 +89,9 @@ def test_help_is_quick(folder):
     assert time.monotonic() - start < 0.5
 
 
-@pytest.mark.parametrize("command", ["recipes", "show", "draw", "explain", "export", "verify"])
+@pytest.mark.parametrize(
+    "command", ["recipes", "show", "draw", "explain", "export", "verify", "demo", "debug", "search"]
+)
 def test_every_command_explains_itself(command):
     from click.testing import CliRunner
 
@@ -79,7 +100,8 @@ def test_every_command_explains_itself(command):
     made = CliRunner().invoke(main, [command, "--help"])
     assert made.exit_code == 0
     assert "--json" in made.output
-    assert command == "recipes" or "module:callable" in made.output
+    assert command in ("recipes", "demo") or "module:callable" in made.output
+    assert command not in ("demo", "debug", "search") or f"qcompiler {command} " in made.output
 
 
 def test_recipes(folder):
@@ -140,9 +162,113 @@ def test_explain(folder):
     assert "\x1b[" not in text
 
 
+def test_debug(folder):
+    """The planted fault ranks first; the written recipe mends it; the picture has the same figures."""
+    given = ("mynet.py:make", "--recipe", "bad.yaml", "--data", "mynet.py:batches", "--steps", "2")
+    code, text, errors = run(folder, "debug", *given, "--json", "--out", "mended.yaml", "--draw", "harm.json")
+    assert (code, errors) == (0, "")
+    found = json.loads(text)
+    assert (found["sites"][0]["name"], found["steps"], len(found["losses"])) == ("2/grad", 2, 2)
+    assert found["proposal"]["site"] == "2/grad"
+    assert found["proposal"]["harm"] == found["sites"][0]["harm"]
+    assert found["notes"] == ["mended.yaml is written"]
+    mended = qcompiler.Recipe.from_file(folder / "mended.yaml")
+    assert mended.rules[1:] == qcompiler.Recipe.from_file(folder / "bad.yaml").rules
+    drawn = json.loads((folder / "harm.json").read_text())
+    harms = {s["details"]["name"]: s["figures"]["harm"] for s in drawn["shapes"] if s["figures"]}
+    assert harms == {site["name"]: site["harm"] for site in found["sites"]}
+    code, text, errors = run(folder, "debug", "mynet.py:make", "--recipe", "mended.yaml", NO_COLOR="1")
+    assert (code, errors) == (0, "")
+    assert "nothing stands out" in text
+    assert "note: no --data: the example inputs" in text
+    assert "\x1b[" not in text
+
+
+def test_search(folder):
+    """Finds a recipe within the budget, which compiles; the second run measures nothing and finds the same."""
+    given = ("search", "mynet.py:Net", "--data", "mynet.py:batches", "--budget", "5", "--batches", "2")
+    choices = ("--format", "int4", "--format", "int8", "--file", "state.json")
+    code, text, errors = run(folder, *given, "found.yaml", *choices)
+    assert code == 0, errors
+    assert "Frontier" in text
+    assert "chosen" in text
+    assert "\x1b[" not in text
+    state, found = (folder / "state.json").read_text(), qcompiler.Recipe.from_file(folder / "found.yaml")
+    batches = json.loads(state)["found"]
+    assert [len(sites) for sites in batches.values()] == [6, 6]
+    # an interrupted search: one measurement is gone, and only this one is made again
+    kept = json.loads(state)
+    last = list(kept["found"])[-1]
+    lost = kept["found"][last].popitem()[0]
+    marked = kept["found"][last]["0/input"][1]
+    marked[""] = marked[""] * 2
+    (folder / "state.json").write_text(json.dumps(kept))
+    code, text, errors = run(folder, *given, "again.yaml", *choices, "--json")
+    assert (code, errors) == (0, "")
+    again = json.loads((folder / "state.json").read_text())["found"]
+    assert again[last][lost] == batches[last][lost]
+    assert again[last]["0/input"][1] == marked
+    assert json.loads(text)["path"] == "again.yaml"
+    assert qcompiler.Recipe.from_yaml(json.loads(text)["yaml"]) == qcompiler.Recipe.from_file(folder / "again.yaml")
+    assert {str(rule.spec.format) for rule in found.rules[:-3] if rule.spec} <= {"int4", "int8"}
+
+
+def test_demo(folder):
+    """The demo runs from the package alone; without scikit-learn it says what is missing."""
+    pytest.importorskip("sklearn")
+    code, text, errors = run(folder, "demo", "--epochs", "1", "--backend", "eager", "--json")
+    assert code == 0, errors
+    made = json.loads(text)
+    assert made["recipe"] == "hyperblock-int4"
+    assert made["quantizers"] < made["placed"]
+    assert made["saved_bytes"][1] < made["saved_bytes"][0]
+    assert min(made["accuracy"]) > 50
+    (folder / "hidden").mkdir()
+    (folder / "hidden" / "sklearn.py").write_text("raise ImportError('not there')")
+    path = os.pathsep.join([str(folder / "hidden"), os.environ.get("PYTHONPATH", "")])
+    code, text, errors = run(folder, "demo", PYTHONPATH=path)
+    assert (code, text) == (1, "")
+    assert "pip install 'qcompiler[demo]'" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_small_transformers_config(monkeypatch):
+    """The type of a config is a model, here a small one, with tokens as inputs."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from qcompiler.models import captured
+
+    small = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 32}
+    monkeypatch.setitem(
+        transformers.CONFIG_MAPPING._extra_content, "gpt2-small-test", lambda: transformers.GPT2Config(**small)
+    )
+    torch._dynamo.reset()
+    plan = captured("gpt2-small-test", "hyperblock-int8").plan()
+    assert {site.name.rpartition("/")[0] for site in plan.sites} >= {"h.0.attn.c_attn", "h.0.mlp.c_fc"}
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("debug", "mynet.py:make", "--steps", "0"), 2, "'--steps'"),
+        (("debug", "mynet.py:make", "--out", "mended.txt"), 2, "valid: a path that ends in .yaml"),
+        (("debug", "mynet.py:make", "--out", "nowhere/a.yaml"), 2, "there is no folder nowhere"),
+        (("debug", "mynet.py:make", "--draw", "harm.png"), 1, "valid: .html, .svg"),
+        (("debug", "mynet.py:make", "--data", "batches"), 1, "--data 'batches': got no colon"),
+        (("debug", "mynet.py:make", "--data", "mynet.py:batch"), 1, "valid: Net, make, broken, batches"),
+        (("debug", "mynet.py:make", "--data", "mynet.py:number"), 1, "got int; valid: an iterable of batches"),
+        (("debug", "mynet.py:make", "--data", "mynet.py:nothing"), 1, "got no batch"),
+        (("debug", "mynet.py:make", "--loss", "mynet.py:number"), 1, "got int; valid: a callable"),
+        (("debug", "mynet.py:make", "--data", "mynet.py:make"), 1, "a batch is a Net; valid: a pair (inputs, labels)"),
+        (("debug", "mynet.py:Net"), 1, "it gives no inputs; add --input SHAPE"),
+        (("debug", "mynet.py:make", "--recipe", "identity"), 1, "no training step with a quantizer"),
+        (("search", "mynet.py:make", "found.yaml"), 2, "Missing option '--budget'"),
+        (("search", "mynet.py:make", "found.txt", "-b", "5"), 2, "valid: a path that ends in .yaml"),
+        (("search", "mynet.py:make", "f.yaml", "-b", "-1"), 1, "got -1.0; valid: a number above 0"),
+        (("search", "mynet.py:make", "f.yaml", "-b", "5", "--format", "int99"), 1, "int99"),
+        (("search", "mynet.py:make", "f.yaml", "-b", "5", "--file", "mynet.py"), 1, "no file of a search"),
+        (("demo", "--epochs", "0"), 2, "'--epochs'"),
+        (("demo", "--recipe", "nothing"), 1, "nothing"),
         ((), 2, "Usage:"),
         (("nothing",), 2, "No such command 'nothing'"),
         (("explain",), 2, "Missing argument 'MODEL'"),
@@ -180,6 +306,7 @@ def test_a_traceback_on_demand(folder):
     assert 'raise RuntimeError("the model is broken")' in errors
 
 
+@pytest.mark.full
 def test_a_transformers_config(folder):
     pytest.importorskip("transformers", reason="transformers is not installed")
     code, text, _ = run(folder, "explain", "gpt2", "--json")

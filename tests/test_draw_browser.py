@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from torch import nn
 
 import qcompiler
@@ -110,6 +111,13 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+def show_page(browser, path):
+    """Opens a page, and waits until its picture is there: on a busy machine `get` comes back before."""
+    browser.get(path.as_uri())
+    is_ready = "return document.body !== null && document.body.dataset.ready === 'true'"
+    WebDriverWait(browser, 30, poll_frequency=0.02).until(lambda browser: browser.execute_script(is_ready))
+
+
 @pytest.fixture
 def opened(browser, pictures, tmp_path):
     """opened(name) → the browser, showing the page of that picture."""
@@ -120,8 +128,7 @@ def opened(browser, pictures, tmp_path):
         assert path.stat().st_size < 5 * 2**20
         browser.get_log("performance")
         browser.get_log("browser")
-        browser.get(path.as_uri())
-        assert browser.execute_script("return document.body.dataset.ready") == "true"
+        show_page(browser, path)
         return browser
 
     return show
@@ -275,6 +282,38 @@ def test_the_slider_goes_through_the_passes(opened, pictures):
     assert browser.get_log("browser") == []
 
 
+def test_colors_and_figures_of_the_debugger(browser, tmp_path):
+    """Colors, legend and details are the numbers of the debugger."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    qmodel = qcompiler.compile(model, "tensor-int4", backend="eager")
+    with qcompiler.debug(qmodel) as d:
+        qmodel(torch.randn(16, 8)).square().mean().backward()
+    show_page(browser, qcompiler.draw(qmodel, tmp_path / "harm.html", debug=d))
+    browser.find_element("id", "unfold").click()
+    harms = {site: d.recording.harm(site) for site in d.recording.tallies}
+    for heat in range(5):
+        expected = sum(sum(harm >= edge for edge in (0.001, 0.01, 0.1, 0.5)) == heat for harm in harms.values())
+        assert count(browser, f".shape.quantizer.heat-{heat}") == expected
+        if expected:
+            browser.find_element("id", f"legend-heat-{heat}").click()
+            assert count(browser, f".shape.quantizer.heat-{heat}") == 0
+            browser.find_element("id", f"legend-heat-{heat}").click()
+    worst = d.recording.ranking()[0]
+    found = "[...tree.shapes.values()].find(s => s.kind === 'quantizer' && s.details.name === arguments[0])"
+    click(browser, browser.execute_script(f"return {found}.id", worst))
+    text = browser.find_element("id", "details").text
+    assert "debugger, 1 step" in text
+    rows = dict(line.split(" ", 1) for line in text.partition("debugger, 1 step")[2].strip().splitlines())
+    assert float(rows["harm"]) == pytest.approx(harms[worst], rel=1e-3)
+    assert float(rows["sqnr"]) == pytest.approx(d.recording.tallies[worst].sqnr, rel=1e-3)
+    Select(browser.find_element("id", "color")).select_by_value("role")
+    assert count(browser, ".shape.quantizer.role-weight") == 2
+    assert browser.get_log("browser") == []
+    torch._dynamo.reset()
+
+
 def test_zoom_and_pan(opened):
     browser = opened("resnet20")
     where = "return document.getElementById('scene').getAttribute('transform')"
@@ -304,8 +343,7 @@ def test_hostile_names_are_text(browser, tmp_path):
     qmodel = qcompiler.compile(Model(), "hyperblock-int8", backend="eager")
     qmodel(torch.randn(2, 4)).sum().backward()
     browser.get_log("browser")
-    browser.get(qcompiler.draw(qmodel, tmp_path / "hostile.html").as_uri())
-    assert browser.execute_script("return document.body.dataset.ready") == "true"
+    show_page(browser, qcompiler.draw(qmodel, tmp_path / "hostile.html"))
     assert browser.execute_script("return document.scripts.length") == 4
     assert count(browser, "img") == 0
     assert "<script>" in browser.execute_script("return document.getElementById('scene').textContent")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "qcompiler": "qcompiler",
     "qcompiler.debugging": "qcompiler/debugging",
+    "qcompiler.demo": "qcompiler/demo",
     "qcompiler.deploy": "qcompiler/deploy",
     "qcompiler.passes": "passes",
     "qcompiler.runtime": "runtime",

@@ -51,12 +51,12 @@ class Debugger:
         #: all figures, by site, contraction and parameter
         self.recording = Recording()
         #: what the recording was made with
-        self._recipe = qmodel.recipe
+        self.recipe = qmodel.recipe
         self._contexts = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self._recipe != self.qmodel.recipe:  # entered again, behind apply()
-            self._recipe = self.qmodel.recipe
+        if self.recipe != self.qmodel.recipe:  # entered again, behind apply()
+            self.recipe = self.qmodel.recipe
             self.recording.clear()
         compiler = self._contexts.enter_context(self.qmodel.training_through(WatchedCompiler))
         self._contexts.enter_context(compiler.relay.to(self.recording))
@@ -79,7 +79,7 @@ class Debugger:
         gradients = tuple(LayerFigures(name, found) for name, found in seen.gradients.items())
         proposal = self.propose()
         advice = self._nothing_stands_out() if proposal is None else str(proposal)
-        return DebugReport(self._recipe.name, seen.steps, sites, layers, gradients, advice)
+        return DebugReport(self.recipe.name, seen.steps, sites, layers, gradients, advice)
 
     def what_if(self, site: str, spec: QuantSpec | str | None) -> Trial:
         """Another spec (None: float) at one site, on the tensors of the last step.
@@ -136,7 +136,7 @@ class Debugger:
                 break
         remedy, best = trials[-1]
         reason = f"{remedy}: {name} stood out"
-        rules = site_rules(self.recording, self._recipe, name, lambda _: best.spec, reason)
+        rules = site_rules(self.recording, self.recipe, name, lambda _: best.spec, reason)
         return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials))
 
     def apply(self, proposal: Proposal | None = None) -> Recipe:
@@ -148,10 +148,14 @@ class Debugger:
         chosen = self.propose() if proposal is None else proposal
         if chosen is None:
             raise DebugError(f"apply: {self._nothing_stands_out()}")
-        present = self.qmodel.recipe
-        rules = tuple(dict.fromkeys((*chosen.rules, *present.rules)))
-        self.qmodel.use(Recipe(name=f"{present.name.removesuffix('+debug')}+debug", rules=rules, source=present.source))
+        self.qmodel.use(self.mended(chosen))
         return self.qmodel.recipe
+
+    def mended(self, proposal: Proposal) -> Recipe:
+        """The present recipe with the rules of a proposal in front."""
+        present = self.qmodel.recipe
+        rules = tuple(dict.fromkeys((*proposal.rules, *present.rules)))
+        return Recipe(name=f"{present.name.removesuffix('+debug')}+debug", rules=rules, source=present.source)
 
     def _order(self) -> list[str]:
         if not self.recording.tallies:

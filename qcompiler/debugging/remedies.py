@@ -3,9 +3,10 @@
 import dataclasses
 import enum
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from qcompiler.passes.rules import Rule
+from qcompiler.recipe import Recipe
 from qcompiler.runtime.blocks import AXES, WHOLE, Block
 from qcompiler.runtime.figures import Tally
 from qcompiler.runtime.formats import BITS, FloatFormat, parse_format
@@ -50,6 +51,12 @@ class Proposal:
     target: float
     #: everything that was tried, in order
     trials: tuple[tuple[Remedy, Trial], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the rules as a recipe in YAML."""
+        held = Recipe(name="proposal", rules=self.rules).to_yaml()
+        figures = {"harm": self.harm, "harm_after": self.harm_after, "target": self.target}
+        return {"site": self.site, "remedy": str(self.remedy), "rules": held, **figures}
 
     def __str__(self) -> str:
         change = f"{self.remedy}: harm {self.harm:.3g} -> {self.harm_after:.3g}"

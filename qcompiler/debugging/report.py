@@ -1,20 +1,20 @@
 """The report of the debugger: tables for people, JSON for programs, scalars for TensorBoard."""
 
 import dataclasses
-import io
 import json
 import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
+from qcompiler.passes.tables import Table, to_text
 from qcompiler.runtime.figures import Agreement, Tally
 from qcompiler.runtime.spec import QuantSpec
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+#: the columns of `SiteFigures.cells`
+_SITE_HEAD = ("quantizer", "spec", "harm", "SQNR, dB", "clipped", "underflow", "zeros", "exponents", "range", "codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,23 @@ class SiteFigures:
             "history": [dataclasses.asdict(span) for span in seen.history],
         }
 
+    def to_figures(self) -> dict[str, Any]:
+        """The figures of the picture, as JSON values: those of `to_dict`, and of the history the last step alone."""
+        found = self.to_dict()
+        last = found.pop("history")[-1:]
+        del found["name"], found["spec"]
+        ends = {f"{end}_of_last_step": value for step in last for end, value in step.items() if end != "sqnr"}
+        return {key: plain(value) for key, value in (found | ends).items()}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table."""
+        seen, last = self.tally, self.tally.history[-1:]
+        spans = [(span.low, span.high) for span in last] + [(span.range_low, span.range_high) for span in last]
+        shares = [f"{100 * share:.1f} %" for share in (seen.clipped, seen.underflowed, seen.zeros)]
+        ends = [f"{low:.3g} … {high:.3g}" for low, high in spans] or ["", ""]
+        figures = f"{self.harm:.3g}", f"{seen.sqnr:.1f}", *shares, f"{100 * seen.exponent_use:.0f} %"
+        return self.name, str(self.spec), *figures, *ends
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerFigures:
@@ -51,6 +68,10 @@ class LayerFigures:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"name": self.name, "cosine": self.agreement.cosine, "error_db": self.agreement.error_db}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table."""
+        return self.name, f"{self.agreement.cosine:.4f}", f"{self.agreement.error_db:.1f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +102,7 @@ class DebugReport:
 
     def to_json(self) -> str:
         """The figures as JSON; numbers that JSON lacks are the texts "nan", "inf" and "-inf"."""
-        return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
+        return json.dumps(plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
 
     def to_tensorboard(self, writer: "SummaryWriter | str | os.PathLike[str]", step: int = 0) -> None:
         """Writes a scalar a site (harm, sqnr, clipped, underflowed), a layer and a parameter (cosine, error).
@@ -110,47 +131,11 @@ class DebugReport:
                 writer.add_scalar(f"{kind}/error_db/{row.name}", row.agreement.error_db, step)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(self.site_table())
-        console.print(self.layer_table())
-        console.print(self.advice, markup=False, highlight=False)
-        text = console.file
-        assert isinstance(text, io.StringIO)
-        return text.getvalue().rstrip()
-
-    def site_table(self) -> Table:
-        """A row for each quantizer, the most harmful first."""
-        columns = (
-            "quantizer",
-            "spec",
-            "harm",
-            "SQNR, dB",
-            "clipped",
-            "underflow",
-            "zeros",
-            "exponents",
-            "range",
-            "codes",
-        )
-        table = Table(*columns, title=f"Quantizers of {self.recipe}, {self.steps} steps")
-        for site in self.sites:
-            seen, last = site.tally, site.tally.history[-1:]
-            spans = [(span.low, span.high) for span in last] + [(span.range_low, span.range_high) for span in last]
-            shares = [f"{100 * share:.1f} %" for share in (seen.clipped, seen.underflowed, seen.zeros)]
-            ends = [f"{low:.3g} … {high:.3g}" for low, high in spans] or ["", ""]
-            harm, sqnr = f"{site.harm:.3g}", f"{seen.sqnr:.1f}"
-            table.add_row(site.name, str(site.spec), harm, sqnr, *shares, f"{100 * seen.exponent_use:.0f} %", *ends)
-        return table
-
-    def layer_table(self) -> Table:
-        """A row for each contraction, then for each parameter's gradient."""
-        table = Table("result", "cosine", "error, dB", title="Against float")
-        for row in self.layers:
-            table.add_row(row.name, f"{row.agreement.cosine:.4f}", f"{row.agreement.error_db:.1f}")
-        table.add_section()
-        for row in self.gradients:
-            table.add_row(f"{row.name} .grad", f"{row.agreement.cosine:.4f}", f"{row.agreement.error_db:.1f}")
-        return table
+        head, steps = ("result", "cosine", "error, dB"), f"{self.recipe}, {self.steps} steps"
+        layers, gradients = ([row.cells() for row in rows] for rows in (self.layers, self.gradients))
+        quantizers = Table(f"Quantizers of {steps}", _SITE_HEAD, [site.cells() for site in self.sites])
+        tables = Table("Against float", head, layers), Table("Gradients of parameters against float", head, gradients)
+        return to_text([quantizers, *tables, self.advice])
 
 
 def _writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
@@ -161,9 +146,10 @@ def _writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
     return SummaryWriter(os.fspath(folder))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinities are the texts "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

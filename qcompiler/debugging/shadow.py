@@ -314,7 +314,12 @@ def _labels(module: GraphModule) -> dict[str, str]:
 
 def site_names(module: GraphModule) -> dict[str, str]:
     """Node name → the name of its quantizer, numbered where a graph has it twice."""
-    return _numbered((node.name, str(node.args[6])) for node in quantizers(module.graph))
+    return numbered_sites(module.graph)
+
+
+def numbered_sites(graph: Graph) -> dict[str, str]:
+    """The same of a graph with quantizers that has not been split yet."""
+    return _numbered((node.name, str(node.args[6])) for node in quantizers(graph))
 
 
 def _numbered(names: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -22,8 +22,10 @@ from qcompiler.recipe import Recipe
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
 
 
-def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Exported]]:
-    """The model in memory and its quantizers, in graph order.
+def build(
+    traced: Traced, recipe: Recipe, opset: int, *, signed_weights: bool = False
+) -> tuple[ir.Model, list[Exported]]:
+    """The model in memory and its quantizers, in graph order; `signed_weights` as in `export_onnx`.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -43,7 +45,7 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
         raise ExportError(f"export: {_reason(error)}") from error
     assert program is not None
     model: ir.Model = program.model
-    exported = lower(model)
+    exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
     versions = {
         "qcompiler": qcompiler.__version__,
@@ -59,8 +61,10 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
 
 
 def _changes(traced: Traced, site: str) -> dict[str, Any]:
-    """What was done to the codes of a weight."""
-    return {"order": traced.frozen.order.get(site), "negated": traced.frozen.negated.get(site, ())}
+    """What was done to the codes of a weight, and the range of an activation that was measured on data."""
+    frozen, found = traced.frozen, traced.frozen.calibrated.get(site)
+    measured = found and [found.scale.item(), None if found.point is None else found.point.item()]
+    return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
 def _reason(error: BaseException) -> str:

@@ -3,24 +3,23 @@
 import dataclasses
 import glob
 import inspect
-import io
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.files import replacing
 from qcompiler.passes.plan import Kept
+from qcompiler.passes.tables import Table, to_text
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26
@@ -44,28 +43,27 @@ class ExportReport:
     #: the operators of onnxruntime's optimized graph that compute on integers, with their counts
     integer_kernels: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    #: site → the smallest and the largest value on the calibration data, which its range was fixed to
+    calibrated: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
         return dataclasses.asdict(self) | {"path": str(self.path)}
 
     def __str__(self) -> str:
-        table = Table("what", "value", title=f"ONNX: {self.path.name}")
+        return to_text([Table(f"ONNX: {self.path.name}", ("what", "value"), [*self._rows()])])
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.exported.items() if count)
-        table.add_row("quantizers trained", str(self.trained))
-        table.add_row("quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})")
-        table.add_row("file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float")
-        table.add_row("largest difference", f"{self.difference:.2g} of the largest output")
+        yield "quantizers trained", str(self.trained)
+        yield "quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})"
+        yield "file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float"
+        yield "largest difference", f"{self.difference:.2g} of the largest output"
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
-        table.add_row("integer kernels of onnxruntime", kernels or "none")
-        for kept in self.kept:
-            table.add_row("in float", f"{kept.name} in {kept.consumer}: {kept.reason}")
-        for note in self.notes:
-            table.add_row("note", note)
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(table)
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        yield "integer kernels of onnxruntime", kernels or "none"
+        yield from (("calibrated", f"{site}: {low:.4g} to {high:.4g}") for site, (low, high) in self.calibrated.items())
+        yield from (("in float", f"{kept.name} in {kept.consumer}: {kept.reason}") for kept in self.kept)
+        yield from (("note", note) for note in self.notes)
 
 
 def export_onnx(
@@ -78,6 +76,8 @@ def export_onnx(
     dynamic_shapes: Any = None,
     opset: int = 21,
     fold_batch_norm: bool = True,
+    signed_weights: bool = False,
+    calibration: Iterable[tuple[Any, ...]] | None = None,
 ) -> ExportReport:
     """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
 
@@ -97,6 +97,10 @@ def export_onnx(
         opset: the version of the ONNX operators, 21 or newer.
         fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
             the codes of the weight stay as they are; False leaves it a node of its own.
+        signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
+            without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
+        calibration: example inputs on which ranges of the present tensor (`current`, over whole tensors) are measured
+            and then fixed: from the smallest to the largest value of all; None leaves such ranges to each call.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
@@ -117,8 +121,12 @@ def export_onnx(
     shapes = dynamic_shapes
     if shapes is None and dynamic_batch:
         example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
-    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm)
-    model, exported = build.build(traced, qmodel.recipe, opset)
+    calibrated = None
+    if calibration is not None:
+        seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
+        calibrated = calibrate(seen, qmodel.ranges(), calibration, kwargs)
+    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
+    model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
@@ -144,6 +152,7 @@ def export_onnx(
         difference=difference,
         integer_kernels=kernels,
         notes=traced.frozen.notes,
+        calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
 

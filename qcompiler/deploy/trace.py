@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind as SpecKind
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.deploy.freeze import Frozen, freeze
+from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
@@ -60,6 +60,7 @@ def trace(
     *,
     frozen: bool = True,
     fold_batch_norm: bool = True,
+    calibrated: Mapping[str, Calibrated] | None = None,
 ) -> Traced:
     """The forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
 
@@ -67,6 +68,7 @@ def trace(
         args, kwargs: example inputs; their values do not matter, their shapes do.
         dynamic_shapes: as in torch.export.export.
         frozen: weights become codes, and ranges of the past scales; False leaves both as inputs of the graph.
+        calibrated: site → a range that was measured on data, for a frozen graph.
 
     Raises:
         ExportError: the model cannot be traced as one graph, keeps a range that has no value yet, or rounds
@@ -94,9 +96,10 @@ def trace(
     plan = QuantPlan.of(module)
     _refuse(plan, qmodel.ranges())
     if not frozen:
-        return Traced(Frozen(program, {}, {}, ()), plan, _inputs(program))
+        return Traced(Frozen(program, {}, {}, (), {}), plan, _inputs(program))
     with torch_compat.quiet_exporter():
-        return Traced(freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm), plan, ())
+        made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
+    return Traced(made, plan, ())
 
 
 def _export(

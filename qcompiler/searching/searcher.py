@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from qcompiler import recipes
 from qcompiler.compile import QuantizedModule
+from qcompiler.passes.tables import Table, to_text
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.figures import decibels
 from qcompiler.searching.allocation import Allocation, allocate, frontier
@@ -85,7 +84,7 @@ def search(
         least = frontier(slots)[0].cost / found.scale
         raise SearchError(f"search: budget: got {budget:g} {unit}; valid: at least {least:.4g} {unit}")
     if not quiet:
-        Console().print(_table(frontier(slots), chosen, found.scale, unit))
+        print(to_text([_table(frontier(slots), chosen, found.scale, unit)]))
     return found.recipe(chosen, f"{base.name}-{budget:g}-{unit}")
 
 
@@ -116,8 +115,6 @@ def _table(points: Sequence[Allocation], chosen: Allocation, scale: float, unit:
     """Some points of the frontier, and the chosen one."""
     step = max(1, len(points) // 12)
     shown = sorted([*points[::step], points[-1], chosen], key=lambda point: point.cost)
-    table = Table(unit, "expected error of gradients, dB", "", title="Frontier")
-    for point in dict.fromkeys(shown):
-        mark = "chosen" if point is chosen else ""
-        table.add_row(f"{point.cost / scale:.4g}", f"{decibels(point.error):.2f}", mark)
-    return table
+    marks = {point: "chosen" if point is chosen else "" for point in shown}
+    rows = [(f"{point.cost / scale:.4g}", f"{decibels(point.error):.2f}", mark) for point, mark in marks.items()]
+    return Table("Frontier", (unit, "expected error of gradients, dB", ""), rows)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class Sensitivity:
             watched = stack.enter_context(self.watched.training_through(WatchedCompiler))
             stack.enter_context(watched.relay.to(self.recording))
             self.solo = stack.enter_context(self.alone.training_through(SoloCompiler)).solo
-            bar = stack.enter_context(Progress(disable=quiet, transient=True))
+            bar = stack.enter_context(Progress(console=Console(stderr=True), disable=quiet, transient=True))
             task = bar.add_task("search", total=None)
             for number, batch in enumerate(batches):
                 name, sites = f"{number}:{checksum(batch)}", self.record(number, batch)

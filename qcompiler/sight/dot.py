@@ -2,9 +2,12 @@
 
 from typing import Final
 
-from qcompiler.sight.picture import Picture, Shape
+from qcompiler.sight.picture import HARMS, Picture, Shape
 
 _COLORS: Final = {"weight": "#2f6fde", "activation": "#1b8f58", "gradient": "#d9480f", "output": "#8e44ad"}
+
+#: from harmless to lost: classes heat-0 … heat-4 of the page
+_HEAT: Final = ("#dcefe3", "#f7e9a0", "#f5b85c", "#e8743b", "#b3123b")
 
 
 def dot(picture: Picture) -> str:
@@ -40,12 +43,20 @@ def _cluster(path: str, shapes: list[Shape]) -> list[str]:
 
 def _style(shape: Shape) -> str:
     label = f"label={_quote(shape.label)}"
+    if shape.kind == "quantizer" and shape.figures:
+        tooltip = _quote("\n".join(f"{name}: {value}" for name, value in shape.figures.items()))
+        return f'{label}, style="rounded,filled", fillcolor="{_heat(shape.figures["harm"])}", tooltip={tooltip}'
     if shape.kind == "quantizer":
         return f'{label}, style="rounded,filled", fontcolor=white, fillcolor="{_COLORS[shape.role]}"'
     if shape.kind == "contraction":
         kept = f', style="filled,striped", fillcolor="#f5d97a:white", tooltip={_quote(shape.kept)}'
         return label + (kept if shape.kept else ', style=filled, fillcolor="#1f2a3a", fontcolor=white')
     return f'{label}, style="rounded,filled", fillcolor="#ece8f6"' if shape.kind == "saved" else label
+
+
+def _heat(harm: float | str) -> str:
+    """The color of a harm; JSON has an infinite one as text."""
+    return _HEAT[sum(float(harm) >= edge for edge in HARMS)]
 
 
 def _quote(text: str) -> str:

@@ -1,22 +1,26 @@
 """draw(): the joint graph as a page, a picture or a file for other tools, by the ending of the path."""
 
+import dataclasses
 import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
 import networkx
+from torch import Tensor
 
 from qcompiler.files import replacing
 from qcompiler.sight.network import network
 from qcompiler.sight.picture import Picture, picture
+from qcompiler.sight.stages import Stage
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
+    from qcompiler.debugging.debugger import Debugger
 
 #: parts that an SVG shows before it folds modules: more would not be read on one page
 _PARTS: Final = 120
@@ -30,7 +34,13 @@ class DrawError(ValueError):
     """The picture cannot be drawn as asked; says what was given and what is valid."""
 
 
-def draw(qmodel: "QuantizedModule", path: str | os.PathLike[str], *, training: bool = True) -> Path:
+def draw(
+    qmodel: "QuantizedModule",
+    path: str | os.PathLike[str],
+    *,
+    training: bool = True,
+    debug: "Debugger | None" = None,
+) -> Path:
     """Draws the joint graph of a model, forward and backward, with its quantizers; returns the path.
 
     Args:
@@ -39,14 +49,19 @@ def draw(qmodel: "QuantizedModule", path: str | os.PathLike[str], *, training: b
             picture with modules folded. `.dot`, `.graphml`: the graph for Graphviz and for graph tools. `.json`: the
             picture of every stage as data. An old file is replaced in one step.
         training: False for the graph of eval mode.
+        debug: what `qcompiler.debug(qmodel)` gave: quantizers are colored by their harm, and have their figures as
+            details.
 
     Raises:
         CompileError: no graph of that mode has been captured.
-        DrawError: the ending is unknown, or a library that it needs is not installed.
+        DrawError: the ending is unknown, or a library that it needs is not installed; the debugger is that of another
+            model or recipe, has watched nothing, or the graph is that of eval mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
     path = check(path)
-    text = _WRITERS[path.suffix.lower()](qmodel, training)
+    if debug is not None:
+        _check_debugger(qmodel, training, debug)
+    text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
@@ -67,7 +82,18 @@ def check(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def picture_of(qmodel: "QuantizedModule", *, training: bool = True) -> Picture:
+def _check_debugger(qmodel: "QuantizedModule", training: bool, debug: "Debugger") -> None:
+    """Raises DrawError where the figures are not those of the quantizers that are drawn."""
+    if debug.qmodel is not qmodel:
+        raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
+    if not training:
+        raise DrawError("draw: debug: eval mode is not watched; valid: training=True")
+    if debug.recipe != qmodel.recipe:
+        names = f"{debug.recipe.name!r}, the model has {qmodel.recipe.name!r}"
+        raise DrawError(f"draw: debug: the debugger watched the recipe {names}; valid: draw before apply() or use()")
+
+
+def picture_of(qmodel: "QuantizedModule", *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
     """The picture of a model at every stage that changed something.
 
     Raises:
@@ -76,26 +102,57 @@ def picture_of(qmodel: "QuantizedModule", *, training: bool = True) -> Picture:
     frames = qmodel.stages(training=training)
     rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
-    model = type(qmodel._model).__name__
-    return picture(f"{model}, {qmodel.recipe.name}", [(name, count, network(stages)) for name, count, stages in shown])
+    title = f"{type(qmodel._model).__name__}, {qmodel.recipe.name}"
+    made = picture(title, [(name, count, network(stages)) for name, count, stages in shown])
+    _add_ranges(made, qmodel.ranges())
+    return made if debug is None else _with_figures(made, frames, debug)
 
 
-def _html(qmodel: "QuantizedModule", training: bool) -> str:
-    return page(picture_of(qmodel, training=training))
+def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
+    """Writes the kept range of each quantizer, row by row, among its details."""
+    for shape in made.shapes:
+        if shape.kind == "quantizer" and (state := states.get(shape.details["name"])) is not None:
+            rows = state.detach().reshape(state.shape[0], -1) if state.ndim else state.detach().reshape(1, 1)
+            shape.details["range_state"] = [_span(row) for row in rows]
+
+
+def _span(row: Tensor) -> str:
+    low, high = float(row.min()), float(row.max())
+    return f"{low:.4g}" if low == high or row.numel() == 1 else f"{low:.4g} … {high:.4g}"
+
+
+def _with_figures(made: Picture, frames: "Sequence[Sequence[Stage]]", debug: "Debugger") -> Picture:
+    """The picture with the figures of the debugger at its quantizers."""
+    from qcompiler.debugging.shadow import numbered_sites
+
+    report = debug.report()
+    figures = {site.name: site.to_figures() for site in report.sites}
+    sites: dict[str, str] = {}
+    for number, stages in enumerate(frames, start=1):
+        prefix = f"{number}:" if len(frames) > 1 else ""
+        sites |= {prefix + node: site for node, site in numbered_sites(stages[-2].graph).items()}
+    for shape in made.shapes:
+        shape.figures = figures.get(sites.get(shape.id, ""), {})
+    return dataclasses.replace(made, watched=report.steps)
+
+
+def _html(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+    return page(picture_of(qmodel, training=training, debug=debug))
 
 
 def page(shown: Picture) -> str:
     """The page of a picture: one document that reads nothing else."""
     # `<` could end the script element that the names of the user's model stand in
-    data = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    text = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    data = text.replace("<", "\\u003c")
     names = {"css": "scene.css", "d3": "d3.min.js", "layout": "layout.js", "page": "page.js"}
     parts = {key: _asset(name) for key, name in names.items()}
     parts["css"] += _asset("page.css")
     return Template(_asset("page.html")).substitute(parts, picture=data, hatch=_HATCH)
 
 
-def _svg(qmodel: "QuantizedModule", training: bool) -> str:
-    return svg(picture_of(qmodel, training=training))
+def _svg(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+    return svg(picture_of(qmodel, training=training, debug=debug))
 
 
 def svg(shown: Picture, budget: int = _PARTS) -> str:
@@ -110,7 +167,7 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
         raise DrawError("draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'") from error
     with MiniRacer() as engine:
         engine.eval(_asset("layout.js"))
-        state = {"stage": len(shown.stages) - 1, "budget": budget}
+        state = {"stage": len(shown.stages) - 1, "budget": budget, "color": "harm" if shown.watched else "role"}
         call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
         made = json.loads(str(engine.eval(call)))
     body = "\n".join(_element(item) for item in made["items"])
@@ -139,11 +196,13 @@ def _element(item: dict[str, Any]) -> str:
     return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
 
 
-def _json(qmodel: "QuantizedModule", training: bool) -> str:
-    return json.dumps(picture_of(qmodel, training=training).to_dict(), indent=1) + "\n"
+def _json(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+    return json.dumps(picture_of(qmodel, training=training, debug=debug).to_dict(), indent=1) + "\n"
 
 
-def _graphml(qmodel: "QuantizedModule", training: bool) -> str:
+def _graphml(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+    if debug is not None:
+        raise DrawError("draw: .graphml has no colors; valid with debug: .html, .svg, .dot, .json")
     return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
 
 
@@ -158,13 +217,13 @@ def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
     return flat
 
 
-def _dot(qmodel: "QuantizedModule", training: bool) -> str:
+def _dot(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
     from qcompiler.sight.dot import dot
 
-    return dot(picture_of(qmodel, training=training))
+    return dot(picture_of(qmodel, training=training, debug=debug))
 
 
-_WRITERS: Final[dict[str, Callable[["QuantizedModule", bool], str]]] = {
+_WRITERS: Final[dict[str, Callable[["QuantizedModule", bool, "Debugger | None"], str]]] = {
     ".html": _html,
     ".svg": _svg,
     ".dot": _dot,

@@ -1,7 +1,6 @@
 """explain(): every quantizer and every contraction as tables, and what the recipe costs and saves in total."""
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -9,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import networkx
-from rich.console import Console
-from rich.table import Table
 
+from qcompiler.passes.tables import Table, to_markdown, to_text
 from qcompiler.sight.network import network, operand_readers
 from qcompiler.sight.stages import lower_plain, pick
 
@@ -99,43 +97,29 @@ class Explanation:
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        parts = []
-        for title, head, rows in self._tables():
-            cells = [head, ["---"] * len(head), *rows]
-            body = "\n".join(f"| {' | '.join(map(_escape, row))} |" for row in cells)
-            parts.append(f"## {title}\n\n{body}\n")
-        return "\n".join([*parts, *(f"* {_escape(note)}" for note in self.notes)])
+        return to_markdown([*self._tables(), *self.notes])
 
     def __str__(self) -> str:
         return self.to_text()
 
     def to_text(self, width: int = 160, *, color: bool = False) -> str:
         """The tables for a terminal of so many columns."""
-        console = Console(file=io.StringIO(), width=width, color_system="standard" if color else None)
-        for title, head, rows in self._tables():
-            table = Table(*head, title=title)
-            for row in rows:
-                table.add_row(*map(_plain, row))
-            console.print(table)
-        for note in self.notes:
-            console.print(f"note: {note}", markup=False)
-        text = console.file
-        assert isinstance(text, io.StringIO)
-        return text.getvalue().rstrip()
+        return to_text([*self._tables(), *(f"note: {note}" for note in self.notes)], width, color=color)
 
-    def _tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    def _tables(self) -> Iterator[Table]:
         head = ["quantizer", "role", "spec", "shape", "read by", "placed", "saved, bytes"]
         rows = [
-            [q.name, q.role, q.spec, str(list(q.shape)), ", ".join(q.consumers), str(q.placed), f"{q.saved_bytes:,}"]
+            [q.name, q.role, q.spec, list(q.shape), ", ".join(q.consumers), q.placed, f"{q.saved_bytes:,}"]
             for q in self.quantizers
         ]
-        yield f"Quantizers of {self.recipe}", head, rows
-        rows = [
+        yield Table(f"Quantizers of {self.recipe}", head, rows)
+        products = [
             [c.name, c.operator, "; ".join(f"{name}: {how}" for name, how in c.operands.items())]
             for c in self.contractions
         ]
-        yield "Contractions", ["contraction", "operator", "operands"], rows
-        yield "Totals", ["", ""], [[name.replace("_", " "), f"{n:,}"] for name, n in vars(self.totals).items()]
+        yield Table("Contractions", ["contraction", "operator", "operands"], products)
+        totals = [[name.replace("_", " "), f"{n:,}"] for name, n in vars(self.totals).items()]
+        yield Table("Totals", ["total", "value"], totals)
 
 
 def explain(qmodel: "QuantizedModule", *, training: bool = True) -> Explanation:
@@ -259,11 +243,3 @@ def traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_paramete
 def is_colored(stream: IO[str]) -> bool:
     """True where text to this stream may have colors: a terminal, and NO_COLOR is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -18,6 +18,8 @@ _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", 
 #: attributes that the details of a node do not repeat
 _PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits"})
 
+#: a quantizer's color changes at these harms; at the last one half of a product is lost
+HARMS: Final = (0.001, 0.01, 0.1, 0.5)
 Graph = networkx.MultiDiGraph  # of str
 
 
@@ -43,6 +45,8 @@ class Shape:
     #: its row within its box
     rank: int = 0
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: quantizers: what the debugger has measured, which colors them; JSON values
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -64,10 +68,12 @@ class Picture:
     shapes: tuple[Shape, ...]
     lines: tuple[Line, ...]
     ranks: dict[str, int]
+    #: training steps that the debugger has watched; 0 where there are no figures
+    watched: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The picture as JSON values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"harms": HARMS}
 
 
 def picture(title: str, stages: Sequence[tuple[str, int, Graph]]) -> Picture:

@@ -31,7 +31,7 @@ function buildTree(picture) {
       for (let inner = end; inner !== part; inner = inner.parent)
         inner.parent.passing.push({line, part: inner, isAbove: (end === line.to) === (line.from.lane === 0)});
   }
-  return {root, boxes, shapes, lines, byId};
+  return {root, boxes, shapes, lines, byId, harms: picture.harms};
 }
 
 /** The parts of one box that two shapes stand in, or are. */
@@ -63,14 +63,15 @@ function isThere(part, stage) {
   return part.isBox ? part.parts.some(inner => isThere(inner, stage)) : (part.stages >> stage & 1) === 1;
 }
 
-/** What a closed box holds: quantizers by role, contractions in float, bytes saved; for each lane. */
-function summary(box, shown, out) {
-  out = out || {lanes: [0, 0, 0], roles: [{}, {}, {}], kept: [0, 0, 0], bytes: 0, saved: 0};
+/** What a closed box holds: quantizers by their paint, contractions in float, operators, bytes saved; for each lane. */
+function summary(box, shown, paintOf, out) {
+  out = out || {lanes: [0, 0, 0], paints: [{}, {}, {}], kept: [0, 0, 0], operators: [new Set(), new Set(), new Set()], bytes: 0, saved: 0};
   for (const part of box.parts) {
-    if (part.isBox) summary(part, shown, out);
+    if (part.isBox) summary(part, shown, paintOf, out);
     else if (shown(part)) {
       out.lanes[part.lane]++;
-      if (part.kind === "quantizer") out.roles[part.lane][part.role] = (out.roles[part.lane][part.role] || 0) + 1;
+      if (part.kind === "quantizer") out.paints[part.lane][paintOf(part)] = (out.paints[part.lane][paintOf(part)] || 0) + 1;
+      if (part.kind === "operator") out.operators[part.lane].add(part.label);
       if (part.kept) out.kept[part.lane]++;
       if (part.kind === "saved") { out.bytes += part.bytes; out.saved++; }
     }
@@ -85,15 +86,43 @@ function human(size) {
   return (size >= 100 || unit === 0 ? size.toFixed(0) : size.toFixed(1)) + " " + units[unit];
 }
 
+/** The longest names first: they say most. */
+const operatorNames = names => [...names].sort((a, b) => b.length - a.length).join(", ");
 const shorten = (text, most) => text.length > most ? text.slice(0, most - 1) + "…" : text;
 const plural = (count, word) => count + " " + word + (count === 1 ? "" : "s");
 
+/** Figure → where the color changes, from harmless to bad; those of harm come with the picture. */
+const EDGES = {sqnr: [40, 30, 20, 10], clipped: [1e-12, 0.001, 0.01, 0.1], underflowed: [1e-12, 0.001, 0.01, 0.1]};
+const PAINTS = ["role-weight", "role-activation", "role-gradient", "role-output", "heat-4", "heat-3", "heat-2", "heat-1", "heat-0", "heat-none"];
+
+/** The class that colors a quantizer: `role-weight`, or `heat-0` … `heat-4` by one of its figures. */
+function paint(tree, shape, color) {
+  if (!color || color === "role") return "role-" + shape.role;
+  const value = shape.figures[color], edges = color === "harm" ? tree.harms : EDGES[color];
+  if (value === undefined) return "heat-none";
+  if (value === "nan") return "heat-4";
+  const number = value === "inf" ? Infinity : value === "-inf" ? -Infinity : value;
+  return "heat-" + edges.filter(edge => color === "sqnr" ? number <= edge : number >= edge).length;
+}
+
+/** What a class of `paint` means. */
+function paintName(tree, cls, color) {
+  if (cls.startsWith("role-")) return cls.slice(5);
+  if (cls === "heat-none") return "not watched";
+  const edges = color === "harm" ? tree.harms : EDGES[color], step = Number(cls.slice(5)), name = color === "sqnr" ? "SQNR" : color;
+  if (color === "sqnr") return step ? `${name} ≤ ${edges[step - 1]} dB` : `${name} > ${edges[0]} dB`;
+  if (color === "harm") return step ? `${name} ≥ ${edges[step - 1]}` : `${name} < ${edges[0]}`;
+  return step === 0 ? `${name} none` : step === 1 ? `${name} < ${100 * edges[1]} %` : `${name} ≥ ${100 * edges[step - 1]} %`;
+}
+
 /**
  * Primitives of the picture in one state.
- * state: {stage, open: Set of paths, hidden: Set of legend classes}. Returns {items, width, height, places, lanes}.
+ * state: {stage, open: Set of paths, hidden: Set of legend classes, color: "role" or a figure}.
+ * Returns {items, width, height, places}.
  */
 function layout(tree, state) {
-  const shown = shape => isThere(shape, state.stage) && !state.hidden.has(legendClass(shape));
+  const paintOf = shape => paint(tree, shape, state.color), isHeat = Boolean(state.color) && state.color !== "role";
+  const shown = shape => isThere(shape, state.stage) && !state.hidden.has(legendClass(shape, paintOf));
   const boxShown = box => box.parts.some(part => part.isBox ? boxShown(part) : shown(part));
   const isOpen = box => box === tree.root || state.open.has(box.path);
 
@@ -134,9 +163,10 @@ function layout(tree, state) {
   }
 
   function measureClosed(box) {
-    const sum = box.sum = summary(box, shown);
-    const wide = lane => Math.max(CHAR * (shorten(box.name, 30).length + 4) + 16,
-                                  36 * Object.keys(sum.roles[lane]).length + (sum.kept[lane] ? 80 : 0) + 16, 90);
+    const sum = box.sum = summary(box, shown, paintOf);
+    sum.text = [0, 1, 2].map(lane => Object.keys(sum.paints[lane]).length || sum.kept[lane] ? "" : shorten(operatorNames(sum.operators[lane]), 24));
+    const wide = lane => Math.max(CHAR * (shorten(box.name, 30).length + 4) + 16, CHAR * sum.text[lane].length + 20,
+                                  36 * Object.keys(sum.paints[lane]).length + (sum.kept[lane] ? 80 : 0) + 16, 90);
     box.size = [sum.lanes[0] ? wide(0) : 0, sum.saved ? MIDDLE - 30 : 0, sum.lanes[2] ? wide(2) : 0];
     box.high = 44;
     return box;
@@ -274,8 +304,6 @@ function layout(tree, state) {
       const p = places.get(box.id + "|" + side);
       if (!p) continue;
       add("rect", "module open depth" + box.depth % 4, {...p, r: 8, id: box.id});
-      const name = (side ? "∇ " : "") + shorten(box.path, 40);
-      add("text", "module-name", {x: p.x + 8 + (side ? 0 : RAIL * box.rails[0]), y: p.y + 16, text: "▾ " + name, id: box.id});
     }
 
   // lines
@@ -290,7 +318,7 @@ function layout(tree, state) {
     one.count++;
     one.sources.push(line.source);
     one.targets.push(line.target);
-    if (line.from.role) one.roles.add(line.from.role);
+    if (line.from.role && !isHeat) one.roles.add(line.from.role);
   }
   const out = new Map(), into = new Map();
   for (const one of joined.values()) {
@@ -340,6 +368,13 @@ function layout(tree, state) {
     return `M${r(x1)} ${r(y1)}C${r(x1)} ${r(y1 + bend)} ${r(x2)} ${r(y2 - bend)} ${r(x2)} ${r(y2)}`;
   }
 
+  // names of open boxes, over the lines that pass through them
+  for (const box of drawn) if (box.rows)
+    for (const side of [0, 2]) {
+      const p = places.get(box.id + "|" + side), name = (side ? "∇ " : "") + shorten(box.path, 40);
+      if (p) add("text", "module-name", {x: p.x + 8 + (side ? 0 : RAIL * box.rails[0]), y: p.y + 16, text: "▾ " + name, id: box.id});
+    }
+
   // closed boxes
   for (const box of drawn) if (!box.rows) {
     for (const side of [0, 2]) {
@@ -348,11 +383,12 @@ function layout(tree, state) {
       add("rect", "module closed" + (box.sum.kept[side] ? " kept" : ""), {...p, r: 8, id: box.id});
       add("text", "module-name", {x: p.x + 10, y: p.y + 17, text: "▸ " + (side ? "∇ " : "") + shorten(box.name, 30), id: box.id});
       let x = p.x + 16;
-      for (const role of ["weight", "activation", "gradient", "output"]) if (box.sum.roles[side][role]) {
-        add("circle", "dot role-" + role, {x, y: p.y + 31, r: 6, id: box.id});
-        add("text", "count", {x: x + 10, y: p.y + 35, text: String(box.sum.roles[side][role]), id: box.id});
+      for (const cls of PAINTS) if (box.sum.paints[side][cls]) {
+        add("circle", "dot " + cls, {x, y: p.y + 31, r: 6, id: box.id});
+        add("text", "count", {x: x + 10, y: p.y + 35, text: String(box.sum.paints[side][cls]), id: box.id});
         x += 36;
       }
+      if (box.sum.text[side]) add("text", "count operators", {x: p.x + 10, y: p.y + 35, text: box.sum.text[side], id: box.id});
       if (box.sum.kept[side]) add("text", "count kept", {x: x - 6, y: p.y + 35, text: box.sum.kept[side] + " in float", id: box.id});
     }
     const p = places.get(box.id + "|1");
@@ -368,7 +404,7 @@ function layout(tree, state) {
     if (!shown(shape) || !p || p.part !== shape) continue;
     const isNew = state.stage > 0 && !(shape.stages >> (state.stage - 1) & 1) ? " new" : "";
     const goes = state.stage + 1 < tree.count && !(shape.stages >> (state.stage + 1) & 1) ? " goes" : "";
-    const role = shape.role ? " role-" + shape.role : "", again = shape.details.recomputed ? " again" : "";
+    const role = shape.kind === "quantizer" ? " " + paintOf(shape) : shape.role && !isHeat ? " role-" + shape.role : "", again = shape.details.recomputed ? " again" : "";
     const cls = "shape " + shape.kind + role + (shape.kept ? " kept" : "") + isNew + goes + again;
     const r = shape.kind === "quantizer" ? 12 : shape.kind === "saved" ? 9 : shape.kind === "contraction" ? 3 : 5;
     add("rect", cls, {...p.box, r, id: shape.id, title: shape.kept});
@@ -384,8 +420,8 @@ function label(shape) {
 }
 
 /** The entry of the legend that a shape belongs to. */
-function legendClass(shape) {
-  if (shape.kind === "quantizer") return shape.role;
+function legendClass(shape, paintOf) {
+  if (shape.kind === "quantizer") return paintOf(shape).replace("role-", "");
   if (shape.kind === "contraction") return shape.kept ? "kept" : "contraction";
   if (shape.kind === "saved" || shape.kind === "operator") return shape.kind;
   return "ends";
@@ -396,6 +432,6 @@ function scene(picture, state) {
   const tree = buildTree(picture);
   tree.count = picture.stages.length;
   const open = state.open ? new Set(state.open) : defaultOpen(tree, state.stage, state.budget);
-  const {items, width, height} = layout(tree, {stage: state.stage, open, hidden: new Set(state.hidden || [])});
+  const {items, width, height} = layout(tree, {...state, open, hidden: new Set(state.hidden || [])});
   return {items, width, height};
 }

@@ -5,7 +5,7 @@ const picture = JSON.parse(document.getElementById("picture").textContent);
 const tree = buildTree(picture);
 tree.count = picture.stages.length;
 const SVG = "http://www.w3.org/2000/svg", by = id => document.getElementById(id);
-const state = {stage: tree.count - 1, open: null, hidden: new Set(), chosen: null};
+const state = {stage: tree.count - 1, open: null, hidden: new Set(), chosen: null, color: picture.watched ? "harm" : "role"};
 state.open = defaultOpen(tree, state.stage, 60);
 const svg = d3.select("#canvas"), zoom = d3.zoom().scaleExtent([0.02, 4]);
 let drawn;
@@ -85,14 +85,16 @@ function choose(id) {
   panel.replaceChildren();
   if (part && part.isBox) table(panel, part.path, boxDetails(part));
   else if (part) table(panel, part.details.name || part.label, {kind: part.kind, node: part.id, module: part.module, ...part.details});
+  if (part && part.figures && Object.keys(part.figures).length) table(panel, "debugger, " + plural(picture.watched, "step"), part.figures);
   mark();
 }
 
 function boxDetails(box) {
-  const sum = summary(box, shape => isThere(shape, state.stage));
-  const roles = {};
-  for (const lane of sum.roles) for (const role in lane) roles[role] = (roles[role] || 0) + lane[role];
-  const counts = Object.fromEntries(Object.entries(roles).map(([role, n]) => [role + " quantizers", n]));
+  const sum = summary(box, shape => isThere(shape, state.stage), paintOf), counts = {};
+  for (const lane of sum.paints) for (const cls in lane) {
+    const name = "quantizers, " + paintName(tree, cls, state.color);
+    counts[name] = (counts[name] || 0) + lane[cls];
+  }
   return {kind: "module", ...counts, "left in float": sum.kept[0] + sum.kept[2], "saved for backward": human(sum.bytes)};
 }
 
@@ -112,6 +114,7 @@ function show(name, value) {
   if (name.includes("bytes")) return value.toLocaleString("en") + " (" + human(value) + ")";
   if (name === "shape") return "[" + value.join(", ") + "]";
   if (name === "consumers") return value.map(id => { const s = tree.shapes.get(id); return s ? s.details.name || s.label : id; }).join(", ");
+  if (typeof value === "number") return String(Number(value.toPrecision(4)));
   return Array.isArray(value) ? value.join(", ") : String(value);
 }
 
@@ -133,18 +136,34 @@ by("canvas").addEventListener("click", event => {
   choose(id || null);
 });
 
-const LEGEND = [["weight", "weight"], ["activation", "activation"], ["gradient", "gradient"], ["output", "output"],
-  ["contraction", "contraction"], ["kept", "left in float"], ["operator", "operator"], ["saved", "saved"], ["ends", "inputs, outputs"]];
-for (const [key, name] of LEGEND) {
-  const count = [...tree.shapes.values()].filter(shape => legendClass(shape) === key).length;
-  if (!count) continue;
-  const entry = by("legend").appendChild(document.createElement("label")), box = document.createElement("input");
-  box.type = "checkbox";
-  box.checked = true;
-  box.id = "legend-" + key;
-  box.addEventListener("change", () => { box.checked ? state.hidden.delete(key) : state.hidden.add(key); draw(); });
-  entry.append(box, Object.assign(document.createElement("i"), {className: key}), name);
+const paintOf = shape => paint(tree, shape, state.color);
+const LEGEND = [...PAINTS.map(cls => [cls.replace("role-", ""), cls]), ["contraction", "contraction"], ["kept", "left in float"],
+  ["operator", "operator"], ["saved", "saved"], ["ends", "inputs, outputs"]];
+
+/** An entry for everything that is there in some stage, with a box that hides it; colors of figures: in this stage. */
+function legend() {
+  by("legend").replaceChildren();
+  const shapes = [...tree.shapes.values()].filter(shape => state.color === "role" || isThere(shape, state.stage));
+  const found = new Set(shapes.map(shape => legendClass(shape, paintOf)));
+  for (const [key, name] of LEGEND) {
+    if (!found.has(key)) continue;
+    const entry = by("legend").appendChild(document.createElement("label")), box = document.createElement("input");
+    box.type = "checkbox";
+    box.checked = !state.hidden.has(key);
+    box.id = "legend-" + key;
+    box.addEventListener("change", () => { box.checked ? state.hidden.delete(key) : state.hidden.add(key); draw(); });
+    entry.append(box, Object.assign(document.createElement("i"), {className: key}), PAINTS.includes(name) ? paintName(tree, name, state.color) : name);
+  }
 }
+
+by("color").parentElement.hidden = !picture.watched;
+by("color").value = state.color;
+by("color").addEventListener("change", event => {
+  state.color = event.target.value;
+  state.hidden.clear();
+  legend();
+  draw();
+});
 
 let hits = [], hit = -1;
 function search(step) {
@@ -160,12 +179,13 @@ by("search").addEventListener("keydown", event => { if (event.key === "Enter") s
 
 by("stage").max = tree.count - 1;
 by("stage").value = state.stage;
-by("stage").addEventListener("input", event => { state.stage = Number(event.target.value); draw(); });
+by("stage").addEventListener("input", event => { state.stage = Number(event.target.value); legend(); draw(); });
 by("fold").addEventListener("click", () => { state.open = new Set([""]); draw(); fit(); });
 by("unfold").addEventListener("click", () => { state.open = new Set([...tree.boxes.keys()]); draw(); });
 by("fit").addEventListener("click", fit);
 by("title").textContent = document.title = picture.title;
 
+legend();
 draw();
 fit();
 document.body.dataset.ready = "true";

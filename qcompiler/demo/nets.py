@@ -1,4 +1,4 @@
-"""The networks of the examples and benchmarks, at any depth and width: ResNet (He et al. 2016, section 4.2), VGG."""
+"""The networks of demo, examples and benchmarks, any depth and width: ResNet (He et al. 2016, section 4.2), VGG."""
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.blocks(F.relu(self.bn(self.conv(x))))
-        return self.fc(hidden.mean((2, 3)))
+        logits: Tensor = self.fc(hidden.mean((2, 3)))
+        return logits
 
 
 class VGG(nn.Sequential):

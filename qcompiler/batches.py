@@ -1,0 +1,81 @@
+"""The training data of the command line: batches and a loss from the user's own code, or stand-ins for both."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcompiler import torch_compat
+from qcompiler.models import ModelError, named
+
+#: (model, batch) → loss
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+STAND_IN: Final = "no --data: the example inputs, and the mean square of the outputs as loss, stand in for training"
+
+
+def training(data: str | None, loss: str | None, arguments: Any, count: int) -> tuple[list[Any], Loss, tuple[str, ...]]:
+    """(batches, loss, notes) that `--data` and `--loss` stand for.
+
+    Args:
+        data: `module:name` of an iterable of batches, or of a callable that returns one; None: the example inputs.
+        loss: `module:name` of a callable (model, batch) → loss; None: the cross entropy of pairs (inputs, labels),
+            and for example inputs the mean square of all outputs.
+        arguments: the example inputs of the model, a tuple or a dict.
+        count: batches to take; the example inputs are taken so many times.
+
+    Raises:
+        ModelError: a text leads nowhere, or to something else.
+    """
+    chosen = None if loss is None else named(loss, "--loss")
+    if chosen is not None and not callable(chosen):
+        raise ModelError(f"--loss {loss!r}: got {type(chosen).__name__}; valid: a callable (model, batch) -> loss")
+    if data is None:
+        return [arguments] * count, chosen or mean_square, (STAND_IN,) if chosen is None else ()
+    found = named(data, "--data")
+    found = found() if callable(found) and not isinstance(found, Iterable) else found
+    if not isinstance(found, Iterable) or isinstance(found, Tensor):
+        raise ModelError(f"--data {data!r}: got {type(found).__name__}; valid: an iterable of batches")
+    batches = list(itertools.islice(found, count))
+    if not batches:
+        raise ModelError(f"--data {data!r}: got no batch; valid: at least one")
+    return batches, chosen or cross_entropy, ()
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a classifier for a pair (inputs, labels).
+
+    Raises:
+        ModelError: the batch is something else.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise ModelError(f"--data: a batch is a {type(batch).__name__}; valid: a pair (inputs, labels), or a --loss")
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def mean_square(model: nn.Module, arguments: Any) -> Tensor:
+    """Σ over the outputs of a model of their mean square; outputs that are no floats do not count.
+
+    Raises:
+        ModelError: no output has a gradient.
+    """
+    made = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
+    parts = [leaf for leaf in torch_compat.leaves(made) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not parts:
+        raise ModelError("model: no output has a gradient; valid: a model with parameters, or --data and --loss")
+    return torch.stack([part.square().mean() for part in parts]).sum()
+
+
+def train(model: nn.Module, batches: Iterable[Any], loss: Loss, rate: float) -> list[float]:
+    """One step of plain SGD for each batch; returns the losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses

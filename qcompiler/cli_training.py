@@ -1,0 +1,147 @@
+"""The commands that train a model: demo, debug, search."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from qcompiler.cli_options import MODEL, Training, recipe_file, with_json, with_training
+
+if TYPE_CHECKING:
+    from qcompiler.debugging.debugger import Debugger
+    from qcompiler.debugging.report import DebugReport
+
+
+@click.command()
+@click.option("--recipe", "-r", default="hyperblock-int4", show_default=True, help="A name or a .yaml file.")
+@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True)
+@click.option("--backend", type=click.Choice(["eager", "inductor"]), help="Default: inductor, or eager where it fails.")
+@with_json("JSON instead of a table.")
+def demo(recipe: str, epochs: int, backend: str | None, as_json: bool) -> None:
+    """Train a small network on handwritten digits, in float and through a recipe, and compare.
+
+    Needs scikit-learn, which brings the digits: pip install 'qcompiler[demo]'.
+
+    \b
+    Examples:
+      qcompiler demo
+      qcompiler demo --recipe mxfp8 --epochs 3 --backend eager
+    """
+    from qcompiler.demo.digits import compare
+
+    made = compare(recipe, epochs, backend)
+    click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
+
+
+@click.command(epilog=MODEL)
+@with_training("hyperblock-int8")
+@click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps to watch.")
+@click.option("--rate", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Learning rate of SGD.")
+@click.option("--out", "-o", callback=recipe_file, help="Write the recipe with the proposed rules to this .yaml file.")
+@click.option("--draw", "picture", metavar="PATH", help="Draw the graph, quantizers in the colors of their harm.")
+def debug(given: Training, steps: int, rate: float, out: str | None, picture: str | None, as_json: bool) -> None:
+    """Watch training steps of MODEL: which quantizer does most harm, and the rule that mends it.
+
+    \b
+    Examples:
+      qcompiler debug mynet.py:make --recipe tensor-int4
+      qcompiler debug mynet.py:Net --data mynet.py:batches --steps 4 --draw harm.html
+      qcompiler debug mynet.py:make --loss mynet.py:loss --out mended.yaml
+    """
+    from qcompiler.batches import train, training
+    from qcompiler.debugging.debugger import debug
+    from qcompiler.models import compiled
+    from qcompiler.sight.drawing import check, draw
+
+    if picture is not None:
+        check(picture)
+    qmodel, values = compiled(given.model, given.recipe, given.inputs, given.checkpoint, optional=bool(given.data))
+    batches, loss, notes = training(given.data, given.loss, values, steps)
+    with debug(qmodel) as watched:
+        losses = train(qmodel, batches, loss, rate)
+    if picture is not None:
+        draw(qmodel, picture, debug=watched)
+    notes = (*notes, *_short(len(batches), steps), *_mended(watched, out))
+    click.echo(_debug_json(watched, losses, notes) if as_json else _lines(watched.report(), notes))
+
+
+def _short(found: int, asked: int) -> Iterator[str]:
+    """What is to be said where the data ended early."""
+    if found < asked:
+        yield f"--data gave {found} of {asked} batches"
+
+
+def _mended(watched: "Debugger", out: str | None) -> Iterator[str]:
+    """Writes the recipe with the proposed rules; says what became of the file."""
+    proposal = watched.propose()
+    if out is not None and proposal is not None:
+        watched.mended(proposal).to_file(out)
+        yield f"{out} is written"
+    elif out is not None:
+        yield f"{out} is not written: nothing stands out, so no rule is proposed"
+
+
+def _lines(report: "DebugReport", notes: tuple[str, ...]) -> str:
+    return "\n".join([str(report), *(f"note: {note}" for note in notes)])
+
+
+def _debug_json(watched: "Debugger", losses: list[float], notes: tuple[str, ...]) -> str:
+    from qcompiler.debugging.report import plain
+
+    proposal = watched.propose()
+    found = {"losses": losses, "proposal": None if proposal is None else proposal.to_dict(), "notes": list(notes)}
+    return json.dumps(plain(watched.report().to_dict() | found), indent=1)
+
+
+@click.command(epilog=MODEL)
+@with_training("hyperblock-int4")
+@click.argument("path", callback=recipe_file)
+@click.option("--budget", "-b", type=float, required=True, help="Bits of an element with its scales, such as 4.5.")
+@click.option("--unit", type=click.Choice(["bits", "bytes"]), default="bits", show_default=True, help="Of the budget.")
+@click.option("--batches", "count", type=click.IntRange(min=1), default=4, show_default=True, help="To measure on.")
+@click.option("--file", "-f", "state", metavar="PATH", help="Keep measurements here (JSON), and go on from them.")
+@click.option("--format", "formats", multiple=True, help="A format to choose from, such as int4; once for each.")
+@click.option("--block", "blocks", multiple=True, help="A block to choose from, such as b2c8o4i4; once for each.")
+def search(
+    given: Training,
+    path: str,
+    budget: float,
+    unit: str,
+    count: int,
+    state: str | None,
+    formats: tuple[str, ...],
+    blocks: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Choose bits and blocks for each layer of MODEL within a budget, and write the recipe to PATH, a .yaml file.
+
+    \b
+    Examples:
+      qcompiler search mynet.py:make found.yaml --budget 4.5 --file search.json
+      qcompiler search mynet.py:Net found.yaml --budget 1e6 --unit bytes --data mynet.py:batches -c run.pt
+      qcompiler search mynet.py:Net found.yaml --budget 6 --data mynet.py:batches --format int4 --format int8
+    """
+    from qcompiler.batches import training
+    from qcompiler.models import plain
+    from qcompiler.searching.searcher import BLOCKS, FORMATS, search
+
+    model, values = plain(given.model, given.inputs, given.checkpoint, optional=bool(given.data))
+    batches, loss, notes = training(given.data, given.loss, values, count if given.data else 1)
+    found = search(
+        model,
+        batches,
+        budget=budget,
+        unit=unit,
+        recipe=given.recipe,
+        formats=formats or FORMATS,
+        blocks=blocks or BLOCKS,
+        loss=loss,
+        batches=count,
+        file=state,
+        quiet=as_json,
+    )
+    found.to_file(path)
+    notes = (*notes, f"{path} is written")
+    made = {"path": path, "name": found.name, "yaml": found.to_yaml(), "notes": notes}
+    click.echo(json.dumps(made, indent=1) if as_json else "\n".join(f"note: {note}" for note in notes))
