@@ -21,6 +21,7 @@ from qcompiler.sight.stages import Stage
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
     from qcompiler.debugging.debugger import Debugger
+    from qcompiler.debugging.report import DebugReport
 
 #: parts that an SVG shows before it folds modules: more would not be read on one page
 _PARTS: Final = 120
@@ -99,13 +100,14 @@ def picture_of(qmodel: "QuantizedModule", *, training: bool = True, debug: "Debu
     Raises:
         CompileError: no graph of that mode has been captured.
     """
-    frames = qmodel.stages(training=training)
+    report = None if debug is None else debug.report()
+    frames = qmodel.stages(training=training) if debug is None else debug.stages()
     rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
     title = f"{type(qmodel._model).__name__}, {qmodel.recipe.name}"
     made = picture(title, [(name, count, network(stages)) for name, count, stages in shown])
     _add_ranges(made, qmodel.ranges())
-    return made if debug is None else _with_figures(made, frames, debug)
+    return made if report is None else _with_figures(made, frames, report)
 
 
 def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
@@ -121,11 +123,10 @@ def _span(row: Tensor) -> str:
     return f"{low:.4g}" if low == high or row.numel() == 1 else f"{low:.4g} … {high:.4g}"
 
 
-def _with_figures(made: Picture, frames: "Sequence[Sequence[Stage]]", debug: "Debugger") -> Picture:
+def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "DebugReport") -> Picture:
     """The picture with the figures of the debugger at its quantizers."""
     from qcompiler.debugging.shadow import numbered_sites
 
-    report = debug.report()
     figures = {site.name: site.to_figures() for site in report.sites}
     sites: dict[str, str] = {}
     for number, stages in enumerate(frames, start=1):
