@@ -59,7 +59,7 @@ def draw(
             model or recipe, has watched nothing, or the graph is that of eval mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
-    path = check(path)
+    path = check(path, colored=debug is not None)
     if debug is not None:
         _check_debugger(qmodel, training, debug)
     text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
@@ -68,16 +68,21 @@ def draw(
     return path
 
 
-def check(path: str | os.PathLike[str]) -> Path:
+def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
     """The path, if `draw` can write to it.
 
+    Args:
+        colored: with the figures of a debugger.
+
     Raises:
-        DrawError: the ending is unknown.
+        DrawError: the ending is unknown, or its files have no colors.
         FileNotFoundError: its folder is not there.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid: {', '.join(_WRITERS)}")
+    valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
+    if path.suffix.lower() not in valid:
+        with_figures = " with the figures of a debugger" if colored else ""
+        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid{with_figures}: {', '.join(valid)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"draw: there is no folder {path.parent}")
     return path
@@ -202,8 +207,6 @@ def _json(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -
 
 
 def _graphml(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
-    if debug is not None:
-        raise DrawError("draw: .graphml has no colors; valid with debug: .html, .svg, .dot, .json")
     return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
 
 
