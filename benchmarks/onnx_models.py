@@ -1,20 +1,26 @@
 """What the ONNX export of every recipe gives on every model: codes, outputs, kernels. Models are trained a few steps.
 
-    python benchmarks/onnx_models.py [--recipes a,b] [--models a,b]
+    python benchmarks/onnx_models.py rows.jsonl [--recipes a,b] [--models a,b]
 
-`wrong` counts codes that differ where both read the same tensor (the claim is 0), `flipped` the share of codes that
-differ end to end. Outputs are compared with the spread of PyTorch between float32 and float64 on the same model. Models
-of transformers, small and untrained before, take part where that package is installed.
+One line of the file for each model and recipe; a second run adds what is missing, and prints the table of all.
+Quantizers are those in the file, of those trained. `wrong` counts codes that differ where both read the same tensor
+(the claim is 0), `flipped` is the share of codes that differ end to end. `plain` and `optimized` are the largest
+differences of the outputs, onnxruntime's optimizations off and on, relative to the largest output; `spread` is what
+float32 alone does to PyTorch. Without --models and --recipes: every recipe on `resnet8` and `encoder`, the main ones on
+all others. The three of transformers take part where that package is installed.
 """
 
 import argparse
 import importlib.util
+import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,15 +113,18 @@ class Encoder(nn.Module):
 
 
 def _transformer(name: str) -> nn.Module:
+    """Two layers of width 64, attention written out: fused attention is left in float, and not always fused."""
     import transformers
 
-    tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    tiny = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    words: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": "eager"}
     if name == "gpt2":
-        config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=64, n_positions=32, use_cache=False)
+        config = transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, n_positions=32, use_cache=False, **words)
         return transformers.GPT2LMHeadModel(config)
     if name == "bert":
-        return transformers.BertModel(transformers.BertConfig(vocab_size=64, max_position_embeddings=32, **tiny))
-    return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **tiny))
+        return transformers.BertModel(transformers.BertConfig(max_position_embeddings=32, **tiny, **words))
+    config = transformers.ViTConfig(image_size=32, patch_size=8, attn_implementation="eager", **tiny)
+    return transformers.ViTForImageClassification(config)
 
 
 def _images(batch: int) -> Tensor:
@@ -126,7 +135,10 @@ def _tokens(batch: int) -> Tensor:
     return torch.randint(0, 64, (batch, 16))
 
 
+#: the recipes that every model is run with
+MAIN = ("deploy-int8", "in-hindsight-w8a8g8", "hyperblock-int8", "hyperblock-int4")
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "resnet8": (lambda: ResNet(1), _images),
     "resnet20": (lambda: ResNet(3), _images),
     "mobilenet": (mobilenet, _images),
     "unet": (UNet, _images),
@@ -144,8 +156,8 @@ def loss(outputs: Any) -> Tensor:
     return torch.stack([one.square().mean() for one in outputs.values() if isinstance(one, Tensor)]).sum()
 
 
-def row(name: str, recipe: str, path: Path) -> str:
-    """One line of the table."""
+def row(name: str, recipe: str, path: Path) -> dict[str, Any]:
+    """What one model gives with one recipe; `refused` holds the reason where there is no file."""
     build, inputs = MODELS[name]
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -158,30 +170,64 @@ def row(name: str, recipe: str, path: Path) -> str:
     try:
         report = qcompiler.export_onnx(qmodel, path, (inputs(4),))
         found = qcompiler.verify_onnx(qmodel, path, (inputs(8),))
-    except (qcompiler.ExportError, qcompiler.CompileError) as error:
-        return f"| {name} | {recipe} | {error} |"
-    codes = sum(site.elements for site in found.sites)
-    flipped = sum(site.flipped for site in found.sites) / max(codes, 1)
-    kernels = ", ".join(f"{count} {kind}" for kind, count in report.integer_kernels.items()) or "none"
-    return (
-        f"| {name} | {recipe} | {sum(report.exported.values())}/{report.trained} | {sum(s.wrong for s in found.sites)} "
-        f"| {flipped:.2e} | {found.plain:.1e} | {found.optimized:.1e} | {found.spread:.1e} | {kernels} |"
+    except qcompiler.ExportError as error:
+        return {"refused": str(error)}
+    onnx.checker.check_model(str(path), full_check=True)
+    return {
+        "trained": report.trained,
+        "exported": sum(report.exported.values()),
+        "codes": sum(site.elements for site in found.sites),
+        "wrong": sum(site.wrong for site in found.sites),
+        "flipped": sum(site.flipped for site in found.sites),
+        "plain": found.plain,
+        "optimized": found.optimized,
+        "spread": found.spread,
+        "kernels": dict(report.integer_kernels),
+        "float": [f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in report.kept],
+        "notes": list(report.notes),
+    }
+
+
+def line(one: dict[str, Any]) -> str:
+    """One row as a line of the table."""
+    start = f"| {one['model']} | {one['recipe']} "
+    if "refused" in one or "failed" in one:
+        return start + f"| {'refused: ' + one['refused'] if 'refused' in one else 'FAILED: ' + one['failed']} |"
+    kernels = ", ".join(f"{count} {kind}" for kind, count in one["kernels"].items()) or "none"
+    return start + (
+        f"| {one['exported']}/{one['trained']} | {one['wrong']} | {one['flipped'] / max(one['codes'], 1):.1e} "
+        f"| {one['plain']:.1e} | {one['optimized']:.1e} | {one['spread']:.1e} | {kernels} |"
     )
 
 
 def main() -> None:
-    """Prints the table."""
+    """Adds what is missing, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [name for name in MODELS if name not in ("gpt2", "bert", "vit") or importlib.util.find_spec("transformers")]
-    parser.add_argument("--models", default=",".join(known))
-    parser.add_argument("--recipes", default=",".join(qcompiler.RECIPES))
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--models", type=lambda text: text.split(","), default=None)
+    parser.add_argument("--recipes", type=lambda text: text.split(","), default=None)
     given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    known = [name for name in MODELS if name not in ("gpt2", "bert", "vit") or importlib.util.find_spec("transformers")]
+    wanted = [
+        (name, recipe)
+        for name in given.models or known
+        for recipe in given.recipes or (qcompiler.RECIPES if name in ("resnet8", "encoder") else MAIN)
+    ]
+    rows = [json.loads(text) for text in given.rows.read_text().splitlines()] if given.rows.exists() else []
+    done = {(one["model"], one["recipe"]) for one in rows}
+    with tempfile.TemporaryDirectory() as folder, given.rows.open("a") as file:
+        for name, recipe in [pair for pair in wanted if pair not in done]:
+            try:
+                found = row(name, recipe, Path(folder) / "model.onnx")
+            except Exception as error:
+                found = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            rows.append({"model": name, "recipe": recipe} | found)
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
     print("| model | recipe | quantizers | wrong | flipped | plain | optimized | spread | integer kernels |")
     print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in given.models.split(","):
-            for recipe in given.recipes.split(","):
-                print(row(name, recipe, Path(folder) / "model.onnx"), flush=True)
+    print("\n".join(line(one) for one in rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from qcompiler.passes.graph import (
     get_contraction,
     get_input,
     is_backward,
+    is_size,
     is_view,
     module_path,
     owner,
@@ -310,7 +311,7 @@ def _descends_only_from_parameters(graph: Graph) -> dict[Node, bool]:
     for node in graph.nodes:
         fact = get_input(node)
         own = {fact.kind} if fact is not None else {InputKind.INPUT} if node.op == "placeholder" else set()
-        kinds[node] = own.union(*(kinds[source] for source in node.all_input_nodes))
+        kinds[node] = set() if is_size(node) else own.union(*(kinds[source] for source in node.all_input_nodes))
     allowed = {InputKind.PARAMETER, InputKind.BUFFER}
     return {node: InputKind.PARAMETER in found and found <= allowed for node, found in kinds.items()}
 

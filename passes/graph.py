@@ -144,6 +144,11 @@ def has_value(node: Node) -> bool:
     return "val" in node.meta
 
 
+def is_size(node: Node) -> bool:
+    """True for a number of a graph with free dimensions, such as the batch: it carries no values of a tensor."""
+    return isinstance(node.meta.get("val"), torch.SymInt)
+
+
 def is_backward(node: Node) -> bool:
     """True where the node was traced, or placed, in the backward half."""
     return str(node.meta.get("partitioner_tag", "")) in ("is_backward", "must_be_in_backward")

@@ -6,7 +6,7 @@ from typing import Final
 
 from torch.fx import Graph, Node
 
-from qcompiler.passes.graph import InputKind, aten, get_input, is_backward, is_view, value, view_root
+from qcompiler.passes.graph import InputKind, aten, get_input, is_backward, is_size, is_view, value, view_root
 from qcompiler.runtime import ops
 
 BATCH_NORMS: Final = frozenset(
@@ -67,5 +67,5 @@ def _depends_on_input(graph: Graph) -> dict[Node, bool]:
     for node in graph.nodes:
         fact = get_input(node) if node.op == "placeholder" else None
         given = fact is not None and fact.kind is InputKind.INPUT
-        varies[node] = given or any(varies[source] for source in node.all_input_nodes)
+        varies[node] = not is_size(node) and (given or any(varies[source] for source in node.all_input_nodes))
     return varies

@@ -27,6 +27,7 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.state import RangeStore, StateSite
 from qcompiler.runtime.step import Half, Ranges, Step, Tangent
+from qcompiler.saved_codes import save_codes
 
 logger = logging.getLogger("qcompiler")
 
@@ -93,6 +94,7 @@ def split(captured: Captured) -> tuple[GraphModule, GraphModule, list[Node]]:
     _draw_in_forward(first, second, len(captured.tangents) + backward_sites)
     for half in (first, second):
         _infer_missing(half)
+    save_codes(first, second, outputs)
     saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
     verify(first)
     verify(second)

@@ -132,9 +132,11 @@ class BlockView:
         for dim, (extent, edge) in enumerate(zip(self.axes, self.edges, strict=True)):
             partial = extent % edge != 0
             if partial:
-                # by index, as of a view Inductor drops the last, smaller block: where the edge is above 8 it splits the
-                # loop into extent // edge whole parts (torch 2.13, `try_loop_split`)
-                scale = scale.index_select(dim, torch.arange(extent, device=scale.device) // edge)
+                # by index, and not (j // edge): where Inductor finds a loop variable divided by more than 8, it splits
+                # the loop into extent // edge whole parts and drops the last, smaller block (torch 2.13,
+                # `try_loop_split`). (2j + 1) // (2·edge) is the same number: 40 elements by 24 are 0…23, 24…39.
+                block = (2 * torch.arange(extent, device=scale.device) + 1) // (2 * edge)
+                scale = scale.index_select(dim, block)
             repeats.append(1 if partial else edge)
         y = scale.reshape([n for count in scale.shape for n in (count, 1)])
         y = y.expand([n for pair in zip(scale.shape, repeats, strict=True) for n in pair])

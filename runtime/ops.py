@@ -192,11 +192,11 @@ def rotate(x: Tensor, dim: int, size: int) -> Tensor:
     R = H·D/√size with H the matrix of Sylvester and D signs that depend on `size` alone; R·Rᵀ = 1.
     """
     parts = x.to(torch.float32).unflatten(dim, (-1, size)).movedim(dim + 1, -1)
-    turned = torch.matmul(parts, _rotation(size, x.device))
+    turned = torch.matmul(parts, rotation(size, x.device))
     return turned.movedim(-1, dim + 1).reshape(x.shape).to(x.dtype).contiguous()
 
 
-def _rotation(size: int, device: torch.device) -> Tensor:
+def rotation(size: int, device: torch.device) -> Tensor:
     """R: entry (i, j) is sign(j) · (−1)^(bits that i and j share) / √size."""
     index = torch.arange(size, dtype=torch.int32, device=device)
     shared = index.unsqueeze(1) & index

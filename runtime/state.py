@@ -1,7 +1,6 @@
 """The ranges that outlive a step: one small tensor a site, changed once a backward."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from qcompiler.runtime.estimator import Range
+from qcompiler.runtime.ranks import Ranks
 
 #: what a key of a checkpoint starts with, so that ranges and weights travel in one state_dict
 PREFIX = "qcompiler.ranges."
@@ -65,7 +65,7 @@ class RangeStore:
 
     def __init__(self, engine: Engine, group: "dist.ProcessGroup | None" = None) -> None:
         self._engine = engine
-        self._group = group
+        self._ranks = Ranks(group)
         self.states: dict[str, Tensor] = {}
         #: site → what its state means
         self._meanings: dict[str, str] = {}
@@ -157,38 +157,32 @@ class RangeStore:
         self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
         for name in merged:
             self._commits[name] = self._commits.get(name, 0) + 1
+        self._share_learned()
 
     def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same states on every rank: those of all ranks, merged in the order of ranks."""
-        if not states or not (dist.is_available() and dist.is_initialized()):
+        if not states or self._ranks.count == 1:
             return states
-        ranks = dist.get_world_size(self._group)
-        if ranks == 1:
-            return states
-        self._check_ranks(sorted(states), ranks, next(iter(states.values())).device)
-        flat = torch.cat([state.flatten() for state in states.values()])
-        gathered = [torch.empty_like(flat) for _ in range(ranks)]
-        dist.all_gather(gathered, flat, group=self._group)
-        split = [part.split([state.numel() for state in states.values()]) for part in gathered]
-        result = {}
-        for i, (name, state) in enumerate(states.items()):
-            merged = split[0][i].reshape(state.shape)
-            for part in split[1:]:
-                merged = sites[name].estimator.merge(merged, part[i].reshape(state.shape))
-            result[name] = merged
+        result, *others = self._ranks.gather(dict(sorted(states.items())))
+        for other in others:
+            result = {name: sites[name].estimator.merge(state, other[name]) for name, state in result.items()}
         return result
 
-    def _check_ranks(self, names: Sequence[str], ranks: int, device: torch.device) -> None:
-        """Raises RuntimeError where ranks have seen different sites: their states cannot be merged."""
-        own = torch.tensor([zlib.crc32("\n".join(names).encode())], device=device)
-        others = [torch.empty_like(own) for _ in range(ranks)]
-        dist.all_gather(others, own, group=self._group)
-        different = [rank for rank, other in enumerate(others) if not torch.equal(other, own)]
-        if different:
-            raise RuntimeError(
-                f"ranges: ranks {different} ran other layers in this backward than this one, which ran "
-                f"{', '.join(names)}; ranges that are merged over ranks need the same layers on all of them"
-            )
+    def _share_learned(self) -> None:
+        """Gives learned ranges, on every rank, the mean of the gradients of all ranks and the value of the first.
+
+        DistributedDataParallel does not know these parameters. Each rank starts them from its own first tensor, so the
+        first backward changes the values too. The mean of gradients that earlier backwards accumulated is themselves.
+        """
+        held = {name: state for name, state in sorted(self.states.items()) if isinstance(state, torch.nn.Parameter)}
+        gradients = {name: parameter.grad for name, parameter in held.items() if parameter.grad is not None}
+        if not gradients or self._ranks.count == 1:
+            return
+        everywhere = self._ranks.gather(gradients)
+        for name, gradient in gradients.items():
+            gradient.copy_(torch.stack([rank[name] for rank in everywhere]).mean(0))
+        for name, value in self._ranks.gather({name: held[name].detach() for name in gradients})[0].items():
+            held[name].data.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every state, under `PREFIX` and the site's name; the clock of refreshes; the meaning, as bytes."""

@@ -7,11 +7,7 @@ with respect to its output. `Follower` keeps their moving averages in numpy floa
 import copy
 import io
 import logging
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
-from qcompiler.runtime.ranges import parse_range
 from qcompiler.runtime.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -446,12 +441,6 @@ def test_torch_compile_has_no_place_for_ranges(models):
         compiled(torch.randn(6, 12))
 
 
-def worker(*arguments):
-    script = Path(__file__).with_name("workers.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], env=environment)
-
-
 def test_a_resumed_run_equals_one_run(tmp_path, workers):
     """20 steps at once, or 10, a checkpoint, and 10 in a new process: the same bits."""
     straight = {}
@@ -462,7 +451,7 @@ def test_a_resumed_run_equals_one_run(tmp_path, workers):
         workers.train(model, optimizer, range(10))
         qcompiler.save(workers.checkpoint(model, optimizer), tmp_path / f"{'.'.join(run)}.pt")
         straight[run] = workers.train(model, optimizer, range(10, 20)), workers.checkpoint(model, optimizer)
-    assert worker("resume", tmp_path).wait(timeout=300) == 0
+    assert workers.start("resume", tmp_path).wait(timeout=300) == 0
     for run, (losses, expected) in straight.items():
         done = torch.load(tmp_path / f"{'.'.join(run)}.done", weights_only=True)
         assert done["losses"] == losses, run
@@ -470,27 +459,3 @@ def test_a_resumed_run_equals_one_run(tmp_path, workers):
         assert sum("qcompiler.ranges" in key for key in done["model"]) == 18
         for key, value in expected["model"].items():
             assert torch.equal(done["model"][key], value), (*run, key)
-
-
-def test_ranks_hold_one_state_the_wider_of_all(tmp_path, workers):
-    """Two processes with DistributedDataParallel on inputs of their own: after each step the states are equal."""
-    processes = [worker("ranks", tmp_path, rank) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    for estimator in workers.ESTIMATORS[:2]:
-        runs = [torch.load(tmp_path / f"{estimator}.{rank}", weights_only=True) for rank in (0, 1)]
-        assert torch.equal(runs[0]["grad"], runs[1]["grad"])
-        for one, other in zip(runs[0]["history"], runs[1]["history"], strict=True):
-            assert not torch.equal(one.pop("x"), other.pop("x"))
-            assert set(one) == set(other) == set(NAMES)
-            assert all(torch.equal(one[name], other[name]) for name in NAMES)
-    # the moving average of the wider input, as numpy has it
-    runs = [torch.load(tmp_path / f"hindsight(0.75,0.02).{rank}", weights_only=True)["history"] for rank in (0, 1)]
-    state = None
-    for one, other in zip(*runs, strict=True):
-        tops = [top(step["x"]) for step in (one, other)]
-        befores = tops if state is None else [state, state]
-        # the guard of 0.02 fires where one of 30 elements was clipped, that is where the maximum lies outside
-        afters = [t if t > b else F32(0.75) * b + F32(0.25) * t for t, b in zip(tops, befores, strict=True)]
-        state = max(afters)
-        assert one["(root)/input"][1].item() == state
-    assert parse_range("hindsight(0.75,0.02)").guard < 1 / 30

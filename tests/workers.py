@@ -4,14 +4,17 @@
 one of two ranks, which meet through a file in it.
 """
 
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
@@ -24,11 +27,23 @@ ESTIMATORS = ("hindsight(0.75,0.02)", "large(0.1,0.01,0.9)", "history(4,1,1)")
 RUNS = (*((estimator, "eager") for estimator in ESTIMATORS), (ESTIMATORS[0], "inductor"))
 
 
+def start(*arguments: object) -> "subprocess.Popen[bytes]":
+    """This file in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=environment)
+
+
 def recipe(estimator: str) -> Recipe:
     """Ranges of the past for every role; gradients round stochastically."""
     rounding = {Role.WEIGHT: "nearest", Role.ACTIVATION: "nearest", Role.GRADIENT: "stochastic"}
     specs = {role: parse_spec(f"int4:fit:tensor:{how}:clip:{estimator}") for role, how in rounding.items()}
     return Recipe(name=estimator, rules=tuple(Rule(role=role, spec=spec) for role, spec in specs.items()))
+
+
+def learned() -> Recipe:
+    """A learned range for weights and activations; gradients stay in float."""
+    spec = parse_spec("int4:real:tensor:nearest:clip:learned(3)")
+    return Recipe(name="learned", rules=tuple(Rule(role=role, spec=spec) for role in (Role.WEIGHT, Role.ACTIVATION)))
 
 
 def build(estimator: str, backend: str) -> tuple[qcompiler.QuantizedModule, torch.optim.Optimizer]:
@@ -86,7 +101,29 @@ def ranks(folder: Path, rank: int) -> None:
             parallel(x).square().sum().backward()
             history.append({"x": x, **model.ranges()})
         torch.save({"history": history, "grad": model.weight.grad}, folder / f"{estimator}.{rank}")
-    dist.destroy_process_group()
+    torch.save(learn(rank, nn.parallel.DistributedDataParallel), folder / f"learned.{rank}")
+    dist.barrier()
+    # without destructors: after `destroy_process_group` those of DistributedDataParallel waited for ever in one run of
+    # four on one core (torch 2.13, gloo), with everything saved
+    os._exit(0)
+
+
+def learn(rank: int, wrap: Callable[[nn.Module], nn.Module]) -> list[dict[str, Tensor]]:
+    """The learned ranges and their gradients after each of two backwards, which accumulate, on inputs of a rank."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = qcompiler.compile(nn.Linear(6, 4, bias=False), learned(), backend="eager")
+    wrapped = wrap(model)
+    history = []
+    for step in range(2):
+        x = (1 + rank) * torch.randn(5, 6, generator=torch.Generator().manual_seed(10 * step + rank))
+        wrapped(x.requires_grad_()).square().sum().backward()
+        gradients = {
+            f"{name}#gradient": p.grad.clone()
+            for name, p in zip(model.ranges(), model.quantizer_parameters(), strict=True)
+        }
+        history.append(model.ranges() | gradients)
+    return history
 
 
 if __name__ == "__main__":

@@ -74,17 +74,23 @@ def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
         if spec.has_zero_point:
             scale, zero = q.ops("AffineScale", x, axes, outputs=2, largest=form.largest)
         else:
-            scale = q.op("RangeScale", x, axes, largest=form.largest, negative=_negative(form))
+            scale = _float_scale(q, x, axes)
         codes = q.op("RangeQuantize", x, scale, zero, **_ends(form))
         return codes, _joined(q, q.op("RangeDequantize", codes, scale, zero))
     if spec.scale.dtype == torch.uint8:
         scale = q.op("ExponentFactor", q.op("SharedExponent", x, axes, **_exponent_rule(spec)))
-    elif spec.scale is Scale.TWO_LEVEL:
-        scale = q.op("TwoLevelScale", x, axes, reach=form.reach)
     else:
-        scale = q.op("RangeScale", x, axes, largest=form.reach)
+        scale = _float_scale(q, x, axes)
     levels = _minifloat(q, form, q.op("Div", x, scale))
     return levels, _joined(q, q.op("Mul", _as_float(q, levels), scale))
+
+
+def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
+    """The float scale of each block, by one level or two."""
+    reach, negative = q.spec.format.reach, _negative(q.spec.format)
+    if q.spec.scale is Scale.TWO_LEVEL:
+        return q.op("TwoLevelScale", x, axes, reach=reach, negative=negative)
+    return q.op("RangeScale", x, axes, largest=reach, negative=negative)
 
 
 def _as_float(q: Quantizer, levels: ir.Value) -> ir.Value:

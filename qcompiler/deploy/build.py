@@ -1,5 +1,6 @@
 """From a traced program to a checked ONNX file: torch's exporter, the quantizers, names, metadata."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -21,8 +22,10 @@ from qcompiler.recipe import Recipe
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
 
 
-def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Exported]]:
-    """The model in memory and its quantizers, in graph order.
+def build(
+    traced: Traced, recipe: Recipe, opset: int, *, signed_weights: bool = False
+) -> tuple[ir.Model, list[Exported]]:
+    """The model in memory and its quantizers, in graph order; `signed_weights` as in `export_onnx`.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -42,7 +45,7 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
         raise ExportError(f"export: {_reason(error)}") from error
     assert program is not None
     model: ir.Model = program.model
-    exported = lower(model)
+    exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
     versions = {
         "qcompiler": qcompiler.__version__,
@@ -58,8 +61,10 @@ def build(traced: Traced, recipe: Recipe, opset: int) -> tuple[ir.Model, list[Ex
 
 
 def _changes(traced: Traced, site: str) -> dict[str, Any]:
-    """What was done to the codes of a weight."""
-    return {"order": traced.frozen.order.get(site), "negated": traced.frozen.negated.get(site, ())}
+    """What was done to the codes of a weight, and the range of an activation that was measured on data."""
+    frozen, found = traced.frozen, traced.frozen.calibrated.get(site)
+    measured = found and [found.scale.item(), None if found.point is None else found.point.item()]
+    return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
 def _reason(error: BaseException) -> str:
@@ -97,10 +102,11 @@ def save(model: ir.Model, path: Path, data: Path | None) -> int:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    if data is None:
-        ir.save(model, path)
-    else:
-        ir.save(model, path, external_data=data.name)
+    try:
+        ir.save(model, path, external_data=None if data is None else data.name)
+    except OSError as error:  # numpy's names no file, and not what was wrong
+        reason = f"cannot write all of it ({error}); is the disk full?"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     if data is not None:
         with data.open("rb+") as file:
             os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.trace import ExportError, trace
 from qcompiler.files import replacing
 from qcompiler.passes.plan import Kept
@@ -42,6 +43,8 @@ class ExportReport:
     #: the operators of onnxruntime's optimized graph that compute on integers, with their counts
     integer_kernels: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    #: site → the smallest and the largest value on the calibration data, which its range was fixed to
+    calibrated: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -58,6 +61,7 @@ class ExportReport:
         yield "largest difference", f"{self.difference:.2g} of the largest output"
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
         yield "integer kernels of onnxruntime", kernels or "none"
+        yield from (("calibrated", f"{site}: {low:.4g} to {high:.4g}") for site, (low, high) in self.calibrated.items())
         yield from (("in float", f"{kept.name} in {kept.consumer}: {kept.reason}") for kept in self.kept)
         yield from (("note", note) for note in self.notes)
 
@@ -72,6 +76,8 @@ def export_onnx(
     dynamic_shapes: Any = None,
     opset: int = 21,
     fold_batch_norm: bool = True,
+    signed_weights: bool = False,
+    calibration: Iterable[tuple[Any, ...]] | None = None,
 ) -> ExportReport:
     """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
 
@@ -91,6 +97,10 @@ def export_onnx(
         opset: the version of the ONNX operators, 21 or newer.
         fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
             the codes of the weight stay as they are; False leaves it a node of its own.
+        signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
+            without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
+        calibration: example inputs on which ranges of the present tensor (`current`, over whole tensors) are measured
+            and then fixed: from the smallest to the largest value of all; None leaves such ranges to each call.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
@@ -103,6 +113,7 @@ def export_onnx(
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     if opset < 21:
         raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
+    _check_types(qmodel._model)
     path = Path(os.path.realpath(path))
     _check_writable(path)
     build, run = _tools()
@@ -110,8 +121,12 @@ def export_onnx(
     shapes = dynamic_shapes
     if shapes is None and dynamic_batch:
         example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
-    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm)
-    model, exported = build.build(traced, qmodel.recipe, opset)
+    calibrated = None
+    if calibration is not None:
+        seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
+        calibrated = calibrate(seen, qmodel.ranges(), calibration, kwargs)
+    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
+    model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
@@ -121,6 +136,7 @@ def export_onnx(
             size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
             build.check(draft)
             difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
+            _check_plan(qmodel, {one.site for one in exported})
     except BaseException:
         data.unlink(missing_ok=True)
         raise
@@ -136,6 +152,7 @@ def export_onnx(
         difference=difference,
         integer_kernels=kernels,
         notes=traced.frozen.notes,
+        calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
 
@@ -148,6 +165,17 @@ def _tools() -> tuple[Any, Any]:
     return build, run
 
 
+def _check_types(model: nn.Module) -> None:
+    """Raises where a parameter or buffer has a type that onnxruntime does not compute in."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
+    if name is not None:
+        raise ExportError(
+            f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
+            "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
+        )
+
+
 def _check_writable(path: Path) -> None:
     """Raises OSError before the work starts where the folder does not exist or cannot be written."""
     if path.is_dir():
@@ -157,6 +185,16 @@ def _check_writable(path: Path) -> None:
         probe.touch(exist_ok=False)
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
+    """Raises where eval mode, which was captured for the comparison, has other quantizers than the file."""
+    others = {site.name for site in qmodel.plan(training=False).sites} ^ exported
+    if others:
+        raise ExportError(
+            f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
+            "the file would not be what eval mode computes"
+        )
 
 
 def _drop_old_data(path: Path, data: Path) -> None:

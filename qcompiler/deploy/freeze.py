@@ -14,10 +14,21 @@ from torch.fx import Graph, Node
 from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, infer, module_path, quantizers, value
 from qcompiler.passes.layers import BATCH_NORMS
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import WHOLE, Block
+from qcompiler.runtime.blocks import TENSOR, WHOLE, Block
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import Scale, parse_spec
+from qcompiler.runtime.spec import Scale, Vjp, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """A range that was measured on data, and stands in the file in place of that of the present tensor."""
+
+    lowest: float
+    highest: float
+    #: one number each, in the shape of the scale of a whole tensor
+    scale: Tensor
+    point: Tensor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +42,23 @@ class Frozen:
     negated: Mapping[str, tuple[int, ...]]
     #: what a reader of the file should know
     notes: tuple[str, ...]
+    #: site → its range, measured on data
+    calibrated: Mapping[str, Calibrated]
 
 
-def freeze(program: ExportedProgram, ranges: Mapping[str, Tensor], *, fold_batch_norm: bool) -> Frozen:
+def freeze(
+    program: ExportedProgram,
+    ranges: Mapping[str, Tensor],
+    *,
+    fold_batch_norm: bool,
+    calibrated: Mapping[str, Calibrated],
+) -> Frozen:
     """The program with constants in place of what depends on parameters and ranges alone.
 
     1. A quantized weight is its codes and scales: its quantizer reads the codes in place of the weight, which tells its
        site to what comes after. The float weight goes where nothing else reads it.
-    2. A range that does not depend on the tensor in front is a scale, and a zero point where the format has one.
+    2. A range that does not depend on the tensor in front is a scale, with its zero point; so is a `calibrated` one,
+       over whole tensors.
     3. `x` beside the codes, which shows what is not finite, is dropped: `QuantizeLinear` saturates instead.
     4. The transposition of a weight is done to its codes.
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
@@ -46,10 +66,12 @@ def freeze(program: ExportedProgram, ranges: Mapping[str, Tensor], *, fold_batch
     """
     freezer = _Freezer(program, ranges)
     for codes in quantizers(freezer.graph):
+        if codes.args[6] in calibrated:
+            freezer.calibrate(codes, calibrated[str(codes.args[6])])
         freezer.freeze(codes)
         freezer.transpose(codes)
     notes = freezer.fold() if fold_batch_norm else ()
-    return Frozen(freezer.rebuilt(), freezer.order, freezer.negated, notes)
+    return Frozen(freezer.rebuilt(), freezer.order, freezer.negated, notes, calibrated)
 
 
 class _Freezer:
@@ -110,6 +132,15 @@ class _Freezer:
         for floats in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
             floats.args = floats.args[:6]
 
+    def calibrate(self, codes: Node, found: Calibrated) -> None:
+        """Case 2 for a quantizer whose range was measured on data."""
+        tensor, _, _, _, text, layout, site = codes.args
+        parts = {"codes": cast(Node, tensor), "scale": self._constant(found.scale, f"{site}#scale.calibrated")}
+        if found.point is not None:
+            parts["zero_point"] = self._constant(found.point, f"{site}#zero_point.calibrated")
+        whole = dataclasses.replace(parse_spec(str(text)), block=TENSOR)
+        self._reset(codes, parts, str(whole), str(layout))
+
     def transpose(self, codes: Node) -> None:
         """Case 4 for one quantizer."""
         tensor, scale, point, _, text, layout, site = codes.args
@@ -156,7 +187,9 @@ class _Freezer:
     def _fold(self, norm: Node) -> str:
         """Folds one batch norm, or says why not."""
         product = cast(Node, norm.args[0])
-        if product.target is not aten.convolution.default or len(product.users) > 1 or product.args[6]:
+        if product.target is aten.convolution.default and product.args[6]:
+            return "it stands behind a transposed convolution, which onnxruntime computes in float in any case"
+        if product.target is not aten.convolution.default or len(product.users) > 1:
             return f"it reads {product.name}, which is not a convolution that it alone reads"
         floats = cast(Node, product.args[1])
         codes = cast(Node, floats.args[0]) if floats.target is ops.DEQUANTIZE else None
@@ -181,7 +214,9 @@ class _Freezer:
             "codes": self._constant(held, f"{site}#codes.folded"),
             "scale": self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded"),
         }
-        self._reset(codes, parts, str(dataclasses.replace(spec, block=block, range=Current())), str(layout))
+        # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor
+        folded = dataclasses.replace(spec, block=block, range=Current(), vjp=Vjp.PASS)
+        self._reset(codes, parts, str(folded), str(layout))
         product.update_arg(2, self._constant((before * gain + offset).float(), f"{site}#bias"))
         for result in list(norm.users):
             result.replace_all_uses_with(product)

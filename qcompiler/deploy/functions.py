@@ -131,12 +131,13 @@ def RangeDequantize(codes, scale, zero_point):  # noqa: N802
 
 
 @script(_own, default_opset=op)
-def TwoLevelScale(x, axes, reach: float = 6.0):  # noqa: N802
+def TwoLevelScale(x, axes, reach: float = 6.0, negative: float = -1.0):  # noqa: N802
     """e4m3(amax / reach / unit) · unit of each block, unit = (largest amax of all) / (reach · 448); NaN where unfit."""
     zero, smallest = op.Constant(value_float=0.0), op.Constant(value_float=_SMALLEST)
     end = op.Constant(value_float=reach)
     unfit = op.IsNaN(op.ReduceSum(x * zero, axes, keepdims=1, noop_with_empty_axes=1))
-    amax = op.Where(unfit, zero, op.ReduceMax(op.Abs(x), axes, keepdims=1, noop_with_empty_axes=1))
+    magnitude = op.Max(x, x * op.Constant(value_float=negative))
+    amax = op.Where(unfit, zero, op.ReduceMax(magnitude, axes, keepdims=1, noop_with_empty_axes=1))
     unit = op.Max(op.ReduceMax(amax, keepdims=0) / (end * op.Constant(value_float=448.0)), smallest)
     inner = op.Cast(op.Cast(amax / end / unit, to=17), to=1)
     scale = op.Max(op.Max(inner, op.Constant(value_float=2.0**-9)) * unit, smallest)

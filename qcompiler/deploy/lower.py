@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from qcompiler.deploy.activations import write_dynamic, write_static
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
-from qcompiler.deploy.weights import write_weight
+from qcompiler.deploy.weights import shift_of, write_weight
 from qcompiler.deploy.writer import Quantizer
 
 
@@ -23,36 +23,41 @@ class Exported:
     #: the value that it reads, and the one that holds its codes; of a weight only these
     values: tuple[str, ...]
     edges: Edges
+    #: what was added to the codes of a weight
+    shift: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the metadata of the file."""
-        return {"site": self.site, "kind": self.kind, "values": self.values}
+        return {"site": self.site, "kind": self.kind, "values": self.values, "shift": self.shift}
 
 
-def lower(model: ir.Model) -> list[Exported]:
+def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     """Replaces every stand-in in place; returns the quantizers in graph order.
 
     Raises:
         ExportError: a format, a range or a block without a form in ONNX.
     """
     found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
-    exported = [_lower(Quantizer(model.graph, node)) for node in found]
+    exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
     RemoveUnusedNodesPass()(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
-        model.functions[DOMAIN, name, ""] = ir.from_proto(FUNCTIONS[name].to_function_proto())
+        function: ir.Function = ir.from_proto(FUNCTIONS[name].to_function_proto())
+        function.opset_imports[""] = model.graph.opset_imports[""]  # one version in all of the file, as onnx asks
+        model.functions[DOMAIN, name, ""] = function
     model.graph.opset_imports.pop(DOMAIN, None)
     if used:
         model.graph.opset_imports[DOMAIN] = 1
     return exported
 
 
-def _lower(q: Quantizer) -> Exported:
+def _lower(q: Quantizer, signed: bool) -> Exported:
     """The nodes of one quantizer, in place of its stand-in and of those that read it."""
     assert q.x.dtype is not None
-    source = str(q.x.name)
+    source, shift = str(q.x.name), 0
     if q.x.const_value is not None and not q.x.dtype.is_floating_point():
-        kind, (codes, values) = "weight", write_weight(q)
+        shift = shift_of(q, signed=signed)
+        kind, (codes, values) = "weight", write_weight(q, shift)
     elif q.scale.const_value is not None:
         kind, (codes, values) = "static", write_static(q)
     else:
@@ -61,7 +66,7 @@ def _lower(q: Quantizer) -> Exported:
         _replace(q, reader, values)
     q.graph.remove(q.node, safe=True)
     held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
-    return Exported(q.site, kind, held, q.edges)
+    return Exported(q.site, kind, held, q.edges, shift)
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:

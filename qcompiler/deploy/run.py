@@ -38,15 +38,29 @@ INTEGER = (
 )
 
 
-def session(path: Path, *, optimize: bool = True, keep: Path | None = None) -> onnxruntime.InferenceSession:
-    """A session on the CPU, with no operator but onnxruntime's own; `keep` is where the optimized graph goes."""
+#: the transformation of onnxruntime that puts integer kernels in place of dequantized operands
+FUSION = ("QDQSelectorActionTransformer",)
+
+
+def session(
+    path: Path, *, optimize: bool = True, without: Sequence[str] = (), keep: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with no operator but onnxruntime's own.
+
+    Args:
+        optimize: with all of onnxruntime's optimizations; False: with none.
+        without: transformations to leave out.
+        keep: where the optimized graph goes.
+    """
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3
     if keep is not None:
         options.optimized_model_filepath = str(keep)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
 
 
 def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
@@ -79,9 +93,11 @@ def kernels(path: Path) -> dict[str, int]:
     return {name: found[name] for name in INTEGER if found[name]}
 
 
-def outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True) -> list[np.ndarray]:
-    """What the file returns for one call."""
-    running = session(path, optimize=optimize)
+def outputs(
+    path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True, without: Sequence[str] = ()
+) -> list[np.ndarray]:
+    """What the file returns for one call; options as in `session`."""
+    running = session(path, optimize=optimize, without=without)
     return list(running.run(None, feeds(running, args, kwargs)))
 
 
@@ -97,8 +113,10 @@ def sites(path: Path) -> dict[str, dict[str, Any]]:
     return {one["site"]: one for one in json.loads(metadata[SITES])}
 
 
-def inner(path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Inner values of one call without optimizations: by a copy of the file that returns them too."""
+def inner(
+    path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = False
+) -> dict[str, np.ndarray]:
+    """Inner values of one call: by a copy of the file that returns them too."""
     model = ir.load(path)
     known = {value.name: value for node in model.graph for value in node.outputs}
     stored = {name: model.graph.initializers[name] for name in names if name in model.graph.initializers}
@@ -111,7 +129,7 @@ def inner(path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mappi
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "inner.onnx"
         ir.save(model, copied, external_data="inner.data")
-        running = session(copied, optimize=False)
+        running = session(copied, optimize=optimize)
         fed = feeds(running, args, kwargs)
         found = dict(zip((one.name for one in running.get_outputs()), running.run(None, fed), strict=True))
     values = {name: found.get(f"{name}/as_float", found.get(name)) for name in extra}

@@ -1,9 +1,11 @@
-"""How torch's exporter translates our operators: to stand-ins in a domain of our own, which lower.py replaces."""
+"""How torch's exporter translates our operators: quantizers to stand-ins that lower.py replaces, rotations at once."""
 
 from collections.abc import Callable
 from typing import Any, Final
 
 import onnx
+import torch
+from onnxscript.onnx_opset import opset21
 from onnxscript.values import Op, Opset
 
 from qcompiler.deploy.functions import DOMAIN
@@ -55,10 +57,23 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, spec: str, layout: str,
     return _DEQUANTIZE(codes, scale, zero_point, spec=spec, layout=layout, dtype=dtype)
 
 
+def _rotate(x: Any, dim: int, size: int) -> Any:
+    """A product with the Hadamard matrix, as plain operators: `dim` goes last, and is cut into parts of `size`."""
+    op: Any = opset21
+    ndim, extent = len(x.shape), x.shape[dim]
+    order = [*(d for d in range(ndim) if d != dim), dim]
+    kept = [0] * (ndim - 1)
+    parts = op.Reshape(op.Transpose(x, perm=order), op.Constant(value_ints=[*kept, extent // size, size]))
+    matrix = onnx.numpy_helper.from_array(ops.rotation(size, torch.device("cpu")).numpy())
+    turned = op.Reshape(op.MatMul(parts, op.Constant(value=matrix)), op.Constant(value_ints=[*kept, extent]))
+    return op.Transpose(turned, perm=[order.index(d) for d in range(ndim)])
+
+
 #: for `torch.onnx.export(custom_translation_table=…)`
 TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     ops.SCALE: _scale,
     ops.ZERO_POINT: _zero_point,
     ops.QUANTIZE: _quantize,
     ops.DEQUANTIZE: _dequantize,
+    ops.ROTATE: _rotate,
 }

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind as SpecKind
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.deploy.freeze import Frozen, freeze
+from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
@@ -24,6 +24,18 @@ _KINDS = {
     SpecKind.CONSTANT_TENSOR: InputKind.BUFFER,
     SpecKind.USER_INPUT: InputKind.INPUT,
 }
+
+#: what torch notes of free dimensions and of types while it traces; no values of the model
+_CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
+_FIXED = (
+    "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
+    "Valid too: dynamic_batch=False, or other dynamic_shapes"
+)
+_FUSED = (
+    ". Attention is fused in eval; in training PyTorch takes it apart where it has dropout, and other tensors got "
+    "ranges. Train and export under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or write attention out "
+    "(transformers: attn_implementation='eager')"
+)
 
 
 class ExportError(Exception):
@@ -48,6 +60,7 @@ def trace(
     *,
     frozen: bool = True,
     fold_batch_norm: bool = True,
+    calibrated: Mapping[str, Calibrated] | None = None,
 ) -> Traced:
     """The forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
 
@@ -55,6 +68,7 @@ def trace(
         args, kwargs: example inputs; their values do not matter, their shapes do.
         dynamic_shapes: as in torch.export.export.
         frozen: weights become codes, and ranges of the past scales; False leaves both as inputs of the graph.
+        calibrated: site → a range that was measured on data, for a frozen graph.
 
     Raises:
         ExportError: the model cannot be traced as one graph, keeps a range that has no value yet, or rounds
@@ -74,7 +88,7 @@ def trace(
             raise ExportError(f"export: input {node.name} is a {specs[node.name].kind.name}, which has no form in ONNX")
         set_fact(node, Input(kind, specs[node.name].target or node.name))
     for node in list(module.graph.nodes):
-        if node.target is aten._assert_scalar.default:  # what torch found out of free dimensions
+        if node.target in _CHECKS:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     torch_compat.reserve_names(module.graph)
@@ -82,9 +96,10 @@ def trace(
     plan = QuantPlan.of(module)
     _refuse(plan, qmodel.ranges())
     if not frozen:
-        return Traced(Frozen(program, {}, {}, ()), plan, _inputs(program))
+        return Traced(Frozen(program, {}, {}, (), {}), plan, _inputs(program))
     with torch_compat.quiet_exporter():
-        return Traced(freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm), plan, ())
+        made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
+    return Traced(made, plan, ())
 
 
 def _export(
@@ -109,6 +124,8 @@ def _export(
             return cast(ExportedProgram, program.run_decompositions(torch_compat.composite_decompositions()))
         except Exception as error:
             reason = str(error).strip().partition("\n\n")[0]
+            if "Constraints violated" in reason:
+                reason += _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
 
 
@@ -134,8 +151,10 @@ def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor]) -> None:
     kept = [site for site in plan.sites if site.spec.range.has_state]
     empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
     if empty:
+        fused = any(one.reason.startswith("fused attention") for one in plan.kept)
         raise ExportError(
             f"export: no range yet for {_some(empty)}; train the model for a step, or load a checkpoint with ranges"
+            + (_FUSED if fused and len(empty) < len(kept) else "")
         )
     random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
     if random:

@@ -10,22 +10,33 @@ from qcompiler.deploy.blocks import spread
 from qcompiler.deploy.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
 from qcompiler.deploy.trace import ExportError
 from qcompiler.deploy.writer import Quantizer, array, factor
-from qcompiler.runtime.formats import FloatFormat
+from qcompiler.runtime.formats import FloatFormat, IntFormat
 
 #: float types that DequantizeLinear of onnxruntime reads
 _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
-def write_weight(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+def shift_of(q: Quantizer, *, signed: bool) -> int:
+    """What is added to the codes of a weight in the file: 128 makes int8 codes uint8, unless they stay `signed`.
+
+    Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
+    and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits.
+    """
+    eight = isinstance(q.spec.format, IntFormat) and storage_type(q.spec.format) == ir.DataType.INT8
+    return 128 if eight and not signed and simple_axis(q.edges) is not None else 0
+
+
+def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """(codes, values) of a frozen weight.
 
-    1. One scale, or one for each index of an axis: stored as float32.
+    1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added.
     2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
        into factors and repeats along the other axes.
     3. Float formats without a type, or without a kernel: a table of levels, read by code.
     """
     form = q.spec.format
-    codes = q.constant("codes", stored(array(q.x).reshape([n or 0 for n in q.edges.extents]), form))
+    plain = array(q.x).reshape([n or 0 for n in q.edges.extents])
+    codes = q.constant("codes", ir.Tensor((plain + np.int16(shift)).astype(np.uint8)) if shift else stored(plain, form))
     scale = by_dimension(array(q.scale), q.edges)
     point = None if q.point is None else by_dimension(array(q.point), q.edges)
     if np.isnan(scale.astype(np.float32)).any() or (scale.dtype == np.uint8 and (scale == 255).any()):
@@ -35,6 +46,8 @@ def write_weight(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     axis = simple_axis(q.edges)
     if axis is not None:
         inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
+        if shift:
+            inputs.append(q.constant("zero_point", np.full_like(array(inputs[1]), shift, np.uint8)))
         inputs += [] if point is None else [q.constant("zero_point", stored(q.along(point, axis), form))]
         attributes = {} if axis < 0 else {"axis": axis}
     else:

@@ -357,6 +357,7 @@ COMPILED = {
     "zero point": ((3, 41), "affine16:real:c7:stochastic:pass", "bc", torch.float16),
     # edges above 8 and a last, smaller block: Inductor's loop split would drop it
     "partial": ((6, 37), "uint4:fit:c16:nearest:clip", "bc", torch.float32),
+    "partial rows": ((8, 40), "int8:ceil:o24i24:nearest:pass", "oi", torch.float32),
     "float": ((5, 43), "e4m3nan:max:b2c5:nearest:clip", "bc", torch.bfloat16),
     "two-level": ((6, 37), "e2m1:two-level:c16:stochastic:clip", "bc", torch.float32),
     "radix 4": ((1031,), "e3m0r4:fit:c8:stochastic:pass", "c", torch.float32),

@@ -1,0 +1,79 @@
+"""Does a file choose the classes that PyTorch chooses? ResNet-8 after one epoch, the 10,000 test images of CIFAR-10.
+
+    python benchmarks/onnx_top1.py --data FOLDER [--images 10000] [RECIPE ...]
+
+FOLDER holds `cifar10-small.npz` and `cifar10.npz`. Every image on which the two disagree is listed with its margin in
+PyTorch (largest logit minus the second), beside the spread: how far PyTorch's own logits in float32 are from those in
+float64, of that image and the largest of all. `plain` is onnxruntime without its optimizations.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import qcompiler
+from qcompiler.deploy import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import cifar
+from cifar10 import train
+from nets import ResNet
+
+BATCH = 250
+
+
+def logits(qmodel: qcompiler.QuantizedModule, images: torch.Tensor) -> np.ndarray:
+    """What PyTorch returns in eval mode, as float64."""
+    return np.concatenate([run.reference(qmodel, (x,), {})[0] for x in images.split(BATCH)]).astype(np.float64)
+
+
+def compare(recipe: str, data: tuple[torch.Tensor, torch.Tensor], images: torch.Tensor, path: Path) -> None:
+    """Trains, exports, prints."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    qmodel = qcompiler.compile(ResNet(blocks=1), recipe, backend="eager")
+    train(qmodel, *data, 1, 0)
+    qcompiler.export_onnx(qmodel, path, (images[:4],))
+    ours = logits(qmodel, images)
+    twin = qcompiler.compile(copy.deepcopy(qmodel._model).double(), recipe, backend="eager")
+    if qmodel.ranges():
+        twin.load_state_dict(qmodel.state_dict())
+    spread = np.abs(ours - logits(twin, images.double())).max(1)
+    second, first = np.sort(ours, 1)[:, -2:].T
+    print(f"{recipe}: spread median {np.median(spread):.2g}, largest {spread.max():.2g}; margin median", end=" ")
+    print(f"{np.median(first - second):.2g}")
+    for optimize in (False, True):
+        session = run.session(path, optimize=optimize)
+        parts = [session.run(None, run.feeds(session, (x,), {}))[0] for x in images.split(BATCH)]
+        found = np.concatenate(parts)
+        other = np.flatnonzero(found.argmax(1) != ours.argmax(1))
+        share = 100 * (1 - len(other) / len(images))
+        print(f"  {'optimized' if optimize else 'plain'}: {share:.2f} % agree, logits differ by", end=" ")
+        print(f"{np.abs(found - ours).max():.2g} at most; {len(other)} of {len(images)} disagree")
+        for index in other:
+            print(f"    image {index}: margin {first[index] - second[index]:.2g}, spread {spread[index]:.2g}", end="")
+            print("" if first[index] - second[index] <= 2 * spread.max() else ", OUTSIDE of the spread")
+
+
+def main() -> None:
+    """Prints the agreement for each recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=["deploy-int8", "hyperblock-int4"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=10_000)
+    given = parser.parse_args()
+    data = cifar.load(given.data / "cifar10-small.npz", "train")
+    images, _ = cifar.load(given.data / "cifar10.npz", "test")
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in given.recipes:
+            compare(recipe, data, images[: given.images], Path(folder) / "model.onnx")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Ranges of the present tensor, frozen for a file: from the smallest to the largest value on data of the user."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.deploy.freeze import Calibrated
+from qcompiler.deploy.observe import Observer
+from qcompiler.deploy.trace import ExportError, Traced
+from qcompiler.passes.plan import Site
+from qcompiler.passes.rules import Role
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import TENSOR
+from qcompiler.runtime.ranges import Current
+from qcompiler.runtime.spec import Scale
+
+
+def calibrate(
+    traced: Traced, states: Mapping[str, Tensor], examples: Iterable[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Calibrated]:
+    """Site → the range over all examples, for every site whose range is that of the present tensor (`current`).
+
+    Args:
+        traced: not frozen, with the dimensions free that differ between examples.
+        states: the ranges of the past.
+        examples: tuples of positional arguments.
+        kwargs: the keyword arguments of every call.
+
+    Raises:
+        ExportError: no example; one that is not a tuple, or does not fit the model; no site has such a range; a site
+            has it block by block; a tensor holds what is not finite.
+    """
+    sites = _measured(traced.plan.sites)
+    ends = _Ends(traced, states)
+    for index, example in enumerate(examples):
+        if not isinstance(example, tuple):
+            raise ExportError(
+                f"export: calibration: example {index} is a {type(example).__name__}; valid: tuples, such as (x,)"
+            )
+        try:
+            ends.codes(example, kwargs)
+        except (RuntimeError, TypeError) as error:
+            raise ExportError(f"export: calibration: example {index}: {str(error).partition(chr(10))[0]}") from error
+    missing = sites.keys() - ends.seen.keys()
+    if missing:
+        raise ExportError(f"export: calibration: no example has numbers for {min(missing)}; valid: at least one tuple")
+    return {name: _range(site, ends.seen[name]) for name, site in sites.items()}
+
+
+def _measured(sites: Iterable[Site]) -> dict[str, Site]:
+    """The sites whose range is that of the present tensor, weights aside."""
+    found = {
+        site.name: site
+        for site in sites
+        if isinstance(site.spec.range, Current) and site.role is not Role.WEIGHT and site.spec.scale is not Scale.ONE
+    }
+    for name, site in found.items():
+        if site.spec.block.per_sample() != TENSOR.per_sample():
+            raise ExportError(
+                f"export: calibration: {name} has a range for each block {site.spec.block}, which follows its tensor; "
+                "valid: calibration=None, or a recipe with ranges over whole tensors"
+            )
+    if not found:
+        raise ExportError(
+            "export: calibration: no activation has the range of the present tensor; valid: calibration=None"
+        )
+    return found
+
+
+class _Ends(Observer):
+    """Keeps the smallest and the largest value of every site, over all calls."""
+
+    def __init__(self, traced: Traced, states: Mapping[str, Tensor]) -> None:
+        super().__init__(traced, states)
+        self.seen: dict[str, Tensor] = {}
+
+    def see(self, site: str, x: Tensor, codes: Tensor) -> None:
+        """Widens the ends of a site."""
+        if x.numel():
+            own = torch.stack(x.float().aminmax())
+            old = self.seen.get(site, own)
+            self.seen[site] = torch.stack([torch.minimum(old[0], own[0]), torch.maximum(old[1], own[1])])
+
+
+def _range(site: Site, ends: Tensor) -> Calibrated:
+    """The scale that a tensor with these ends has."""
+    if not ends.isfinite().all():
+        raise ExportError(f"export: calibration: {site.name} reads what is not finite: {ends.tolist()}")
+    text = str(dataclasses.replace(site.spec, block=TENSOR))
+    x = ends.reshape(-1, *[1] * (len(site.layout) - 1))
+    scale = ops.SCALE(x, text, site.layout)
+    point = ops.ZERO_POINT(x, scale, text, site.layout) if site.spec.has_zero_point else None
+    lowest, highest = ends.tolist()
+    return Calibrated(lowest, highest, scale, point)

@@ -1,0 +1,109 @@
+"""Codes quantizer by quantizer: those of the traced graph as PyTorch runs it, and how many of a file differ."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from qcompiler import torch_compat
+from qcompiler.deploy.blocks import find_edges
+from qcompiler.deploy.trace import Traced
+from qcompiler.passes.graph import InputKind
+from qcompiler.passes.plan import Site
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import TENSOR, view_blocks
+from qcompiler.runtime.formats import FloatFormat
+
+
+class Observer(Interpreter):
+    """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site.
+
+    The codes of a site in `calibrated` are those that its fixed range gives.
+    """
+
+    def __init__(
+        self, traced: Traced, states: Mapping[str, Tensor], calibrated: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
+        super().__init__(traced.frozen.program.graph_module)
+        self.traced, self.states, self.calibrated = traced, states, calibrated or {}
+        self.sites = {site.name: site for site in traced.plan.sites}
+        self.found: dict[str, Tensor] = {}
+
+    def codes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Site → codes."""
+        leaves = torch_compat.leaves((args, dict(kwargs)))
+        count = sum(fact.kind is InputKind.INPUT for fact in self.traced.inputs)
+        if len(leaves) != count:
+            raise TypeError(f"got {len(leaves)} inputs; valid: {count}")
+        given = iter(leaves)
+        held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
+        values = []
+        for fact in self.traced.inputs:
+            known = self.states if fact.kind is InputKind.STATE else held
+            values.append(next(given) if fact.kind is InputKind.INPUT else known[fact.name])
+        with torch.no_grad():
+            self.run(*values)
+        return self.found
+
+    def run_node(self, n: Node) -> Any:
+        """Shows what a quantizer reads and returns."""
+        result = super().run_node(n)
+        if n.target is ops.QUANTIZE:
+            self.see(str(n.args[6]), self.env[cast(Node, n.args[0])], result)
+        return result
+
+    def see(self, site: str, x: Tensor, codes: Tensor) -> None:
+        """Called for every quantizer with what it reads and returns; keeps the codes."""
+        fixed = self.calibrated.get(site)
+        self.found[site] = codes if fixed is None else codes_of(self.sites[site], x, None, fixed)
+
+
+def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
+    """What our runtime makes of the tensor that the file computed, with (scale, zero point) of it where calibrated."""
+    if calibrated is not None:
+        text, ones = str(dataclasses.replace(site.spec, block=TENSOR)), view_blocks(x.shape, site.layout, TENSOR).counts
+        scale = torch.full(ones, calibrated[0], dtype=site.spec.scale.dtype)
+        point = None if calibrated[1] is None else torch.full(ones, calibrated[1], dtype=site.spec.format.dtype)
+        return cast(Tensor, ops.QUANTIZE(x, scale, point, None, text, site.layout, site.name))
+    text, given = str(site.spec), (state, False, True) if state is not None else ()
+    scale = ops.SCALE(x, text, site.layout, *given)
+    point = ops.ZERO_POINT(x, scale, text, site.layout, *given) if site.spec.has_zero_point else None
+    return cast(Tensor, ops.QUANTIZE(x, scale, point, None, text, site.layout, site.name))
+
+
+def count_different(found: np.ndarray, expected: Tensor, site: Site) -> int:
+    """The number of codes that differ; float codes as the levels that they stand for."""
+    form = site.spec.format
+    plain = expected.numpy()
+    if isinstance(form, FloatFormat):
+        plain = form.decode(expected).numpy()
+        found = (
+            form.decode(torch.from_numpy(found.view(np.uint8).copy())).numpy() if found.dtype.itemsize == 1 else found
+        )
+    found = _unblocked(found, plain.shape, site)
+    same = found.astype(np.float64) == plain.astype(np.float64)
+    return int((~(same | (np.isnan(found.astype(np.float64)) & np.isnan(plain.astype(np.float64))))).sum())
+
+
+def as_trained(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
+    """The codes of a weight before the file's changes to them: a shift, a transposition, negated output channels."""
+    if one["shift"]:
+        found = found.astype(np.int16) - one["shift"]
+    if one["negated"]:
+        found = found.copy()
+        found[one["negated"]] = -found[one["negated"]]
+    return found if one["order"] is None else found.transpose(np.argsort(one["order"]))
+
+
+def _unblocked(found: np.ndarray, shape: Sequence[int], site: Site) -> np.ndarray:
+    """Codes that lie block by block, in the shape of their tensor: parts of a split dimension are joined and cut."""
+    if found.shape == tuple(shape):
+        return found
+    edges = find_edges(list(shape), site.layout, site.spec.block)
+    left = iter(found.shape)
+    joined = [next(left) * (next(left) if dim in edges.split else 1) for dim, _ in enumerate(edges.edges)]
+    return found.reshape(joined)[tuple(slice(extent) for extent in edges.extents)].reshape(shape)

@@ -1,0 +1,89 @@
+"""After the partition: what backward computes again from dequantized codes starts from the codes."""
+
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import insert_call, is_view, value, view_root
+from qcompiler.runtime import ops
+from qcompiler.runtime.packing import per_byte
+from qcompiler.runtime.spec import parse_spec
+
+
+def save_codes(forward: GraphModule, backward: GraphModule, outputs: int) -> None:
+    """Where forward saves a float that codes were turned back into, it saves the codes, and backward turns them back.
+
+    The partitioner saves such a float where backward computes an elementwise function of it again (the tanh form of
+    GELU, for one): it knows our operators by their shapes alone, and takes none of them for cheap. Codes of 4 bits and
+    less are packed. Of a range that does not show what is not finite, the scale is the checked one.
+
+    Args:
+        forward, backward: the halves; the first inputs of backward are what forward saves, in the same order.
+        outputs: how many outputs of forward are not saved.
+    """
+    saved: list[Any] = list(forward.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
+    given: list[Node] = list(backward.graph.find_nodes(op="placeholder"))[: len(saved)]
+    halves = _Halves(forward, backward, dict(zip(saved, given, strict=True)), given[-1] if given else None)
+    for floats in [node for node in saved if isinstance(node, Node) and view_root(node).target is ops.DEQUANTIZE]:
+        halves.replace(floats)
+    first = list(forward.graph.output_node().args[0])[:outputs]  # type: ignore[arg-type]
+    forward.graph.output_node().args = ((*first, *halves.saved),)
+    for half in (forward, backward):
+        half.recompile()
+
+
+class _Halves:
+    """Both halves, and the table of what is saved, in order; it dies with the walk."""
+
+    def __init__(self, forward: GraphModule, backward: GraphModule, saved: dict[Any, Node], last: Node | None) -> None:
+        self.forward, self.backward, self.saved, self.last = forward, backward, saved, last
+
+    def replace(self, floats: Node) -> None:
+        """Saves the codes behind one float in its place."""
+        placeholder = self.saved[floats]
+        reader = min(placeholder.users)
+        views = [floats]
+        while is_view(views[-1]):
+            views.append(views[-1].all_input_nodes[0])
+        made = self._floats(views.pop(), reader)
+        for view in reversed(views):
+            args = (made, *view.args[1:])
+            made = insert_call(self.backward.graph, view.target, args, dict(view.kwargs), before=reader)
+        placeholder.replace_all_uses_with(made)
+        del self.saved[floats]
+        self.last = next(reversed(self.saved.values()))
+        self.backward.graph.erase_node(placeholder)
+
+    def _floats(self, root: Node, reader: Node) -> Node:
+        """The dequantize `root` of forward, anew in backward."""
+        codes, scale, point, text, layout, dtype, *beside = root.args
+        assert isinstance(codes, Node)
+        assert isinstance(scale, Node)
+        if beside:
+            scale = self._beside(scale, ops.CHECKED, (scale, beside[0], text, layout), root)
+        form = parse_spec(str(text)).format
+        if per_byte(form.bits) == 1:
+            whole = self._saved(codes)
+        else:
+            packed = self._saved(self._beside(codes, ops.PACK, (codes, form.bits), root))
+            shape = list(value(codes).shape)
+            whole = insert_call(
+                self.backward.graph, ops.UNPACK, (packed, shape, form.bits, form.dtype.is_signed), before=reader
+            )
+        zero = self._saved(point) if isinstance(point, Node) else None
+        args = (whole, self._saved(scale), zero, text, layout, dtype)
+        return insert_call(self.backward.graph, ops.DEQUANTIZE, args, before=reader)
+
+    def _beside(self, source: Node, target: Any, args: tuple[Any, ...], before: Node) -> Node:
+        """The call of forward that `source` has already, or a new one."""
+        known = [user for user in source.users if user.target is target and user.args == args]
+        return known[0] if known else insert_call(self.forward.graph, target, args, before=before)
+
+    def _saved(self, node: Node) -> Node:
+        """The input of backward that holds what a node of forward saves."""
+        if node not in self.saved:
+            with self.backward.graph.inserting_after(self.last):
+                made = self.backward.graph.placeholder(node.name)
+            made.meta = dict(node.meta)
+            self.saved[node] = self.last = made
+        return self.saved[node]
