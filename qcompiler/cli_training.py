@@ -55,7 +55,7 @@ def debug(given: Training, steps: int, rate: float, out: str | None, picture: st
     from qcompiler.sight.drawing import check, draw
 
     if picture is not None:
-        check(picture)
+        check(picture, colored=True)
     qmodel, values = compiled(given.model, given.recipe, given.inputs, given.checkpoint, optional=bool(given.data))
     batches, loss, notes = training(given.data, given.loss, values, steps)
     with debug(qmodel) as watched:

@@ -1,6 +1,5 @@
 """The documentation: its Python blocks run, its recipes load, its links lead somewhere, its tables are complete."""
 
-import importlib.util
 import linecache
 import os
 import re
@@ -17,6 +16,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.capture import capture
+from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.blocks import AXES
@@ -257,9 +257,6 @@ def test_the_glossary_is_sorted():
 
 
 def test_counts_of_the_readme():
-    spec = importlib.util.spec_from_file_location("qcompiler_tests_nets", ROOT / "examples" / "nets.py")
-    nets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nets)
     counts = []
 
     def backend(module, inputs):
@@ -270,7 +267,7 @@ def test_counts_of_the_readme():
             counts.extend([plan.placed, len(plan.sites), len(plan.kept)])
         return module
 
-    torch.compile(nets.ResNet(blocks=1, width=4), backend=backend, dynamic=False)(torch.randn(2, 3, 8, 8))
+    torch.compile(ResNet(blocks=1, width=4), backend=backend, dynamic=False)(torch.randn(2, 3, 8, 8))
     assert counts == [58, 54, 0, 58, 28, 0]
     text = " ".join(PAGES["README.md"].split())
     assert "58 operands need 54 quantizers with `channelwise-int4`, and 28 with `hyperblock-int4`" in text

@@ -30,6 +30,7 @@ def watched():
     with qcompiler.debug(qmodel) as d:
         for _ in range(2):
             qmodel(torch.randn(16, 8)).square().mean().backward()
+    qmodel(torch.randn(16, 8)).sum().backward()  # its own capture, whose graph has the same names
     yield qmodel, d
     torch._dynamo.reset()
 
@@ -60,7 +61,7 @@ def test_figures_are_those_of_the_debugger(watched):
         assert (figures["underflowed"], figures["zeros"]) == (tally.underflowed, tally.zeros)
         assert figures["range_high_of_last_step"] == tally.history[-1].range_high
         assert figures["low_of_last_step"] == tally.history[-1].low
-    assert shapes["2/grad"].figures["clipped"] > 0.9
+    assert shapes["2/grad"].figures["clipped"] > 0.1
     assert [s.figures for s in picture.shapes if s.kind != "quantizer" and s.figures] == []
 
 
@@ -131,7 +132,7 @@ def test_figures_of_something_else_are_refused(watched, tmp_path):
         qcompiler.draw(other, path, debug=d)
     with pytest.raises(qcompiler.DrawError, match="eval mode is not watched"):
         qcompiler.draw(qmodel, path, training=False, debug=d)
-    with pytest.raises(qcompiler.DrawError, match=r"\.graphml has no colors"):
+    with pytest.raises(qcompiler.DrawError, match=r"ends in '\.graphml'; valid with .*: \.html, \.svg, \.dot, \.json$"):
         qcompiler.draw(qmodel, tmp_path / "graph.graphml", debug=d)
     with pytest.raises(qcompiler.DebugError, match="no training step"):
         qcompiler.draw(other, path, debug=qcompiler.debug(other))

@@ -14,6 +14,7 @@ from qcompiler.debugging.site_rules import site_rules
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.sight.stages import Stage
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0
@@ -80,6 +81,15 @@ class Debugger:
         proposal = self.propose()
         advice = self._nothing_stands_out() if proposal is None else str(proposal)
         return DebugReport(self.recipe.name, seen.steps, sites, layers, gradients, advice)
+
+    def stages(self) -> list[list[Stage]]:
+        """Every stage of the graphs that were watched, as `qmodel.stages()`; the model itself may have captured none.
+
+        Raises:
+            CompileError: nothing was watched with the present recipe.
+        """
+        with self.qmodel.training_through(WatchedCompiler):
+            return self.qmodel.stages()
 
     def what_if(self, site: str, spec: QuantSpec | str | None) -> Trial:
         """Another spec (None: float) at one site, on the tensors of the last step.

@@ -19,6 +19,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, h, w] → [n, outputs, h / stride, w / stride]."""
         hidden = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
 
@@ -37,6 +38,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, h, w] → logits [n, classes]."""
         hidden = self.blocks(F.relu(self.bn(self.conv(x))))
         logits: Tensor = self.fc(hidden.mean((2, 3)))
         return logits

@@ -21,6 +21,7 @@ from qcompiler.sight.stages import Stage
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
     from qcompiler.debugging.debugger import Debugger
+    from qcompiler.debugging.report import DebugReport
 
 #: parts that an SVG shows before it folds modules: more would not be read on one page
 _PARTS: Final = 120
@@ -58,7 +59,7 @@ def draw(
             model or recipe, has watched nothing, or the graph is that of eval mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
-    path = check(path)
+    path = check(path, colored=debug is not None)
     if debug is not None:
         _check_debugger(qmodel, training, debug)
     text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
@@ -67,16 +68,21 @@ def draw(
     return path
 
 
-def check(path: str | os.PathLike[str]) -> Path:
+def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
     """The path, if `draw` can write to it.
 
+    Args:
+        colored: with the figures of a debugger.
+
     Raises:
-        DrawError: the ending is unknown.
+        DrawError: the ending is unknown, or its files have no colors.
         FileNotFoundError: its folder is not there.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid: {', '.join(_WRITERS)}")
+    valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
+    if path.suffix.lower() not in valid:
+        with_figures = " with the figures of a debugger" if colored else ""
+        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid{with_figures}: {', '.join(valid)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"draw: there is no folder {path.parent}")
     return path
@@ -99,13 +105,14 @@ def picture_of(qmodel: "QuantizedModule", *, training: bool = True, debug: "Debu
     Raises:
         CompileError: no graph of that mode has been captured.
     """
-    frames = qmodel.stages(training=training)
+    report = None if debug is None else debug.report()
+    frames = qmodel.stages(training=training) if debug is None else debug.stages()
     rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
     title = f"{type(qmodel._model).__name__}, {qmodel.recipe.name}"
     made = picture(title, [(name, count, network(stages)) for name, count, stages in shown])
     _add_ranges(made, qmodel.ranges())
-    return made if debug is None else _with_figures(made, frames, debug)
+    return made if report is None else _with_figures(made, frames, report)
 
 
 def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
@@ -121,11 +128,10 @@ def _span(row: Tensor) -> str:
     return f"{low:.4g}" if low == high or row.numel() == 1 else f"{low:.4g} … {high:.4g}"
 
 
-def _with_figures(made: Picture, frames: "Sequence[Sequence[Stage]]", debug: "Debugger") -> Picture:
+def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "DebugReport") -> Picture:
     """The picture with the figures of the debugger at its quantizers."""
     from qcompiler.debugging.shadow import numbered_sites
 
-    report = debug.report()
     figures = {site.name: site.to_figures() for site in report.sites}
     sites: dict[str, str] = {}
     for number, stages in enumerate(frames, start=1):
@@ -201,8 +207,6 @@ def _json(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -
 
 
 def _graphml(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
-    if debug is not None:
-        raise DrawError("draw: .graphml has no colors; valid with debug: .html, .svg, .dot, .json")
     return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
 
 
