@@ -34,6 +34,8 @@ from qcompiler.demo.nets import VGG, ResNet, accuracy
 
 NETS = {"resnet-8": lambda: ResNet(blocks=1), "resnet-20": lambda: ResNet(blocks=3), "vgg": VGG}
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")
+#: recipes whose gradients have scale 1 need it, as in their papers
+LOSS_SCALES = {"fp8-2018": 1024.0, "hfp8": 1024.0}
 #: two-sided 95 % quantile of Student's t by degrees of freedom
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -50,7 +52,7 @@ def run(
         score = accuracy(plain, *test)
         return {"per sample": score, "training blocks": score}
     model = qcompiler.compile(plain, recipe)
-    train(model, *data, args.epochs, seed)
+    train(model, *data, args.epochs, seed, LOSS_SCALES.get(recipe, 1))
     score = accuracy(model, *test)
     if model.recipe.has_state:  # ranges of the past do not depend on the batch
         return {"per sample": score, "training blocks": score}

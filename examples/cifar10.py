@@ -18,8 +18,13 @@ import qcompiler
 from qcompiler.demo.nets import ResNet, accuracy
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, rate: float = 0.1) -> None:
-    """SGD, momentum 0.9, weight decay 5e-4, one-cycle cosine, batch 128, shifts and mirroring; a progress bar."""
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, loss_scale: float = 1) -> None:
+    """SGD, momentum 0.9, weight decay 5e-4, one-cycle cosine, batch 128, shifts and mirroring; a progress bar.
+
+    A loss scale other than 1 lifts gradients into the range of a narrow format; updates are divided by it again.
+    """
+    rate = 0.1
+    scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale, growth_interval=10**9, enabled=loss_scale != 1)
     steps = len(images) // 128
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.2)
@@ -36,11 +41,12 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
                 loss = F.cross_entropy(model(batch), labels[index])
                 if learned is None and isinstance(model, qcompiler.QuantizedModule) and model.quantizer_parameters():
                     learned = torch.optim.Adam(model.quantizer_parameters(), lr=1e-5)
-                loss.backward()
-                optimizer.step()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
                 if learned is not None:
-                    learned.step()
+                    scaler.step(learned)
                     learned.zero_grad()
+                scaler.update()
                 schedule.step()
                 progress.update(task, advance=1, description=f"epoch {epoch + 1}, loss {loss.item():.3f}")
 
