@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cifar
 from cifar10 import train
-from nets import ResNet
+
+from qcompiler.demo.nets import ResNet
 
 BATCH = 250
 
