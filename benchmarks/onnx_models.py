@@ -13,7 +13,6 @@ all others. The three of transformers take part where that package is installed.
 import argparse
 import importlib.util
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -26,9 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.nets import ResNet
+from qcompiler.demo.nets import ResNet
 
 
 class Inverted(nn.Module):
