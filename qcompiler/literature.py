@@ -202,8 +202,10 @@ FP8_DELAYED: Final = Recipe(
 ULTRA_LOW_FP4: Final = Recipe(
     name="ultra-low-fp4",
     source="X. Sun et al.: Ultra-Low Precision 4-bit Training of Deep Neural Networks, NeurIPS 2020 (scales from the "
-    "largest gradient, not trained)",
+    "largest gradient, not trained; ends as in PACT)",
     rules=(
+        # with 4 bits there a ResNet-8 on CIFAR-10 reached 18 % where float reached 54 %
+        *float_ends("higher precision in the works that its forward is taken from"),
         Rule(
             role=Role.GRADIENT,
             product=Product.WEIGHT_GRADIENT,
