@@ -1,6 +1,8 @@
 """What onnxruntime's optimizations make of an exported file: sums that do not saturate, no quantizer of its own, ranges
 fixed on data."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.deploy import run
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.spec import parse_spec
 
 
 def exported(model, recipe, x, path, **options):
@@ -18,17 +22,24 @@ def exported(model, recipe, x, path, **options):
     return qmodel, qcompiler.export_onnx(qmodel, path, (x,), **options)
 
 
-@pytest.fixture(scope="module")
-def extreme(tmp_path_factory):
-    """(module, file, input) of a convolution all of whose codes are large: two products pass 2¹⁵."""
+def eight_bits():
+    """`deploy-int8` with 8 bits for weights."""
+    first, *others = qcompiler.RECIPES["deploy-int8"].rules
+    return Recipe(name="eight", rules=(dataclasses.replace(first, spec=parse_spec("int8:real:i*s*:nearest:pass")), *others))
+
+
+@pytest.fixture(scope="module", params=["7 bits, int8", "8 bits, uint8"])
+def extreme(request, tmp_path_factory):
+    """(module, file, input) of a convolution all of whose codes are large: two products of 8 bits pass 2¹⁵."""
     torch.manual_seed(0)
+    recipe = "deploy-int8" if request.param.startswith("7") else eight_bits()
     model = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     for layer in (model[0], model[2]):
         nn.init.constant_(layer.weight, 0.1)
         nn.init.uniform_(layer.bias, -0.5, 0.5)
     x = torch.rand(4, 16, 6, 6) * 0.2 + 0.8
     path = tmp_path_factory.mktemp("numbers") / "model.onnx"
-    qmodel, report = exported(model, "deploy-int8", x, path)
+    qmodel, report = exported(model, recipe, x, path)
     assert report.integer_kernels["QLinearConv"] == 1
     return qmodel, path, x
 
@@ -63,8 +74,10 @@ def test_weights_keep_their_codes_whatever_their_type(extreme, tmp_path):
         next(onnx.numpy_helper.to_array(t) for t in onnx.load(str(p)).graph.initializer if t.name == name)
         for p in (path, signed)
     )
-    assert (one.dtype, other.dtype) == (np.uint8, np.int8)
-    np.testing.assert_array_equal(one.astype(int) - 128, other)
+    shift = 0 if qmodel.recipe.name == "deploy-int8" else 128
+    assert (one.dtype, other.dtype) == (np.uint8 if shift else np.int8, np.int8)
+    assert other.max() == (127 if shift else 63)
+    np.testing.assert_array_equal(one.astype(int) - shift, other)
     assert all(qcompiler.verify_onnx(qmodel, p, (x,)).exact for p in (path, signed))
 
 

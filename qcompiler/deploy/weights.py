@@ -17,12 +17,14 @@ _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
 def shift_of(q: Quantizer, *, signed: bool) -> int:
-    """What is added to the codes of a weight in the file: 128 makes int8 codes uint8, unless they stay `signed`.
+    """What is added to the codes of a weight in the file: 128 makes codes of 8 bits uint8, unless they stay `signed`.
 
     Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
-    and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits.
+    and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits,
+    which takes longer. Codes of 7 bits stay int8: 2·255·64 = 32640 is within 16 bits.
     """
-    eight = isinstance(q.spec.format, IntFormat) and storage_type(q.spec.format) == ir.DataType.INT8
+    form = q.spec.format
+    eight = isinstance(form, IntFormat) and form.bits == 8 and storage_type(form) == ir.DataType.INT8
     return 128 if eight and not signed and simple_axis(q.edges) is not None else 0
 
 
