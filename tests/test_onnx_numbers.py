@@ -24,8 +24,9 @@ def exported(model, recipe, x, path, **options):
 
 def eight_bits():
     """`deploy-int8` with 8 bits for weights."""
-    first, *others = qcompiler.RECIPES["deploy-int8"].rules
-    return Recipe(name="eight", rules=(dataclasses.replace(first, spec=parse_spec("int8:real:i*s*:nearest:pass")), *others))
+    seven, *others = qcompiler.RECIPES["deploy-int8"].rules
+    eight = dataclasses.replace(seven, spec=parse_spec("int8:real:i*s*:nearest:pass"))
+    return Recipe(name="eight", rules=(eight, *others))
 
 
 @pytest.fixture(scope="module", params=["7 bits, int8", "8 bits, uint8"])
