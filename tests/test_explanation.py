@@ -41,7 +41,7 @@ def test_rows_and_totals(models, eager, name):
     assert made.totals.in_float == sum(any(how in kept for how in row.operands.values()) for row in made.contractions)
 
 
-@pytest.mark.parametrize("name", ["cnn", "vit", "resnet20"])
+@pytest.mark.parametrize("name", ["cnn", "vit", pytest.param("resnet20", marks=pytest.mark.full)])
 def test_what_a_one_dimensional_scheme_needs(models, eager, name):
     """The number counted on the graph of one scheme is that of quantizers which the other scheme really has."""
     case = models.CASES[name]
