@@ -41,22 +41,29 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 
 
 def run(
-    args: argparse.Namespace, recipe: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+    net: str,
+    recipe: str,
+    seed: int,
+    epochs: int,
+    data: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    one_edge: bool,
 ) -> dict[str, float | None]:
     """Trains one network; {"per sample": percent right with batch edge 1, "training blocks": with that of training}."""
     torch._dynamo.reset()  # Dynamo counts compilations of one forward: after 8 it would run in float
     torch.manual_seed(seed)
-    plain = NETS[args.net]().to(memory_format=torch.channels_last)
+    plain = NETS[net]().to(memory_format=torch.channels_last)
     if recipe == "float":
-        train(torch.compile(plain, dynamic=False), *data, args.epochs, seed)
+        train(torch.compile(plain, dynamic=False), *data, epochs, seed)
         score = accuracy(plain, *test)
         return {"per sample": score, "training blocks": score}
     model = qcompiler.compile(plain, recipe)
-    train(model, *data, args.epochs, seed, LOSS_SCALES.get(recipe, 1))
+    train(model, *data, epochs, seed, LOSS_SCALES.get(recipe, 1))
     score = accuracy(model, *test)
     if model.recipe.has_state:  # ranges of the past do not depend on the batch
         return {"per sample": score, "training blocks": score}
-    if args.one_edge:
+    if one_edge:
         return {"per sample": score, "training blocks": None}
     return {"per sample": score, "training blocks": accuracy(batch_blocks(plain, recipe), *test)}
 
@@ -118,7 +125,7 @@ def main() -> None:
         if key(row) in done:
             continue
         print(f"{args.net}, {recipe}, seed {seed}")
-        row |= run(args, recipe, seed, data, test)
+        row |= run(args.net, recipe, seed, args.epochs, data, test, one_edge=args.one_edge)
         with args.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         results.append(row)

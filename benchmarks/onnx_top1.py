@@ -8,7 +8,6 @@ float64, of that image and the largest of all. `plain` is onnxruntime without it
 """
 
 import argparse
-import copy
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ import cifar
 from cifar10 import train
 
 from qcompiler.demo.nets import ResNet
+from qcompiler.deploy.verify import in_double
 
 BATCH = 250
 
@@ -42,10 +42,7 @@ def compare(recipe: str, data: tuple[torch.Tensor, torch.Tensor], images: torch.
     train(qmodel, *data, 1, 0)
     qcompiler.export_onnx(qmodel, path, (images[:4],))
     ours = logits(qmodel, images)
-    twin = qcompiler.compile(copy.deepcopy(qmodel._model).double(), recipe, backend="eager")
-    if qmodel.ranges():
-        twin.load_state_dict(qmodel.state_dict())
-    spread = np.abs(ours - logits(twin, images.double())).max(1)
+    spread = np.abs(ours - logits(in_double(qmodel), images.double())).max(1)
     second, first = np.sort(ours, 1)[:, -2:].T
     print(f"{recipe}: spread median {np.median(spread):.2g}, largest {spread.max():.2g}; margin median", end=" ")
     print(f"{np.median(first - second):.2g}")

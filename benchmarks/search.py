@@ -96,8 +96,8 @@ def compare(args: argparse.Namespace, found: Recipe, data: tuple[Tensor, Tensor]
     for seed, name in itertools.product(range(args.seeds), ("uniform", "found")):
         if (name, seed) in scores:
             continue
-        once = argparse.Namespace(net=args.net, epochs=args.train_epochs, one_edge=True)
-        result = run(once, str(args.out / f"{name}.yaml"), seed, data, test)
+        path = str(args.out / f"{name}.yaml")
+        result = run(args.net, path, seed, args.train_epochs, data, test, one_edge=True)
         scores[name, seed] = result["per sample"]
         with file.open("a") as lines:
             row = {"recipe": name, "seed": seed, "epochs": args.train_epochs, **result, "yaml": texts[name]}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
-from qcompiler.models import ModelError, named
+from qcompiler.models import ModelError, as_call, named
 
 #: (model, batch) → loss
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -61,8 +61,10 @@ def mean_square(model: nn.Module, arguments: Any) -> Tensor:
     Raises:
         ModelError: no output has a gradient.
     """
-    made = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
-    parts = [leaf for leaf in torch_compat.leaves(made) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    args, kwargs = as_call(arguments)
+    parts = [
+        leaf for leaf in torch_compat.leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
     if not parts:
         raise ModelError("model: no output has a gradient; valid: a model with parameters, or --data and --loss")
     return torch.stack([part.square().mean() for part in parts]).sum()

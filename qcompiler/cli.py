@@ -146,10 +146,10 @@ def export(
 ) -> None:
     """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
     from qcompiler.deploy.export import export_onnx
-    from qcompiler.models import compiled
+    from qcompiler.models import as_call, compiled
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
-    args, kwargs = _call(values)
+    args, kwargs = as_call(values)
     made = export_onnx(qmodel.eval(), path, args, example_kwargs=kwargs, opset=opset)
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 
@@ -159,19 +159,14 @@ def export(
 def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
     """Compare the ONNX file at PATH with MODEL, code by code; exit code 1 where one differs."""
     from qcompiler.deploy.verify import verify_onnx
-    from qcompiler.models import compiled
+    from qcompiler.models import as_call, compiled
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
-    args, kwargs = _call(values)
+    args, kwargs = as_call(values)
     found = verify_onnx(qmodel.eval(), path, args, kwargs=kwargs)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
     if not found.exact:
         raise click.exceptions.Exit(1)
-
-
-def _call(values: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as (positional, by keyword)."""
-    return ((), values) if isinstance(values, dict) else (tuple(values), {})
 
 
 def _colored(line: str) -> str:

@@ -10,6 +10,7 @@ from qcompiler.cli_options import MODEL, Training, recipe_file, with_json, with_
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
+    from qcompiler.debugging.remedies import Proposal
     from qcompiler.debugging.report import DebugReport
 
 
@@ -62,8 +63,9 @@ def debug(given: Training, steps: int, rate: float, out: str | None, picture: st
         losses = train(qmodel, batches, loss, rate)
     if picture is not None:
         draw(qmodel, picture, debug=watched)
-    notes = (*notes, *_short(len(batches), steps), *_mended(watched, out))
-    click.echo(_debug_json(watched, losses, notes) if as_json else _lines(watched.report(), notes))
+    proposal, report = watched.propose(), watched.report()
+    notes = (*notes, *_short(len(batches), steps), *_mended(watched, proposal, out))
+    click.echo(_debug_json(report, proposal, losses, notes) if as_json else _lines(report, notes))
 
 
 def _short(found: int, asked: int) -> Iterator[str]:
@@ -72,9 +74,8 @@ def _short(found: int, asked: int) -> Iterator[str]:
         yield f"--data gave {found} of {asked} batches"
 
 
-def _mended(watched: "Debugger", out: str | None) -> Iterator[str]:
+def _mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -> Iterator[str]:
     """Writes the recipe with the proposed rules; says what became of the file."""
-    proposal = watched.propose()
     if out is not None and proposal is not None:
         watched.mended(proposal).to_file(out)
         yield f"{out} is written"
@@ -86,12 +87,11 @@ def _lines(report: "DebugReport", notes: tuple[str, ...]) -> str:
     return "\n".join([str(report), *(f"note: {note}" for note in notes)])
 
 
-def _debug_json(watched: "Debugger", losses: list[float], notes: tuple[str, ...]) -> str:
+def _debug_json(report: "DebugReport", proposal: "Proposal | None", losses: list[float], notes: tuple[str, ...]) -> str:
     from qcompiler.debugging.report import plain
 
-    proposal = watched.propose()
     found = {"losses": losses, "proposal": None if proposal is None else proposal.to_dict(), "notes": list(notes)}
-    return json.dumps(plain(watched.report().to_dict() | found), indent=1)
+    return json.dumps(plain(report.to_dict() | found), indent=1)
 
 
 @click.command(epilog=MODEL)

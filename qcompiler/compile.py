@@ -345,8 +345,8 @@ class QuantizedModule(nn.Module):
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """The learned ranges, for an optimizer group of their own; one number a site, in the order of `ranges()`.
 
-        They are no parameters of the model: its own optimizer does not move them. After each backward
-        under DDP their gradients are the mean over ranks.
+        They are no parameters of the model: its own optimizer does not move them. After each backward under
+        DDP their gradients are the mean over ranks.
 
         Raises:
             CompileError: the recipe learns ranges, but nothing is captured yet: they take their first values from the

@@ -35,8 +35,14 @@ def captured(
     qmodel, arguments = compiled(model, recipe, inputs)
     qmodel.train(training)
     with torch.set_grad_enabled(training):
-        qmodel(**arguments) if isinstance(arguments, dict) else qmodel(*arguments)
+        args, kwargs = as_call(arguments)
+        qmodel(*args, **kwargs)
     return qmodel
+
+
+def as_call(arguments: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a model, a tuple or a dict, as arguments (by position, by keyword)."""
+    return ((), arguments) if isinstance(arguments, dict) else (tuple(arguments), {})
 
 
 def compiled(

@@ -178,11 +178,11 @@ class RangeStore:
         gradients = {name: parameter.grad for name, parameter in held.items() if parameter.grad is not None}
         if not gradients or self._ranks.count == 1:
             return
-        everywhere = self._ranks.gather(gradients)
+        own = {name: torch.stack([gradient, held[name].detach()]) for name, gradient in gradients.items()}
+        everywhere = self._ranks.gather(own)
         for name, gradient in gradients.items():
-            gradient.copy_(torch.stack([rank[name] for rank in everywhere]).mean(0))
-        for name, value in self._ranks.gather({name: held[name].detach() for name in gradients})[0].items():
-            held[name].data.copy_(value)
+            gradient.copy_(torch.stack([rank[name][0] for rank in everywhere]).mean(0))
+            held[name].data.copy_(everywhere[0][name][1])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every state, under `PREFIX` and the site's name; the clock of refreshes; the meaning, as bytes."""

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class VerifyReport:
         return to_text([Table("Codes of ONNX beside those of PyTorch", columns, rows), *lines])
 
 
+#: a module, and the arguments of a call by position and by keyword
+_Call: TypeAlias = tuple[QuantizedModule, tuple[Any, ...], Mapping[str, Any]]
 #: a difference that sums of floats in another order make without any flip
 _FLOAT = 1e-6
 
@@ -117,9 +119,10 @@ def verify_onnx(
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     path, options = Path(path), dict(kwargs or {})
-    sites, outputs = _sites(qmodel, path, inputs, options), _outputs(path, inputs, options)
-    expected = run.reference(qmodel, inputs, options)
-    twin, doubles, double_options = _double(qmodel, inputs, options)
+    twin = in_double(qmodel)
+    doubles, double_options = torch_compat.map_leaves(_to_double, (inputs, options))
+    sites = _sites(path, (qmodel, inputs, options), (twin, doubles, double_options))
+    outputs, expected = _outputs(path, inputs, options), run.reference(qmodel, inputs, options)
     return VerifyReport(
         sites,
         optimized=run.difference(outputs["optimized"], expected),
@@ -141,19 +144,18 @@ def _outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
     }
 
 
-def _sites(
-    qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[SiteCheck, ...]:
-    """Every quantizer of the module."""
+def _sites(path: Path, call: _Call, twin: _Call) -> tuple[SiteCheck, ...]:
+    """Every quantizer of a module; `twin`: the same call in float64."""
     from qcompiler.deploy import run
 
+    qmodel, args, kwargs = call
     exported = run.sites(path)
     fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
     sites, own = _observed(qmodel, args, kwargs, fixed)
     if sites.keys() != exported.keys():
         others = ", ".join(sorted(sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
-    _, double = _observed(*_double(qmodel, args, kwargs), fixed)
+    _, double = _observed(*twin, fixed)
     values = run.inner(path, [name for one in exported.values() for name in one["values"]], args, kwargs)
     fused = run.inner(path, [one["values"][-1] for one in exported.values()], args, kwargs, optimize=True)
     states, checks = qmodel.ranges(), []
@@ -179,13 +181,12 @@ def _observed(
     return observer.sites, observer.codes(args, kwargs)
 
 
-def _double(
-    qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[QuantizedModule, tuple[Any, ...], dict[str, Any]]:
-    """The module and its call in float64; the ranges are the same."""
+def in_double(qmodel: QuantizedModule) -> QuantizedModule:
+    """A copy of the module that computes in float64; the ranges are the same."""
     twin = qcompiler.compile(copy.deepcopy(qmodel._model).double(), qmodel.recipe, backend="eager")
     twin._store.load_state_dict(qmodel._store.state_dict())
-    args, kwargs = torch_compat.map_leaves(
-        lambda one: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one, (args, dict(kwargs))
-    )
-    return twin, args, dict(kwargs)
+    return twin
+
+
+def _to_double(one: Any) -> Any:
+    return one.double() if isinstance(one, Tensor) and one.is_floating_point() else one
