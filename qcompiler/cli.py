@@ -141,8 +141,20 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
 @main.command(epilog=MODEL)
 @with_file
 @click.option("--opset", default=21, show_default=True, help="The version of the ONNX operators.")
+@click.option("--no-dynamic-batch", "fixed_batch", is_flag=True, help="Fix the batch to that of the inputs.")
+@click.option("--keep-batch-norm", is_flag=True, help="Leave batch norms nodes of their own.")
+@click.option("--signed-weights", is_flag=True, help="Store 8-bit weights as int8 (docs/onnx.md).")
 def export(
-    model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, opset: int, as_json: bool
+    model: str,
+    path: str,
+    recipe: str,
+    inputs: tuple[str, ...],
+    checkpoint: str | None,
+    opset: int,
+    fixed_batch: bool,
+    keep_batch_norm: bool,
+    signed_weights: bool,
+    as_json: bool,
 ) -> None:
     """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
     from qcompiler.deploy.export import export_onnx
@@ -150,7 +162,18 @@ def export(
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
-    made = export_onnx(qmodel.eval(), path, args, example_kwargs=kwargs, opset=opset)
+    if checkpoint is None:
+        click.echo("note: no --checkpoint: weights as the callable made them", err=True)
+    made = export_onnx(
+        qmodel.eval(),
+        path,
+        args,
+        example_kwargs=kwargs,
+        opset=opset,
+        dynamic_batch=not fixed_batch,
+        fold_batch_norm=not keep_batch_norm,
+        signed_weights=signed_weights,
+    )
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 
 

@@ -346,15 +346,18 @@ class QuantizedModule(nn.Module):
         """The learned ranges, for an optimizer group of their own; one number a site, in the order of `ranges()`.
 
         They are no parameters of the model: its own optimizer does not move them. After each backward under
-        DDP their gradients are the mean over ranks.
+        DDP their gradients are the mean over ranks. Those of a loaded or copied state are there before the first call,
+        on the device of the model's parameters, so an optimizer resumes as it was.
 
         Raises:
-            CompileError: the recipe learns ranges, but nothing is captured yet: they take their first values from the
-                first batch.
+            CompileError: the recipe learns ranges, but nothing is captured yet nor loaded: they take their first values
+                from the first batch.
         """
+        specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None and rule.spec.range.is_learned]
+        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+        self._store.learn({spec.range.meaning(spec.format.bits) for spec in specs}, device)
         learned = [state for state in self._store.states.values() if isinstance(state, nn.Parameter)]
-        learns = any(rule.spec is not None and rule.spec.range.is_learned for rule in self.recipe.rules)
-        if learns and not learned and not any(compiler.plans for compiler in self._compilers.values()):
+        if specs and not learned and not any(compiler.plans for compiler in self._compilers.values()):
             raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
         return learned
 
@@ -369,9 +372,10 @@ class QuantizedModule(nn.Module):
 
         A checkpoint without ranges loads as strictly as ever; they then start anew, and the log says so.
         """
-        rest = dict(state_dict)
-        self._load_ranges(rest, "")
-        return self._model.load_state_dict(rest, *args, **kwargs)
+        rest = {key: state for key, state in state_dict.items() if not key.startswith(PREFIX)}
+        result = self._model.load_state_dict(rest, *args, **kwargs)  # first, since that may refuse the checkpoint
+        self._load_ranges(dict(state_dict), "")
+        return result
 
     def _load_ranges(self, states: dict[str, Any], prefix: str) -> None:
         """Takes the ranges out of a checkpoint."""

@@ -1,15 +1,15 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place where the block ends without an error.
 
@@ -21,7 +21,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: where the folder is not there or cannot be written to; it names the path.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = _draft(target)
     try:
         yield part
         with part.open("rb+") as file:
@@ -29,9 +29,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             part.chmod(target.stat().st_mode & 0o7777)
         part.replace(target)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(target)
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        _drop(part)
     _sync_folder(target.parent)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raises the OSError that `replacing` would end in where nothing can be written to `path`, which it names."""
+    target = Path(os.path.realpath(path))
+    draft = _draft(target)
+    try:
+        draft.touch()
+        with contextlib.suppress(FileNotFoundError):
+            target.stat()  # its own name may be too long, where that of the draft is not
+    except OSError as error:
+        error.filename = str(target)
+        raise
+    finally:
+        _drop(draft)
+
+
+def _draft(target: Path) -> Path:
+    """The unfinished file: cut, so that its name is no longer than that of `target` may be."""
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.with_name(f".{name}.{os.getpid()}.part")
+
+
+def _drop(draft: Path) -> None:
+    """Removes what was left of it; where that fails there is a reason, which is on its way already."""
+    with contextlib.suppress(OSError):
+        draft.unlink()
 
 
 def save(obj: Any, path: str | os.PathLike[str]) -> None:

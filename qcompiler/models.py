@@ -94,7 +94,15 @@ def read_state(checkpoint: str) -> Any:
     Raises:
         ModelError: the file holds something else.
     """
-    held = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        held = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # it names the file
+    except Exception as error:  # of many types: the file is cut, or was never one of torch
+        reason = str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__
+        raise ModelError(
+            f"--checkpoint {checkpoint}: cannot be read as a whole file of torch.save with tensors alone: {reason}"
+        ) from error
     state = held.get("model", held) if isinstance(held, dict) else held
     if not isinstance(state, dict):
         raise ModelError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, Self
 
 import yaml
 
+from qcompiler.files import replacing
 from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
@@ -104,14 +104,8 @@ class Recipe:
         Raises:
             OSError: the file cannot be written; an old one is then unchanged.
         """
-        path = Path(path)
-        # in the same folder, since only within one file system is a replacement one step
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
+        with replacing(path) as draft:
             draft.write_bytes(self.to_yaml().encode())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -213,6 +207,8 @@ def _mapping(data: object, where: str, valid: Sequence[str]) -> dict[str, Any]:
     for key in data:
         if key not in valid:
             hint = did_you_mean(key, valid) if isinstance(key, str) else ""
+            if data[key] is None:  # {range: hindsight(0.9,0.01)} has the key 0.01)
+                hint += ". Quote values with a comma: 'hindsight(0.9,0.01)'"
             raise RecipeError(f"{where}: unknown key {key!r}; valid keys: {', '.join(valid)}{hint}")
     return data
 

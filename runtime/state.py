@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 import torch.distributed as dist
@@ -110,6 +111,14 @@ class RangeStore:
         found = [self.states[site.name] for site in sites]
         return [parameter for parameter in found if isinstance(parameter, torch.nn.Parameter)]
 
+    def learn(self, meanings: AbstractSet[str], device: torch.device) -> None:
+        """Makes parameters of loaded states that mean one of these, before the step that would make them."""
+        for name, state in self.states.items():
+            if not isinstance(state, torch.nn.Parameter) and self._meanings.get(name) in meanings:
+                self.states[name] = torch.nn.Parameter(state.to(device))
+                if name in self._unseen:
+                    self._unstarted.add(name)
+
     def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
         """Gives learned ranges without a value that of their first finite tensor. All others wait for backward."""
         for site, state in zip(sites, after, strict=False):
@@ -117,10 +126,13 @@ class RangeStore:
                 self.states[site.name].data.copy_(state)
                 self._unstarted.remove(site.name)
 
+    def means(self, name: str, meaning: str) -> bool:
+        """True where the state of a site means this, or nobody has said what it means."""
+        return self._meanings.get(name, meaning) == meaning
+
     def _fits(self, site: StateSite) -> bool:
         held = self.states.get(site.name)
-        same = self._meanings.get(site.name, site.meaning) == site.meaning
-        return held is not None and tuple(held.shape) == site.shape and same
+        return held is not None and tuple(held.shape) == site.shape and self.means(site.name, site.meaning)
 
     def now(self, sites: Sequence[StateSite]) -> Moment:
         """The moment at which these sites are read. Forgets what a backward has proposed that ended in an error."""

@@ -68,6 +68,8 @@ def folder(tmp_path_factory):
     (path / "mynet.py").write_text(MODEL)
     (path / "mine.yaml").write_text("name: mine\nrules:\n- {format: int8, block: b2c8o4i4}\n")
     (path / "bad.yaml").write_text(FAULT)
+    torch.save({"weight": torch.ones(1000)}, path / "cut.pt")
+    (path / "cut.pt").write_bytes((path / "cut.pt").read_bytes()[:2000])
     return path
 
 
@@ -312,6 +314,12 @@ def test_a_small_transformers_config(monkeypatch):
         (("explain", "mynet.py:Net", "--input", "4,8:int3"), 1, "--input: got '4,8:int3'"),
         (("explain", "mynet.py:make", "--recipe", "nothing"), 1, "nothing"),
         (("draw", "mynet.py:make", "nowhere/graph.html"), 1, "there is no folder nowhere"),
+        (
+            ("export", "mynet.py:make", "n.onnx", "-c", "mynet.py"),
+            1,
+            "--checkpoint mynet.py: cannot be read as a whole",
+        ),
+        (("export", "mynet.py:make", "n.onnx", "-c", "cut.pt"), 1, "--checkpoint cut.pt: cannot be read as a whole"),
     ],
 )
 def test_wrong_arguments(folder, arguments, code, message, monkeypatch):
@@ -363,3 +371,21 @@ def test_export_and_verify(folder):
     code, text, _ = run(folder, "verify", *given, "--checkpoint", "other.pt")
     assert code == 1
     assert "wrong" in text
+
+
+def test_options_of_export(folder, monkeypatch):
+    """What they are called in Python, and that nobody takes random weights for trained ones."""
+    from click.testing import CliRunner
+
+    from qcompiler.cli import main
+    from qcompiler.deploy import export
+
+    seen = []
+    monkeypatch.setattr(export, "export_onnx", lambda *_, **options: seen.append(options))
+    monkeypatch.chdir(folder)
+    given = ("export", "mynet.py:make", "net.onnx", "--recipe", "tensor-int8")
+    made = CliRunner().invoke(main, given)
+    assert (made.exit_code, made.stderr) == (0, "note: no --checkpoint: weights as the callable made them\n")
+    CliRunner().invoke(main, (*given, "--no-dynamic-batch", "--keep-batch-norm", "--signed-weights", "--opset", "22"))
+    names = ("dynamic_batch", "fold_batch_norm", "signed_weights", "opset")
+    assert [[one[name] for name in names] for one in seen] == [[True, True, False, 21], [False, False, True, 22]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qcompiler
-from qcompiler.files import replacing
+from qcompiler.files import check_replaceable, replacing
 
 KILLED = """
 import os, signal, sys, torch, qcompiler
@@ -101,6 +101,12 @@ def test_permissions_and_links_stay(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_such_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        qcompiler.save({}, tmp_path / "nowhere" / "run.pt")
+@pytest.mark.parametrize("write", [lambda path: qcompiler.save({}, path), check_replaceable])
+def test_paths_that_cannot_be(tmp_path, write):
+    """Errors name the path, not the unfinished file; the name of that is never longer."""
+    for name in ("nowhere/run.pt", "m" * 256):
+        with pytest.raises(OSError, match=r"No such file|name too long") as caught:
+            write(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / ("m" * 255))

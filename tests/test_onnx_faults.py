@@ -9,6 +9,12 @@ import torch
 from torch import nn
 
 import qcompiler
+from qcompiler.deploy.export import _unread
+from qcompiler.deploy.inputs import check_inputs
+from qcompiler.deploy.trace import trace
+from qcompiler.passes.rules import Rule
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.spec import parse_spec
 
 
 @pytest.fixture
@@ -63,6 +69,114 @@ def test_a_disk_that_is_full(beside, small, tmp_path, full_disk, monkeypatch):
     with pytest.raises(OSError, match=r"is the disk full\?.*m\.onnx"):
         export(small, path)
     assert contents(tmp_path) == good
+
+
+@pytest.mark.parametrize("name", ["nowhere/m.onnx", f"{'m' * 251}.onnx"])
+def test_a_path_that_cannot_be(name, small, tmp_path):
+    """The error names the path as given, not that of the unfinished file."""
+    path = tmp_path / name
+    with pytest.raises(OSError, match=r"name too long|No such") as caught:
+        export(small, path)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.float16])
+def test_inputs_of_another_type(dtype, small, tmp_path):
+    x = torch.ones(2, 64).to(dtype)
+    message = rf"^export: the model does not run on the inputs input \({dtype} 2×64\): RuntimeError".replace(
+        "torch.", ""
+    )
+    with pytest.raises(qcompiler.ExportError, match=message):
+        qcompiler.export_onnx(small, tmp_path / "m.onnx", (x,))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Counter(nn.Module):
+    """Counts its calls, and takes one more input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, *, w):
+        self.calls += 1
+        return x + w
+
+
+def test_inputs_are_tried_on_copies():
+    """Trying moves no buffer and no mode; an empty batch, another size and a missing input have names."""
+    model, x = Counter(), torch.ones(2, 3)
+    check_inputs(model, (x,), {"w": x})
+    assert (model.calls, model.training) == (0, True)
+    for kwargs, message in [
+        ({"w": x[:0]}, r"^export: input w \(float32 0×3\) holds no sample; valid: at least one$"),
+        ({"w": torch.ones(5)}, r"inputs x \(float32 2×3\), w \(float32 5\): RuntimeError: The size of tensor"),
+        ({"w": None}, r"w \(NoneType\): TypeError"),
+        ({}, "example_inputs: missing a required .*'w'"),
+    ]:
+        with pytest.raises(qcompiler.ExportError, match=message):
+            check_inputs(model, (x,), kwargs)
+
+
+def test_a_recurrent_layer(tmp_path):
+    """Its model trains and evaluates in float, where torch's exporter takes it apart."""
+    qmodel = qcompiler.compile(nn.Sequential(nn.Flatten(), nn.LSTM(4, 4)), "tensor-int8", backend="eager")
+    with pytest.raises(qcompiler.ExportError, match=r"^export: 1 is a recurrent layer, .* valid: a model without"):
+        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_cut(small, tmp_path):
+    """Errors of a verification name it and the file, wherever they come from."""
+    path, x = tmp_path / "m.onnx", torch.randn(2, 64)
+    export(small, path)
+    for inputs, message in [
+        ((x[:0],), r"^verify: input input \(float32 0×64\) holds no sample"),
+        ((x.double(),), r"^verify: the model does not run on the inputs input \(float64 2×64\)"),
+    ]:
+        with pytest.raises(qcompiler.ExportError, match=message):
+            qcompiler.verify_onnx(small, path, inputs)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(qcompiler.ExportError, match=r"^verify: .*m\.onnx is not a whole file of ONNX"):
+        qcompiler.verify_onnx(small, path, (x,))
+
+
+def test_ranges_of_another_recipe(tmp_path):
+    """Those that no quantizer reads are counted; gradients are none of them, where the recipe has theirs."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+
+    def made(recipe):
+        return qcompiler.compile(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), recipe, backend="eager")
+
+    other, own = made("in-hindsight-w8a8g8"), made("deploy-int8")
+    for model in (other, own):
+        model(x).sum().backward()
+    unread = sorted(other.ranges().keys() - own.ranges().keys())
+    assert unread
+    assert all(name in own.ranges() for name in other.ranges() if name.endswith("/grad"))
+    assert [*_unread(other, trace(other, (x,), {}, None, frozen=False).plan)] == []
+    own.load_state_dict(other.state_dict())
+    (note,) = qcompiler.export_onnx(own, tmp_path / "m.onnx", (x,)).notes
+    assert note.startswith(f"{len(unread)} of {len(other.ranges())} ranges belong to no quantizer of recipe 'deploy")
+    assert all(name in note for name in unread)
+
+
+def test_ranges_of_another_meaning():
+    """Steps of 8 bits are none of 4 bits, though both are one number."""
+    eight, four = (
+        Recipe(name=f"lsq{bits}", rules=(Rule(spec=parse_spec(f"int{bits}:real:tensor:nearest:pass:lsq")),))
+        for bits in (8, 4)
+    )
+    x = torch.randn(2, 4)
+    of_eight, of_four = (
+        qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), one, backend="eager") for one in (eight, four)
+    )
+    of_eight(x).sum().backward()
+    of_four.load_state_dict(of_eight.state_dict())
+    with pytest.raises(qcompiler.ExportError, match="the ranges of 0/input, 0/weight belong to another recipe"):
+        trace(of_four, (x,), {}, None)
 
 
 class Apart(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.deploy import run
+from qcompiler.deploy.inputs import as_example
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
 
@@ -147,9 +148,10 @@ def test_ranges_are_those_of_the_data(tmp_path):
     ("recipe", "data", "message"),
     [
         ("current-w8a8g8", [], "no example has numbers for 0/input"),
-        ("current-w8a8g8", [[torch.ones(2, 6)]], "example 0 is a list; valid: tuples"),
-        ("current-w8a8g8", [(torch.ones(2, 6), 1)], "example 0: got 2 inputs; valid: 1"),
+        ("current-w8a8g8", [[torch.ones(2, 6)]], "example 0: got list; valid: a tuple of positional inputs, such as"),
+        ("current-w8a8g8", [(torch.ones(2, 6), 1)], "example 0: too many positional"),
         ("current-w8a8g8", [(torch.ones(2, 5),)], "example 0: "),
+        ("current-w8a8g8", [(torch.ones(2, 6),), {"x": torch.ones(2, 6)}], "example 1: missing a required .*'input'"),
         ("current-w8a8g8", [(torch.full((2, 6), torch.nan),)], "0/input reads what is not finite"),
         ("hyperblock-int8", [(torch.ones(2, 6),)], "0/input has a range for each block"),
         ("deploy-int8", [(torch.ones(2, 6),)], "no activation has the range of the present tensor"),
@@ -160,6 +162,47 @@ def test_data_that_does_not_fit(recipe, data, message, tmp_path):
     with pytest.raises(qcompiler.ExportError, match=message):
         exported(net(), recipe, torch.ones(2, 6), path, calibration=data)
     assert not path.exists()
+
+
+class Weighted(nn.Module):
+    """Two inputs, which may come by position or by name, and one that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x, w, scale=None):
+        y = self.first(x) - self.second(w)
+        return y if scale is None else y * scale
+
+
+def test_examples_by_position_and_by_name(tmp_path):
+    """Inputs find their places, whatever the order of the names; what an example leaves out is that of the call."""
+    path, (x, w, s) = tmp_path / "model.onnx", [torch.randn(2, 6) for _ in range(2)] + [torch.ones(2, 4)]
+    qmodel = qcompiler.compile(Weighted(), "current-w8a8g8", backend="eager")
+    full = torch.full_like
+    data = [{"scale": s, "w": full(w, 7), "x": full(x, -5)}, ((full(x, 3),), {"w": full(w, -9)}), (full(x, 4),)]
+    report = qcompiler.export_onnx(qmodel, path, (x,), example_kwargs={"scale": s, "w": w}, opset=24, calibration=data)
+    assert report.calibrated["first/input"] == (-5, 4)
+    assert report.calibrated["second/input"] == (-9, 7)
+    assert [one.version for one in onnx.load(str(path)).opset_import if not one.domain] == [24]
+    assert qcompiler.verify_onnx(qmodel, path, (x,), kwargs={"scale": s, "w": w}).exact
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((1, 2, 3, 4), "too many positional"),
+        ({"x": 1, "y": 2}, "'y'"),
+        (((1,), {"x": 2}), "multiple values for argument 'x'"),
+        ({"w": 2}, "missing a required argument: 'x'"),
+        ({"x": 1, "w": 2, "scale": 3}, "got x, w, scale; valid: the inputs of the example, x, w"),
+        (None, r"got NoneType; valid: a tuple of .* \(x,\), a mapping of keyword inputs, or a pair of both"),
+    ],
+)
+def test_examples_that_are_no_call(given, message):
+    with pytest.raises(TypeError, match=message):
+        as_example(Weighted(), given, (0,), {"w": 0})
 
 
 class Pinned(nn.Module):

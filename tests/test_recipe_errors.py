@@ -31,6 +31,10 @@ def test_any_other_text_is_a_recipe_error(text):
         ("rules: []", r"^recipe: key 'name' is missing; valid keys: name, source, rules$"),
         ("name: x", r"^recipe: key 'rules' is missing; valid keys: name, source, rules$"),
         ("{name: x, rule: []}", r"^recipe: unknown key 'rule'; valid keys: name, .*; did you mean 'rules'\?$"),
+        (
+            "{name: x, rules: [{format: int8, range: hindsight(0.9,0.01)}]}",
+            r"^recipe, rule 1: unknown key '0\.01\)'; .*\. Quote values with a comma: 'hindsight\(0\.9,0\.01\)'$",
+        ),
         ("{name: x, rules: [], on: 1}", r"^recipe: unknown key True; valid keys: name, source, rules$"),
         ("{name: x, rules: }", r"^recipe: rules: got None; valid: a list of mappings, \[\] for none$"),
         ("{name: x, rules: {format: int8}}", r"^recipe: rules: got \{'format': 'int8'\}; valid: a list"),

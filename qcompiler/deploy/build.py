@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import torch
 
 import qcompiler
@@ -20,6 +21,33 @@ from qcompiler.recipe import Recipe
 
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
+#: the first opset with 4-bit types and block_size
+OLDEST = 21
+
+
+def check_opset(opset: int) -> None:
+    """Raises ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
+    if type(opset) is int and opset >= OLDEST and _runs(opset):
+        return
+    newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _runs(known))
+    raise ExportError(
+        f"export: opset: got {opset!r}; valid: whole numbers from {OLDEST}, the first with 4-bit types and block_size, "
+        f"to {newest}, the newest that the installed onnx and onnxruntime know"
+    )
+
+
+def _runs(opset: int) -> bool:
+    """True where onnx knows this opset, and onnxruntime loads a file of it."""
+    if opset > onnx.defs.onnx_opset_version():
+        return False
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception:  # its own errors share no type
+        return False
+    return True
 
 
 def build(
@@ -45,6 +73,9 @@ def build(
         raise ExportError(f"export: {_reason(error)}") from error
     assert program is not None
     model: ir.Model = program.model
+    written = model.opset_imports.get("")
+    if written != opset:
+        raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
     exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
     versions = {

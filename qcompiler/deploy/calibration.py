@@ -1,7 +1,7 @@
 """Ranges of the present tensor, frozen for a file: from the smallest to the largest value on data of the user."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,34 +19,32 @@ from qcompiler.runtime.spec import Scale
 
 
 def calibrate(
-    traced: Traced, states: Mapping[str, Tensor], examples: Iterable[Any], kwargs: Mapping[str, Any]
+    traced: Traced, states: Mapping[str, Tensor], examples: Iterable[Any], as_call: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Calibrated]:
     """Site → the range over all examples, for every site whose range is that of the present tensor (`current`).
 
     Args:
         traced: not frozen, with the dimensions free that differ between examples.
         states: the ranges of the past.
-        examples: tuples of positional arguments.
-        kwargs: the keyword arguments of every call.
+        examples: what `as_call` makes a call of.
+        as_call: example → its inputs by name, in the order of the traced ones.
 
     Raises:
-        ExportError: no example; one that is not a tuple, or does not fit the model; no site has such a range; a site
+        ExportError: no example; one that is no call, or does not fit the model; no site has such a range; a site
             has it block by block; a tensor holds what is not finite.
     """
     sites = _measured(traced.plan.sites)
     ends = _Ends(traced, states)
     for index, example in enumerate(examples):
-        if not isinstance(example, tuple):
-            raise ExportError(
-                f"export: calibration: example {index} is a {type(example).__name__}; valid: tuples, such as (x,)"
-            )
         try:
-            ends.codes(example, kwargs)
+            ends.codes((), as_call(example))
         except (RuntimeError, TypeError) as error:
             raise ExportError(f"export: calibration: example {index}: {str(error).partition(chr(10))[0]}") from error
     missing = sites.keys() - ends.seen.keys()
     if missing:
-        raise ExportError(f"export: calibration: no example has numbers for {min(missing)}; valid: at least one tuple")
+        raise ExportError(
+            f"export: calibration: no example has numbers for {min(missing)}; valid: at least one example"
+        )
     return {name: _range(site, ends.seen[name]) for name, site in sites.items()}
 
 

@@ -1,8 +1,8 @@
 """export_onnx(): a trained module as an ONNX file that stock onnxruntime runs, one quantizer for each trained one."""
 
 import dataclasses
+import functools
 import glob
-import inspect
 import os
 import re
 import secrets
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.calibration import calibrate
-from qcompiler.deploy.trace import ExportError, trace
-from qcompiler.files import replacing
-from qcompiler.passes.plan import Kept
+from qcompiler.deploy.inputs import as_example, check_inputs, free_batch
+from qcompiler.deploy.trace import ExportError, eval_mode, trace
+from qcompiler.files import check_replaceable, replacing
+from qcompiler.passes.plan import Kept, QuantPlan, role_of
+from qcompiler.passes.rules import Role
 from qcompiler.passes.tables import Table, to_text
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
@@ -77,7 +78,7 @@ def export_onnx(
     opset: int = 21,
     fold_batch_norm: bool = True,
     signed_weights: bool = False,
-    calibration: Iterable[tuple[Any, ...]] | None = None,
+    calibration: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None = None,
 ) -> ExportReport:
     """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
 
@@ -94,46 +95,50 @@ def export_onnx(
         example_inputs, example_kwargs: what the model is called with; shapes count, values are for the comparison.
         dynamic_batch: dimension 0 of all tensors that have the size of that of the first is free.
         dynamic_shapes: which dimensions are free, as in torch.export.export; in place of `dynamic_batch`.
-        opset: the version of the ONNX operators, 21 or newer.
+        opset: the version of the ONNX operators, from 21 to the newest that the installed onnx and onnxruntime know.
         fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
             the codes of the weight stay as they are; False leaves it a node of its own.
         signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
             without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
-        calibration: example inputs on which ranges of the present tensor (`current`, over whole tensors) are measured
-            and then fixed: from the smallest to the largest value of all; None leaves such ranges to each call.
+        calibration: examples on which ranges of the present tensor (`current`, over whole tensors) are measured and
+            then fixed: from the smallest to the largest value of all; None leaves such ranges to each call. An example
+            is a tuple of positional inputs, a mapping of keyword inputs, or a pair (tuple, mapping) of both; where it
+            does not give one of `example_kwargs`, that holds. A tuple that is such a pair is read as one.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
-            format without a form in ONNX, data-dependent shapes, a package that is not installed.
+            format without a form in ONNX, data-dependent shapes, inputs that the model does not run on, an opset out
+            of range, a package that is not installed.
         OSError: the file cannot be written.
     """
     if not isinstance(qmodel, QuantizedModule):
         raise ExportError(f"export: got {type(qmodel).__name__}; valid: a module made by qcompiler.compile")
     if not isinstance(example_inputs, tuple):
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
-    if opset < 21:
-        raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
-    _check_types(qmodel._model)
+    build, run = _tools()
+    build.check_opset(opset)
+    model, kwargs, shapes = qmodel._model, dict(example_kwargs or {}), dynamic_shapes
+    as_call = functools.partial(as_example, model, args=example_inputs, kwargs=kwargs)
+    _check_types(model)
     path = Path(os.path.realpath(path))
     _check_writable(path)
-    build, run = _tools()
-    kwargs = dict(example_kwargs or {})
-    shapes = dynamic_shapes
+    check_inputs(model, example_inputs, kwargs)
+    _check_recurrent(qmodel, example_inputs, kwargs)
     if shapes is None and dynamic_batch:
-        example_inputs, kwargs, shapes = free_batch(qmodel._model, example_inputs, kwargs)
+        example_inputs, kwargs, shapes = free_batch(model, example_inputs, kwargs)
     calibrated = None
     if calibration is not None:
         seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
-        calibrated = calibrate(seen, qmodel.ranges(), calibration, kwargs)
+        calibrated = calibrate(seen, qmodel.ranges(), calibration, as_call)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
+    made, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
     data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
     try:
         with replacing(path) as draft:
-            size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
+            size = build.save(made, draft, data if build.size(made) > _EXTERNAL else None)
             build.check(draft)
             difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
             _check_plan(qmodel, {one.site for one in exported})
@@ -151,7 +156,7 @@ def export_onnx(
         float_bytes=_bytes(qmodel),
         difference=difference,
         integer_kernels=kernels,
-        notes=traced.frozen.notes,
+        notes=(*traced.frozen.notes, *_unread(qmodel, traced.plan)),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
@@ -180,11 +185,21 @@ def _check_writable(path: Path) -> None:
     """Raises OSError before the work starts where the folder does not exist or cannot be written."""
     if path.is_dir():
         raise IsADirectoryError(f"export: {path} is a folder; valid: the path of a file")
-    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        probe.touch(exist_ok=False)
-    finally:
-        probe.unlink(missing_ok=True)
+    check_replaceable(path)
+
+
+def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises where a recurrent layer keeps all of eval mode in float, in which torch's exporter finds products."""
+    layers = [name for name, part in qmodel._model.named_modules() if isinstance(part, nn.RNNBase)]
+    if not layers or not qmodel.recipe.rules:
+        return
+    with eval_mode(qmodel._model), torch.no_grad():
+        qmodel(*args, **kwargs)
+    if not qmodel.plan(training=False).sites:
+        raise ExportError(
+            f"export: {layers[0] or 'the model'} is a recurrent layer, and a model that holds one runs in float; valid: "
+            "a model without recurrent layers, or a recipe without rules (identity)"
+        )
 
 
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
@@ -194,6 +209,22 @@ def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
         raise ExportError(
             f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
             "the file would not be what eval mode computes"
+        )
+
+
+def _unread(qmodel: QuantizedModule, plan: QuantPlan) -> Iterator[str]:
+    """What is to be said of ranges that no quantizer of eval reads, and none of the gradients, as far as known."""
+    gradients = any(
+        rule.spec is not None and rule.spec.range.has_state and rule.role in (None, Role.GRADIENT)
+        for rule in qmodel.recipe.rules
+    )
+    held = [name for name in qmodel.ranges() if not (gradients and role_of(name) is Role.GRADIENT)]
+    others = sorted(set(held) - {site.name for site in plan.sites if site.spec.range.has_state})
+    if others:
+        yield (
+            f"{len(others)} of {len(qmodel.ranges())} ranges belong to no quantizer of recipe {qmodel.recipe.name!r} "
+            f"and were not used, as if of another recipe or model: {', '.join(others[:3])}"
+            + (" …" if len(others) > 3 else "")
         )
 
 
@@ -210,33 +241,3 @@ def _bytes(qmodel: QuantizedModule) -> int:
     """Bytes of the parameters and buffers."""
     held = [*qmodel._model.parameters(), *qmodel._model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-def free_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """The example, and the dimensions that are free in it: 0 of each tensor as long as the first one.
-
-    A batch of 1 is doubled, since torch takes a 1 for a constant.
-
-    Raises:
-        ExportError: the model does not take these arguments, or none of them is a tensor with dimensions.
-    """
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise ExportError(f"export: example_inputs: {error}") from error
-    tensors = [one for one in torch_compat.leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
-    if not tensors:
-        raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
-    length, axis = tensors[0].shape[0], torch.export.Dim("batch")
-
-    def is_free(one: Any) -> bool:
-        return isinstance(one, Tensor) and one.ndim > 0 and one.shape[0] == length
-
-    def twice(one: Any) -> Any:
-        return torch.cat([one, one]) if length == 1 and is_free(one) else one
-
-    shapes = torch_compat.map_leaves(lambda one: {0: axis} if is_free(one) else None, dict(bound))
-    args, kwargs = torch_compat.map_leaves(twice, (args, kwargs))
-    return args, kwargs, shapes

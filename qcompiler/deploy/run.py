@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from qcompiler import torch_compat
@@ -105,9 +106,13 @@ def sites(path: Path) -> dict[str, dict[str, Any]]:
     """Site → its kind and the inner values to look at, from the metadata of a file.
 
     Raises:
-        ExportError: the file has none.
+        ExportError: the file has none, or is not a whole file of ONNX.
     """
-    metadata = {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
+    try:
+        read = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ExportError(f"verify: {path} is not a whole file of ONNX: {error}") from error
+    metadata = {entry.key: entry.value for entry in read.metadata_props}
     if SITES not in metadata:
         raise ExportError(f"verify: {path} was not written by export_onnx")
     return {one["site"]: one for one in json.loads(metadata[SITES])}

@@ -16,6 +16,7 @@ from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
+from qcompiler.runtime.state import RangeStore
 
 #: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
 _KINDS = {
@@ -40,6 +41,15 @@ _FUSED = (
 
 class ExportError(Exception):
     """The model cannot be exported; names the site, operator or path, and says what would be valid."""
+
+
+@contextlib.contextmanager
+def errors_of(what: str) -> Iterator[None]:
+    """Errors of what export and verification share begin with the name of what was called."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"{what}: {str(error).removeprefix('export: ').removeprefix(f'{what}: ')}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +104,7 @@ def trace(
     torch_compat.reserve_names(module.graph)
     pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
     plan = QuantPlan.of(module)
-    _refuse(plan, qmodel.ranges())
+    _refuse(plan, qmodel.ranges(), qmodel._store)
     if not frozen:
         return Traced(Frozen(program, {}, {}, (), {}), plan, _inputs(program))
     with torch_compat.quiet_exporter():
@@ -146,8 +156,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor]) -> None:
-    """Raises for what has no form in a file: ranges without a value, and random bits."""
+def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeStore) -> None:
+    """Raises for what has no form in a file: ranges without a value or of another meaning, and random bits."""
     kept = [site for site in plan.sites if site.spec.range.has_state]
     empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
     if empty:
@@ -155,6 +165,12 @@ def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor]) -> None:
         raise ExportError(
             f"export: no range yet for {_some(empty)}; train the model for a step, or load a checkpoint with ranges"
             + (_FUSED if fused and len(empty) < len(kept) else "")
+        )
+    others = [site.name for site in kept if not store.means(site.name, site.spec.range.meaning(site.spec.format.bits))]
+    if others:
+        raise ExportError(
+            f"export: the ranges of {_some(others)} belong to another recipe; "
+            "train the model for a step, or load a checkpoint of this recipe"
         )
     random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
     if random:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.inputs import check_inputs
 from qcompiler.deploy.observe import InDouble, Observer, as_trained, count_different
-from qcompiler.deploy.trace import ExportError, trace
+from qcompiler.deploy.trace import ExportError, errors_of, trace
 from qcompiler.passes.tables import Table, to_text
 
 
@@ -89,6 +90,7 @@ def _share(count: int, elements: int) -> str:
     return f"{count / max(elements, 1):.4%}" if count else "0"
 
 
+@errors_of("verify")
 def verify_onnx(
     qmodel: QuantizedModule,
     path: str | os.PathLike[str],
@@ -113,6 +115,7 @@ def verify_onnx(
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     path, options = Path(path), dict(kwargs or {})
     exported = run.sites(path)
+    check_inputs(qmodel._model, inputs, options)
     fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
     traced, states = trace(qmodel, inputs, options, None, frozen=False), qmodel.ranges()
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)

@@ -1,0 +1,112 @@
+"""What a model is called with: by the names of its arguments, checked before the work starts, with a free batch."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompiler import torch_compat
+from qcompiler.deploy.trace import ExportError, eval_mode
+
+
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Argument of `forward` → what it is given, in the order in which a traced graph takes its inputs.
+
+    Raises:
+        TypeError: the model does not take these arguments.
+    """
+    signature = inspect.signature(model.forward)
+    signature.bind(*args, **kwargs)
+    return {**signature.bind_partial(*args).arguments, **kwargs}
+
+
+def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Runs the model on them in eval mode, in float and on copies of its buffers.
+
+    Raises:
+        ExportError: the arguments are not those of the model, a tensor holds no sample, or the model does not run on
+            them: other shapes, types or devices.
+    """
+    try:
+        named = by_name(model, args, kwargs)
+    except TypeError as error:
+        raise ExportError(f"export: example_inputs: {error}") from error
+    for name, given in named.items():
+        if any(isinstance(one, Tensor) and one.ndim and not len(one) for one in torch_compat.leaves(given)):
+            raise ExportError(f"export: input {_described(name, given)} holds no sample; valid: at least one")
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with eval_mode(model), torch.no_grad(), torch_compat.plain_encoder_layers(True):
+            torch.func.functional_call(model, buffers, args, dict(kwargs))
+    except Exception as error:
+        inputs = ", ".join(_described(name, given) for name, given in named.items())
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"export: the model does not run on the inputs {inputs}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _described(name: str, given: Any) -> str:
+    """`x (float32 2×8)`; of what is no tensor its type."""
+    if not isinstance(given, Tensor):
+        return f"{name} ({type(given).__name__})"
+    sizes = "×".join(map(str, given.shape))
+    return f"{name} ({f'{given.dtype} {sizes}'.removeprefix('torch.').strip()})"
+
+
+def free_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """The example, and the dimensions that are free in it: 0 of each tensor as long as the first one.
+
+    A batch of 1 is doubled, since torch takes a 1 for a constant.
+
+    Raises:
+        ExportError: none of the arguments is a tensor with dimensions.
+    """
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    tensors = [one for one in torch_compat.leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
+    if not tensors:
+        raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
+    length, axis = tensors[0].shape[0], torch.export.Dim("batch")
+
+    def is_free(one: Any) -> bool:
+        return isinstance(one, Tensor) and one.ndim > 0 and one.shape[0] == length
+
+    def twice(one: Any) -> Any:
+        return torch.cat([one, one]) if length == 1 and is_free(one) else one
+
+    shapes = torch_compat.map_leaves(lambda one: {0: axis} if is_free(one) else None, dict(bound))
+    args, kwargs = torch_compat.map_leaves(twice, (args, kwargs))
+    return args, kwargs, shapes
+
+
+def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """One example of a calibration by name, in the order of the call (args, kwargs) that was traced.
+
+    A tuple is positional inputs, a mapping keyword inputs, a pair of a tuple and a mapping both. Those of `kwargs` that
+    an example does not give are as they are there.
+
+    Raises:
+        TypeError: it is none of these, or gives other inputs than the call.
+    """
+    match given:
+        case (tuple() as first, Mapping() as others):
+            own, named = first, others
+        case tuple():
+            own, named = given, {}
+        case Mapping():
+            own, named = (), given
+        case _:
+            raise TypeError(
+                f"got {type(given).__name__}; valid: a tuple of positional inputs, such as (x,), a mapping of keyword "
+                "inputs, or a pair of both"
+            )
+    positional = inspect.signature(model.forward).bind_partial(*own).arguments
+    found = by_name(model, own, {**{name: one for name, one in kwargs.items() if name not in positional}, **named})
+    expected = by_name(model, args, kwargs)
+    if found.keys() != expected.keys():
+        raise TypeError(f"got {', '.join(found)}; valid: the inputs of the example, {', '.join(expected)}")
+    return {name: found[name] for name in expected}
