@@ -53,7 +53,7 @@ def compile(  # noqa: A001
     """A drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
     It shares the parameters and buffers of the model, and its state_dict keys; each new signature of its inputs is
-    captured at its first call. In `eval()` blocks span one sample, so no result depends on its batch mates.
+    captured at its first call. In `eval()` blocks span one sample, so no range depends on batch mates.
 
     Args:
         model: any module.

@@ -12,7 +12,7 @@ import qcompiler
 from qcompiler.deploy.export import _unread
 from qcompiler.deploy.inputs import check_inputs
 from qcompiler.deploy.trace import trace
-from qcompiler.passes.rules import Rule
+from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
 
@@ -166,7 +166,10 @@ def test_ranges_of_another_recipe(tmp_path):
 def test_ranges_of_another_meaning():
     """Steps of 8 bits are none of 4 bits, though both are one number."""
     eight, four = (
-        Recipe(name=f"lsq{bits}", rules=(Rule(spec=parse_spec(f"int{bits}:real:tensor:nearest:pass:lsq")),))
+        Recipe(
+            name=f"lsq{bits}",
+            rules=(Rule(role=Role.WEIGHT, spec=parse_spec(f"int{bits}:real:tensor:nearest:pass:lsq")),),
+        )
         for bits in (8, 4)
     )
     x = torch.randn(2, 4)
@@ -175,7 +178,7 @@ def test_ranges_of_another_meaning():
     )
     of_eight(x).sum().backward()
     of_four.load_state_dict(of_eight.state_dict())
-    with pytest.raises(qcompiler.ExportError, match="the ranges of 0/input, 0/weight belong to another recipe"):
+    with pytest.raises(qcompiler.ExportError, match="the ranges of 0/weight belong to another recipe"):
         trace(of_four, (x,), {}, None)
 
 

@@ -197,8 +197,8 @@ def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Map
         qmodel(*args, **kwargs)
     if not qmodel.plan(training=False).sites:
         raise ExportError(
-            f"export: {layers[0] or 'the model'} is a recurrent layer, and a model that holds one runs in float; valid: "
-            "a model without recurrent layers, or a recipe without rules (identity)"
+            f"export: {layers[0] or 'the model'} is a recurrent layer, and a model that holds one runs in float; "
+            "valid: a model without recurrent layers, or a recipe without rules (identity)"
         )
 
 
