@@ -171,11 +171,11 @@ def test_wrong_arguments(tmp_path):
     qmodel = qcompiler.compile(Net(), "identity", backend="eager")
     x = torch.randn(2, 3, 4, 4)
     refused("got Net; valid: a module made by", qmodel._model, tmp_path / "m.onnx", (x,))
-    refused("example_inputs: got Tensor; valid: a tuple", qmodel, tmp_path / "m.onnx", x)
+    refused("inputs: got Tensor; valid: a tuple", qmodel, tmp_path / "m.onnx", x)
     for opset in (20, 99, 2**70, "21", 21.0, True, None):
         said = rf"opset: got {opset!r}; valid: whole numbers from 21, .* to 2[1-9],"
         refused(said, qmodel, tmp_path / "m.onnx", (x,), opset=opset)
-    refused("example_inputs: too many", qmodel, tmp_path / "m.onnx", (x, x))
+    refused("inputs: too many", qmodel, tmp_path / "m.onnx", (x, x))
     refused(r"does not run on the inputs x \(int\)", qmodel, tmp_path / "m.onnx", (3,))
 
 

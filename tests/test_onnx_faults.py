@@ -113,7 +113,7 @@ def test_inputs_are_tried_on_copies():
         ({"w": x[:0]}, r"^export: input w \(float32 0×3\) holds no sample; valid: at least one$"),
         ({"w": torch.ones(5)}, r"inputs x \(float32 2×3\), w \(float32 5\): RuntimeError: The size of tensor"),
         ({"w": None}, r"w \(NoneType\): TypeError"),
-        ({}, "example_inputs: missing a required .*'w'"),
+        ({}, "inputs: missing a required .*'w'"),
     ]:
         with pytest.raises(qcompiler.ExportError, match=message):
             check_inputs(model, (x,), kwargs)
@@ -189,6 +189,17 @@ class Apart(nn.Module):
         return x[: int((x.sum() > 0).item()) + 1]
 
 
+class Some(nn.Module):
+    """The rows whose first number is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.layer(x[x[:, 0] > 0])
+
+
 class Special(nn.Module):
     """An operator without a form in ONNX."""
 
@@ -200,6 +211,7 @@ class Special(nn.Module):
     ("model", "recipe", "match"),
     [
         (Apart(), "identity", "cannot be traced as one graph"),
+        (Some(), "hyperblock-int8", "guard on data-dependent"),
         (Special(), "identity", "airy_ai"),
         (nn.Linear(64, 64), "in-hindsight-w8a8g8", "no range yet for .*/input.*; train the model for a step"),
         (nn.Linear(64, 64).to(torch.bfloat16), "tensor-int8", "weight is bfloat16.* valid: a model in float32"),

@@ -247,3 +247,47 @@ def test_quantizers_move_over_views(recipe, tmp_path):
     assert kept == [128] * 3  # an input that two layers share, two of a product; the first and last are in float
     assert len(kept) == report.exported["static"]
     assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(7, 5, 8),)).exact
+
+
+def test_linear_layers_are_integer_kernels_too(tmp_path):
+    """A layer between codes is a QGemm; the last one gives floats, and stays a Gemm of floats."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    qmodel, report = exported(model, "deploy-int8", torch.randn(8, 16), tmp_path / "model.onnx")
+    assert report.integer_kernels == {"QGemm": 2}
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(33, 16),)).exact
+
+
+def test_a_file_of_another_module_is_told(tmp_path):
+    """Biases and norms have no codes, so that no quantizer shows that they changed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    qmodel, _ = exported(model, "deploy-int8", torch.randn(4, 3, 8, 8), tmp_path / "model.onnx")
+    x = torch.randn(5, 3, 8, 8)
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,)).changed == ()
+    model[4].bias.data[1] += 1e-6
+    model[1].running_mean[3] += 0.1
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    assert found.changed == ("4.bias", "1.running_mean")
+    assert not found.exact
+    assert not any(site.wrong for site in found.sites)
+    assert "the file was made of another 4.bias, 1.running_mean" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([float("nan"), 2.0], [float("nan"), 2.0], 0),
+        ([float("inf"), 2.0], [float("inf"), 2.5], 0.2),
+        ([1.0, 2.0], [float("nan"), 2.0], float("inf")),
+        ([float("nan"), 2.0], [1.0, 2.0], float("inf")),
+        ([float("inf")], [float("-inf")], float("inf")),
+        ([3], [4], 0.25),
+        ([True], [False], 1),
+        ([], [], 0),
+    ],
+)
+def test_differences_of_outputs(found, expected, difference):
+    """No NaN is close to a number, and an index that differs counts."""
+    assert run.difference([np.array(found)], [np.array(expected)]) == difference

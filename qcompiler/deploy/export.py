@@ -113,8 +113,6 @@ def export_onnx(
     """
     if not isinstance(qmodel, QuantizedModule):
         raise ExportError(f"export: got {type(qmodel).__name__}; valid: a module made by qcompiler.compile")
-    if not isinstance(example_inputs, tuple):
-        raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     build, run = _tools()
     build.check_opset(opset)
     model, kwargs, shapes = qmodel._model, dict(example_kwargs or {}), dynamic_shapes
@@ -131,7 +129,7 @@ def export_onnx(
         seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
         calibrated = calibrate(seen, qmodel.ranges(), calibration, as_call)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    made, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
+    made, exported = build.build(traced, qmodel, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")

@@ -29,10 +29,12 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         ExportError: the arguments are not those of the model, a tensor holds no sample, or the model does not run on
             them: other shapes, types or devices.
     """
+    if not isinstance(args, tuple):
+        raise ExportError(f"export: inputs: got {type(args).__name__}; valid: a tuple, such as (x,)")
     try:
         named = by_name(model, args, kwargs)
     except TypeError as error:
-        raise ExportError(f"export: example_inputs: {error}") from error
+        raise ExportError(f"export: inputs: {error}") from error
     for name, given in named.items():
         if any(isinstance(one, Tensor) and one.ndim and not len(one) for one in torch_compat.leaves(given)):
             raise ExportError(f"export: input {_described(name, given)} holds no sample; valid: at least one")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.checksums import changed
 from qcompiler.deploy.inputs import check_inputs
 from qcompiler.deploy.observe import InDouble, Observer, as_trained, count_different
 from qcompiler.deploy.trace import ExportError, errors_of, trace
@@ -49,11 +50,13 @@ class VerifyReport:
     biases: float
     #: the rest of `optimized`: what its integer kernels do once biases are rounded
     kernels: float
+    #: parameters and buffers of the module that are not those that the file was made of
+    changed: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
-        """True where every quantizer, fed the same input, gives the same codes."""
-        return not any(site.wrong for site in self.sites)
+        """True where the file was made of this module and every quantizer, fed the same input, gives the same codes."""
+        return not self.changed and not any(site.wrong for site in self.sites)
 
     @property
     def close(self) -> bool:
@@ -74,7 +77,9 @@ class VerifyReport:
             (s.name, f"{s.elements:,}", s.wrong, *(_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)))
             for s in self.sites
         ]
+        others = [f"the file was made of another {', '.join(self.changed)}"] if self.changed else []
         lines = (
+            *others,
             f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations",
             f"of these, integer biases: {self.biases:.2g}, integer kernels: {self.kernels:.2g}",
             f"PyTorch in float32 beside float64: {self.spread:.2g}",
@@ -129,6 +134,7 @@ def verify_onnx(
         spread=run.difference(expected, exact),
         biases=run.difference(outputs["rounded"], outputs["plain"]),
         kernels=run.difference(outputs["optimized"], outputs["rounded"]),
+        changed=changed(qmodel._model, run.tensors(path)),
     )
 
 
