@@ -103,7 +103,7 @@ class RangeStore:
             held, fits = self.states.get(site.name), self._fits(site)
             start = held if held is not None and fits else torch.full(site.shape, torch.nan)
             if not isinstance(held, torch.nn.Parameter) or held.shape != site.shape:
-                self.states[site.name] = torch.nn.Parameter(start.to(site.device))
+                self._make_parameter(site.name, start.to(site.device))
             if not fits:
                 self.states[site.name].data.copy_(start)
                 self._unstarted.add(site.name)
@@ -115,9 +115,14 @@ class RangeStore:
         """Makes parameters of loaded states that mean one of these, before the step that would make them."""
         for name, state in self.states.items():
             if not isinstance(state, torch.nn.Parameter) and self._meanings.get(name) in meanings:
-                self.states[name] = torch.nn.Parameter(state.to(device))
-                if name in self._unseen:
-                    self._unstarted.add(name)
+                self._make_parameter(name, state.to(device))
+
+    def _make_parameter(self, name: str, start: Tensor) -> None:
+        """A parameter that waits for its first finite tensor where a loaded state was saved before one."""
+        self.states[name] = torch.nn.Parameter(start)
+        if name in self._unseen:
+            self._unseen.remove(name)
+            self._unstarted.add(name)
 
     def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
         """Gives learned ranges without a value that of their first finite tensor. All others wait for backward."""
@@ -219,7 +224,9 @@ class RangeStore:
                 parameter.data.fill_(torch.nan)
                 self._unstarted.add(name)
         self.states = loaded | learned
-        self._unseen = {name for name, state in loaded.items() if state.isnan().any()}
+        unseen = {name for name, state in loaded.items() if state.isnan().any()}
+        self._unstarted |= unseen & learned.keys()
+        self._unseen = unseen - learned.keys()
         self._proposed.clear()
 
 
