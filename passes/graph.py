@@ -226,11 +226,11 @@ def copy_graph(module: GraphModule) -> GraphModule:
     return GraphModule(module, copy_nodes(module.graph))
 
 
-_KEY: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
-_ROOT: Final = re.compile(rf"(?:getattr\()*[LG]\[{_KEY}\]")
+_INDEX: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
+_ROOT: Final = re.compile(rf"(?:getattr\()*[LG]\[{_INDEX}\]")
 #: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next of them
 _STEP: Final = re.compile(
-    rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_KEY})[\])]|\.((?:(?!(?:\[|, ){_KEY}[\])])[^.])+)"
+    rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_INDEX})[\])]|\.((?:(?!(?:\[|, ){_INDEX}[\])])[^.])+)"
 )
 
 

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,43 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        if target.exists():
-            part.chmod(target.stat().st_mode & 0o7777)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with _named(path, part):
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            if target.exists():
+                part.chmod(target.stat().st_mode & 0o7777)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises at once what `replacing` would raise after the work; leaves nothing behind, and an old file as it is.
+
+    Raises:
+        OSError: the folder is not there, nothing can be written there, or `path` is a folder; it names the path.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with _named(path, part):
+        part.touch()
+        part.unlink()
+
+
+@contextmanager
+def _named(path: str | os.PathLike[str], part: Path) -> Iterator[None]:
+    """Errors about the unfinished file speak of the path that the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename) != str(part):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def save(obj: Any, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, Self
 
 import yaml
 
+from qcompiler.files import replacing
 from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
@@ -104,14 +104,8 @@ class Recipe:
         Raises:
             OSError: the file cannot be written; an old one is then unchanged.
         """
-        path = Path(path)
-        # in the same folder, since only within one file system is a replacement one step
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            draft.write_bytes(self.to_yaml().encode())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(self.to_yaml().encode())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -126,7 +120,11 @@ class Recipe:
     @classmethod
     def _parse(cls, text: str | bytes, where: str) -> Self:
         try:
+            # decoded here, since YAML guesses UTF-16 from the first bytes of anything
+            text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
             data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        except UnicodeDecodeError:
+            raise RecipeError(f"{where}: not a text file in UTF-8") from None
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2023-13-45
             raise RecipeError(f"{where}: not valid YAML: {error}") from error
         data = _mapping(data, where, _RECIPE_KEYS)

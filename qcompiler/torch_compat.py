@@ -92,6 +92,23 @@ def quiet_exporter() -> Iterator[None]:
         log.setLevel(before)
 
 
+@contextlib.contextmanager
+def without_error_log() -> Iterator[None]:
+    """Without the errors that torch logs, with a traceback, before it raises them."""
+    handlers = logging.getLogger("torch").handlers
+    for handler in handlers:
+        handler.addFilter(_is_no_error)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.ERROR
+
+
 def partition(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:

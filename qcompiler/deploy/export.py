@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
-from qcompiler.compile import QuantizedModule
+from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.trace import ExportError, trace
-from qcompiler.files import replacing
+from qcompiler.files import check_writable, replacing
 from qcompiler.passes.plan import Kept
 from qcompiler.passes.tables import Table, to_text
 
@@ -107,15 +107,14 @@ def export_onnx(
             format without a form in ONNX, data-dependent shapes, a package that is not installed.
         OSError: the file cannot be written.
     """
-    if not isinstance(qmodel, QuantizedModule):
-        raise ExportError(f"export: got {type(qmodel).__name__}; valid: a module made by qcompiler.compile")
+    check_compiled("export", qmodel, ExportError)
     if not isinstance(example_inputs, tuple):
         raise ExportError(f"export: example_inputs: got {type(example_inputs).__name__}; valid: a tuple, such as (x,)")
     if opset < 21:
         raise ExportError(f"export: opset {opset} has no 4-bit types and no block_size; valid: 21 or newer")
     _check_types(qmodel._model)
     path = Path(os.path.realpath(path))
-    _check_writable(path)
+    check_writable(path)
     build, run = _tools()
     kwargs = dict(example_kwargs or {})
     shapes = dynamic_shapes
@@ -174,17 +173,6 @@ def _check_types(model: nn.Module) -> None:
             f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
             "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
         )
-
-
-def _check_writable(path: Path) -> None:
-    """Raises OSError before the work starts where the folder does not exist or cannot be written."""
-    if path.is_dir():
-        raise IsADirectoryError(f"export: {path} is a folder; valid: the path of a file")
-    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        probe.touch(exist_ok=False)
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
