@@ -137,6 +137,12 @@ def test_json_is_the_picture(network, tmp_path):
     assert json.loads(text) == json.loads(json.dumps(picture_of(network).to_dict()))
 
 
+def test_operators_have_short_names(network):
+    labels = {shape.label for shape in picture_of(network).shapes if shape.kind == "operator"}
+    assert {"batch_norm", "batch_norm_backward"} <= labels
+    assert not [label for label in labels if "native" in label or "legit" in label]
+
+
 def test_dot_names_every_shape(network, tmp_path):
     text = qcompiler.draw(network, tmp_path / "graph.dot").read_text(encoding="utf-8")
     shapes, lines = last(picture_of(network))

@@ -112,6 +112,8 @@ class Sensitivity:
         self.step(self.watched, number, batch)
         if not self.recording.tallies:
             raise SearchError(f"search: recipe {self.base.name!r} quantizes nothing in this model")
+        if self.recording.not_finite is not None:
+            raise SearchError(f"search: batch {number}: float is not finite either ({self.recording.not_finite})")
         return list(self.recording.tallies)
 
     def gradients(self, number: int, batch: Any, site: str | None) -> dict[str, Tensor]:
