@@ -1,6 +1,6 @@
 """What the ONNX export of every recipe gives on every model: codes, outputs, kernels. Models are trained a few steps.
 
-    python benchmarks/onnx_models.py rows.jsonl [--recipes a,b] [--models a,b]
+    python benchmarks/onnx_models.py rows.jsonl [--recipes a,b] [--models a,b] [--inputs 256]
 
 One line of the file for each model and recipe; a second run adds what is missing, and prints the table of all.
 Quantizers are those in the file, of those trained. `wrong` counts codes that differ where both read the same tensor
@@ -153,8 +153,8 @@ def loss(outputs: Any) -> Tensor:
     return torch.stack([one.square().mean() for one in outputs.values() if isinstance(one, Tensor)]).sum()
 
 
-def row(name: str, recipe: str, path: Path) -> dict[str, Any]:
-    """What one model gives with one recipe; `refused` holds the reason where there is no file."""
+def row(name: str, recipe: str, path: Path, count: int) -> dict[str, Any]:
+    """What one model gives with one recipe; `refused` holds the reason where there is no file; `count` inputs."""
     build, inputs = MODELS[name]
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -166,7 +166,7 @@ def row(name: str, recipe: str, path: Path) -> dict[str, Any]:
         optimizer.zero_grad()
     try:
         report = qcompiler.export_onnx(qmodel, path, (inputs(4),))
-        found = qcompiler.verify_onnx(qmodel, path, (inputs(8),))
+        found = qcompiler.verify_onnx(qmodel, path, (inputs(count),))
     except qcompiler.ExportError as error:
         return {"refused": str(error)}
     onnx.checker.check_model(str(path), full_check=True)
@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--models", type=lambda text: text.split(","), default=None)
     parser.add_argument("--recipes", type=lambda text: text.split(","), default=None)
+    parser.add_argument("--inputs", type=int, default=256, help="flips are rare: fewer may show none")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     known = [name for name in MODELS if name not in ("gpt2", "bert", "vit") or importlib.util.find_spec("transformers")]
@@ -216,7 +217,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, given.rows.open("a") as file:
         for name, recipe in [pair for pair in wanted if pair not in done]:
             try:
-                found = row(name, recipe, Path(folder) / "model.onnx")
+                found = row(name, recipe, Path(folder) / "model.onnx", given.inputs)
             except Exception as error:
                 found = {"failed": f"{type(error).__name__}: {error}"[:500]}
             rows.append({"model": name, "recipe": recipe} | found)

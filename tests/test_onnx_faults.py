@@ -72,6 +72,17 @@ class Apart(nn.Module):
         return x[: int((x.sum() > 0).item()) + 1]
 
 
+class Some(nn.Module):
+    """The rows whose first number is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.layer(x[x[:, 0] > 0])
+
+
 class Special(nn.Module):
     """An operator without a form in ONNX."""
 
@@ -83,6 +94,7 @@ class Special(nn.Module):
     ("model", "recipe", "match"),
     [
         (Apart(), "identity", "cannot be traced as one graph"),
+        (Some(), "hyperblock-int8", "guard on data-dependent"),
         (Special(), "identity", "airy_ai"),
         (nn.Linear(64, 64), "in-hindsight-w8a8g8", "no range yet for .*/input.*; train the model for a step"),
         (nn.Linear(64, 64).to(torch.bfloat16), "tensor-int8", "weight is bfloat16.* valid: a model in float32"),

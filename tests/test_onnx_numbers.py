@@ -160,3 +160,92 @@ def test_data_that_does_not_fit(recipe, data, message, tmp_path):
     with pytest.raises(qcompiler.ExportError, match=message):
         exported(net(), recipe, torch.ones(2, 6), path, calibration=data)
     assert not path.exists()
+
+
+class Pinned(nn.Module):
+    """Names float32 itself: in its input, inside, and for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.conv(x.to(torch.float32)).float().relu().mean((2, 3))
+        return self.head(y.to(torch.float32) + torch.full((8,), 0.1, dtype=torch.float32))
+
+
+def test_models_that_name_their_type_have_a_twin_in_float64(tmp_path):
+    """The spread is what float32 does, so it is neither 0 nor more than some of its steps (2⁻²³, over 27 products)."""
+    torch.manual_seed(0)
+    qmodel, _ = exported(Pinned(), "deploy-int8", torch.randn(6, 3, 8, 8), tmp_path / "model.onnx")
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(16, 3, 8, 8),))
+    assert found.exact
+    assert not any(site.own for site in found.sites)
+    assert 0 < found.spread < 2**-18
+
+
+class Heads(nn.Module):
+    """Products of attention, whose operands are quantized in front of a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in self.parts)
+        return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("recipe", ["int8-large-gradients", "int5-large-gradients"])
+def test_quantizers_move_over_views(recipe, tmp_path):
+    """onnxruntime refused the file where it had moved a quantizer of int8 over a view."""
+    torch.manual_seed(0)
+    qmodel, report = exported(Heads(), recipe, torch.randn(2, 5, 8), tmp_path / "model.onnx")
+    kept = [one["shift"] for one in run.sites(tmp_path / "model.onnx").values() if one["kind"] == "static"]
+    assert kept == [128] * 3  # an input that two layers share, two of a product; the first and last are in float
+    assert len(kept) == report.exported["static"]
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(7, 5, 8),)).exact
+
+
+def test_linear_layers_are_integer_kernels_too(tmp_path):
+    """A layer between codes is a QGemm; the last one gives floats, and stays a Gemm of floats."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    qmodel, report = exported(model, "deploy-int8", torch.randn(8, 16), tmp_path / "model.onnx")
+    assert report.integer_kernels == {"QGemm": 2}
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(33, 16),)).exact
+
+
+def test_a_file_of_another_module_is_told(tmp_path):
+    """Biases and norms have no codes, so that no quantizer shows that they changed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    qmodel, _ = exported(model, "deploy-int8", torch.randn(4, 3, 8, 8), tmp_path / "model.onnx")
+    x = torch.randn(5, 3, 8, 8)
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,)).changed == ()
+    model[4].bias.data[1] += 1e-6
+    model[1].running_mean[3] += 0.1
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    assert found.changed == ("4.bias", "1.running_mean")
+    assert not found.exact
+    assert not any(site.wrong for site in found.sites)
+    assert "the file was made of another 4.bias, 1.running_mean" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([float("nan"), 2.0], [float("nan"), 2.0], 0),
+        ([float("inf"), 2.0], [float("inf"), 2.5], 0.2),
+        ([1.0, 2.0], [float("nan"), 2.0], float("inf")),
+        ([float("nan"), 2.0], [1.0, 2.0], float("inf")),
+        ([float("inf")], [float("-inf")], float("inf")),
+        ([3], [4], 0.25),
+        ([True], [False], 1),
+        ([], [], 0),
+    ],
+)
+def test_differences_of_outputs(found, expected, difference):
+    """No NaN is close to a number, and an index that differs counts."""
+    assert run.difference([np.array(found)], [np.array(expected)]) == difference

@@ -19,8 +19,21 @@ from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 
-def write_static(q: Quantizer) -> tuple[ir.Value, ir.Value]:
-    """(codes, values) by QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does."""
+def activation_shift(q: Quantizer) -> int:
+    """What is added to the codes of a known range in the file: 128 makes those of int8 uint8.
+
+    onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
+    leaves the old type in an attribute, and refuses the file.
+    """
+    form = q.spec.format
+    return 128 if isinstance(form, IntFormat) and storage_type(form) == ir.DataType.INT8 else 0
+
+
+def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
+    """(codes, values) by QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does.
+
+    Codes and zero point have `shift` added.
+    """
     scale, kind, form = by_dimension(array(q.scale), q.edges), storage_type(q.spec.format), q.spec.format
     axis = simple_axis(q.edges)
     if axis is None:
@@ -35,9 +48,10 @@ def write_static(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     factors = q.along(factor(scale), axis)
     points = q.along(np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges), axis)
     attributes: dict[str, Any] = {} if axis < 0 else {"axis": axis}
+    kind = ir.DataType.UINT8 if shift else kind
     parts = (
         q.constant("scale", factors),
-        q.constant("zero_point", ir.Tensor(points.astype(kind.numpy()), dtype=kind)),
+        q.constant("zero_point", ir.Tensor((points + shift).astype(kind.numpy()), dtype=kind)),
     )
     codes = q.op("QuantizeLinear", q.merged(_cut_to_codes(q, form, factors, points, axis)), *parts, **attributes)
     if not q.edges.joined:

@@ -13,17 +13,19 @@ import torch
 
 import qcompiler
 from qcompiler import torch_compat
+from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.checksums import checksums
 from qcompiler.deploy.lower import Exported, lower
 from qcompiler.deploy.stand_ins import TRANSLATIONS
 from qcompiler.deploy.trace import ExportError, Traced
-from qcompiler.recipe import Recipe
 
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
+CHECKSUMS = "qcompiler.checksums"
 
 
 def build(
-    traced: Traced, recipe: Recipe, opset: int, *, signed_weights: bool = False
+    traced: Traced, qmodel: QuantizedModule, opset: int, *, signed_weights: bool = False
 ) -> tuple[ir.Model, list[Exported]]:
     """The model in memory and its quantizers, in graph order; `signed_weights` as in `export_onnx`.
 
@@ -53,8 +55,9 @@ def build(
         "onnx": onnx.__version__,
     }
     model.metadata_props.clear()
-    model.metadata_props[RECIPE] = recipe.to_yaml()
+    model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
     model.metadata_props[SITES] = json.dumps([one.to_json() | _changes(traced, one.site) for one in exported])
+    model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
     return model, exported

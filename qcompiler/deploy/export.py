@@ -125,7 +125,7 @@ def export_onnx(
         seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
         calibrated = calibrate(seen, qmodel.ranges(), calibration, kwargs)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    model, exported = build.build(traced, qmodel.recipe, opset, signed_weights=signed_weights)
+    model, exported = build.build(traced, qmodel, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")

@@ -6,7 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qcompiler.deploy.activations import write_dynamic, write_static
+from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.weights import shift_of, write_weight
@@ -61,7 +61,8 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
         shift = shift_of(q, signed=signed)
         kind, (codes, values) = "weight", write_weight(q, shift)
     elif q.scale.const_value is not None:
-        kind, (codes, values) = "static", write_static(q)
+        shift = activation_shift(q)
+        kind, (codes, values) = "static", write_static(q, shift)
     else:
         kind, (codes, values) = "dynamic", write_dynamic(q)
     for reader in [use.node for use in q.node.outputs[0].uses()]:

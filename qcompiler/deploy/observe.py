@@ -35,6 +35,11 @@ class Observer(Interpreter):
 
     def codes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Site → codes."""
+        self.outputs(args, kwargs)
+        return self.found
+
+    def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+        """The tensors that the graph returns; `found` has the codes afterwards."""
         leaves = torch_compat.leaves((args, dict(kwargs)))
         count = sum(fact.kind is InputKind.INPUT for fact in self.traced.inputs)
         if len(leaves) != count:
@@ -44,10 +49,15 @@ class Observer(Interpreter):
         values = []
         for fact in self.traced.inputs:
             known = self.states if fact.kind is InputKind.STATE else held
-            values.append(next(given) if fact.kind is InputKind.INPUT else known[fact.name])
+            value = next(given) if fact.kind is InputKind.INPUT else known[fact.name]
+            values.append(self.held(fact.kind, value))
         with torch.no_grad():
-            self.run(*values)
-        return self.found
+            returned = self.run(*values)
+        return [one.numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
+
+    def held(self, kind: InputKind, value: Any) -> Any:
+        """What the graph gets for an input of this kind."""
+        return value
 
     def run_node(self, n: Node) -> Any:
         """Shows what a quantizer reads and returns."""
@@ -60,6 +70,27 @@ class Observer(Interpreter):
         """Called for every quantizer with what it reads and returns; keeps the codes."""
         fixed = self.calibrated.get(site)
         self.found[site] = codes if fixed is None else codes_of(self.sites[site], x, None, fixed)
+
+    def made(self, site: str, x: Tensor) -> Tensor:
+        """The codes that this site makes of another tensor, one that a file computed."""
+        return codes_of(self.sites[site], x, self.states.get(site), self.calibrated.get(site))
+
+
+class InDouble(Observer):
+    """Runs the same graph in float64, also where the model names float32; the states of ranges stay as they are."""
+
+    def held(self, kind: InputKind, value: Any) -> Any:
+        """A tensor of floats in float64, unless it is a state."""
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if floating and kind is not InputKind.STATE else value
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> Any:
+        """Operands as they are, and float64 for every float32."""
+        return torch_compat.map_leaves(_widen, super().fetch_args_kwargs_from_env(n))
+
+
+def _widen(one: Any) -> Any:
+    return torch.float64 if one is torch.float32 else one
 
 
 def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:

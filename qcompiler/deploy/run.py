@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.deploy.build import SITES
+from qcompiler.deploy.build import CHECKSUMS, SITES
 from qcompiler.deploy.trace import ExportError, eval_mode
 from qcompiler.deploy.writer import array
 
@@ -107,10 +108,19 @@ def sites(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ExportError: the file has none.
     """
+    return {one["site"]: one for one in _metadata(path, SITES)}
+
+
+def tensors(path: Path) -> dict[str, int]:
+    """Name → checksum of the parameters and buffers that a file was made of, as `checksums` gives them."""
+    return dict(_metadata(path, CHECKSUMS))
+
+
+def _metadata(path: Path, key: str) -> Any:
     metadata = {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
-    if SITES not in metadata:
-        raise ExportError(f"verify: {path} was not written by export_onnx")
-    return {one["site"]: one for one in json.loads(metadata[SITES])}
+    if key not in metadata:
+        raise ExportError(f"verify: {path} was not written by export_onnx of this version")
+    return json.loads(metadata[key])
 
 
 def inner(
@@ -145,13 +155,20 @@ def reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference of any output, relative to the largest magnitude of that output."""
-    parts = [0.0]
-    for one, other in zip(found, expected, strict=True):
-        if one.size and np.issubdtype(other.dtype, np.floating):
-            scale = float(np.nanmax(np.abs(other.astype(np.float64)), initial=0)) or 1.0
-            parts.append(float(np.nanmax(np.abs(one.astype(np.float64) - other), initial=0)) / scale)
-    return max(parts)
+    """The largest difference of any output, relative to the largest finite magnitude of that output.
+
+    Infinite where one has a NaN or an infinity that the other has not. An empty output counts as equal.
+    """
+    return max((_difference(*pair) for pair in zip(found, expected, strict=True)), default=0.0)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    one, other = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(one) & np.isfinite(other)
+    if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
+        return math.inf
+    scale = float(np.abs(other[finite]).max(initial=0)) or 1.0
+    return float(np.abs(one[finite] - other[finite]).max(initial=0)) / scale
 
 
 def compare(

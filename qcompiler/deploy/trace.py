@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind as SpecKind
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
+from qcompiler.passes.base import PassError
 from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
@@ -92,7 +93,10 @@ def trace(
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     torch_compat.reserve_names(module.graph)
-    pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
+    try:
+        pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
+    except PassError as error:  # a shape that depends on data, mostly
+        raise ExportError(f"export: {error}") from error
     plan = QuantPlan.of(module)
     _refuse(plan, qmodel.ranges())
     if not frozen:

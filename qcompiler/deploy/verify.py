@@ -1,22 +1,18 @@
 """verify_onnx(): a file beside the module that it was exported from, quantizer by quantizer and end to end."""
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-import qcompiler
-from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.deploy.observe import Observer, as_trained, codes_of, count_different
+from qcompiler.deploy.checksums import changed
+from qcompiler.deploy.observe import InDouble, Observer, as_trained, count_different
 from qcompiler.deploy.trace import ExportError, trace
-from qcompiler.passes.plan import Site
 from qcompiler.passes.tables import Table, to_text
 
 
@@ -53,11 +49,13 @@ class VerifyReport:
     biases: float
     #: the rest of `optimized`: what its integer kernels do once biases are rounded
     kernels: float
+    #: parameters and buffers of the module that are not those that the file was made of
+    changed: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
-        """True where every quantizer, fed the same input, gives the same codes."""
-        return not any(site.wrong for site in self.sites)
+        """True where the file was made of this module and every quantizer, fed the same input, gives the same codes."""
+        return not self.changed and not any(site.wrong for site in self.sites)
 
     @property
     def close(self) -> bool:
@@ -78,7 +76,9 @@ class VerifyReport:
             (s.name, f"{s.elements:,}", s.wrong, *(_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)))
             for s in self.sites
         ]
+        others = [f"the file was made of another {', '.join(self.changed)}"] if self.changed else []
         lines = (
+            *others,
             f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations",
             f"of these, integer biases: {self.biases:.2g}, integer kernels: {self.kernels:.2g}",
             f"PyTorch in float32 beside float64: {self.spread:.2g}",
@@ -86,8 +86,6 @@ class VerifyReport:
         return to_text([Table("Codes of ONNX beside those of PyTorch", columns, rows), *lines])
 
 
-#: a module, and the arguments of a call by position and by keyword
-_Call: TypeAlias = tuple[QuantizedModule, tuple[Any, ...], Mapping[str, Any]]
 #: a difference that sums of floats in another order make without any flip
 _FLOAT = 1e-6
 
@@ -119,17 +117,21 @@ def verify_onnx(
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     path, options = Path(path), dict(kwargs or {})
-    twin = in_double(qmodel)
-    doubles, double_options = torch_compat.map_leaves(_to_double, (inputs, options))
-    sites = _sites(path, (qmodel, inputs, options), (twin, doubles, double_options))
+    exported = run.sites(path)
+    fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
+    traced, states = trace(qmodel, inputs, options, None, frozen=False), qmodel.ranges()
+    single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
+    single.outputs(inputs, options)
+    exact = double.outputs(inputs, options)
     outputs, expected = _outputs(path, inputs, options), run.reference(qmodel, inputs, options)
     return VerifyReport(
-        sites,
+        _sites(path, exported, (inputs, options), single, double),
         optimized=run.difference(outputs["optimized"], expected),
         plain=run.difference(outputs["plain"], expected),
-        spread=run.difference(expected, run.reference(twin, doubles, double_options)),
+        spread=run.difference(expected, exact),
         biases=run.difference(outputs["rounded"], outputs["plain"]),
         kernels=run.difference(outputs["optimized"], outputs["rounded"]),
+        changed=changed(qmodel._model, run.tensors(path)),
     )
 
 
@@ -144,49 +146,32 @@ def _outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
     }
 
 
-def _sites(path: Path, call: _Call, twin: _Call) -> tuple[SiteCheck, ...]:
-    """Every quantizer of a module; `twin`: the same call in float64."""
+def _sites(
+    path: Path,
+    exported: Mapping[str, Mapping[str, Any]],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    single: Observer,
+    double: Observer,
+) -> tuple[SiteCheck, ...]:
+    """Every quantizer of the file, by the codes that PyTorch found in float32 and in float64."""
     from qcompiler.deploy import run
 
-    qmodel, args, kwargs = call
-    exported = run.sites(path)
-    fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
-    sites, own = _observed(qmodel, args, kwargs, fixed)
-    if sites.keys() != exported.keys():
-        others = ", ".join(sorted(sites.keys() ^ exported.keys()))
+    if single.sites.keys() != exported.keys():
+        others = ", ".join(sorted(single.sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
-    _, double = _observed(*twin, fixed)
+    args, kwargs = call
     values = run.inner(path, [name for one in exported.values() for name in one["values"]], args, kwargs)
     fused = run.inner(path, [one["values"][-1] for one in exported.values()], args, kwargs, optimize=True)
-    states, checks = qmodel.ranges(), []
-    for name, site in sites.items():
+    own, checks = single.found, []
+    for name, site in single.sites.items():
         *source, codes = exported[name]["values"]
         same = own[name]
         if source:
-            same = codes_of(site, torch.from_numpy(values[source[0]].copy()), states.get(name), fixed.get(name))
+            same = single.made(name, torch.from_numpy(values[source[0]].copy()))
         found, optimized = (as_trained(of[codes], exported[name]) for of in (values, fused))
         wrong, flipped, changed = (
             count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))
         )
-        apart = int((own[name] != double[name]).sum())
+        apart = int((own[name] != double.found[name]).sum())
         checks.append(SiteCheck(name, own[name].numel(), wrong, flipped, optimized=changed, own=apart))
     return tuple(checks)
-
-
-def _observed(
-    qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> tuple[dict[str, Site], dict[str, Tensor]]:
-    """(site by name, its codes) of PyTorch; `fixed`: the ranges that were measured on data."""
-    observer = Observer(trace(qmodel, args, kwargs, None, frozen=False), qmodel.ranges(), fixed)
-    return observer.sites, observer.codes(args, kwargs)
-
-
-def in_double(qmodel: QuantizedModule) -> QuantizedModule:
-    """A copy of the module that computes in float64; the ranges are the same."""
-    twin = qcompiler.compile(copy.deepcopy(qmodel._model).double(), qmodel.recipe, backend="eager")
-    twin._store.load_state_dict(qmodel._store.state_dict())
-    return twin
-
-
-def _to_double(one: Any) -> Any:
-    return one.double() if isinstance(one, Tensor) and one.is_floating_point() else one

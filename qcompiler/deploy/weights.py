@@ -31,7 +31,8 @@ def shift_of(q: Quantizer, *, signed: bool) -> int:
 def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """(codes, values) of a frozen weight.
 
-    1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added.
+    1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added. The
+       zero point is written where it is 0 too: without one onnxruntime 1.31 leaves a Gemm in float.
     2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
        into factors and repeats along the other axes.
     3. Float formats without a type, or without a kernel: a table of levels, read by code.
@@ -48,9 +49,10 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     axis = simple_axis(q.edges)
     if axis is not None:
         inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
-        if shift:
-            inputs.append(q.constant("zero_point", np.full_like(array(inputs[1]), shift, np.uint8)))
-        inputs += [] if point is None else [q.constant("zero_point", stored(q.along(point, axis), form))]
+        if point is not None:
+            inputs.append(q.constant("zero_point", stored(q.along(point, axis), form)))
+        elif storage_type(form) == ir.DataType.INT8:
+            inputs.append(q.constant("zero_point", np.full_like(array(inputs[1]), shift, array(codes).dtype)))
         attributes = {} if axis < 0 else {"axis": axis}
     else:
         axis = blocked_axis(q.edges)

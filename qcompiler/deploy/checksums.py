@@ -1,0 +1,21 @@
+"""What a file was made of: a checksum of every parameter and buffer, so that another module is told from the same."""
+
+import zlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def checksums(model: nn.Module) -> dict[str, int]:
+    """Name of each parameter and buffer → CRC-32 of its bytes, its shape and type not included."""
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    plain = ((name, tensor.detach().cpu().contiguous().reshape(-1)) for name, tensor in held)
+    return {name: zlib.crc32(tensor.view(torch.uint8).numpy().data) for name, tensor in plain}
+
+
+def changed(model: nn.Module, exported: Mapping[str, int]) -> tuple[str, ...]:
+    """The names whose bytes are not those of the checksums, and those that only one of the two has."""
+    found = checksums(model)
+    names = dict.fromkeys([*exported, *found])
+    return tuple(name for name in names if found.get(name) != exported.get(name))
