@@ -94,15 +94,13 @@ def quiet_exporter() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_error_log() -> Iterator[None]:
-    """Without the errors that torch logs, with a traceback, before it raises them."""
-    handlers = logging.getLogger("torch").handlers
-    for handler in handlers:
-        handler.addFilter(_is_no_error)
+    """Without the errors of shapes that torch logs, with a traceback, before it raises them."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(_is_no_error)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(_is_no_error)
+        log.removeFilter(_is_no_error)
 
 
 def _is_no_error(record: logging.LogRecord) -> bool:
