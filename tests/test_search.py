@@ -91,7 +91,7 @@ def measured(recipe, data, file=None, loss=cross_entropy, specs=(("int3", "b2c8o
     """The sensitivity of the network, and its store."""
     store = SearchFile(file, {})
     found = Sensitivity(network(), recipe, specs, loss, "bits")
-    found.measure(data, store, quiet=True)
+    found.measure(data, store, quiet=True, budget=math.inf)
     return found, store
 
 
