@@ -3,6 +3,7 @@
 One key of ours holds one typed value a node: an `Input` on placeholders, a `Contraction` on contractions.
 """
 
+import ast
 import dataclasses
 import enum
 import re
@@ -225,11 +226,24 @@ def copy_graph(module: GraphModule) -> GraphModule:
     return GraphModule(module, copy_nodes(module.graph))
 
 
+_INDEX: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
+_ROOT: Final = re.compile(rf"(?:getattr\()*[LG]\[{_INDEX}\]")
+#: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next of them
+_STEP: Final = re.compile(
+    rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_INDEX})[\])]|\.((?:(?!(?:\[|, ){_INDEX}[\])])[^.])+)"
+)
+
+
 def clean_path(source: str) -> str:
-    """`L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]` → `layer1.0`."""
-    path = re.sub(r"\._(modules|parameters|buffers)\b", "", source)
-    path = re.sub(r"^[LG]\['\w+'\]", "", path)
-    return re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path).strip(".")
+    """`L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]` → `layer1.0`, as in `named_modules()`.
+
+    Dynamo writes keys as `repr` does, and leaves out brackets and quotes of some; what has no root stays as it is.
+    """
+    root = _ROOT.match(source)
+    if root is None:
+        return source
+    steps = (match.groups() for match in _STEP.finditer(source, root.end()))
+    return ".".join(str(ast.literal_eval(key or f"'{name}'")) for key, name in steps)
 
 
 VIEWS: Final = frozenset(

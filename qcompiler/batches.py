@@ -9,14 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
-from qcompiler.models import ModelError, as_call, named
+from qcompiler.compile import QuantizedModule
+from qcompiler.models import ModelError, as_call, named, told
 
 #: (model, batch) → loss
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 STAND_IN: Final = "no --data: the example inputs, and the mean square of the outputs as loss, stand in for training"
 
 
-def training(data: str | None, loss: str | None, arguments: Any, count: int) -> tuple[list[Any], Loss, tuple[str, ...]]:
+def training(
+    data: str | None, loss: str | None, arguments: Any, count: int, what: str
+) -> tuple[list[Any], Loss, tuple[str, ...]]:
     """(batches, loss, notes) that `--data` and `--loss` stand for.
 
     Args:
@@ -25,6 +28,7 @@ def training(data: str | None, loss: str | None, arguments: Any, count: int) -> 
             and for example inputs the mean square of all outputs.
         arguments: the example inputs of the model, a tuple or a dict.
         count: batches to take; the example inputs are taken so many times.
+        what: the model and the options, as errors of a step call them.
 
     Raises:
         ModelError: a text leads nowhere, or to something else.
@@ -33,15 +37,36 @@ def training(data: str | None, loss: str | None, arguments: Any, count: int) -> 
     if chosen is not None and not callable(chosen):
         raise ModelError(f"--loss {loss!r}: got {type(chosen).__name__}; valid: a callable (model, batch) -> loss")
     if data is None:
-        return [arguments] * count, chosen or mean_square, (STAND_IN,) if chosen is None else ()
+        return [arguments] * count, _told(chosen or mean_square, what), (STAND_IN,) if chosen is None else ()
     found = named(data, "--data")
-    found = found() if callable(found) and not isinstance(found, Iterable) else found
+    with told(f"--data {data!r}"):
+        found = found() if callable(found) and not isinstance(found, Iterable) else found
     if not isinstance(found, Iterable) or isinstance(found, Tensor):
         raise ModelError(f"--data {data!r}: got {type(found).__name__}; valid: an iterable of batches")
-    batches = list(itertools.islice(found, count))
+    with told(f"--data {data!r}"):
+        batches = list(itertools.islice(found, count))
     if not batches:
         raise ModelError(f"--data {data!r}: got no batch; valid: at least one")
-    return batches, chosen or cross_entropy, ()
+    return batches, _told(chosen or cross_entropy, what), ()
+
+
+def _told(loss: Loss, what: str) -> Loss:
+    """The loss, whose errors and results are told of as those of `what`.
+
+    Raises:
+        ModelError: at a call: something in the step raised, or the result is no loss.
+    """
+
+    def checked(model: nn.Module, batch: Any) -> Tensor:
+        plain = model._model if isinstance(model, QuantizedModule) else model
+        with told(what, lambda: loss(plain, batch)):
+            value = loss(model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            given = f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
+            raise ModelError(f"{what}: the loss is {given}; valid: a tensor of one number that has a gradient")
+        return value
+
+    return checked
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompiler import __version__
-from qcompiler.cli_options import MODEL, with_file, with_graph, with_json
+from qcompiler.cli_options import MODEL, checked, named_recipe, picture, stage, with_file, with_graph, with_json
 from qcompiler.cli_training import debug, demo, search
+from qcompiler.errors import in_short
 
 if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule
 
 
 class _Group(click.Group):
-    """Errors are one line and exit code 1, those of usage 2; with --traceback everything is shown."""
+    """Errors are one line: exit code 2 for options and paths, 1 for what goes wrong later. --traceback shows all."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -27,8 +28,7 @@ class _Group(click.Group):
         except Exception as error:
             if ctx.params.get("traceback"):
                 raise
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise click.ClickException(f"{text} (--traceback shows where)") from error
+            raise click.ClickException(f"{in_short(error)} (--traceback shows where)") from error
 
 
 @click.group(
@@ -59,7 +59,7 @@ def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) 
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, callback=checked(named_recipe))
 @with_json()
 def recipes(name: str | None, as_json: bool) -> None:
     """List the recipes, or show one as YAML."""
@@ -80,8 +80,13 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 @main.command(epilog=MODEL)
 @with_graph
-@click.option("--after", metavar="PASS", help="The graph after this pass, `captured` or `lowered`; default: after all.")
-@click.option("--diff", nargs=2, metavar="PASS PASS", help="What changed between two of them.")
+@click.option(
+    "--after",
+    metavar="PASS",
+    callback=checked(stage),
+    help="The graph after this pass, `captured` or `lowered`; default: after all.",
+)
+@click.option("--diff", nargs=2, metavar="PASS PASS", callback=checked(stage), help="What changed between two of them.")
 @with_json()
 def show(
     model: str,
@@ -111,13 +116,12 @@ def show(
 
 @main.command(epilog=MODEL)
 @with_graph
-@click.argument("path", type=click.Path(dir_okay=False))
+@click.argument("path", callback=checked(picture))
 @with_json("Print the path and size as JSON.")
 def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
-    from qcompiler.sight.drawing import check, draw
+    from qcompiler.sight.drawing import draw
 
-    check(path)  # before the model is captured, which takes seconds
     made = draw(_captured(model, recipe, inputs, evaluate), path, training=not evaluate)
     size = made.stat().st_size
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
@@ -158,22 +162,23 @@ def export(
 ) -> None:
     """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
     from qcompiler.deploy.export import export_onnx
-    from qcompiler.models import as_call, compiled
+    from qcompiler.models import as_call, compiled, describe, told
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
     if checkpoint is None:
         click.echo("note: no --checkpoint: weights as the callable made them", err=True)
-    made = export_onnx(
-        qmodel.eval(),
-        path,
-        args,
-        example_kwargs=kwargs,
-        opset=opset,
-        dynamic_batch=not fixed_batch,
-        fold_batch_norm=not keep_batch_norm,
-        signed_weights=signed_weights,
-    )
+    with told(describe(model, input=inputs), lambda: qmodel._model(*args, **kwargs)):
+        made = export_onnx(
+            qmodel.eval(),
+            path,
+            args,
+            example_kwargs=kwargs,
+            opset=opset,
+            dynamic_batch=not fixed_batch,
+            fold_batch_norm=not keep_batch_norm,
+            signed_weights=signed_weights,
+        )
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 
 

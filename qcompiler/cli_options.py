@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from qcompiler.errors import in_short
 
 MODEL = (
     "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
@@ -25,6 +28,80 @@ class Training:
     data: str | None
     loss: str | None
 
+    def __str__(self) -> str:
+        from qcompiler.models import describe
+
+        return describe(self.model, input=self.inputs, data=self.data, loss=self.loss)
+
+
+def checked(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback for an option or argument: what `check` raises for is refused before any work, with exit code 2."""
+
+    def refuse(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        try:
+            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                check(one)
+        except (OSError, ValueError, ImportError) as error:
+            raise click.BadParameter(in_short(error)) from None
+        return value
+
+    return refuse
+
+
+def named_recipe(name: str) -> None:
+    """Refuses what is no recipe."""
+    from qcompiler.recipes import get
+
+    get(name)
+
+
+def _input(text: str) -> None:
+    from qcompiler.models import parse_input
+
+    parse_input(text)
+
+
+def picture(path: str, *, colored: bool = False) -> None:
+    """Refuses what no picture can be written to."""
+    from qcompiler.sight.drawing import check
+
+    check(path, colored=colored)
+
+
+def stage(name: str) -> None:
+    """Refuses what is the name of no stage."""
+    from qcompiler.sight.stages import check_stage
+
+    check_stage(name)
+
+
+def writable(path: str) -> None:
+    """Refuses what no file can be written to."""
+    from qcompiler.files import check_writable
+
+    check_writable(path)
+
+
+def positive(number: float) -> None:
+    """Refuses NaN, infinity, zero and what is below."""
+    if not 0 < number < math.inf:
+        raise ValueError(f"got {number:g}; valid: a finite number above 0")
+
+
+def recipe_path(path: str) -> None:
+    """Refuses what no recipe can be written to."""
+    if Path(path).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"there is no folder {Path(path).parent}")
+    writable(path)
+
+
+def with_recipe(default: str) -> Callable[[Any], Any]:
+    """The option of every command that quantizes."""
+    text = "A name (`qcompiler recipes` lists them) or a .yaml file."
+    return click.option("--recipe", "-r", default=default, show_default=True, callback=checked(named_recipe), help=text)
+
 
 def with_json(text: str = "JSON instead of text.") -> Callable[[Any], Any]:
     """The option of every command."""
@@ -39,9 +116,10 @@ def with_model(command: Any, recipe: str = "hyperblock-int8") -> Any:
             "inputs",
             multiple=True,
             metavar="SHAPE",
-            help="Shape of an input where the callable gives none: 8,3,32,32 or 4,16:int64; once for each input.",
+            callback=checked(_input),
+            help="Shape of an input, instead of those that the callable gives: 8,3,32,32 or 4,16:int64; once for each.",
         ),
-        click.option("--recipe", "-r", default=recipe, show_default=True, help="A name or a .yaml file."),
+        with_recipe(recipe),
         click.argument("model"),
     ):
         command = add(command)
@@ -95,12 +173,3 @@ def with_training(recipe: str) -> Callable[[Any], Any]:
         return with_model(with_checkpoint(data(loss(with_json()(run)))), recipe)
 
     return add
-
-
-def recipe_file(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
-    """Refuses, before the work, what no recipe could be written to or read from."""
-    if path is not None and Path(path).suffix not in (".yaml", ".yml"):
-        raise click.BadParameter(f"got {path!r}; valid: a path that ends in .yaml")
-    if path is not None and not Path(path).parent.is_dir():
-        raise click.BadParameter(f"there is no folder {Path(path).parent}")
-    return path

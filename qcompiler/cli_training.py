@@ -1,12 +1,24 @@
 """The commands that train a model: demo, debug, search."""
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from qcompiler.cli_options import MODEL, Training, recipe_file, with_json, with_training
+from qcompiler.cli_options import (
+    MODEL,
+    Training,
+    checked,
+    picture,
+    positive,
+    recipe_path,
+    with_json,
+    with_recipe,
+    with_training,
+    writable,
+)
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
@@ -15,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--recipe", "-r", default="hyperblock-int4", show_default=True, help="A name or a .yaml file.")
+@with_recipe("hyperblock-int4")
 @click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True)
 @click.option("--backend", type=click.Choice(["eager", "inductor"]), help="Default: inductor, or eager where it fails.")
 @with_json("JSON instead of a table.")
@@ -38,10 +50,20 @@ def demo(recipe: str, epochs: int, backend: str | None, as_json: bool) -> None:
 @click.command(epilog=MODEL)
 @with_training("hyperblock-int8")
 @click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps to watch.")
-@click.option("--rate", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Learning rate of SGD.")
-@click.option("--out", "-o", callback=recipe_file, help="Write the recipe with the proposed rules to this .yaml file.")
-@click.option("--draw", "picture", metavar="PATH", help="Draw the graph, quantizers in the colors of their harm.")
-def debug(given: Training, steps: int, rate: float, out: str | None, picture: str | None, as_json: bool) -> None:
+@click.option(
+    "--rate", type=float, callback=checked(positive), default=0.01, show_default=True, help="Learning rate of SGD."
+)
+@click.option(
+    "--out", "-o", callback=checked(recipe_path), help="Write the recipe with the proposed rules to this .yaml file."
+)
+@click.option(
+    "--draw",
+    "drawn",
+    metavar="PATH",
+    callback=checked(functools.partial(picture, colored=True)),
+    help="Draw the graph, quantizers in the colors of their harm.",
+)
+def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str | None, as_json: bool) -> None:
     """Watch training steps of MODEL: which quantizer does most harm, and the rule that mends it.
 
     \b
@@ -53,17 +75,15 @@ def debug(given: Training, steps: int, rate: float, out: str | None, picture: st
     from qcompiler.batches import train, training
     from qcompiler.debugging.debugger import debug
     from qcompiler.models import compiled
-    from qcompiler.sight.drawing import check, draw
+    from qcompiler.sight.drawing import draw
 
-    if picture is not None:
-        check(picture, colored=True)
     qmodel, values = compiled(given.model, given.recipe, given.inputs, given.checkpoint, optional=bool(given.data))
-    batches, loss, notes = training(given.data, given.loss, values, steps)
+    batches, loss, notes = training(given.data, given.loss, values, steps, str(given))
     with debug(qmodel) as watched:
         losses = train(qmodel, batches, loss, rate)
-    if picture is not None:
-        draw(qmodel, picture, debug=watched)
     proposal, report = watched.propose(), watched.report()
+    if drawn is not None:
+        draw(qmodel, drawn, debug=watched)
     notes = (*notes, *_short(len(batches), steps), *_mended(watched, proposal, out))
     click.echo(_debug_json(report, proposal, losses, notes) if as_json else _lines(report, notes))
 
@@ -80,7 +100,7 @@ def _mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -
         watched.mended(proposal).to_file(out)
         yield f"{out} is written"
     elif out is not None:
-        yield f"{out} is not written: nothing stands out, so no rule is proposed"
+        yield f"{out} is not written, as no rule is proposed"
 
 
 def _lines(report: "DebugReport", notes: tuple[str, ...]) -> str:
@@ -96,11 +116,25 @@ def _debug_json(report: "DebugReport", proposal: "Proposal | None", losses: list
 
 @click.command(epilog=MODEL)
 @with_training("hyperblock-int4")
-@click.argument("path", callback=recipe_file)
-@click.option("--budget", "-b", type=float, required=True, help="Bits of an element with its scales, such as 4.5.")
+@click.argument("path", callback=checked(recipe_path))
+@click.option(
+    "--budget",
+    "-b",
+    type=float,
+    callback=checked(positive),
+    required=True,
+    help="Bits of an element with its scales, such as 4.5.",
+)
 @click.option("--unit", type=click.Choice(["bits", "bytes"]), default="bits", show_default=True, help="Of the budget.")
 @click.option("--batches", "count", type=click.IntRange(min=1), default=4, show_default=True, help="To measure on.")
-@click.option("--file", "-f", "state", metavar="PATH", help="Keep measurements here (JSON), and go on from them.")
+@click.option(
+    "--file",
+    "-f",
+    "state",
+    metavar="PATH",
+    callback=checked(writable),
+    help="Keep measurements here (JSON), and go on from them.",
+)
 @click.option("--format", "formats", multiple=True, help="A format to choose from, such as int4; once for each.")
 @click.option("--block", "blocks", multiple=True, help="A block to choose from, such as b2c8o4i4; once for each.")
 def search(
@@ -127,7 +161,7 @@ def search(
     from qcompiler.searching.searcher import BLOCKS, FORMATS, search
 
     model, values = plain(given.model, given.inputs, given.checkpoint, optional=bool(given.data))
-    batches, loss, notes = training(given.data, given.loss, values, count if given.data else 1)
+    batches, loss, notes = training(given.data, given.loss, values, count if given.data else 1, str(given))
     found = search(
         model,
         batches,

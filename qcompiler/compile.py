@@ -78,6 +78,12 @@ def compile(  # noqa: A001
     return _wrap(model, recipes.get(recipe), backend, strict)
 
 
+def check_compiled(what: str, given: object, error: type[Exception] = CompileError) -> None:
+    """Raises `error`, on behalf of `what`, for anything but a compiled model."""
+    if not isinstance(given, QuantizedModule):
+        raise error(f"{what}: got {type(given).__name__}; valid: what qcompiler.compile returned")
+
+
 def _wrap(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
     kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
     return kind(model, recipe, backend, strict)
@@ -287,7 +293,7 @@ class QuantizedModule(nn.Module):
         Raises:
             CompileError: the model has not been called in that mode.
         """
-        self._check_captured("graph_text", training)
+        self.check_captured("graph_text", training)
         frames = self.stages(training=training)
         return stage_text(frames, frames[0][-2].name)
 
@@ -299,7 +305,7 @@ class QuantizedModule(nn.Module):
         Raises:
             CompileError: no graph of that mode has been captured.
         """
-        self._check_captured("stages", training)
+        self.check_captured("stages", training)
         compiler = self._compilers[training]
         return [
             run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()
@@ -316,12 +322,16 @@ class QuantizedModule(nn.Module):
             CompileError: no graph of that mode has been captured.
             StageError: there is no such stage.
         """
-        self._check_captured("to_networkx", training)
+        self.check_captured("to_networkx", training)
         return network(pick(self.stages(training=training), stage))
 
-    def _check_captured(self, what: str, training: bool) -> None:
+    def check_captured(self, what: str, training: bool) -> None:
+        """Raises CompileError, on behalf of `what`, where no graph of that mode has been captured."""
         if not self._compilers[training].captures:
-            raise CompileError(f"{what}: {_not_called(training)}")
+            mode = "eval()" if training else "train()"
+            other = f"; training={not training} takes the graph of {mode} mode"
+            hint = other if self._compilers[not training].captures else ""
+            raise CompileError(f"{what}: {_not_called(training)}{hint}")
 
     @property
     def training(self) -> bool:

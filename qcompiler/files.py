@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
-def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raises the OSError that `replacing` would end in where nothing can be written to `path`, which it names."""
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises at once what `replacing` would raise after the work; leaves nothing behind, and an old file as it is.
+
+    Raises:
+        OSError: the folder is not there, nothing can be written there, or `path` is a folder; it names the path.
+    """
     target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     draft = _draft(target)
     try:
         draft.touch()

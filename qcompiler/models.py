@@ -1,11 +1,13 @@
 """The MODEL of the command line: from `module:callable`, a file or a transformers config to a captured model."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -14,7 +16,8 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler import recipes
+from qcompiler import recipes, torch_compat
+from qcompiler.errors import in_short, is_own
 
 #: batch and length of the tokens that a transformers model is captured with
 _TOKENS: Final = (2, 32)
@@ -22,6 +25,42 @@ _TOKENS: Final = (2, 32)
 
 class ModelError(ValueError):
     """MODEL leads to no model, or to one without inputs; says what was given and what is valid."""
+
+
+@contextlib.contextmanager
+def told(what: str, again: Callable[[], Any] | None = None) -> Iterator[None]:
+    """Errors of the user's own code say whose they are; those of this project pass as they are.
+
+    Args:
+        what: whose code runs inside, and what it was given.
+        again: the same without the compiler, whose own words about an error are long: what it raises is told. Where
+            it raises nothing the error is that of the compiler, and passes.
+
+    Raises:
+        ModelError: something else than our own exceptions was raised.
+    """
+    try:
+        with torch_compat.without_error_log():
+            yield
+    except Exception as error:
+        found = error if again is None else _raised(again)
+        if is_own(error) or found is None:
+            raise
+        raise ModelError(f"{what}: {in_short(found)}") from found
+
+
+def _raised(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def describe(model: str, **options: Any) -> str:
+    """`model 'mynet.py:Net', --input '4,8'`: what a command runs, and the options that have a say in it."""
+    given = {name: [value] if isinstance(value, str) else value or [] for name, value in options.items()}
+    return ", ".join([f"model {model!r}", *(f"--{name} {one!r}" for name, values in given.items() for one in values)])
 
 
 def captured(
@@ -36,7 +75,8 @@ def captured(
     qmodel.train(training)
     with torch.set_grad_enabled(training):
         args, kwargs = as_call(arguments)
-        qmodel(*args, **kwargs)
+        with told(describe(model, input=inputs), lambda: qmodel._model(*args, **kwargs)):
+            qmodel(*args, **kwargs)
     return qmodel
 
 
@@ -65,7 +105,8 @@ def compiled(
     made, arguments = plain(model, inputs, optional=optional)
     qmodel = qcompiler.compile(made, recipe, backend="eager")
     if checkpoint is not None:
-        qmodel.load_state_dict(read_state(checkpoint))
+        with told(f"--checkpoint {checkpoint}"):
+            qmodel.load_state_dict(read_state(checkpoint))
     return qmodel, arguments
 
 
@@ -84,7 +125,8 @@ def plain(
     if arguments is None and not optional:
         raise ModelError(f"model {model!r}: it gives no inputs; add --input SHAPE, or return (model, inputs)")
     if checkpoint is not None:
-        made.load_state_dict(read_state(checkpoint))
+        with told(f"--checkpoint {checkpoint}"):
+            made.load_state_dict(read_state(checkpoint))
     return made, arguments
 
 
@@ -98,11 +140,9 @@ def read_state(checkpoint: str) -> Any:
         held = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise  # it names the file
-    except Exception as error:  # of many types: the file is cut, or was never one of torch
-        reason = str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"--checkpoint {checkpoint}: cannot be read as a whole file of torch.save with tensors alone: {reason}"
-        ) from error
+    except Exception as error:  # of many types; torch advises to load it with weights_only=False, which runs its code
+        valid = "one that holds tensors and plain values alone"
+        raise ModelError(f"--checkpoint {checkpoint}: not a whole file of torch.save; valid: {valid}") from error
     state = held.get("model", held) if isinstance(held, dict) else held
     if not isinstance(state, dict):
         raise ModelError(
@@ -117,10 +157,11 @@ def load(text: str) -> tuple[nn.Module, Any]:
     Raises:
         ModelError: the text leads to no model.
     """
-    if ":" not in text:
+    if ":" not in text and not text.endswith(".py"):
         return _transformers(text)
     found = named(text)
-    made = found() if callable(found) and not isinstance(found, nn.Module) else found
+    with told(f"model {text!r}"):
+        made = found() if callable(found) and not isinstance(found, nn.Module) else found
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {text!r}: got {type(model).__name__}; valid: a torch.nn.Module, or (module, inputs)")
@@ -138,8 +179,13 @@ def named(text: str, what: str = "model") -> Any:
         ModelError: the text has no colon, or there is no such module, file or name.
     """
     place, colon, name = text.rpartition(":")
-    if not colon:
-        raise ModelError(f"{what} {text!r}: got no colon; valid: module:name, path.py:name")
+    if not colon and text.endswith(".py"):
+        names = _callables(_module(text, f"{what} {text!r}"))
+        valid = ", ".join(f"{text}:{name}" for name in names)
+        raise ModelError(f"{what} {text!r}: got no colon; valid: {valid or 'path.py:name'}")
+    if not (place and name):
+        missing = "no colon" if not colon else "nothing behind the colon" if place else "nothing in front of the colon"
+        raise ModelError(f"{what} {text!r}: got {missing}; valid: module:name, path.py:name")
     found = module = _module(place, f"{what} {text!r}")
     for part in name.split("."):
         if not hasattr(found, part):
@@ -162,9 +208,18 @@ def parse_input(text: str) -> torch.Tensor:
         shape = [int(size) for size in sizes.split(",")]
         if not isinstance(dtype, torch.dtype) or min(shape) < 0:
             raise ValueError
-        return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
+        _random([0], dtype)
     except (ValueError, RuntimeError):  # RuntimeError: types without arithmetic, such as int3
         raise ModelError(f"--input: got {text!r}; valid: 8,3,32,32 or 4,16:int64") from None
+    try:
+        return _random(shape, dtype)
+    except (RuntimeError, TypeError, OverflowError, MemoryError):
+        size = math.prod(shape) * dtype.itemsize
+        raise ModelError(f"--input: got {text!r}, which needs {size:,} bytes: more than can be allocated") from None
+
+
+def _random(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
 
 
 def _module(place: str, what: str) -> ModuleType:
@@ -173,9 +228,10 @@ def _module(place: str, what: str) -> ModuleType:
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
-            raise  # the module is there; something that it imports is not
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{place}.".startswith(f"{missing}."):  # something inside of the module failed
+            raise ModelError(f"{what}: {in_short(error)}") from error
         raise ModelError(f"{what}: there is no module {place!r}; valid: module:callable, path.py:callable") from None
     finally:
         sys.path.remove(os.getcwd())
@@ -191,7 +247,11 @@ def _file(path: Path, what: str) -> ModuleType:
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.parent))  # as `python path.py` does
     try:
-        spec.loader.exec_module(module)
+        with told(what):
+            spec.loader.exec_module(module)
+    except ModelError:
+        del sys.modules[path.stem]  # half of it
+        raise
     finally:
         sys.path.remove(str(path.parent))
     return module

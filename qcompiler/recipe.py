@@ -120,7 +120,11 @@ class Recipe:
     @classmethod
     def _parse(cls, text: str | bytes, where: str) -> Self:
         try:
+            # decoded here, since YAML guesses UTF-16 from the first bytes of anything
+            text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
             data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        except UnicodeDecodeError:
+            raise RecipeError(f"{where}: not a text file in UTF-8") from None
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2023-13-45
             raise RecipeError(f"{where}: not valid YAML: {error}") from error
         data = _mapping(data, where, _RECIPE_KEYS)

@@ -208,7 +208,7 @@ def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         return Recipe.from_file(recipe)
     if recipe not in RECIPES:
         raise RecipeError(
-            f"recipe: got {recipe!r}; valid: {', '.join(RECIPES)}, or the path of a .yaml file"
+            f"recipe: got {recipe!r}; valid: a name that `qcompiler recipes` lists, or the path of a .yaml file"
             f"{did_you_mean(recipe, RECIPES)}"
         )
     return RECIPES[recipe]

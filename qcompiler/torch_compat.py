@@ -92,6 +92,21 @@ def quiet_exporter() -> Iterator[None]:
         log.setLevel(before)
 
 
+@contextlib.contextmanager
+def without_error_log() -> Iterator[None]:
+    """Without the errors of shapes that torch logs, with a traceback, before it raises them."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(_is_no_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.ERROR
+
+
 def partition(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:

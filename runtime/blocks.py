@@ -74,11 +74,11 @@ def parse_block(text: str) -> Block:
     """The block that `str` wrote: `b4c16`, `o16i16`, `b*c1s*`, `tensor`, `each`.
 
     Raises:
-        ValueError: empty text, unknown axis letter, repeated axis, or no edge behind a letter.
+        ValueError: empty text, unknown axis letter, repeated axis, or no edge above 0 behind a letter.
     """
     if text in ("tensor", "each"):
         return TENSOR if text == "tensor" else Block()
-    pairs = re.findall(r"([a-z])(\d+|\*)", text)
+    pairs = re.findall(r"([a-z])([1-9]\d*|\*)", text)
     letters = [letter for letter, _ in pairs]
     whole = pairs and "".join(letter + edge for letter, edge in pairs) == text
     if not whole or len(set(letters)) != len(letters) or set(letters) - set(AXES):

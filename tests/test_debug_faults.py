@@ -6,6 +6,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import DebugError, Recipe, Role, Rule, parse_spec
+from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.remedies import Remedy
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -170,3 +171,39 @@ def test_one_after_the_other(eager):
     assert proposal is None
     fit(qmodel, 1)
     assert {str(site.spec.range) for site in qmodel.plan().sites} == {"current"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "blamed"),
+    [
+        (lambda model, out: out * torch.nan, "the gradient that the loss gives for output 0, step 1"),
+        (lambda model, out: model[4].weight.data.fill_(torch.inf).sum() * 0 + out, None),
+    ],
+)
+def test_float_that_is_not_finite_blames_no_quantizer(eager, spoil, blamed):
+    """The loss is NaN; or it spoils a weight in front of step 2."""
+    qmodel = eager(student(), recipe())
+    with qcompiler.debug(qmodel) as d:
+        for _ in range(2):
+            spoil(qmodel, qmodel(data()[0][:32]).square().mean()).backward()
+    blamed = blamed or "parameter 4.weight, step 2"
+    assert d.recording.not_finite == blamed
+    assert d.propose() is d.propose("2/input") is None
+    assert d.report().advice == f"no quantizer is to blame: float is not finite either ({blamed})"
+    with pytest.raises(DebugError, match="float is not finite either"):
+        d.apply()
+
+
+def test_what_a_quantizer_made_infinite_is_harm():
+    """What comes after it, in float too, is its own doing; a mask of infinities is nobody's."""
+    log, good, bad = Recording(), torch.ones(2), torch.tensor([1.0, torch.inf])
+    log.stepped()
+    log.given("buffer mask", bad)
+    log.compared("0 forward", good, good)
+    log.compared("2 forward", bad, good)
+    log.given("the gradient that the loss gives for output 0", bad)
+    log.compared("2 weight gradient", bad, bad)
+    assert log.not_finite is None
+    log.clear()
+    log.compared("0 forward", bad, bad)
+    assert log.not_finite == "the result of 0 forward, step 0"

@@ -137,6 +137,12 @@ def test_json_is_the_picture(network, tmp_path):
     assert json.loads(text) == json.loads(json.dumps(picture_of(network).to_dict()))
 
 
+def test_operators_have_short_names(network):
+    labels = {shape.label for shape in picture_of(network).shapes if shape.kind == "operator"}
+    assert {"batch_norm", "batch_norm_backward"} <= labels
+    assert not [label for label in labels if "native" in label or "legit" in label]
+
+
 def test_dot_names_every_shape(network, tmp_path):
     text = qcompiler.draw(network, tmp_path / "graph.dot").read_text(encoding="utf-8")
     shapes, lines = last(picture_of(network))
@@ -166,12 +172,21 @@ def test_the_page_needs_nothing_else(network):
 
 
 def test_errors_leave_the_old_file(network, eager, tmp_path, monkeypatch):
-    with pytest.raises(qcompiler.DrawError, match=r"ends in '\.png'; valid: \.html, \.svg, \.dot, \.graphml, \.json"):
+    with pytest.raises(
+        qcompiler.DrawError, match=r"graph\.png'; valid: a path that ends in \.html, \.svg, \.dot, \.graph"
+    ):
         qcompiler.draw(network, tmp_path / "graph.png")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         qcompiler.draw(network, tmp_path / "nowhere" / "graph.html")
-    with pytest.raises(qcompiler.CompileError, match="nothing is captured yet"):
-        qcompiler.draw(eager(nn.Linear(2, 2)), tmp_path / "graph.html")
+    for look in (lambda given: qcompiler.draw(given, tmp_path / "graph.html"), qcompiler.explain):
+        with pytest.raises(qcompiler.CompileError, match=r": got Linear; valid: what qcompiler.compile returned"):
+            look(nn.Linear(2, 2))
+        with pytest.raises(qcompiler.CompileError, match=r"^(draw|explain): nothing is captured yet; call the model"):
+            look(eager(nn.Linear(2, 2)))
+    with pytest.raises(
+        qcompiler.CompileError, match=r"eval\(\) mode; training=True takes the graph of train\(\) mode$"
+    ):
+        qcompiler.draw(network, tmp_path / "graph.html", training=False)
     path = tmp_path / "graph.html"
     path.write_text("old")
 
@@ -185,8 +200,18 @@ def test_errors_leave_the_old_file(network, eager, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["graph.html"]
 
 
+@pytest.mark.parametrize("path", [None, 5, ".html", "x.html/", "x.html.", ""])
+def test_what_is_no_path(network, path):
+    with pytest.raises(
+        qcompiler.DrawError, match=rf"^draw: got {re.escape(repr(path))}; valid: a path that ends in \.h"
+    ):
+        qcompiler.draw(network, path)
+
+
 def test_svg_without_its_library(network, tmp_path, monkeypatch):
+    """The check comes first: nothing is drawn."""
     monkeypatch.setitem(sys.modules, "py_mini_racer", None)
+    monkeypatch.setattr(qcompiler.QuantizedModule, "stages", lambda *_, **__: pytest.fail("drawn"))
     with pytest.raises(qcompiler.DrawError, match=r"needs mini-racer; install it by: pip install 'qcompiler\[draw\]'"):
         qcompiler.draw(network, tmp_path / "graph.svg")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qcompiler
-from qcompiler.files import check_replaceable, replacing
+from qcompiler.files import check_writable, replacing
 
 KILLED = """
 import os, signal, sys, torch, qcompiler
@@ -49,6 +49,26 @@ def checkpoint(tmp_path):
 
 def holds(path, weight):
     return torch.equal(torch.load(path, weights_only=True)["weight"], weight)
+
+
+def test_errors_name_the_path_of_the_user(tmp_path):
+    """Before the work, and where the work is done; nothing is left behind, and what was there stays."""
+    held = tmp_path / "held.json"
+    held.write_text("held")
+    check_writable(held)
+    for path, error in (
+        (tmp_path / "none" / "x.json", FileNotFoundError),
+        (tmp_path / ("x" * 300), OSError),
+        (held / "x.json", NotADirectoryError),
+        (tmp_path, IsADirectoryError),
+    ):
+        with pytest.raises(error) as found:
+            check_writable(path)
+        assert found.value.filename == str(path)
+        with pytest.raises(error) as found, replacing(path) as part:
+            part.write_text("new")
+        assert found.value.filename == str(path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("held.json", "held")]
 
 
 def test_save_replaces(checkpoint):
@@ -101,7 +121,7 @@ def test_permissions_and_links_stay(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("write", [lambda path: qcompiler.save({}, path), check_replaceable])
+@pytest.mark.parametrize("write", [lambda path: qcompiler.save({}, path), check_writable])
 def test_paths_that_cannot_be(tmp_path, write):
     """Errors name the path, not the unfinished file; the name of that is never longer."""
     for name in ("nowhere/run.pt", "m" * 256):

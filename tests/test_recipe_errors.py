@@ -108,7 +108,9 @@ def test_invalid_field(fields, message):
     [
         (b"{name: x, rules: [{formt: int8}]}", r"bad\.yaml, rule 1: unknown key 'formt'.*; did you mean 'format'"),
         (b"name: x", r"bad\.yaml: key 'rules' is missing"),
-        (b"name: \xff", r"bad\.yaml: not valid YAML: "),
+        (b"name: [", r"bad\.yaml: not valid YAML: "),
+        (b"name: \xff", r"bad\.yaml: not a text file in UTF-8$"),
+        (b"\xff\xfeeibberish", r"bad\.yaml: not a text file in UTF-8$"),
         (b"", r"bad\.yaml: got None"),
     ],
 )

@@ -227,11 +227,11 @@ def test_get_of_a_missing_file():
     [
         (
             "hyperblok-int4",
-            r"^recipe: got 'hyperblok-int4'; valid: identity, hyperblock-int8, .*, block-minifloat4, or the path of a "
+            r"^recipe: got 'hyperblok-int4'; valid: a name that `qcompiler recipes` lists, or the path of a "
             r"\.yaml file; did you mean 'hyperblock-int4'\?$",
         ),
-        ("zzz", r"^recipe: got 'zzz'; valid: identity, .*, or the path of a \.yaml file$"),
-        ("", r"^recipe: got ''; valid: identity"),
+        ("zzz", r"^recipe: got 'zzz'; valid: a name that .* lists, or the path of a \.yaml file$"),
+        ("", r"^recipe: got ''; valid: a name"),
         (None, r"^recipe: got None \(NoneType\); valid: a name, a path, or a Recipe$"),
     ],
 )

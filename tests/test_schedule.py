@@ -84,7 +84,7 @@ def test_it_is_a_value(tmp_path):
         (((0, "hbfp4"), (float("nan"), "hbfp6")), "schedule: start: got nan"),
         (((0, "hbfp4"), (True, "hbfp6")), "schedule: start: got True"),
         (((0, "hbfp4"), ("1", "hbfp6")), "schedule: start: got '1'"),
-        (((0, "hbfp5"),), "recipe: got 'hbfp5'; valid: identity"),
+        (((0, "hbfp5"),), "recipe: got 'hbfp5'; valid: a name"),
     ],
 )
 def test_refused(stages, message):

@@ -91,7 +91,7 @@ def measured(recipe, data, file=None, loss=cross_entropy, specs=(("int3", "b2c8o
     """The sensitivity of the network, and its store."""
     store = SearchFile(file, {})
     found = Sensitivity(network(), recipe, specs, loss, "bits")
-    found.measure(data, store, quiet=True)
+    found.measure(data, store, quiet=True, budget=math.inf)
     return found, store
 
 
@@ -193,6 +193,8 @@ def test_the_file_belongs_to_one_search(tmp_path):
     assert SearchFile(file, {"model": 1, "recipe": "a"}).has("0", "site")
     with pytest.raises(SearchFileError, match=r"of a search with another recipe; delete it, or give another file"):
         SearchFile(file, {"model": 1, "recipe": "b"})
+    with pytest.raises(SearchFileError, match=r"of a search with other formats or blocks; delete it"):
+        SearchFile(file, {"model": 1, "recipe": "a", "specs": []})
     for text in (
         "",
         "[]",
@@ -226,8 +228,10 @@ def test_errors():
         ({"unit": "bit"}, "unit: got 'bit'; valid: bits, bytes"),
         ({"model": lambda x: x}, "got function; valid: a torch.nn.Module that is not compiled yet"),
         ({"model": qcompiler.compile(nn.Linear(2, 2))}, "got QuantizedModule; valid: a torch.nn.Module"),
-        ({"budget": "4.5"}, "budget: got '4.5'; valid: a number above 0"),
+        ({"budget": "4.5"}, "budget: got '4.5'; valid: a finite number above 0"),
         ({"budget": math.nan}, "budget: got nan"),
+        ({"budget": math.inf}, "budget: got inf; valid: a finite number above 0"),
+        ({"data": 5}, "data: got int; valid: an iterable of batches"),
         ({"data": []}, "data: got no batch; valid: at least one"),
         ({"data": data[0][0]}, "a batch is a Tensor; valid: a pair"),
         ({"budget": 1}, r"budget: got 1 bits; valid: at least 2\.\d+ bits"),
@@ -239,11 +243,21 @@ def test_errors():
         ({"blocks": ("z3",)}, "block: got 'z3'"),
         ({"blocks": ("each",)}, "no choice of format and block is legal"),
         ({"model": nn.ReLU(), "loss": lambda m, b: m(b[0].requires_grad_()).sum()}, "quantizes nothing in this model"),
-        ({"loss": lambda m, b: m(b[0]).sum() * math.nan}, "gradients with .* alone are not finite"),
+        (
+            {"loss": lambda m, b: m(b[0]).sum() * math.nan},
+            r"float is not finite either \(the gradient that the loss gives for output 0",
+        ),
     ):
         given = {"model": linear, "data": data, **valid, **change}
         with pytest.raises(SearchError, match=message):
             qcompiler.search(**given)
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(Sensitivity, "gradients", lambda *_: pytest.fail("measured"))
+    data = [(torch.randn(16, 16), torch.randint(8, (16,)))]
+    with pytest.raises(SearchError, match=r"budget: got 0\.5 bits; valid: at least 2\.\d+ bits"):
+        qcompiler.search(nn.Linear(16, 8), data, budget=0.5, recipe=UNIFORM, quiet=True)
 
 
 def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path):

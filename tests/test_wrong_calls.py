@@ -50,8 +50,8 @@ def test_compile_of_a_compiled_model(models):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("hyperblok-int4", r"^recipe: got 'hyperblok-int4'; valid: identity, .*; did you mean 'hyperblock-int4'\?$"),
-        ("zzz", r"^recipe: got 'zzz'; valid: identity, .*, or the path of a \.yaml file$"),
+        ("hyperblok-int4", r"^recipe: got 'hyperblok-int4'; valid: a name .*; did you mean 'hyperblock-int4'\?$"),
+        ("zzz", r"^recipe: got 'zzz'; valid: a name .*, or the path of a \.yaml file$"),
         (8, r"^recipe: got 8 \(int\); valid: a name, a path, or a Recipe$"),
     ],
 )

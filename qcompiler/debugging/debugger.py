@@ -5,7 +5,7 @@ import statistics
 from types import TracebackType
 from typing import Final, Self
 
-from qcompiler.compile import QuantizedModule
+from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.debugging.report import DebugReport, LayerFigures, SiteFigures
@@ -21,6 +21,7 @@ STANDS_OUT: Final = 10.0
 MENDED: Final = 4.0
 #: a harm that stands out whatever the peers are: half of a product is lost
 LOST: Final = 0.5
+_NO_STEP: Final = "no training step ran inside of the context"
 
 
 class DebugError(Exception):
@@ -36,8 +37,7 @@ def debug(qmodel: QuantizedModule) -> "Debugger":
     Raises:
         DebugError: `qmodel` is not what `qcompiler.compile` returned.
     """
-    if not isinstance(qmodel, QuantizedModule):
-        raise DebugError(f"debug: got {type(qmodel).__name__}; valid: what qcompiler.compile returned")
+    check_compiled("debug", qmodel, DebugError)
     return Debugger(qmodel)
 
 
@@ -72,14 +72,14 @@ class Debugger:
         """All figures, the most harmful site first: `print` shows tables, `to_json`, `to_tensorboard`.
 
         Raises:
-            DebugError: no training step with a quantizer ran inside of the context.
+            DebugError: no training step ran inside of the context, or the recipe placed no quantizer.
         """
         seen, order = self.recording, self._order()
         sites = tuple(SiteFigures(site, seen.held[site].spec, seen.harm(site), seen.tallies[site]) for site in order)
         layers = tuple(LayerFigures(label, found) for label, found in seen.layers.items())
         gradients = tuple(LayerFigures(name, found) for name, found in seen.gradients.items())
         proposal = self.propose()
-        advice = self._nothing_stands_out() if proposal is None else str(proposal)
+        advice = self._why_nothing() if proposal is None else str(proposal)
         return DebugReport(self.recipe.name, seen.steps, sites, layers, gradients, advice)
 
     def stages(self) -> list[list[Stage]]:
@@ -107,6 +107,8 @@ class Debugger:
     def propose(self, site: str | None = None) -> Proposal | None:
         """The cheapest change that brings a site's harm down to that of its peers; None where it does not stand out.
 
+        None also where float is not finite either: NaN and infinities that a quantizer made are harm, others are not.
+
         It does where its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
         there are none, all others), or above `LOST`. Candidates are tried on the recorded tensors, from other ranges
         over smaller blocks and more bits to float; the first that leaves at most `MENDED` times that median, and at
@@ -120,6 +122,8 @@ class Debugger:
         """
         if site is not None:
             self._check(site)
+        if self.recording.not_finite is not None:
+            return None
         out = [name for name in self._order() if self.recording.harm(name) > self._limit(name)]
         if site is None and not out:
             return None
@@ -153,11 +157,11 @@ class Debugger:
         """Goes on with a recipe in which the worst site is mended; returns it. Steps behind it are not watched.
 
         Raises:
-            DebugError: nothing ran, or nothing stands out.
+            DebugError: nothing ran, nothing stands out, or float is not finite either.
         """
         chosen = self.propose() if proposal is None else proposal
         if chosen is None:
-            raise DebugError(f"apply: {self._nothing_stands_out()}")
+            raise DebugError(f"apply: {self._why_nothing()}")
         self.qmodel.use(self.mended(chosen))
         return self.qmodel.recipe
 
@@ -169,7 +173,9 @@ class Debugger:
 
     def _order(self) -> list[str]:
         if not self.recording.tallies:
-            raise DebugError("debug: no training step with a quantizer ran inside of the context")
+            name = self.recipe.name
+            steps = f"recipe {name!r} places no quantizer in this model" if self.recording.steps else _NO_STEP
+            raise DebugError(f"debug: {steps}")
         return self.recording.ranking()
 
     def _check(self, site: str) -> None:
@@ -178,7 +184,9 @@ class Debugger:
             valid = ", ".join(sorted(known)) or "none, as nothing ran yet"
             raise DebugError(f"debug: no site {site!r}{did_you_mean(site, known)}; valid: {valid}")
 
-    def _nothing_stands_out(self) -> str:
+    def _why_nothing(self) -> str:
+        if self.recording.not_finite is not None:
+            return f"no quantizer is to blame: float is not finite either ({self.recording.not_finite})"
         worst = self._order()[0]
         harm, limit = self.recording.harm(worst), self._limit(worst)
         return (

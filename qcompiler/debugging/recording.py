@@ -50,6 +50,10 @@ class Recording:
         self.layers: dict[str, Agreement] = {}
         #: parameter → its gradient against float
         self.gradients: dict[str, Agreement] = {}
+        #: what was NaN or infinite in float too, before any quantizer made such a number; None: nothing
+        self.not_finite: str | None = None
+        self._given: str | None = None
+        self._is_lost = False
 
     def quantized(self, site: str, args: tuple[Any, ...], codes: Tensor) -> None:
         """Adds one quantizer of one step."""
@@ -67,15 +71,31 @@ class Recording:
 
     def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
         """Adds one result of one contraction."""
-        self.layers[label] = self.layers.get(label, Agreement()) + agreement(own, reference)
+        found = agreement(own, reference)
+        self._judge(f"the result of {label}", found)
+        self.layers[label] = self.layers.get(label, Agreement()) + found
 
     def gradient(self, name: str, own: Tensor, reference: Tensor) -> None:
         """Adds the gradient of one parameter."""
-        self.gradients[name] = self.gradients.get(name, Agreement()) + agreement(own, reference)
+        found = agreement(own, reference)
+        self._judge(f"the gradient of {name}", found)
+        self.gradients[name] = self.gradients.get(name, Agreement()) + found
 
     def stepped(self) -> None:
         """Counts a forward."""
         self.steps += 1
+        self._given = None
+
+    def given(self, what: str, tensor: Tensor) -> None:
+        """Keeps the name of the first; it is to blame only where a result in float is not finite."""
+        self._given = self._given or what
+
+    def _judge(self, what: str, found: Agreement) -> None:
+        """Finds who made the first NaN or infinity; all that come after it say nothing."""
+        if self.not_finite is None and not self._is_lost:
+            self._is_lost = not math.isfinite(found.own)
+            if not math.isfinite(found.reference):
+                self.not_finite = f"{self._given or what}, step {self.steps}"
 
     def harm(self, site: str) -> float:
         """The harm of a site over all steps; inf where something is not finite."""

@@ -131,7 +131,10 @@ class DebugReport:
                 writer.add_scalar(f"{kind}/error_db/{row.name}", row.agreement.error_db, step)
 
     def __str__(self) -> str:
-        head, steps = ("result", "cosine", "error, dB"), f"{self.recipe}, {self.steps} steps"
+        head, steps = (
+            ("result", "cosine", "error, dB"),
+            f"{self.recipe}, {self.steps} step{'s' if self.steps != 1 else ''}",
+        )
         layers, gradients = ([row.cells() for row in rows] for rows in (self.layers, self.gradients))
         quantizers = Table(f"Quantizers of {steps}", _SITE_HEAD, [site.cells() for site in self.sites])
         tables = Table("Against float", head, layers), Table("Gradients of parameters against float", head, gradients)

@@ -22,6 +22,7 @@ from qcompiler.debugging.products import Product
 from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import (
     Contraction,
+    Input,
     InputKind,
     codes_behind,
     contractions,
@@ -55,7 +56,10 @@ class Log(Protocol):
         """A parameter got this gradient, and in float `reference`."""
 
     def stepped(self) -> None:
-        """A forward has ended."""
+        """A forward begins."""
+
+    def given(self, what: str, tensor: Tensor) -> None:
+        """The step, and its shadow as well, was given NaN or infinities."""
 
 
 class Relay:
@@ -229,11 +233,16 @@ class WatchedStep(Step):
     watch: QuantizedWatch
     shadow_watch: FloatWatch
     #: what each input is; gradients of parameters are compared
-    names: tuple[str | None, ...]
+    inputs: tuple[Input, ...]
 
     def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
         """Forward as ever, then that of the shadow."""
         record = Record()
+        if self.watch.relay.log is not None:
+            self.watch.relay.log.stepped()
+        for fact, tensor in zip(self.inputs, inputs, strict=True):
+            # infinities are usual in masks
+            self._tell(f"{fact.kind} {fact.name}", tensor, torch.isnan if fact.kind is not _PARAMETER else _not_finite)
         with self.watch.writing(record):
             results, moment = super().run_forward(inputs)
         with self.in_shadow(record):
@@ -242,8 +251,6 @@ class WatchedStep(Step):
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
         # the quantized step keeps codes, so what it was given may be written in place before backward
         record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
-        if self.watch.relay.log is not None:
-            self.watch.relay.log.stepped()
         first, clock = (moment.is_first, moment.clock) if moment is not None else (False, ())
         return results, WatchedMoment(first, clock, record)
 
@@ -252,14 +259,23 @@ class WatchedStep(Step):
     ) -> list[Tensor | None]:
         """Backward as ever, then that of the shadow, for the same gradients of the outputs."""
         assert isinstance(forward, WatchedMoment)
+        for number, grad in enumerate(grads):
+            self._tell(f"the gradient that the loss gives for output {number}", grad, _not_finite)
         with self.watch.writing(forward.record):
             own = super().gradients(saved, grads, forward)
         with self.in_shadow(forward.record):
             floats = self.shadow.gradients(list(forward.record.saved), grads, None)
-        for name, mine, exact in zip(self.names, own, floats, strict=False):
-            if name is not None and mine is not None and exact is not None and self.watch.relay.log is not None:
-                self.watch.relay.log.gradient(name, mine, exact)
+        for fact, mine, exact in zip(self.inputs, own, floats, strict=False):
+            log = self.watch.relay.log if fact.kind is _PARAMETER else None
+            if log is not None and mine is not None and exact is not None:
+                log.gradient(fact.name, mine, exact)
         return own
+
+    def _tell(self, what: str, tensor: Any, is_wrong: Callable[[Tensor], Tensor]) -> None:
+        """Tells the log of a tensor with a wrong number; 8-bit floats have no operators to look at them."""
+        looked = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
+        if self.watch.relay.log is not None and looked and bool(is_wrong(tensor).any()):
+            self.watch.relay.log.given(what, tensor)
 
     @contextlib.contextmanager
     def in_shadow(self, record: Record) -> Iterator[None]:
@@ -293,13 +309,17 @@ class WatchedCompiler(GraphCompiler):
         shadow_watch = FloatWatch(_labels(floats.module), self.relay)
         lowered = lower(captured, watch.interpret, self.store)
         shadow = lower(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
-        names = tuple(fact.name if fact.kind is InputKind.PARAMETER else None for fact in captured.inputs)
         own = {field.name: getattr(lowered.step, field.name) for field in dataclasses.fields(Step)}
-        step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, names=names)
+        step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, inputs=captured.inputs)
         return dataclasses.replace(lowered, step=step)
 
 
 _FLOAT = Recipe(name="identity", rules=())
+_PARAMETER = InputKind.PARAMETER
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    return ~torch.isfinite(tensor)
 
 
 def _products(graph: Graph) -> Iterator[tuple[Node, Contraction]]:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompiler.compile import QuantizedModule
+from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.inputs import as_example, check_inputs, free_batch
 from qcompiler.deploy.trace import ExportError, eval_mode, trace
-from qcompiler.files import check_replaceable, replacing
+from qcompiler.files import check_writable, replacing
 from qcompiler.passes.plan import Kept, QuantPlan, role_of
 from qcompiler.passes.rules import Role
 from qcompiler.passes.tables import Table, to_text
@@ -111,15 +111,14 @@ def export_onnx(
             of range, a package that is not installed.
         OSError: the file cannot be written.
     """
-    if not isinstance(qmodel, QuantizedModule):
-        raise ExportError(f"export: got {type(qmodel).__name__}; valid: a module made by qcompiler.compile")
+    check_compiled("export", qmodel, ExportError)
     build, run = _tools()
     build.check_opset(opset)
     model, kwargs, shapes = qmodel._model, dict(example_kwargs or {}), dynamic_shapes
     as_call = functools.partial(as_example, model, args=example_inputs, kwargs=kwargs)
     _check_types(model)
     path = Path(os.path.realpath(path))
-    _check_writable(path)
+    check_writable(path)
     check_inputs(model, example_inputs, kwargs)
     _check_recurrent(qmodel, example_inputs, kwargs)
     if shapes is None and dynamic_batch:
@@ -177,13 +176,6 @@ def _check_types(model: nn.Module) -> None:
             f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
             "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
         )
-
-
-def _check_writable(path: Path) -> None:
-    """Raises OSError before the work starts where the folder does not exist or cannot be written."""
-    if path.is_dir():
-        raise IsADirectoryError(f"export: {path} is a folder; valid: the path of a file")
-    check_replaceable(path)
 
 
 def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

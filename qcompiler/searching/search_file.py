@@ -5,13 +5,16 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from qcompiler import torch_compat
 from qcompiler.files import replacing
+
+#: what it is that differs, by the key of the file
+_OTHER: Final = {"recipe": "another recipe", "specs": "other formats or blocks", "model": "other weights"}
 
 
 class SearchFileError(ValueError):
@@ -48,7 +51,7 @@ class SearchFile:
         for name, value in self.search.items():
             if search.get(name) != value:
                 raise SearchFileError(
-                    f"search: {path} is of a search with another {name}; delete it, or give another file"
+                    f"search: {path} is of a search with {_OTHER[name]}; delete it, or give another file"
                 )
 
     def has(self, batch: str, site: str) -> bool:

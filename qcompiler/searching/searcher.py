@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -67,22 +68,20 @@ def search(
         )
     if unit not in ("bits", "bytes"):
         raise SearchError(f"search: unit: got {unit!r}; valid: bits, bytes")
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
-        raise SearchError(f"search: budget: got {budget!r}; valid: a number above 0")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise SearchError(f"search: budget: got {budget!r}; valid: a finite number above 0")
+    if not isinstance(data, Iterable):
+        raise SearchError(f"search: data: got {type(data).__name__}; valid: an iterable of batches")
     base, given = recipes.get(recipe), list(itertools.islice(data, batches))
     if not given:
         raise SearchError("search: data: got no batch; valid: at least one")
     specs = _candidates(base, formats, blocks)
     store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": checksum(model.state_dict())})
     found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
-    found.measure(given, store, quiet)
+    found.measure(given, store, quiet, budget)
     slots = found.choices(store)
-    if not all(slots):
-        raise SearchError("search: of some quantizer no choice of format and block is legal; valid: longer blocks")
     chosen = allocate(slots, budget * found.scale)
-    if chosen is None:
-        least = frontier(slots)[0].cost / found.scale
-        raise SearchError(f"search: budget: got {budget:g} {unit}; valid: at least {least:.4g} {unit}")
+    assert chosen is not None  # measure() has refused such a budget
     if not quiet:
         print(to_text([_table(frontier(slots), chosen, found.scale, unit)]))
     return found.recipe(chosen, f"{base.name}-{budget:g}-{unit}")

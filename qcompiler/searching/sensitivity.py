@@ -62,8 +62,12 @@ class Sensitivity:
         #: one watches products, in the other one site is at work; both are captured once
         self.watched, self.alone = (compile(self.model, base, backend="eager") for _ in range(2))
 
-    def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool) -> None:
-        """Fills the store: for every batch the error of each site alone, and what its products lose by each spec."""
+    def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool, budget: float) -> None:
+        """Fills the store: for every batch the error of each site alone, and what its products lose by each spec.
+
+        Raises:
+            SearchError: in front of the first measurement, where no choice is legal or none within the budget.
+        """
         with contextlib.ExitStack() as stack:
             watched = stack.enter_context(self.watched.training_through(WatchedCompiler))
             stack.enter_context(watched.relay.to(self.recording))
@@ -72,6 +76,7 @@ class Sensitivity:
             task = bar.add_task("search", total=None)
             for number, batch in enumerate(batches):
                 name, sites = f"{number}:{checksum(batch)}", self.record(number, batch)
+                self.refuse_below(budget)
                 self.batches.append(name)
                 bar.update(task, total=len(batches) * len(sites))
                 missing = [site for site in sites if not store.has(name, site)]
@@ -84,12 +89,31 @@ class Sensitivity:
                     store.put(name, site, error, self.losses(site))
                     bar.advance(task)
 
+    def refuse_below(self, budget: float) -> None:
+        """Raises SearchError where the cheapest legal choices take more; costs follow from the shapes alone."""
+        least = 0.0
+        for sites in self.slots():
+            legal = [pair for pair in self.specs if all(self.is_legal(site, *pair) for site in sites)]
+            if not legal:
+                raise SearchError(f"search: {sites[0]}: no choice of format and block is legal; valid: longer blocks")
+            least += min(sum(self.cost(site, *pair) for site in sites) for pair in legal)
+        if budget * self.scale < least:
+            valid = f"at least {least / self.scale:.4g} {self.unit}"
+            raise SearchError(f"search: budget: got {budget:g} {self.unit}; valid: {valid}")
+
+    def is_legal(self, site: str, form: str, block: str) -> bool:
+        """True where every reader of a site can take the spec."""
+        spec = respecify(self.recording.held[site].spec, form, block)
+        return all(legal_spec(spec, operand) is not None for _, operand in self.recording.readers(site))
+
     def record(self, number: int, batch: Any) -> list[str]:
         """One watched step: its tensors and its products; returns the sites."""
         self.recording.clear()
         self.step(self.watched, number, batch)
         if not self.recording.tallies:
             raise SearchError(f"search: recipe {self.base.name!r} quantizes nothing in this model")
+        if self.recording.not_finite is not None:
+            raise SearchError(f"search: batch {number}: float is not finite either ({self.recording.not_finite})")
         return list(self.recording.tallies)
 
     def gradients(self, number: int, batch: Any, site: str | None) -> dict[str, Tensor]:

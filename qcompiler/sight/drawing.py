@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import networkx
 from torch import Tensor
 
-from qcompiler.files import replacing
+from qcompiler.compile import QuantizedModule, check_compiled
+from qcompiler.files import check_writable, replacing
 from qcompiler.sight.network import network
 from qcompiler.sight.picture import Picture, picture
 from qcompiler.sight.stages import Stage
 
 if TYPE_CHECKING:
-    from qcompiler.compile import QuantizedModule
     from qcompiler.debugging.debugger import Debugger
     from qcompiler.debugging.report import DebugReport
 
@@ -36,7 +36,7 @@ class DrawError(ValueError):
 
 
 def draw(
-    qmodel: "QuantizedModule",
+    qmodel: QuantizedModule,
     path: str | os.PathLike[str],
     *,
     training: bool = True,
@@ -54,14 +54,17 @@ def draw(
             details.
 
     Raises:
-        CompileError: no graph of that mode has been captured.
-        DrawError: the ending is unknown, or a library that it needs is not installed; the debugger is that of another
-            model or recipe, has watched nothing, or the graph is that of eval mode.
+        CompileError: no compiled model, or no graph of that mode has been captured.
+        DrawError: the path is none, its ending is unknown, or a library that it needs is not installed; the debugger
+            is that of another model or recipe, has watched nothing, or the graph is that of eval mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
+    check_compiled("draw", qmodel)
     path = check(path, colored=debug is not None)
     if debug is not None:
         _check_debugger(qmodel, training, debug)
+    else:
+        qmodel.check_captured("draw", training)
     text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -75,20 +78,25 @@ def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
         colored: with the figures of a debugger.
 
     Raises:
-        DrawError: the ending is unknown, or its files have no colors.
-        FileNotFoundError: its folder is not there.
+        DrawError: the path is none, its ending is unknown, its files have no colors, or a library is not installed.
+        OSError: its folder is not there, or nothing can be written there.
     """
-    path = Path(path)
     valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
-    if path.suffix.lower() not in valid:
+    ending = os.path.splitext(path)[1].lower() if isinstance(path, str | os.PathLike) else None
+    if ending not in valid:
         with_figures = " with the figures of a debugger" if colored else ""
-        raise DrawError(f"draw: got a path that ends in {path.suffix!r}; valid{with_figures}: {', '.join(valid)}")
+        given = os.fspath(path) if ending is not None else path
+        raise DrawError(f"draw: got {given!r}; valid{with_figures}: a path that ends in {', '.join(valid)}")
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"draw: there is no folder {path.parent}")
+    check_writable(path)
+    if ending == ".svg":
+        _engine()
     return path
 
 
-def _check_debugger(qmodel: "QuantizedModule", training: bool, debug: "Debugger") -> None:
+def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") -> None:
     """Raises DrawError where the figures are not those of the quantizers that are drawn."""
     if debug.qmodel is not qmodel:
         raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
@@ -99,7 +107,7 @@ def _check_debugger(qmodel: "QuantizedModule", training: bool, debug: "Debugger"
         raise DrawError(f"draw: debug: the debugger watched the recipe {names}; valid: draw before apply() or use()")
 
 
-def picture_of(qmodel: "QuantizedModule", *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
+def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
     """The picture of a model at every stage that changed something.
 
     Raises:
@@ -142,7 +150,7 @@ def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "Deb
     return dataclasses.replace(made, watched=report.steps)
 
 
-def _html(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+def _html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     return page(picture_of(qmodel, training=training, debug=debug))
 
 
@@ -157,7 +165,7 @@ def page(shown: Picture) -> str:
     return Template(_asset("page.html")).substitute(parts, picture=data, hatch=_HATCH)
 
 
-def _svg(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+def _svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     return svg(picture_of(qmodel, training=training, debug=debug))
 
 
@@ -167,11 +175,7 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
     Raises:
         DrawError: mini-racer, which runs the layout, is not installed.
     """
-    try:
-        from py_mini_racer import MiniRacer
-    except ImportError as error:
-        raise DrawError("draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'") from error
-    with MiniRacer() as engine:
+    with _engine()() as engine:
         engine.eval(_asset("layout.js"))
         state = {"stage": len(shown.stages) - 1, "budget": budget, "color": "harm" if shown.watched else "role"}
         call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
@@ -182,6 +186,15 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
     style = f"<style>{_asset('scene.css')}</style>\n<defs>{_HATCH}</defs>"
     return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
+
+
+def _engine() -> Any:
+    """The class that runs the layout outside of a browser."""
+    try:
+        from py_mini_racer import MiniRacer
+    except ImportError as error:
+        raise DrawError("draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'") from error
+    return MiniRacer
 
 
 #: names in a scene → attributes of SVG
@@ -202,11 +215,11 @@ def _element(item: dict[str, Any]) -> str:
     return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
 
 
-def _json(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+def _json(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     return json.dumps(picture_of(qmodel, training=training, debug=debug).to_dict(), indent=1) + "\n"
 
 
-def _graphml(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+def _graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
 
 
@@ -221,13 +234,13 @@ def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
     return flat
 
 
-def _dot(qmodel: "QuantizedModule", training: bool, debug: "Debugger | None") -> str:
+def _dot(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     from qcompiler.sight.dot import dot
 
     return dot(picture_of(qmodel, training=training, debug=debug))
 
 
-_WRITERS: Final[dict[str, Callable[["QuantizedModule", bool, "Debugger | None"], str]]] = {
+_WRITERS: Final[dict[str, Callable[[QuantizedModule, bool, "Debugger | None"], str]]] = {
     ".html": _html,
     ".svg": _svg,
     ".dot": _dot,

@@ -5,16 +5,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import networkx
 
+from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.passes.tables import Table, to_markdown, to_text
 from qcompiler.sight.network import network, operand_readers
 from qcompiler.sight.stages import lower_plain, pick
-
-if TYPE_CHECKING:
-    from qcompiler.compile import QuantizedModule
 
 #: bits of a number in float, and of the accumulator that a product is summed in (Fournarakis & Nagel 2021)
 _FLOAT: Final = 32
@@ -122,7 +120,7 @@ class Explanation:
         yield Table("Totals", ["total", "value"], totals)
 
 
-def explain(qmodel: "QuantizedModule", *, training: bool = True) -> Explanation:
+def explain(qmodel: QuantizedModule, *, training: bool = True) -> Explanation:
     """What the compiler did to a model: every quantizer, every contraction, and totals.
 
     Everything is read off the graph that runs (`qmodel.to_networkx()`) and off the same graph before the passes.
@@ -132,8 +130,10 @@ def explain(qmodel: "QuantizedModule", *, training: bool = True) -> Explanation:
         training: False for the graph of eval mode.
 
     Raises:
-        CompileError: no graph of that mode has been captured.
+        CompileError: no compiled model, or no graph of that mode has been captured.
     """
+    check_compiled("explain", qmodel)
+    qmodel.check_captured("explain", training)
     frames = qmodel.stages(training=training)
     graph = network(pick(frames, "lowered"))
     plain = network([lower_plain(stages[0].captured) for stages in frames])

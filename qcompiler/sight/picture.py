@@ -227,7 +227,8 @@ def _label(data: dict[str, Any]) -> str:
 
 def _plain(data: dict[str, Any]) -> str:
     """`aten.convolution_backward.default` → `convolution_backward`."""
-    return str(data["op"]).removeprefix("aten.").partition(".")[0].strip("_")
+    name = str(data["op"]).removeprefix("aten.").partition(".")[0].strip("_")
+    return name.removeprefix("native_").partition("_legit")[0]  # native_batch_norm_legit_functional
 
 
 def human(size: int) -> str:

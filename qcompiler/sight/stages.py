@@ -62,15 +62,22 @@ def lower_plain(captured: Captured) -> Stage:
     return _lower(captured, copy_graph(captured.module))
 
 
+def check_stage(name: str) -> None:
+    """Refuses, before anything is captured, what is no stage of any recipe.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    _check(name, [CAPTURED, *(step.name for step in pipeline(Recipe(name="any", rules=())).passes), LOWERED])
+
+
 def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
     """The stage of one name of every captured graph.
 
     Raises:
         StageError: there is none of that name.
     """
-    names = [stage.name for stage in frames[0]]
-    if name not in names:
-        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
+    _check(name, [stage.name for stage in frames[0]])
     return [stage for stages in frames for stage in stages if stage.name == name]
 
 
@@ -82,6 +89,11 @@ def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
     """
     halves = [half for stage in pick(frames, name) for half in (stage.graph, stage.backward) if half is not None]
     return "\n".join(map(graph_text, halves))
+
+
+def _check(name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def _lower(captured: Captured, module: GraphModule) -> Stage:

@@ -1,5 +1,6 @@
 """The plumbing: names, tags, views, inserted calls, text."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -38,7 +39,9 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
-from qcompiler.passes.rules import Role
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.spec import parse_spec
 
 
 def leaf(*shape):
@@ -68,10 +71,45 @@ def find(module, name):
         ("L['self']", ""),
         ("L['x']", ""),
         ("", ""),
+        ("d.x]y", "d.x]y"),
+        (r"L['self'].d.back\\slash[0].fc", r"d.back\slash.0.fc"),
+        (r"L['self']._modules['both\'\"']._parameters['weight']", "both'\".weight"),
+        ("getattr(getattr(L['self'].l, \"it's\"), 'x]y').a", "l.it's.x]y.a"),
     ],
 )
 def test_clean_path(source, path):
     assert clean_path(source) == path
+
+
+def test_names_are_those_of_named_modules(eager):
+    """Whatever the keys are, a plan has the names that rules and state_dicts have."""
+    keys = ["it's", 'q"t', "x]y", "[0]", "x[", r"back\slash", "both'\"", "f(a, b)", "d['x']", "sp ace", "{br}", "é"]
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.d = nn.ModuleDict({key: nn.Linear(2, 2) for key in keys})
+            for key in keys:
+                self.add_module(key, nn.Linear(2, 2))
+
+        def forward(self, x):
+            for key in keys:
+                x = getattr(self, key)(self.d[key](x))
+            return x
+
+    model = Odd()
+    rules = tuple(
+        Rule(spec=parse_spec("int8:real:tensor:nearest:pass"), module=glob.escape(f"d.{key}"), role=Role.WEIGHT)
+        for key in keys
+    )
+    torch._dynamo.reset()
+    qmodel = eager(model, Recipe(name="odd", rules=rules))
+    qmodel(torch.randn(2, 2)).sum().backward()
+    plan = qmodel.plan()
+    assert {site.name for site in plan.sites} == {f"d.{key}/weight" for key in keys}
+    assert not [note for note in plan.notes if "matched nothing" in note]
+    assert {kept.name.rpartition("/")[0] for kept in plan.kept} >= {*keys}
+    torch._dynamo.reset()
 
 
 def test_placeholders_have_the_names_of_the_user(joint):

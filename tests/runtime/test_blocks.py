@@ -53,11 +53,13 @@ def test_text_round_trip(block: Block) -> None:
 
 def test_other_spellings_that_parse() -> None:
     assert parse_block("c16b4") == Block(batch=4, channel=16)
-    assert parse_block("b0c1") == Block(batch=WHOLE)
+    assert parse_block("b*c1") == Block(batch=WHOLE)
     assert parse_block("b*c*s*o*i*g*") == TENSOR
 
 
-@pytest.mark.parametrize("text", ["", "b", "4", "x4", "b4b4", "b4x2", "b-1", "b4 c4", "b4,c4", "b**", "b4each", "b4:"])
+@pytest.mark.parametrize(
+    "text", ["", "b", "4", "x4", "b4b4", "b4x2", "b-1", "b4 c4", "b4,c4", "b**", "b4each", "b4:", "b0c8", "b08"]
+)
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"^block: got .*; valid: 'tensor', 'each', or each axis once .*\(axes: b=batch"

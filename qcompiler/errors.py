@@ -1,0 +1,22 @@
+"""Errors as one line: of a file its path and the reason, of foreign code the type of the exception too."""
+
+from typing import Final
+
+#: characters; torch says the essential first, and may say a page
+_LENGTH: Final = 400
+
+
+def is_own(error: BaseException) -> bool:
+    """True for exceptions of this project, whose messages name what is wrong themselves."""
+    return type(error).__module__.partition(".")[0] == "qcompiler"
+
+
+def in_short(error: BaseException) -> str:
+    """One line: `PATH: reason` for a file, the message of our own exceptions, `Type: message` for all others."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if is_own(error) or (isinstance(error, OSError) and text):
+        return text
+    name = type(error).__name__
+    return f"{name}: {text if len(text) <= _LENGTH else text[:_LENGTH] + ' …'}" if text else name
