@@ -291,3 +291,23 @@ def test_a_file_of_another_module_is_told(tmp_path):
 def test_differences_of_outputs(found, expected, difference):
     """No NaN is close to a number, and an index that differs counts."""
     assert run.difference([np.array(found)], [np.array(expected)]) == difference
+
+
+class Pair(nn.Module):
+    """Two inputs by keyword that cannot be taken for each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, a, b):
+        return self.layer(x) * a - b
+
+
+def test_inputs_by_keyword_in_any_order(tmp_path):
+    torch.manual_seed(0)
+    x, a, b = torch.randn(3, 3, 4)
+    qmodel = qcompiler.compile(Pair(), "hyperblock-int8", backend="eager")
+    qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,), example_kwargs={"b": b, "a": a})
+    for given in ({"a": a, "b": b}, {"b": b, "a": a}):
+        assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,), kwargs=given).close

@@ -40,20 +40,21 @@ class Observer(Interpreter):
 
     def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
         """The tensors that the graph returns; `found` has the codes afterwards."""
-        leaves = torch_compat.leaves((args, dict(kwargs)))
-        count = sum(fact.kind is InputKind.INPUT for fact in self.traced.inputs)
-        if len(leaves) != count:
-            raise TypeError(f"got {len(leaves)} inputs; valid: {count}")
-        given = iter(leaves)
+        given = self.given(args, kwargs)
         held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
-        values = []
-        for fact in self.traced.inputs:
-            known = self.states if fact.kind is InputKind.STATE else held
-            value = next(given) if fact.kind is InputKind.INPUT else known[fact.name]
-            values.append(self.held(fact.kind, value))
+        known = {InputKind.INPUT: given, InputKind.STATE: self.states}
+        values = [self.held(fact.kind, known.get(fact.kind, held)[fact.name]) for fact in self.traced.inputs]
         with torch.no_grad():
             returned = self.run(*values)
         return [one.numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
+
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Input of the graph → what a call gives it."""
+        names = [fact.name for fact in self.traced.inputs if fact.kind is InputKind.INPUT]
+        leaves = torch_compat.leaves((args, dict(kwargs)))
+        if len(leaves) != len(names):
+            raise TypeError(f"got {len(leaves)} inputs; valid: {len(names)}")
+        return dict(zip(names, leaves, strict=True))
 
     def held(self, kind: InputKind, value: Any) -> Any:
         """What the graph gets for an input of this kind."""

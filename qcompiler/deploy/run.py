@@ -85,6 +85,12 @@ def feeds(
     return {given.name: one.detach().cpu().numpy() for given, one in zip(running.get_inputs(), tensors, strict=True)}
 
 
+def inputs(path: Path) -> list[str]:
+    """The names of the inputs of a file, in its order."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return [one.name for one in graph.input]
+
+
 def kernels(path: Path) -> dict[str, int]:
     """The integer operators of onnxruntime's optimized graph, with their counts."""
     with tempfile.TemporaryDirectory() as folder:

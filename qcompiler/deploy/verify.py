@@ -126,9 +126,10 @@ def verify_onnx(
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)
-    outputs, expected = _outputs(path, inputs, options), run.reference(qmodel, inputs, options)
+    given = _in_order(path, single.given(inputs, options))
+    outputs, expected = _outputs(path, given), run.reference(qmodel, inputs, options)
     return VerifyReport(
-        _sites(path, exported, (inputs, options), single, double),
+        _sites(path, exported, given, single, double),
         optimized=run.difference(outputs["optimized"], expected),
         plain=run.difference(outputs["plain"], expected),
         spread=run.difference(expected, exact),
@@ -138,21 +139,30 @@ def verify_onnx(
     )
 
 
-def _outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
+def _in_order(path: Path, given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the inputs of the file are given: those by keyword may come in another order than at export."""
+    from qcompiler.deploy import run
+
+    names = run.inputs(path)
+    known = set(names) <= given.keys()
+    return tuple(given[name] for name in names) if known else tuple(given.values())
+
+
+def _outputs(path: Path, given: tuple[Any, ...]) -> dict[str, list[np.ndarray]]:
     """What the file returns as it stands, with optimizations, and with all of those but integer kernels."""
     from qcompiler.deploy import run
 
     return {
-        "plain": run.outputs(path, args, kwargs, optimize=False),
-        "optimized": run.outputs(path, args, kwargs),
-        "rounded": run.outputs(path, args, kwargs, without=run.FUSION),
+        "plain": run.outputs(path, given, {}, optimize=False),
+        "optimized": run.outputs(path, given, {}),
+        "rounded": run.outputs(path, given, {}, without=run.FUSION),
     }
 
 
 def _sites(
     path: Path,
     exported: Mapping[str, Mapping[str, Any]],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    given: tuple[Any, ...],
     single: Observer,
     double: Observer,
 ) -> tuple[SiteCheck, ...]:
@@ -162,9 +172,8 @@ def _sites(
     if single.sites.keys() != exported.keys():
         others = ", ".join(sorted(single.sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
-    args, kwargs = call
-    values = run.inner(path, [name for one in exported.values() for name in one["values"]], args, kwargs)
-    fused = run.inner(path, [one["values"][-1] for one in exported.values()], args, kwargs, optimize=True)
+    values = run.inner(path, [name for one in exported.values() for name in one["values"]], given, {})
+    fused = run.inner(path, [one["values"][-1] for one in exported.values()], given, {}, optimize=True)
     own, checks = single.found, []
     for name, site in single.sites.items():
         *source, codes = exported[name]["values"]
