@@ -170,7 +170,7 @@ def test_a_model_never_called(tmp_path):
 def test_wrong_arguments(tmp_path):
     qmodel = qcompiler.compile(Net(), "identity", backend="eager")
     x = torch.randn(2, 3, 4, 4)
-    refused("got Net; valid: a module made by", qmodel._model, tmp_path / "m.onnx", (x,))
+    refused("got Net; valid: what qcompiler.compile returned", qmodel._model, tmp_path / "m.onnx", (x,))
     refused("inputs: got Tensor; valid: a tuple", qmodel, tmp_path / "m.onnx", x)
     for opset in (20, 99, 2**70, "21", 21.0, True, None):
         said = rf"opset: got {opset!r}; valid: whole numbers from 21, .* to 2[1-9],"
