@@ -25,8 +25,7 @@ def activation_shift(q: Quantizer) -> int:
     onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
     leaves the old type in an attribute, and refuses the file.
     """
-    form = q.spec.format
-    return 128 if isinstance(form, IntFormat) and storage_type(form) == ir.DataType.INT8 else 0
+    return 128 if storage_type(q.spec.format) == ir.DataType.INT8 else 0
 
 
 def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:

@@ -1,6 +1,7 @@
 """Running an ONNX file with onnxruntime: outputs, inner values, and what its optimized graph computes on integers."""
 
 import collections
+import dataclasses
 import json
 import math
 import tempfile
@@ -85,12 +86,6 @@ def feeds(
     return {given.name: one.detach().cpu().numpy() for given, one in zip(running.get_inputs(), tensors, strict=True)}
 
 
-def inputs(path: Path) -> list[str]:
-    """The names of the inputs of a file, in its order."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    return [one.name for one in graph.input]
-
-
 def kernels(path: Path) -> dict[str, int]:
     """The integer operators of onnxruntime's optimized graph, with their counts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -109,29 +104,41 @@ def outputs(
     return list(running.run(None, feeds(running, args, kwargs)))
 
 
-def sites(path: Path) -> dict[str, dict[str, Any]]:
-    """Site → its kind and the inner values to look at, from the metadata of a file.
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a file of `export_onnx` says of itself."""
+
+    #: the names of its inputs, in order
+    inputs: list[str]
+    #: site → its kind and the inner values to look at
+    sites: dict[str, dict[str, Any]]
+    #: name → checksum of the parameters and buffers that it was made of, as `checksums` gives them
+    tensors: dict[str, int]
+
+
+def read(path: Path) -> Held:
+    """The inputs and the metadata of a file.
 
     Raises:
-        ExportError: the file has none, or is not a whole file of ONNX.
+        ExportError: it has no such metadata, or is not a whole file of ONNX.
     """
-    return {one["site"]: one for one in _metadata(path, SITES)}
-
-
-def tensors(path: Path) -> dict[str, int]:
-    """Name → checksum of the parameters and buffers that a file was made of, as `checksums` gives them."""
-    return dict(_metadata(path, CHECKSUMS))
-
-
-def _metadata(path: Path, key: str) -> Any:
     try:
-        read = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise ExportError(f"verify: {path} is not a whole file of ONNX: {error}") from error
-    metadata = {entry.key: entry.value for entry in read.metadata_props}
-    if key not in metadata:
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if not {SITES, CHECKSUMS} <= metadata.keys():
         raise ExportError(f"verify: {path} was not written by export_onnx of this version")
-    return json.loads(metadata[key])
+    return Held(
+        inputs=[one.name for one in model.graph.input],
+        sites={one["site"]: one for one in json.loads(metadata[SITES])},
+        tensors=json.loads(metadata[CHECKSUMS]),
+    )
+
+
+def sites(path: Path) -> dict[str, dict[str, Any]]:
+    """Site → its kind and the inner values to look at; errors as in `read`."""
+    return read(path).sites
 
 
 def inner(

@@ -119,31 +119,28 @@ def verify_onnx(
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     path, options = Path(path), dict(kwargs or {})
-    exported = run.sites(path)
+    held = run.read(path)
     check_inputs(qmodel._model, inputs, options)
-    fixed = {name: one["calibrated"] for name, one in exported.items() if one["calibrated"] is not None}
+    fixed = {name: one["calibrated"] for name, one in held.sites.items() if one["calibrated"] is not None}
     traced, states = trace(qmodel, inputs, options, None, frozen=False), qmodel.ranges()
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)
-    given = _in_order(path, single.given(inputs, options))
+    given = _in_order(held.inputs, single.given(inputs, options))
     outputs, expected = _outputs(path, given), run.reference(qmodel, inputs, options)
     return VerifyReport(
-        _sites(path, exported, given, single, double),
+        _sites(path, held.sites, given, single, double),
         optimized=run.difference(outputs["optimized"], expected),
         plain=run.difference(outputs["plain"], expected),
         spread=run.difference(expected, exact),
         biases=run.difference(outputs["rounded"], outputs["plain"]),
         kernels=run.difference(outputs["optimized"], outputs["rounded"]),
-        changed=changed(qmodel._model, run.tensors(path)),
+        changed=changed(qmodel._model, held.tensors),
     )
 
 
-def _in_order(path: Path, given: Mapping[str, Any]) -> tuple[Any, ...]:
+def _in_order(names: list[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the inputs of the file are given: those by keyword may come in another order than at export."""
-    from qcompiler.deploy import run
-
-    names = run.inputs(path)
     known = set(names) <= given.keys()
     return tuple(given[name] for name in names) if known else tuple(given.values())
 
@@ -181,9 +178,9 @@ def _sites(
         if source:
             same = single.made(name, torch.from_numpy(values[source[0]].copy()))
         found, optimized = (as_trained(of[codes], exported[name]) for of in (values, fused))
-        wrong, flipped, changed = (
+        wrong, flipped, fused_flips = (
             count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))
         )
         apart = int((own[name] != double.found[name]).sum())
-        checks.append(SiteCheck(name, own[name].numel(), wrong, flipped, optimized=changed, own=apart))
+        checks.append(SiteCheck(name, own[name].numel(), wrong, flipped, optimized=fused_flips, own=apart))
     return tuple(checks)

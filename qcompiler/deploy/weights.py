@@ -10,7 +10,7 @@ from qcompiler.deploy.blocks import spread
 from qcompiler.deploy.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
 from qcompiler.deploy.trace import ExportError
 from qcompiler.deploy.writer import Quantizer, array, factor
-from qcompiler.runtime.formats import FloatFormat, IntFormat
+from qcompiler.runtime.formats import FloatFormat
 
 #: float types that DequantizeLinear of onnxruntime reads
 _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
@@ -24,7 +24,7 @@ def shift_of(q: Quantizer, *, signed: bool) -> int:
     which takes longer. Codes of 7 bits stay int8: 2·255·64 = 32640 is within 16 bits.
     """
     form = q.spec.format
-    eight = isinstance(form, IntFormat) and form.bits == 8 and storage_type(form) == ir.DataType.INT8
+    eight = form.bits == 8 and storage_type(form) == ir.DataType.INT8
     return 128 if eight and not signed and simple_axis(q.edges) is not None else 0
 
 
