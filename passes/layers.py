@@ -22,17 +22,22 @@ BATCH_NORMS: Final = frozenset(
 _RELUS: Final = frozenset({aten.relu.default, aten.hardtanh.default, aten.clamp_min.default})
 
 
+def batch_norm_behind(node: Node) -> Node | None:
+    """The batch norm that alone reads a product or a sum in forward, and of which only the result is read."""
+    reader = _only_reader(node)
+    if reader is None or reader.target not in BATCH_NORMS or reader.args[0] is not node:
+        return None
+    return reader if len(_results(reader)) == 1 else None
+
+
 def layer_end(node: Node) -> Node:
     """The last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
 
     Each counts only where it is the one forward reader of what comes before.
     """
+    norm = batch_norm_behind(node)
+    node = node if norm is None else _results(norm)[0]
     reader = _only_reader(node)
-    if reader is not None and reader.target in BATCH_NORMS and reader.args[0] is node:
-        results = [user for user in reader.users if user.target is operator.getitem and user.args[1] == 0]
-        if len(results) == 1:
-            node = results[0]
-            reader = _only_reader(node)
     return reader if reader is not None and reader.target in _RELUS else node
 
 
@@ -54,6 +59,11 @@ def sum_layout(node: Node) -> str:
             return str(root.args[4])
     ndim = value(node).ndim
     return "bc" + "s" * (ndim - 2) if ndim != 3 else "bbc"
+
+
+def _results(norm: Node) -> list[Node]:
+    """The nodes that take the normalized tensor out of what a batch norm returns."""
+    return [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0]
 
 
 def _only_reader(node: Node) -> Node | None:

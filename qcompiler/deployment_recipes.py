@@ -21,12 +21,14 @@ def _outputs(operator: str) -> tuple[Rule, ...]:
 
 #: 8-bit integers from layer to layer, as inference engines fuse them: weights by output channel, everything that a
 #: layer or a residual sum hands on by one range of the past, gradients as in In-Hindsight; the last result is float.
+#: In eval mode biases are those that such an engine adds.
 #: Weights have 7 bits: then x86 CPUs without VNNI sum products exactly in their fastest way (deploy/weights.py).
 DEPLOY_INT8: Final = Recipe(
     name="deploy-int8",
     source="B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
     "Inference, CVPR 2018, with the ranges and gradients of M. Fournarakis, M. Nagel: In-Hindsight Quantization Range "
     "Estimation for Quantized Training, CVPR Workshops 2021, arXiv 2105.04246",
+    integer_biases=True,
     rules=(
         Rule(role=Role.WEIGHT, spec=parse_spec("int7:real:i*s*:nearest:pass")),
         Rule(role=Role.ACTIVATION, sign=Sign.NONNEGATIVE, spec=_UNSIGNED),

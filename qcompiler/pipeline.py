@@ -9,6 +9,7 @@ from qcompiler.passes.learn_ranges import LearnRanges
 from qcompiler.passes.mask_gradients import MaskGradients
 from qcompiler.passes.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rotate_operands import RotateOperands
+from qcompiler.passes.round_biases import RoundBiases
 from qcompiler.passes.save_quantized import SaveQuantized
 from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.thread_ranges import ThreadRanges
@@ -29,6 +30,7 @@ def pipeline(recipe: Recipe, *, frozen: bool = False) -> Pipeline:
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
             ThreadRanges(frozen),  # ranges of the past, in and out
+            RoundBiases(active=frozen and recipe.integer_biases),  # as integer engines add them, in eval
             SaveQuantized(),  # codes, scales and bits for backward
         )
     )

@@ -39,12 +39,18 @@ class Recipe:
     rules: tuple[Rule, ...]
     #: the paper it comes from
     source: str = ""
+    #: eval mode rounds biases as engines do that add integers (passes/round_biases.py)
+    integer_biases: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise RecipeError(f"recipe: name: got {self.name!r}; valid: text that is not empty")
         if not isinstance(self.source, str):
             raise RecipeError(f"recipe {self.name!r}: source: got {self.source!r}; valid: text")
+        if not isinstance(self.integer_biases, bool):
+            raise RecipeError(
+                f"recipe {self.name!r}: integer_biases: got {self.integer_biases!r}; valid: true or false"
+            )
         if not isinstance(self.rules, tuple) or not all(isinstance(rule, Rule) for rule in self.rules):
             raise RecipeError(f"recipe {self.name!r}: rules: got {self.rules!r}; valid: a tuple of Rule")
 
@@ -76,7 +82,8 @@ class Recipe:
 
         Conditions that hold for everything are left out, and so is the range `current`; other spec fields never.
         """
-        head = {"name": self.name} | ({"source": self.source} if self.source else {})
+        head: dict[str, Any] = {"name": self.name} | ({"source": self.source} if self.source else {})
+        head |= {"integer_biases": True} if self.integer_biases else {}
         data = head | {"rules": [_rule_to_dict(rule) for rule in self.rules]}
         # YAML takes these for line breaks, which it folds into spaces; escaped they come back as they were
         plain = not any(mark in text for mark in "\x85\u2028\u2029" for text in self._texts())
@@ -134,7 +141,7 @@ class Recipe:
             raise RecipeError(f"{where}: rules: got {data['rules']!r}; valid: a list of mappings, [] for none")
         rules = tuple(_rule_from_dict(rule, f"{where}, rule {i}") for i, rule in enumerate(data["rules"], start=1))
         texts = {key: _text(data[key], key, where) for key in ("name", "source") if key in data}
-        return cls(rules=rules, **texts)
+        return cls(rules=rules, integer_biases=data.get("integer_biases", False), **texts)
 
 
 #: how the text of each key becomes a field of `Rule` or of `QuantSpec`; `str` of the field gives the text back
@@ -157,7 +164,7 @@ _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
     "vjp": parse_vjp,
     "range": parse_range,
 }
-_RECIPE_KEYS: Final = ("name", "source", "rules")
+_RECIPE_KEYS: Final = ("name", "source", "integer_biases", "rules")
 _RULE_KEYS: Final = (*_CONDITIONS, "keep", *_SPEC)
 _EVERYTHING: Final = Rule(spec=None)
 

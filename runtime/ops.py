@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import packing, scales
+from qcompiler.runtime.biases import integer_bias, integer_bias_shape
 from qcompiler.runtime.blocks import BlockView, view_blocks
 from qcompiler.runtime.estimator import Ends, Observed, Range
 from qcompiler.runtime.rounding import Rounding, random_bits
@@ -351,6 +352,12 @@ ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate,
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
+INTEGER_BIAS: Final = _define(
+    "integer_bias(Tensor? bias, Tensor x_scale, Tensor weight_scale, Tensor? gamma=None, Tensor? beta=None, "
+    "Tensor? mean=None, Tensor? var=None, float eps=0.0) -> Tensor",
+    integer_bias,
+    integer_bias_shape,
+)
 DRAW_KEY: Final = _define(
     "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded
 )
@@ -369,4 +376,5 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     CHECKED: checked,
     PACK: pack,
     UNPACK: unpack,
+    INTEGER_BIAS: integer_bias,
 }

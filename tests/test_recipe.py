@@ -84,7 +84,13 @@ RULES = st.builds(
     rotate=st.sampled_from([0, 1, 2, 16]),
     reason=TEXTS,
 )
-RECIPES = st.builds(Recipe, name=TEXTS.filter(bool), rules=st.lists(RULES, max_size=4).map(tuple), source=TEXTS)
+RECIPES = st.builds(
+    Recipe,
+    name=TEXTS.filter(bool),
+    rules=st.lists(RULES, max_size=4).map(tuple),
+    source=TEXTS,
+    integer_biases=st.booleans(),
+)
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)

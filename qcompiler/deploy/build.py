@@ -15,6 +15,7 @@ import torch
 import qcompiler
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
+from qcompiler.deploy.biases import split_biases
 from qcompiler.deploy.checksums import checksums
 from qcompiler.deploy.lower import Exported, lower
 from qcompiler.deploy.stand_ins import TRANSLATIONS
@@ -54,8 +55,10 @@ def _runs(opset: int) -> bool:
 
 def build(
     traced: Traced, qmodel: QuantizedModule, opset: int, *, signed_weights: bool = False
-) -> tuple[ir.Model, list[Exported]]:
-    """The model in memory and its quantizers, in graph order; `signed_weights` as in `export_onnx`.
+) -> tuple[ir.Model, list[Exported], tuple[str, ...]]:
+    """The model in memory; its quantizers, in graph order; the layers whose bias stands behind them.
+
+    `signed_weights` as in `export_onnx`.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -80,6 +83,7 @@ def build(
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
     exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
+    floats = split_biases(model.graph)
     versions = {
         "qcompiler": qcompiler.__version__,
         "torch": importlib.metadata.version("torch"),
@@ -91,7 +95,7 @@ def build(
     model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
-    return model, exported
+    return model, exported, floats
 
 
 def _changes(traced: Traced, site: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qcompiler.files import check_writable, replacing
 from qcompiler.passes.plan import Kept, QuantPlan, role_of
 from qcompiler.passes.rules import Role
 from qcompiler.passes.tables import Table, to_text
+from qcompiler.recipe import Recipe
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26
@@ -128,7 +129,7 @@ def export_onnx(
         seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
         calibrated = calibrate(seen, qmodel.ranges(), calibration, as_call)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    made, exported = build.build(traced, qmodel, opset, signed_weights=signed_weights)
+    made, exported, floats = build.build(traced, qmodel, opset, signed_weights=signed_weights)
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
@@ -153,7 +154,7 @@ def export_onnx(
         float_bytes=_bytes(qmodel),
         difference=difference,
         integer_kernels=kernels,
-        notes=(*traced.frozen.notes, *_unread(qmodel, traced.plan)),
+        notes=(*traced.frozen.notes, *_float_biases(floats, qmodel.recipe), *_unread(qmodel, traced.plan)),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
@@ -199,6 +200,17 @@ def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
         raise ExportError(
             f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
             "the file would not be what eval mode computes"
+        )
+
+
+def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:
+    """What is to be said of layers between known scales whose bias is no whole number of their unit."""
+    if layers:
+        names = ", ".join(layers[:3]) + (" …" if len(layers) > 3 else "")
+        whole = "a batch norm there is not folded or multiplies by 0, or a bias needs more than 32 bits"
+        yield (
+            f"{len(layers)} biases are added in float behind their layers, so that no integer kernel rounds them "
+            f"({names}): {whole if recipe.integer_biases else 'the recipe does not ask for integer_biases'}"
         )
 
 

@@ -68,8 +68,10 @@ def freeze(
        floats to 8 bits; lower.py keeps it transposed.
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
+    6. A bias that is rounded for sums of integers is its result.
     """
     freezer = _Freezer(program, ranges)
+    freezer.freeze_biases()
     for codes in quantizers(freezer.graph):
         if codes.args[6] in calibrated:
             freezer.calibrate(codes, calibrated[str(codes.args[6])])
@@ -137,6 +139,11 @@ class _Freezer:
             codes.update_arg(0, self._constant(held, f"{site}#codes"))
         for floats in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
             floats.args = floats.args[:6]
+
+    def freeze_biases(self) -> None:
+        """Case 6; first of all, since scales get other shapes on the way."""
+        for bias in self.graph.find_nodes(op="call_function", target=ops.INTEGER_BIAS):
+            bias.replace_all_uses_with(self._constant(cast(Tensor, self._value(bias)), f"{bias.name}#rounded"))
 
     def calibrate(self, codes: Node, found: Calibrated) -> None:
         """Case 2 for a quantizer whose range was measured on data."""
@@ -223,11 +230,12 @@ class _Freezer:
         shape = (-1, *[1] * (held.ndim - 1))
         sign = torch.where(gain < 0, -1, 1).reshape(shape).to(held.dtype)
         steps = steps.double() * gain.abs().reshape(shape)
-        held = torch.where(steps > 0, held * sign, 0)
+        held = held * sign
         self.negated[str(site)] = tuple((gain < 0).nonzero().flatten().tolist())
         block = Block(out=1, in_=WHOLE, space=WHOLE, batch=WHOLE, channel=WHOLE, group=WHOLE)
         parts = {
             "codes": self._constant(held, f"{site}#codes.folded"),
+            # a factor of 0 leaves sums of codes times 2^-126, which no bias sees
             "scale": self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded"),
         }
         # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor

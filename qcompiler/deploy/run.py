@@ -41,18 +41,11 @@ INTEGER = (
 )
 
 
-#: the transformation of onnxruntime that puts integer kernels in place of dequantized operands
-FUSION = ("QDQSelectorActionTransformer",)
-
-
-def session(
-    path: Path, *, optimize: bool = True, without: Sequence[str] = (), keep: Path | None = None
-) -> onnxruntime.InferenceSession:
+def session(path: Path, *, optimize: bool = True, keep: Path | None = None) -> onnxruntime.InferenceSession:
     """A session on the CPU, with no operator but onnxruntime's own.
 
     Args:
         optimize: with all of onnxruntime's optimizations; False: with none.
-        without: transformations to leave out.
         keep: where the optimized graph goes.
     """
     options = onnxruntime.SessionOptions()
@@ -61,9 +54,7 @@ def session(
     options.log_severity_level = 3
     if keep is not None:
         options.optimized_model_filepath = str(keep)
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
-    )
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
@@ -96,11 +87,9 @@ def kernels(path: Path) -> dict[str, int]:
     return {name: found[name] for name in INTEGER if found[name]}
 
 
-def outputs(
-    path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True, without: Sequence[str] = ()
-) -> list[np.ndarray]:
-    """What the file returns for one call; options as in `session`."""
-    running = session(path, optimize=optimize, without=without)
+def outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True) -> list[np.ndarray]:
+    """What the file returns for one call; `optimize` as in `session`."""
+    running = session(path, optimize=optimize)
     return list(running.run(None, feeds(running, args, kwargs)))
 
 

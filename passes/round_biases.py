@@ -1,0 +1,89 @@
+"""Evaluate with the biases that an integer engine adds: whole multiples of its unit."""
+
+import dataclasses
+from typing import Any, ClassVar, Final, cast
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.graph import Contraction, aten, codes_behind, contractions, insert_call, value
+from qcompiler.passes.layers import batch_norm_behind
+from qcompiler.passes.rules import Role
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import TENSOR
+from qcompiler.runtime.formats import IntFormat
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+
+#: products that add a bias → its argument
+_BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundBiases:
+    """bias → integer_bias(bias, scale of the input, scale of the weight), where sums of codes are integers.
+
+    They are where the input has one float scale that does not depend on it, and the weight one, or one for each output
+    channel, both with integer codes. A batch norm that alone reads a convolution belongs to the layer: then its offset
+    β changes, by the rounding of the bias of both together. Engines fold none into a transposed convolution.
+
+    Only where the recipe asks for `integer_biases`, in eval mode (`active`): training keeps the float biases.
+    """
+
+    name: ClassVar[str] = "round-biases"
+    active: bool = False
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of biases that were rounded."""
+        return sum(_round(node, fact) for node, fact in list(contractions(module.graph))) if self.active else 0
+
+
+def _round(node: Node, fact: Contraction) -> int:
+    scales = _scales(node, fact)
+    if scales is None:
+        return 0
+    bias = node.args[_BIAS[node.target]]  # type: ignore[index]
+    norm = batch_norm_behind(node) if node.target is aten.convolution.default and not node.args[6] else None
+    place, index = (node, _BIAS[node.target]) if norm is None else (norm, 2)  # type: ignore[index]
+    rest = () if norm is None else (*norm.args[1:5], norm.args[-1])
+    terms = [term for term in (bias, place.args[index]) if isinstance(term, Node)]
+    if (norm is None and not terms) or not all(map(_is_plain, terms)):
+        return 0
+    place.update_arg(index, insert_call(node.graph, ops.INTEGER_BIAS, (bias, *scales, *rest), before=place))
+    return 1
+
+
+def _is_plain(bias: Node) -> bool:
+    """True for float32 [C] that is not rounded yet."""
+    return bias.target is not ops.INTEGER_BIAS and value(bias).dtype is torch.float32 and value(bias).ndim == 1
+
+
+def _scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
+    """The scales of input and weight; None where sums of their codes are no integers of one unit a channel."""
+    roles = [operand.role for operand in fact.operands]
+    if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:
+        return None
+    x, weight = (codes_behind(cast(Node, node.args[operand.arg])) for operand in fact.operands)
+    if x is None or weight is None or not (_is_whole(x) and _is_by_channel(weight)):
+        return None
+    return cast(Node, x.args[1]), cast(Node, weight.args[1])
+
+
+def _spec(codes: Node) -> QuantSpec | None:
+    """The spec of a quantizer of integers with float scales."""
+    spec = parse_spec(str(codes.args[4]))
+    return spec if isinstance(spec.format, IntFormat) and spec.scale.dtype is torch.float32 else None
+
+
+def _is_whole(codes: Node) -> bool:
+    """True for one scale that is known before the tensor is."""
+    spec = _spec(codes)
+    known = spec is not None and (spec.range.has_state or spec.range.is_static or spec.scale is Scale.ONE)
+    return spec is not None and known and spec.block == TENSOR
+
+
+def _is_by_channel(codes: Node) -> bool:
+    """True for one scale, or one for each output channel."""
+    shape: tuple[Any, ...] = tuple(value(cast(Node, codes.args[1])).shape)
+    layout, channels = str(codes.args[5]), value(codes).shape[str(codes.args[5]).index("o")]
+    letters = {letter for letter, count in zip(layout, shape, strict=True) if count != 1}
+    return _spec(codes) is not None and (not letters or (letters == {"o"} and channels in shape))

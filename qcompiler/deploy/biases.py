@@ -1,0 +1,74 @@
+"""Biases in an ONNX file: a part of their layer where an integer engine adds the same number, behind it elsewhere."""
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+#: what onnxruntime moves DequantizeLinear over
+_MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
+_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def split_biases(graph: ir.Graph) -> tuple[str, ...]:
+    """Writes biases as a difference behind their layer where onnxruntime would round them; returns these layers.
+
+    Where input and weight of a layer are dequantized by known scales, onnxruntime makes its bias an integer, a multiple
+    of s = scale of the input · scale of the weight. A bias that is one already (passes/round_biases.py) stays. Another
+    is subtracted with its sign turned: x − (−b) is x + b to the bit, and an Add would be moved into the layer again.
+    """
+    return tuple(str(node.name) for node in list(graph) if node.op_type in _LAYERS and _split(graph, node))
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> bool:
+    """True where the bias of one layer was written behind it."""
+    x, weight, bias = (*node.inputs, None, None)[:3]
+    if bias is None or bias.const_value is None:
+        return False
+    x_scale, weight_scale = _scale(x), _scale(weight)
+    numbers = bias.const_value.numpy()
+    if x_scale is None or weight_scale is None or _is_integer(numbers, x_scale * weight_scale):
+        return False
+    spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
+    name = f"{bias.name}/negative"
+    tensor = ir.Tensor(-numbers.reshape(spread), name=name)
+    turned = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(turned)
+    whole = node.outputs[0]
+    bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
+    made = ir.node("Sub", [bare.outputs[0], turned], name=f"{node.name}/Bias")
+    for part in (bare, made):
+        part.outputs[0].type, part.outputs[0].shape = whole.type, whole.shape
+        part.metadata_props.update(node.metadata_props)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [bare, made], [whole], [made.outputs[0]])
+    return True
+
+
+def _rank(node: ir.Node) -> int:
+    """Dimensions of what a layer returns."""
+    shape = node.outputs[0].shape
+    assert shape is not None
+    return shape.rank()
+
+
+def _is_integer(bias: np.ndarray, unit: np.ndarray) -> bool:
+    """True where rounding the bias to whole units moves it by 1/64 of one at most, or by roundings of float32.
+
+    A whole one comes back from float32 that much off: β = 3, behind a mean that is subtracted again, is known to 2^-23,
+    in units of 10^-5 to 1/84. One that is not whole moves by up to 1/2.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        count = bias.astype(np.float64) / unit
+        apart = np.abs(count - np.round(count))
+    return bool(((apart <= np.maximum(2.0**-6, np.abs(count) * 2.0**-22)) & (np.abs(count) < 2**31)).all())
+
+
+def _scale(value: ir.Value | None) -> np.ndarray | None:
+    """The known scale by which a value is dequantized, as float64: one number or one a channel."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[1] is None:
+        return None
+    held = node.inputs[1].const_value
+    return None if held is None else held.numpy().astype(np.float64).reshape(-1)

@@ -1,0 +1,102 @@
+"""Biases in a file: whole numbers where a recipe asks for them, in float behind their layer where it does not."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import qcompiler
+from qcompiler.deploy import run
+
+X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def network():
+    """Convolutions with a bias, with a batch norm and with both; a linear layer."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 5)
+    )
+
+
+def trained(recipe, model=None):
+    """A module after a step; biases that no unit divides."""
+    torch.manual_seed(0)
+    qmodel = qcompiler.compile(model or network(), recipe, backend="eager")
+    qmodel(X).square().sum().backward()
+    for name, parameter in qmodel.named_parameters():
+        if name.endswith("bias"):
+            nn.init.uniform_(parameter, -0.5, 0.5)
+    return qmodel
+
+
+DEPLOY = qcompiler.RECIPES["deploy-int8"]
+FLOAT = dataclasses.replace(DEPLOY, name="float-biases", integer_biases=False)
+
+
+@pytest.fixture(scope="module", params=[DEPLOY, FLOAT], ids=lambda recipe: recipe.name)
+def written(request, tmp_path_factory):
+    """(module, file, report)."""
+    path = tmp_path_factory.mktemp("biases") / "model.onnx"
+    qmodel = trained(request.param)
+    return qmodel, path, qcompiler.export_onnx(qmodel, path, (X,))
+
+
+def test_integer_kernels_give_the_numbers_of_eval(written):
+    """0.5 % of codes may lie beside the middle of two; a rounded bias of ours would move 20 times as many."""
+    qmodel, path, _ = written
+    found = qcompiler.verify_onnx(qmodel, path, (X,))
+    assert found.exact
+    flipped, codes = (sum(getattr(site, name) for site in found.sites) for name in ("optimized", "elements"))
+    assert flipped / codes < 0.005
+    assert found.optimized < 0.02  # a flip, of 1 in 255, in front of the last layer
+
+
+def test_whole_biases_are_part_of_their_layer_and_others_stand_behind_it(written):
+    qmodel, path, report = written
+    whole = qmodel.recipe.integer_biases
+    assert ("QLinearConv" in report.integer_kernels) == whole
+    differences = [node for node in onnx.load(str(path)).graph.node if node.op_type == "Sub"]
+    assert len(differences) == (0 if whole else 5)
+    assert [note for note in report.notes if "biases" in note] == (
+        []
+        if whole
+        else [
+            "5 biases are added in float behind their layers, so that no integer kernel rounds them (0/Conv, 3/Conv, "
+            "5/Conv …): the recipe does not ask for integer_biases"
+        ]
+    )
+
+
+def test_onnxruntime_takes_our_whole_numbers(tmp_path):
+    """The int32 biases of the optimized graph, times their units, are those of the file, up to 1/64 unit."""
+    qmodel, path, kept = trained(DEPLOY), tmp_path / "model.onnx", tmp_path / "kept.onnx"
+    qcompiler.export_onnx(qmodel, path, (X,))
+    run.session(path, keep=kept)
+    graph = onnx.load(str(kept)).graph
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    given = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
+    layers = [node for node in graph.node if node.op_type == "QLinearConv"]
+    assert len(layers) == 3
+    for node in layers:
+        unit = held[node.input[1]].astype(np.float64) * held[node.input[4]]
+        counts = held[node.input[8]]
+        assert counts.dtype == np.int32
+        alike = [one for one in given.values() if one.shape == counts.shape]
+        assert any(np.allclose(counts * unit, one, rtol=2.0**-21, atol=unit.max() / 64) for one in alike)
+
+
+def test_a_channel_that_a_norm_turns_off(tmp_path):
+    """The factor 0 has no unit: the codes stay as trained, the layer adds in float, and the report says so."""
+    model = network()
+    qmodel = trained(DEPLOY, model)
+    with torch.no_grad():
+        model[1].weight[0], model[1].weight[1] = 0, 1e-12
+    report = qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (X,))
+    assert any("(0/Conv): a batch norm there is not folded or multiplies by 0" in note for note in report.notes)
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (X,))
+    assert found.exact
+    assert found.optimized < 0.02
