@@ -31,15 +31,23 @@ class Sawb(Range):
             raise ValueError(f"sawb: got a format of {bits} bits; valid: {', '.join(map(str, _SAWB))} bits")
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """By block, so that in evaluation no sample's range depends on others; not finite where the block is not."""
-        c1, c2 = _SAWB[seen.magnitude_bits + (seen.kind is Kind.SIGNED)]
+        """By block, so that in evaluation no sample's range depends on others; not finite where the block is not.
+
+        Means are float64, so that the order of their sums, which no two kernels share, does not show in float32.
+        """
+        c1, c2 = self.coefficients(seen.magnitude_bits + (seen.kind is Kind.SIGNED))
         inner = seen.view.inner
-        blocks = seen.blocks
+        blocks = seen.blocks.to(torch.float64)
         members = seen.view.split(torch.ones_like(seen.x, dtype=torch.float32)).sum(inner).clamp(min=1.0)
         root = (blocks.square().sum(inner) / members).sqrt()
-        clip = (c1 * root - c2 * blocks.abs().sum(inner) / members).abs()
-        high = torch.minimum(clip, seen.largest)
+        clip = (c1 * root - c2 * (blocks.abs().sum(inner) / members)).abs()
+        high = torch.minimum(clip.to(torch.float32), seen.largest)
         return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
+
+    @staticmethod
+    def coefficients(bits: int) -> tuple[float, float]:
+        """(c1, c2) of formats of so many bits."""
+        return _SAWB[bits]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Export to ONNX: one quantizer for each trained one, the same codes, and no file where anything fails."""
 
 import builtins
+import errno
 import importlib.metadata
 import json
 import os
@@ -16,8 +17,11 @@ import qcompiler
 from qcompiler.deploy import build, run
 from qcompiler.deploy.blocks import Edges, find_edges, spread
 from qcompiler.deploy.storage import storage_type
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipe import Recipe
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
+from qcompiler.runtime.spec import parse_spec
 
 #: recipe → how its activations are quantized in the file
 RECIPES = {
@@ -184,9 +188,37 @@ def test_random_rounding_is_refused(tmp_path):
     refused("0/input.* round stochastically", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
 
 
-def test_ranges_that_sum_are_refused(tmp_path):
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "luq", backend="eager")
-    refused("0/input: the range sawb of the present tensor", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("int4:real:c2:nearest:pass:sawb", "in c2 blocks .* takes each sample whole"),
+        ("int4:fit:tensor:nearest:pass:sawb", "in integers of scale real"),
+        ("int8:real:tensor:nearest:pass:percentile(99)", "sums or sorts"),
+    ],
+)
+def test_ranges_that_sum_are_refused(text, reason, tmp_path):
+    """Means of whole samples are float64, and the same in every order; others are not, and nothing is sorted."""
+    recipe = Recipe(name="sums", rules=(Rule(role=Role.ACTIVATION, spec=parse_spec(text)),))
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), recipe, backend="eager")
+    refused(f"0/input: the range .*{reason}", qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_ranges_of_sums_of_whole_samples(batch, tmp_path):
+    """Means are float64 on both sides: the same scale to the bit."""
+    qmodel = qcompiler.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)), "luq", backend="eager")
+    x = torch.randn(batch, 3, 9, 9)
+    assert qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,)).exported["dynamic"] == 2
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(40, 3, 9, 9),)).exact
+
+
+def test_a_scale_of_one_has_no_blocks(tmp_path):
+    """Tokens of a sample lie in blocks along several axes, all of the scale 1."""
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "hfp8", backend="eager")
+    x = torch.randn(2, 3, 4)
+    qmodel(x).sum().backward()
+    assert qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,)).exported["static"] > 0
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(5, 3, 4),)).exact
 
 
 class Apart(nn.Module):
@@ -245,6 +277,20 @@ def test_tensors_beside_the_file(tmp_path, monkeypatch):
     assert data.name.startswith("m.onnx.")
     assert data.name.endswith(".data")
     assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 64),)).exact
+
+
+def test_an_error_after_the_file_took_its_name(tmp_path, monkeypatch):
+    """The disk fails once the new file is in its place: its tensors stay, since it is that file that people load."""
+
+    def fail(folder):
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    monkeypatch.setattr("qcompiler.deploy.export._EXTERNAL", 0)
+    monkeypatch.setattr("qcompiler.files._sync_folder", fail)
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "channelwise-int4", backend="eager")
+    with pytest.raises(OSError, match="Input/output error"):
+        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(3, 4),)).exact
 
 
 def test_packages_that_are_missing(tmp_path, monkeypatch):

@@ -212,12 +212,12 @@ def slack_of(case, x, before):
 
 
 def sawb_range(case, x):
-    """Two means of n float32 numbers, a root and a difference that cancels."""
+    """Two means of n float64 numbers, a root and a difference that cancels; one rounding to float32."""
     low, high = range_oracle.sawb(case, x)
     c1, c2 = {4: (12.68, 12.80)}[case.bits]
     size = np.abs(x.astype(np.float64))
-    error = (x.size + 6) * EPS * (c1 * math.sqrt((size**2).mean()) + c2 * size.mean())
-    return Found(low, high, np.float32(error / high))
+    error = (x.size + 6) * 2.0**-53 * (c1 * math.sqrt((size**2).mean()) + c2 * size.mean())
+    return Found(low, high, np.float32(EPS + error / high))
 
 
 def learned_range(case, x, held):

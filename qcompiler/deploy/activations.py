@@ -17,6 +17,7 @@ from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind
 from qcompiler.runtime.ranges import Current
 from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale
+from qcompiler.runtime.statistical_ranges import Sawb
 
 
 def activation_shift(q: Quantizer) -> int:
@@ -72,11 +73,7 @@ def _cut_to_codes(q: Quantizer, form: IntFormat, factors: np.ndarray, points: np
 def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     """(codes, values) by local functions that measure the tensor, block by block."""
     spec, form = q.spec, q.spec.format
-    if not isinstance(spec.range, Current):
-        raise ExportError(
-            f"export: {q.site}: the range {spec.range} of the present tensor sums or sorts over it, which no two "
-            "runtimes do in the same order; valid: ranges that are kept, or current"
-        )
+    _check_range(q)
     x, axes = _split(q)
     if isinstance(form, IntFormat) and spec.scale.dtype == torch.uint8:
         exponent = q.op("SharedExponent", x, axes, **_exponent_rule(spec))
@@ -98,9 +95,23 @@ def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     return levels, _joined(q, q.op("Mul", _as_float(q, levels), scale))
 
 
+def _check_range(q: Quantizer) -> None:
+    """Raises for a range of the present tensor of which no function gives the same number as PyTorch."""
+    spec, sawb = q.spec, isinstance(q.spec.range, Sawb)
+    if not (isinstance(spec.range, Current) or (sawb and spec.scale is Scale.REAL and not q.edges.split)):
+        whole = ", or one that takes each sample whole, in integers of scale real" if sawb else ""
+        raise ExportError(
+            f"export: {q.site}: the range {spec.range} of the present tensor in {spec.block} blocks sums or sorts over "
+            f"it, which no two runtimes do in the same order; valid: ranges that are kept, or current{whole}"
+        )
+
+
 def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
     """The float scale of each block, by one level or two."""
     reach, negative = q.spec.format.reach, _negative(q.spec.format)
+    if isinstance(q.spec.range, Sawb):
+        root, mean = q.spec.range.coefficients(q.spec.format.bits)
+        return q.op("SawbScale", x, axes, root_factor=root, mean_factor=mean, largest=reach)
     if q.spec.scale is Scale.TWO_LEVEL:
         return q.op("TwoLevelScale", x, axes, reach=reach, negative=negative)
     return q.op("RangeScale", x, axes, largest=reach, negative=negative)

@@ -141,7 +141,8 @@ def export_onnx(
             difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
             _check_plan(qmodel, {one.site for one in exported})
     except BaseException:
-        data.unlink(missing_ok=True)
+        if not _names(path, data):  # else the new file is in its place, and the error came after that
+            data.unlink(missing_ok=True)
         raise
     _drop_old_data(path, data)
     kinds = [one.kind for one in exported]
@@ -228,6 +229,11 @@ def _unread(qmodel: QuantizedModule, plan: QuantPlan) -> Iterator[str]:
             f"and were not used, as if of another recipe or model: {', '.join(others[:3])}"
             + (" …" if len(others) > 3 else "")
         )
+
+
+def _names(path: Path, data: Path) -> bool:
+    """True where the file at `path` keeps its tensors in `data`."""
+    return data.exists() and path.exists() and data.name.encode() in path.read_bytes()
 
 
 def _drop_old_data(path: Path, data: Path) -> None:

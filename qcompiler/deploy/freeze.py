@@ -69,12 +69,14 @@ def freeze(
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
     6. A bias that is rounded for sums of integers is its result.
+    7. Where every block has the scale 1, the tensor is one block.
     """
     freezer = _Freezer(program, ranges)
     freezer.freeze_biases()
     for codes in quantizers(freezer.graph):
         if codes.args[6] in calibrated:
             freezer.calibrate(codes, calibrated[str(codes.args[6])])
+        freezer.unite(codes)
         freezer.freeze(codes)
     for codes in quantizers(freezer.graph):
         freezer.transpose(codes)
@@ -153,6 +155,19 @@ class _Freezer:
             parts["zero_point"] = self._constant(found.point, f"{site}#zero_point.calibrated")
         whole = dataclasses.replace(parse_spec(str(text)), block=TENSOR)
         self._reset(codes, parts, str(whole), str(layout))
+
+    def unite(self, codes: Node) -> None:
+        """Case 7 for one quantizer."""
+        tensor, scale, _, _, text, layout, site = codes.args
+        spec = parse_spec(str(text))
+        if spec.scale is Scale.ONE and self._value(cast(Node, tensor)) is None and spec.block != TENSOR:
+            one = self._value(cast(Node, scale))
+            assert one is not None
+            parts = {
+                "codes": cast(Node, tensor),
+                "scale": self._constant(one.flatten()[:1].reshape([1] * one.ndim), f"{site}#scale.one"),
+            }
+            self._reset(codes, parts, str(dataclasses.replace(spec, block=TENSOR)), str(layout))
 
     def transpose(self, codes: Node) -> None:
         """Case 4 for one quantizer."""

@@ -26,6 +26,8 @@ _FACTORS = onnx.numpy_helper.from_array(
 _INVERSES = onnx.numpy_helper.from_array(
     np.array([0.0, *(math.ldexp(1, 127 - code) for code in range(1, 255)), math.nan], np.float32), "inverses"
 )
+#: factors of SAWB have 3 decimals
+_DIGITS = onnx.numpy_helper.from_array(np.array(1000.0), "digits")
 _LOG2E: Final = 1 / math.log(2)
 _SMALLEST: Final = 2.0**-126
 
@@ -97,6 +99,26 @@ def RangeScale(x, axes, largest: float = 127.0, negative: float = -1.0):  # noqa
     unfit = op.IsNaN(op.ReduceSum(x * op.Constant(value_float=0.0), axes, keepdims=1, noop_with_empty_axes=1))
     amax = op.ReduceMax(magnitude, axes, keepdims=1, noop_with_empty_axes=1)
     scale = op.Max(amax / op.Constant(value_float=largest), op.Constant(value_float=_SMALLEST))
+    return op.Where(unfit, op.Constant(value_float=math.nan), scale)
+
+
+@script(_own, default_opset=op)
+def SawbScale(x, axes, root_factor: float = 12.68, mean_factor: float = 12.8, largest: float = 7.0):  # noqa: N802
+    """min(|root_factor·√E[x²] − mean_factor·E|x||, max|x|) / largest of each block; NaN where it is not finite.
+
+    Means are float64. Attributes are float32: the factors, of 3 decimals, are rounded to these again.
+    """
+    zero, digits = op.Constant(value_float=0.0), op.Constant(value=_DIGITS)
+    unfit = op.IsNaN(op.ReduceSum(x * zero, axes, keepdims=1, noop_with_empty_axes=1))
+    size = op.Abs(op.Cast(x, to=11))
+    total = op.ReduceSum(size, axes, keepdims=1, noop_with_empty_axes=1)
+    members = op.Cast(op.Size(x), to=11) / op.Cast(op.Size(total), to=11)
+    c1 = op.Round(op.Cast(op.Constant(value_float=root_factor), to=11) * digits) / digits
+    c2 = op.Round(op.Cast(op.Constant(value_float=mean_factor), to=11) * digits) / digits
+    root = op.Sqrt(op.ReduceSum(size * size, axes, keepdims=1, noop_with_empty_axes=1) / members)
+    clip = op.Cast(op.Abs(c1 * root - c2 * (total / members)), to=1)
+    high = op.Min(clip, op.ReduceMax(op.Abs(x), axes, keepdims=1, noop_with_empty_axes=1))
+    scale = op.Max(high / op.Constant(value_float=largest), op.Constant(value_float=_SMALLEST))
     return op.Where(unfit, op.Constant(value_float=math.nan), scale)
 
 
@@ -181,6 +203,7 @@ FUNCTIONS: Final[dict[str, Any]] = {
         HyperblockQuantize,
         HyperblockDequantize,
         RangeScale,
+        SawbScale,
         AffineScale,
         RangeQuantize,
         RangeDequantize,
