@@ -38,16 +38,26 @@ def training(
         raise ModelError(f"--loss {loss!r}: got {type(chosen).__name__}; valid: a callable (model, batch) -> loss")
     if data is None:
         return [arguments] * count, _told(chosen or mean_square, what), (STAND_IN,) if chosen is None else ()
-    found = named(data, "--data")
-    with told(f"--data {data!r}"):
-        found = found() if callable(found) and not isinstance(found, Iterable) else found
-    if not isinstance(found, Iterable) or isinstance(found, Tensor):
-        raise ModelError(f"--data {data!r}: got {type(found).__name__}; valid: an iterable of batches")
+    found = batches_of("--data", data)
     with told(f"--data {data!r}"):
         batches = list(itertools.islice(found, count))
     if not batches:
         raise ModelError(f"--data {data!r}: got no batch; valid: at least one")
     return batches, _told(chosen or cross_entropy, what), ()
+
+
+def batches_of(option: str, text: str) -> Iterable[Any]:
+    """The iterable that `module:name` stands for, or that the callable there returns.
+
+    Raises:
+        ModelError: the text leads nowhere, or to something else; it names the option.
+    """
+    found = named(text, option)
+    with told(f"{option} {text!r}"):
+        found = found() if callable(found) and not isinstance(found, Iterable) else found
+    if not isinstance(found, Iterable) or isinstance(found, Tensor):
+        raise ModelError(f"{option} {text!r}: got {type(found).__name__}; valid: an iterable of batches")
+    return found
 
 
 def _told(loss: Loss, what: str) -> Loss:

@@ -148,6 +148,11 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
 @click.option("--no-dynamic-batch", "fixed_batch", is_flag=True, help="Fix the batch to that of the inputs.")
 @click.option("--keep-batch-norm", is_flag=True, help="Leave batch norms nodes of their own.")
 @click.option("--signed-weights", is_flag=True, help="Store 8-bit weights as int8 (docs/onnx.md).")
+@click.option(
+    "--calibration",
+    metavar="MODULE:NAME",
+    help="Examples, an iterable or a callable that returns one, on which ranges of the present tensor are fixed.",
+)
 def export(
     model: str,
     path: str,
@@ -158,17 +163,20 @@ def export(
     fixed_batch: bool,
     keep_batch_norm: bool,
     signed_weights: bool,
+    calibration: str | None,
     as_json: bool,
 ) -> None:
     """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
+    from qcompiler.batches import batches_of
     from qcompiler.deploy.export import export_onnx
     from qcompiler.models import as_call, compiled, describe, told
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
+    examples = None if calibration is None else map(as_call, batches_of("--calibration", calibration))
     if checkpoint is None:
         click.echo("note: no --checkpoint: weights as the callable made them", err=True)
-    with told(describe(model, input=inputs), lambda: qmodel._model(*args, **kwargs)):
+    with told(describe(model, input=inputs, calibration=calibration), lambda: qmodel._model(*args, **kwargs)):
         made = export_onnx(
             qmodel.eval(),
             path,
@@ -178,6 +186,7 @@ def export(
             dynamic_batch=not fixed_batch,
             fold_batch_norm=not keep_batch_norm,
             signed_weights=signed_weights,
+            calibration=examples,
         )
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 

@@ -81,7 +81,9 @@ def captured(
 
 
 def as_call(arguments: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a model, a tuple or a dict, as arguments (by position, by keyword)."""
+    """The inputs of a model, a tensor, a tuple or a dict, as arguments (by position, by keyword)."""
+    if isinstance(arguments, torch.Tensor):
+        return (arguments,), {}
     return ((), arguments) if isinstance(arguments, dict) else (tuple(arguments), {})
 
 

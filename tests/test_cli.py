@@ -320,6 +320,12 @@ def test_a_small_transformers_config(monkeypatch):
         (("draw", "mynet.py:make", "nowhere/graph.html"), 2, "there is no folder nowhere"),
         (("export", "mynet.py:make", "n.onnx", "-c", "mynet.py"), 1, "--checkpoint mynet.py: not a whole file"),
         (("export", "mynet.py:make", "n.onnx", "-c", "cut.pt"), 1, "--checkpoint cut.pt: not a whole file"),
+        (
+            ("export", "mynet.py:make", "n.onnx", "--calibration", "mynet.py:no"),
+            1,
+            "--calibration 'mynet.py:no': mynet",
+        ),
+        (("export", "mynet.py:make", "n.onnx", "--calibration", "mynet.py:number"), 1, "got int; valid: an iterable"),
     ],
 )
 def test_wrong_arguments(folder, arguments, code, message, monkeypatch):
@@ -389,3 +395,18 @@ def test_options_of_export(folder, monkeypatch):
     CliRunner().invoke(main, (*given, "--no-dynamic-batch", "--keep-batch-norm", "--signed-weights", "--opset", "22"))
     names = ("dynamic_batch", "fold_batch_norm", "signed_weights", "opset")
     assert [[one[name] for name in names] for one in seen] == [[True, True, False, 21], [False, False, True, 22]]
+
+
+def test_export_fixes_ranges_on_examples(folder, monkeypatch):
+    """Examples are tensors here; the report says what each range was fixed to."""
+    from click.testing import CliRunner
+
+    from qcompiler.cli import main
+
+    source = "import torch\n\ndef examples():\n    return (torch.full((4, 8), float(i)) for i in range(3))\n"
+    (folder / "data.py").write_text(source)
+    monkeypatch.chdir(folder)
+    given = ("export", "mynet.py:make", "net.onnx", "--recipe", "current-w8a8g8", "--calibration", "data.py:examples")
+    made = CliRunner().invoke(main, (*given, "--json"))
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["calibrated"]["0/input"] == [0.0, 2.0]
