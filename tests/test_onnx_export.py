@@ -17,7 +17,7 @@ import qcompiler
 from qcompiler.deploy import build, run
 from qcompiler.deploy.blocks import Edges, find_edges, spread
 from qcompiler.deploy.storage import storage_type
-from qcompiler.passes.rules import Role, Rule
+from qcompiler.passes.rules import Role, Rule, Sign
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.blocks import parse_block
 from qcompiler.runtime.formats import parse_format
@@ -277,6 +277,39 @@ def test_tensors_beside_the_file(tmp_path, monkeypatch):
     assert data.name.startswith("m.onnx.")
     assert data.name.endswith(".data")
     assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 64),)).exact
+
+
+@pytest.mark.parametrize("range_", ["fixed(0,1)", "fixed(-1,1)"])
+def test_ranges_that_are_fixed_have_no_blocks(range_, tmp_path):
+    """A product of two activations, whose blocks span a sample and a head, under a range of two numbers."""
+    spec = parse_spec(f"affine8:real:tensor:nearest:pass:{range_}")
+    recipe = Recipe(name="fixed", rules=(Rule(role=Role.ACTIVATION, spec=spec),))
+
+    class Product(nn.Module):
+        def forward(self, x):
+            return x @ x.transpose(-1, -2)
+
+    qmodel = qcompiler.compile(Product(), recipe, backend="eager")
+    assert qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.rand(2, 3, 4, 5),)).exported["static"] == 1
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(5, 3, 4, 5),)).exact
+
+
+def test_relu6_in_front_of_four_bits(tmp_path):
+    """onnxruntime refuses a Clip there; its optimizations are on in the comparison of the export."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.Hardtanh(-1, 1), nn.Conv2d(4, 2, 1))
+    rules = tuple(
+        Rule(role=role, sign=sign, spec=parse_spec(f"{form}:real:tensor:nearest:pass:hindsight"))
+        for role, sign, form in (
+            (Role.WEIGHT, None, "int4"), (Role.ACTIVATION, Sign.NONNEGATIVE, "uint4"), (Role.ACTIVATION, None, "int4"),
+        )
+    )  # fmt: skip
+    qmodel = qcompiler.compile(model, Recipe(name="four", rules=rules), backend="eager")
+    x = torch.randn(4, 3, 6, 6)
+    qmodel(x).sum().backward()
+    qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,))
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(20, 3, 6, 6),))
+    assert found.exact
+    assert found.optimized < 0.1  # a flip of 1 in 15 in front of the last layer
 
 
 def test_an_error_after_the_file_took_its_name(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def freeze(
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
     6. A bias that is rounded for sums of integers is its result.
-    7. Where every block has the scale 1, the tensor is one block.
+    7. Where a known range is the same for every block, such as that of `fixed`, the tensor is one block.
     """
     freezer = _Freezer(program, ranges)
     freezer.freeze_biases()
@@ -158,16 +158,19 @@ class _Freezer:
 
     def unite(self, codes: Node) -> None:
         """Case 7 for one quantizer."""
-        tensor, scale, _, _, text, layout, site = codes.args
-        spec = parse_spec(str(text))
-        if spec.scale is Scale.ONE and self._value(cast(Node, tensor)) is None and spec.block != TENSOR:
-            one = self._value(cast(Node, scale))
-            assert one is not None
-            parts = {
-                "codes": cast(Node, tensor),
-                "scale": self._constant(one.flatten()[:1].reshape([1] * one.ndim), f"{site}#scale.one"),
-            }
-            self._reset(codes, parts, str(dataclasses.replace(spec, block=TENSOR)), str(layout))
+        tensor, scale, point, _, text, layout, site = codes.args
+        spec, steps = parse_spec(str(text)), self._value(cast(Node, scale))
+        alike = steps is not None and not spec.range.has_state and len(steps.unique()) == 1
+        if steps is None or not alike or spec.block == TENSOR or self._value(cast(Node, tensor)) is not None:
+            return
+        held = {"scale": steps, "zero_point": self._value(point) if isinstance(point, Node) else None}
+        parts = {
+            name: self._constant(one.flatten()[:1].reshape([1] * one.ndim), f"{site}#{name}.one")
+            for name, one in held.items()
+            if one is not None
+        }
+        whole = str(dataclasses.replace(spec, block=TENSOR))
+        self._reset(codes, {"codes": cast(Node, tensor), **parts}, whole, str(layout))
 
     def transpose(self, codes: Node) -> None:
         """Case 4 for one quantizer."""

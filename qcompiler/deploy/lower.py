@@ -1,7 +1,7 @@
 """From stand-ins for quantizers to ONNX: each becomes stored codes, QuantizeLinear, or a local function."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -11,6 +11,8 @@ from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.weights import shift_of, write_weight
 from qcompiler.deploy.writer import Quantizer
+
+_FOUR_BITS: Final = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
     for node in [node for node in model.graph if node.op_type == "MatMul"]:
         _keep_transposed(model.graph, node)
+    _open_clips(model.graph)
     RemoveUnusedNodesPass()(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
@@ -88,6 +91,23 @@ def _keep_transposed(graph: ir.Graph, product: ir.Node) -> None:
         made = ir.node("Gemm", [left, floats], {"transB": 1}, name=product.name)
         made.metadata_props.update(product.metadata_props)
         ir.convenience.replace_nodes_and_values(graph, product, [product], [made], product.outputs, made.outputs)
+
+
+def _open_clips(graph: ir.Graph) -> None:
+    """Beside quantizers of 4 bits, makes each Clip a Max and a Min: onnxruntime 1.31 refuses Clips in front of one."""
+    points = [node.inputs[2] for node in graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
+    if all(point is None or point.dtype not in _FOUR_BITS for point in points):
+        return
+    for node in [node for node in graph if node.op_type == "Clip"]:
+        made, last = [], node.inputs[0]
+        for op_type, bound in zip(("Max", "Min"), (*node.inputs[1:], None, None), strict=False):
+            if bound is not None:
+                made.append(ir.node(op_type, [last, bound], name=f"{node.name}/{op_type}"))
+                last = made[-1].outputs[0]
+                last.type, last.shape = node.outputs[0].type, node.outputs[0].shape
+                made[-1].metadata_props.update(node.metadata_props)
+        if made and last is not None:
+            ir.convenience.replace_nodes_and_values(graph, node, [node], made, [node.outputs[0]], [last])
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:
