@@ -11,6 +11,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.deploy import run
+from qcompiler.deploy.export import _approximate
 from qcompiler.deploy.inputs import as_example
 from qcompiler.runtime.spec import parse_spec
 
@@ -101,6 +102,29 @@ def test_no_quantizer_of_onnxruntimes_own(recipe, tmp_path):
     assert report.integer_kernels == {}
     assert report.difference <= 1e-5
     assert qcompiler.verify_onnx(qmodel, path, (ids,)).close
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nor_for_a_weight_without_a_transposition(bias, tmp_path):
+    """A rotated weight has none; it is stored transposed, and its codes are those of training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32, bias=bias) for _ in range(4)))
+    x, path = torch.randn(8, 32), tmp_path / "model.onnx"
+    qmodel, report = exported(model, "int4-hadamard", x, path)
+    assert report.exported["weight"] == 2
+    assert report.integer_kernels == {}
+    assert not any("MatMulNBits" in note for note in report.notes)
+    found = qcompiler.verify_onnx(qmodel, path, (x,))
+    assert found.exact
+    assert found.close
+    assert [one["order"] for one in run.sites(path).values() if one["kind"] == "weight"] == [[1, 0]] * 2
+
+
+def test_a_product_in_fewer_bits_is_noted():
+    assert list(_approximate({"QGemm": 1})) == []
+    assert list(_approximate({"MatMulNBits": 2})) == [
+        "onnxruntime makes 2 products MatMulNBits, which rounds floats to 8 bits"
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- calibration

@@ -155,7 +155,12 @@ def export_onnx(
         float_bytes=_bytes(qmodel),
         difference=difference,
         integer_kernels=kernels,
-        notes=(*traced.frozen.notes, *_float_biases(floats, qmodel.recipe), *_unread(qmodel, traced.plan)),
+        notes=(
+            *traced.frozen.notes,
+            *_approximate(kernels),
+            *_float_biases(floats, qmodel.recipe),
+            *_unread(qmodel, traced.plan),
+        ),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
@@ -202,6 +207,12 @@ def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
             f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
             "the file would not be what eval mode computes"
         )
+
+
+def _approximate(kernels: Mapping[str, int]) -> Iterator[str]:
+    """What is to be said of products that onnxruntime computes in fewer bits than the file says."""
+    if count := kernels.get("MatMulNBits"):
+        yield f"onnxruntime makes {count} products MatMulNBits, which rounds floats to 8 bits"
 
 
 def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:

@@ -64,8 +64,8 @@ def freeze(
        over whole tensors.
     3. `x` beside the codes, which shows what is not finite, is dropped: `QuantizeLinear` saturates instead.
     4. The transposition of a weight is done to its codes where the product reads two quantized tensors of known scale.
-       Elsewhere it stays: onnxruntime makes a matrix of codes times floats a MatMulNBits, which by default rounds the
-       floats to 8 bits; lower.py keeps it transposed.
+       Elsewhere it stays, and a weight that has none is stored transposed: onnxruntime makes a matrix of codes times
+       floats a MatMulNBits, which by default rounds the floats to 8 bits; lower.py keeps it transposed.
     5. With `fold_batch_norm` a batch norm behind a convolution becomes part of its bias and of its weight's scales,
        where these are one float a tensor or an output channel, so that the codes stay.
     6. A bias that is rounded for sums of integers is its result.
@@ -174,18 +174,28 @@ class _Freezer:
 
     def transpose(self, codes: Node) -> None:
         """Case 4 for one quantizer."""
-        tensor, scale, point, _, text, layout, site = codes.args
         floats = [user for user in codes.users if user.target is ops.DEQUANTIZE]
-        views = [view for reader in floats for view in reader.users]
-        axes = len(set(str(layout))) == len(str(layout)) == 2
-        if (
-            tensor not in self.known
-            or not axes
-            or not views
-            or any(view.target is not aten.t.default for view in views)
-            or not all(self._reads_static(product, view) for view in views for product in view.users)
-        ):
+        readers = [(source, reader) for source in floats for reader in source.users]
+        layout = str(codes.args[5])
+        if codes.args[0] not in self.known or not len(set(layout)) == len(layout) == 2 or not readers:
             return
+        if all(reader.target is aten.t.default for _, reader in readers):
+            if all(self._reads_static(product, view) for _, view in readers for product in view.users):
+                self._turn(codes)
+                for source, view in readers:
+                    view.replace_all_uses_with(source)
+        elif all(_is_right(reader, source) and not self._reads_static(reader, source) for source, reader in readers):
+            self._turn(codes)
+            for source in floats:
+                with self.graph.inserting_after(source):
+                    view = self.graph.call_function(aten.t.default, (source,))
+                infer(view)
+                for reader in [reader for reader in source.users if reader is not view]:
+                    reader.replace_input_with(source, view)
+
+    def _turn(self, codes: Node) -> None:
+        """Transposes the codes and scales of a weight."""
+        tensor, scale, point, _, text, layout, site = codes.args
         self.order[str(site)] = (1, 0)
         parts = {"codes": tensor, "scale": scale, "zero_point": point}
         turned = {
@@ -194,8 +204,6 @@ class _Freezer:
             if isinstance(node, Node)
         }
         self._reset(codes, turned, str(text), str(layout)[::-1])
-        for view in views:
-            view.replace_all_uses_with(cast(Node, view.args[0]))
 
     def _reads_static(self, product: Node, weight: Node) -> bool:
         """True where the other operand of a product is dequantized by a scale that is known."""
@@ -324,6 +332,11 @@ class _Freezer:
             dataclasses.replace(spec, arg=TensorArgument(node.name)) if isinstance(node, Node) else spec
             for spec, node in zip(old, nodes, strict=True)
         ]
+
+
+def _is_right(product: Node, weight: Node) -> bool:
+    """True where a product of matrices reads a weight as its right operand."""
+    return product.target in (aten.mm.default, aten.addmm.default) and product.all_input_nodes[-1] is weight
 
 
 def _is_static(node: Node) -> bool:
