@@ -93,7 +93,7 @@ class Tied(nn.Module):
         return self.head(self.middle(self.embedding(ids)).relu())
 
 
-@pytest.mark.parametrize("recipe", ["channelwise-int8", "channelwise-int4"])
+@pytest.mark.parametrize("recipe", ["channelwise-int8", "channelwise-int4", "current-w8a8g8", "tensor-int4"])
 def test_no_quantizer_of_onnxruntimes_own(recipe, tmp_path):
     """Codes times floats stay a float product: MatMulNBits would round the floats to 8 bits once more."""
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     """
     found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
     exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
-    for node in [node for node in model.graph if node.op_type == "MatMul"]:
+    for node in [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]:
         _keep_transposed(model.graph, node)
     _open_clips(model.graph)
     RemoveUnusedNodesPass()(model)
@@ -78,17 +78,18 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
 def _keep_transposed(graph: ir.Graph, product: ir.Node) -> None:
     """Makes x @ wᵀ, two-dimensional with stored codes w, a Gemm that transposes.
 
-    Of a MatMul onnxruntime moves the transposition into the codes, and makes it a MatMulNBits, which rounds x to 8
-    bits.
+    Of a transposition in front onnxruntime makes one of the codes, and of the product a MatMulNBits, which rounds x to
+    8 bits.
     """
-    left, right = product.inputs
+    left, right, *bias = product.inputs
     turn = None if right is None else right.producer()
     floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
     source = None if floats is None else floats.producer()
     if source is None or source.op_type != "DequantizeLinear" or left is None or left.shape is None:
         return
-    if left.shape.rank() == 2:
-        made = ir.node("Gemm", [left, floats], {"transB": 1}, name=product.name)
+    given = product.attributes
+    if left.shape.rank() == 2 and not ("transB" in given and given["transB"].as_int()):
+        made = ir.node("Gemm", [left, floats, *bias], {**given, "transB": 1}, name=product.name)
         made.metadata_props.update(product.metadata_props)
         ir.convenience.replace_nodes_and_values(graph, product, [product], [made], product.outputs, made.outputs)
 
