@@ -208,6 +208,20 @@ def line(one: dict[str, Any]) -> str:
     )
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """One line for each model: the sums, and the largest difference in multiples of the spread."""
+    lines = ["| model | recipes | quantizers | codes | wrong | flipped | beyond 2× | largest |", "|---|" + "---|" * 7]
+    for name in dict.fromkeys(one["model"] for one in rows):
+        here = [one for one in rows if one["model"] == name and "codes" in one]
+        total = {key: sum(one[key] for one in here) for key in ("exported", "trained", "codes", "wrong", "flipped")}
+        apart = [max(one["plain"], one["optimized"]) / max(one["spread"], 1e-6) for one in here]
+        lines.append(
+            f"| {name} | {len(here)} | {total['exported']}/{total['trained']} | {total['codes']:,} | {total['wrong']} "
+            f"| {total['flipped'] / total['codes']:.1e} | {sum(one > 2 for one in apart)} | {max(apart):.2f}× |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Adds what is missing, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,6 +249,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(line(one) for one in rows))
+    print(summary(rows))
 
 
 if __name__ == "__main__":
