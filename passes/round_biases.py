@@ -1,7 +1,7 @@
 """Evaluate with the biases that an integer engine adds: whole multiples of its unit."""
 
 import dataclasses
-from typing import Any, ClassVar, Final, cast
+from typing import ClassVar, Final, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -83,7 +83,7 @@ def _is_whole(codes: Node) -> bool:
 
 def _is_by_channel(codes: Node) -> bool:
     """True for one scale, or one for each output channel."""
-    shape: tuple[Any, ...] = tuple(value(cast(Node, codes.args[1])).shape)
-    layout, channels = str(codes.args[5]), value(codes).shape[str(codes.args[5]).index("o")]
-    letters = {letter for letter, count in zip(layout, shape, strict=True) if count != 1}
-    return _spec(codes) is not None and (not letters or (letters == {"o"} and channels in shape))
+    counts = tuple(value(cast(Node, codes.args[1])).shape)
+    split = {letter: count for letter, count in zip(str(codes.args[5]), counts, strict=True) if count != 1}
+    channels = value(codes).shape[str(codes.args[5]).index("o")]
+    return _spec(codes) is not None and split in ({}, {"o": channels})

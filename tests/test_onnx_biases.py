@@ -10,6 +10,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.deploy import run
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.runtime.spec import parse_spec
 
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -100,3 +102,41 @@ def test_a_channel_that_a_norm_turns_off(tmp_path):
     found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (X,))
     assert found.exact
     assert found.optimized < 0.02
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.mix(self.mix(x.mean(1))).relu() + x.mean(1)
+
+
+@pytest.mark.parametrize("recipe", [DEPLOY, FLOAT], ids=lambda recipe: recipe.name)
+def test_a_layer_that_is_called_twice_has_two_units(recipe, tmp_path):
+    torch.manual_seed(0)
+    qmodel = qcompiler.compile(Twice(), recipe, backend="eager")
+    x = torch.randn(8, 3, 6)
+    qmodel(x).sum().backward()
+    qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(64, 3, 6),))
+    assert found.exact
+    assert found.optimized < 0.02
+    assert sum(node.op_type == "Sub" for node in onnx.load(str(tmp_path / "model.onnx")).graph.node) == (
+        0 if recipe.integer_biases else 2
+    )
+
+
+def test_a_weight_in_blocks_has_no_unit(tmp_path):
+    """Several scales along the sum: no engine adds whole numbers there, and the bias stays where it is."""
+    weight = parse_spec("int8:real:i4:nearest:pass")
+    recipe = dataclasses.replace(DEPLOY, name="blocks", rules=(Rule(role=Role.WEIGHT, spec=weight), *DEPLOY.rules[1:]))
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), recipe, backend="eager")
+    x = torch.randn(8, 8)
+    qmodel(x).sum().backward()
+    report = qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    assert not any("biases" in note for note in report.notes)
+    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(64, 8),)).exact

@@ -27,10 +27,12 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     x_scale, weight_scale = _scale(x), _scale(weight)
     numbers = bias.const_value.numpy()
-    if x_scale is None or weight_scale is None or _is_integer(numbers, x_scale * weight_scale):
+    if x_scale is None or weight_scale is None or x_scale.size > 1 or weight_scale.size not in (1, numbers.size):
+        return False  # no engine has sums of one unit there
+    if _is_integer(numbers, x_scale * weight_scale):
         return False
     spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
-    name = f"{bias.name}/negative"
+    name = f"{node.name}/negative_bias"
     tensor = ir.Tensor(-numbers.reshape(spread), name=name)
     turned = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(turned)
@@ -64,11 +66,11 @@ def _is_integer(bias: np.ndarray, unit: np.ndarray) -> bool:
 
 
 def _scale(value: ir.Value | None) -> np.ndarray | None:
-    """The known scale by which a value is dequantized, as float64: one number or one a channel."""
+    """The known scale by which a value is dequantized, as float64: one number or one a channel; None for blocks."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is None or node.op_type != "DequantizeLinear" or node.inputs[1] is None:
         return None
     held = node.inputs[1].const_value
-    return None if held is None else held.numpy().astype(np.float64).reshape(-1)
+    return None if held is None or held.shape.rank() > 1 else held.numpy().astype(np.float64).reshape(-1)
