@@ -27,6 +27,11 @@ class Site:
     consumers: tuple[str, ...]  # `layer1.0.conv1 forward`, `… weight gradient`
 
     @property
+    def is_forward(self) -> bool:
+        """False where only the backward half reads the codes."""
+        return not self.consumers or any(reader.endswith(" forward") for reader in self.consumers)
+
+    @property
     def code_bytes(self) -> int:
         """Bytes of its codes, packed, without scales."""
         form = self.spec.format

@@ -6,7 +6,17 @@ from typing import ClassVar, Final, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.graph import Contraction, aten, codes_behind, contractions, insert_call, value
+from qcompiler.passes.graph import (
+    Contraction,
+    InputKind,
+    aten,
+    codes_behind,
+    contractions,
+    get_input,
+    insert_call,
+    value,
+    view_root,
+)
 from qcompiler.passes.layers import batch_norm_behind
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
@@ -46,15 +56,17 @@ def _round(node: Node, fact: Contraction) -> int:
     place, index = (node, _BIAS[node.target]) if norm is None else (norm, 2)  # type: ignore[index]
     rest = () if norm is None else (*norm.args[1:5], norm.args[-1])
     terms = [term for term in (bias, place.args[index]) if isinstance(term, Node)]
-    if (norm is None and not terms) or not all(map(_is_plain, terms)):
+    if (norm is None and not terms) or not all(map(_is_held, terms)):
         return 0
     place.update_arg(index, insert_call(node.graph, ops.INTEGER_BIAS, (bias, *scales, *rest), before=place))
     return 1
 
 
-def _is_plain(bias: Node) -> bool:
-    """True for float32 [C] that is not rounded yet."""
-    return bias.target is not ops.INTEGER_BIAS and value(bias).dtype is torch.float32 and value(bias).ndim == 1
+def _is_held(bias: Node) -> bool:
+    """True for a float32 [C] of the model itself, which is known before its input is."""
+    fact = get_input(view_root(bias))
+    held = fact is not None and fact.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+    return held and value(bias).dtype is torch.float32 and value(bias).ndim == 1
 
 
 def _scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
@@ -63,7 +75,7 @@ def _scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
     if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:
         return None
     x, weight = (codes_behind(cast(Node, node.args[operand.arg])) for operand in fact.operands)
-    if x is None or weight is None or not (_is_whole(x) and _is_by_channel(weight)):
+    if x is None or weight is None or not (_is_whole(x) and _is_by_channel(weight, value(node).shape[1])):
         return None
     return cast(Node, x.args[1]), cast(Node, weight.args[1])
 
@@ -81,9 +93,8 @@ def _is_whole(codes: Node) -> bool:
     return spec is not None and known and spec.block == TENSOR
 
 
-def _is_by_channel(codes: Node) -> bool:
-    """True for one scale, or one for each output channel."""
+def _is_by_channel(codes: Node, channels: int) -> bool:
+    """True for one scale, or one for each of the output channels; of a transposed weight, groups share theirs."""
     counts = tuple(value(cast(Node, codes.args[1])).shape)
     split = {letter: count for letter, count in zip(str(codes.args[5]), counts, strict=True) if count != 1}
-    channels = value(codes).shape[str(codes.args[5]).index("o")]
     return _spec(codes) is not None and split in ({}, {"o": channels})

@@ -130,3 +130,12 @@ def test_paths_that_cannot_be(tmp_path, write):
         assert caught.value.filename == str(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
     write(tmp_path / ("m" * 255))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files on this system")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    """A device, or a pipe as here."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        check_writable(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").is_file()

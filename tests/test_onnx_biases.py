@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
@@ -140,3 +141,50 @@ def test_a_weight_in_blocks_has_no_unit(tmp_path):
     report = qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
     assert not any("biases" in note for note in report.notes)
     assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(64, 8),)).exact
+
+
+class Scaled(nn.Module):
+    """A product whose bias counts twice, and half of its sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight, beta=2.0, alpha=0.5) * 1.0
+
+
+class Constant(nn.Module):
+    """A bias of no parameter: a constant, or a mean of the input."""
+
+    def __init__(self, depends):
+        super().__init__()
+        self.weight, self.depends = nn.Parameter(torch.randn(8, 8)), depends
+
+    def forward(self, x):
+        return F.linear(x, self.weight, x.mean(0) if self.depends else torch.full((8,), 0.3)).relu()
+
+
+GROUPS = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 6, 4, groups=2), nn.Conv2d(6, 3, 1))
+
+
+@pytest.mark.parametrize("recipe", [DEPLOY, FLOAT], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Scaled(), torch.randn(8, 8)),
+        (Constant(False), torch.randn(8, 8)),
+        (Constant(True), torch.randn(8, 8)),
+        (GROUPS, torch.randn(4, 3, 5, 5)),
+    ],
+    ids=["scaled", "constant", "of the input", "groups"],
+)
+def test_biases_that_no_unit_belongs_to(model, x, recipe, tmp_path):
+    """The file and integer kernels add what PyTorch adds, but for a flip in front."""
+    torch.manual_seed(0)
+    qmodel = qcompiler.compile(model, recipe, backend="eager")
+    qmodel(x).sum().backward()
+    qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    assert found.exact
+    assert max(found.plain, found.optimized) < 0.02

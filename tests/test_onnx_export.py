@@ -312,6 +312,35 @@ def test_relu6_in_front_of_four_bits(tmp_path):
     assert found.optimized < 0.1  # a flip of 1 in 15 in front of the last layer
 
 
+def test_an_export_after_a_call_with_gradients(tmp_path):
+    """Eval mode then has a backward half, whose quantizers are none of the file's."""
+    qmodel = qcompiler.compile(
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), "deploy-int8", backend="eager"
+    )
+    x = torch.randn(8, 4)
+    qmodel(x).sum().backward()
+    for _ in range(2):
+        report = qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,))
+        qmodel.eval()(x).sum().backward()
+    assert sum(report.exported.values()) == report.trained > 0
+
+
+@pytest.mark.parametrize("given", [5, len])
+def test_examples_that_are_none(given, tmp_path):
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "current-w8a8g8", backend="eager")
+    with pytest.raises(qcompiler.ExportError, match=r"calibration: got (int|builtin_function.*); valid: an iterable"):
+        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),), calibration=given)
+
+
+def test_batches_of_a_loader_are_examples(tmp_path):
+    """They are lists."""
+    x = torch.arange(32.0).reshape(8, 4)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=4)
+    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "current-w8a8g8", backend="eager")
+    report = qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (x,), calibration=loader)
+    assert report.calibrated["0/input"] == (0, 31)
+
+
 def test_an_error_after_the_file_took_its_name(tmp_path, monkeypatch):
     """The disk fails once the new file is in its place: its tensors stay, since it is that file that people load."""
 

@@ -155,7 +155,7 @@ def test_ranges_are_those_of_the_data(tmp_path):
     ("recipe", "data", "message"),
     [
         ("current-w8a8g8", [], "no example has numbers for 0/input"),
-        ("current-w8a8g8", [[torch.ones(2, 6)]], "example 0: got list; valid: a tuple of positional inputs, such as"),
+        ("current-w8a8g8", [torch.ones(2, 6)], "example 0: got Tensor; valid: a tuple of positional inputs, such as"),
         ("current-w8a8g8", [(torch.ones(2, 6), 1)], "example 0: too many positional"),
         ("current-w8a8g8", [(torch.ones(2, 5),)], "example 0: "),
         ("current-w8a8g8", [(torch.ones(2, 6),), {"x": torch.ones(2, 6)}], "example 1: missing a required .*'input'"),

@@ -27,13 +27,14 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     x_scale, weight_scale = _scale(x), _scale(weight)
     numbers = bias.const_value.numpy()
-    if x_scale is None or weight_scale is None or x_scale.size > 1 or weight_scale.size not in (1, numbers.size):
+    if x_scale is None or weight_scale is None or x_scale.size > 1:
         return False  # no engine has sums of one unit there
-    if _is_integer(numbers, x_scale * weight_scale):
+    factor = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
+    if factor == 1 and weight_scale.size in (1, numbers.size) and _is_integer(numbers, x_scale * weight_scale):
         return False
     spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
     name = f"{node.name}/negative_bias"
-    tensor = ir.Tensor(-numbers.reshape(spread), name=name)
+    tensor = ir.Tensor((-numbers * np.float32(factor)).reshape(spread), name=name)
     turned = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(turned)
     whole = node.outputs[0]

@@ -88,8 +88,8 @@ def free_batch(
 def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """One example of a calibration by name, in the order of the call (args, kwargs) that was traced.
 
-    A tuple is positional inputs, a mapping keyword inputs, a pair of a tuple and a mapping both. Those of `kwargs` that
-    an example does not give are as they are there.
+    A tuple or list is positional inputs, a mapping keyword inputs, a pair of a tuple and a mapping both. Those of
+    `kwargs` that an example does not give are as they are there.
 
     Raises:
         TypeError: it is none of these, or gives other inputs than the call.
@@ -97,8 +97,8 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
     match given:
         case (tuple() as first, Mapping() as others):
             own, named = first, others
-        case tuple():
-            own, named = given, {}
+        case tuple() | list():
+            own, named = tuple(given), {}
         case Mapping():
             own, named = (), given
         case _:

@@ -85,6 +85,12 @@ class InDouble(Observer):
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating and kind is not InputKind.STATE else value
 
+    def run_node(self, n: Node) -> Any:
+        """As everywhere; a tensor made of no other, such as `torch.full(…)`, in float64 too."""
+        result = super().run_node(n)
+        made = n.op == "call_function" and not n.all_input_nodes and isinstance(result, Tensor)
+        return result.double() if made and result.dtype is torch.float32 else result
+
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         """Operands as they are, and float64 for every float32."""
         return torch_compat.map_leaves(_widen, super().fetch_args_kwargs_from_env(n))

@@ -77,6 +77,7 @@ class VerifyReport:
             *others,
             f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations",
             f"PyTorch in float32 beside float64: {self.spread:.2g}",
+            *(() if self.close else ("the file is off by more than twice that; with few inputs, by chance too",)),
         )
         return to_text([Table("Codes of ONNX beside those of PyTorch", columns, rows), *lines])
 
