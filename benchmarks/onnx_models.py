@@ -7,7 +7,7 @@ Quantizers are those in the file, of those trained. `wrong` counts codes that di
 (the claim is 0), `flipped` is the share of codes that differ end to end. `plain` and `optimized` are the largest
 differences of the outputs, onnxruntime's optimizations off and on, relative to the largest output; `spread` is what
 float32 alone does to PyTorch. Flips are rare, and one moves an output a lot, so a sample of PyTorch's may hold none:
-where a file differs by more than twice the spread, more `--inputs` are added to the sample, up to 16 times as many.
+where a file differs by more than twice the spread, more `--inputs` are added, up to `--samples` times as many.
 Without --models and --recipes: every recipe on every model; those of transformers where that package is installed.
 """
 
@@ -163,8 +163,11 @@ def within(found: list[qcompiler.VerifyReport]) -> bool:
     return max(most["plain"], most["optimized"]) <= 2 * max(most["spread"], 1e-6)
 
 
-def row(name: str, recipe: str, path: Path, count: int) -> dict[str, Any]:
-    """What one model gives with one recipe; `refused` holds the reason where there is no file; `count` inputs."""
+def row(name: str, recipe: str, path: Path, count: int, samples: int) -> dict[str, Any]:
+    """What one model gives with one recipe; `refused` holds the reason where there is no file.
+
+    `count` inputs, up to `samples` times as many.
+    """
     build, inputs = MODELS[name]
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -177,7 +180,7 @@ def row(name: str, recipe: str, path: Path, count: int) -> dict[str, Any]:
     try:
         report = qcompiler.export_onnx(qmodel, path, (inputs(4),))
         found = [qcompiler.verify_onnx(qmodel, path, (inputs(count),))]
-        while not within(found) and len(found) < 16:
+        while not within(found) and len(found) < samples:
             found.append(qcompiler.verify_onnx(qmodel, path, (inputs(count),)))
     except qcompiler.ExportError as error:
         return {"refused": str(error)}
@@ -228,6 +231,7 @@ def main() -> None:
     parser.add_argument("--models", type=lambda text: text.split(","), default=None)
     parser.add_argument("--recipes", type=lambda text: text.split(","), default=None)
     parser.add_argument("--inputs", type=int, default=64, help="of one sample")
+    parser.add_argument("--samples", type=int, default=16)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     known = [name for name in MODELS if name not in ("gpt2", "bert", "vit") or importlib.util.find_spec("transformers")]
@@ -237,7 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, given.rows.open("a") as file:
         for name, recipe in [pair for pair in wanted if pair not in done]:
             try:
-                found = row(name, recipe, Path(folder) / "model.onnx", given.inputs)
+                found = row(name, recipe, Path(folder) / "model.onnx", given.inputs, given.samples)
             except Exception as error:
                 found = {"failed": f"{type(error).__name__}: {error}"[:500]}
             rows.append({"model": name, "recipe": recipe} | found)

@@ -68,8 +68,8 @@ def test_whole_biases_are_part_of_their_layer_and_others_stand_behind_it(written
         []
         if whole
         else [
-            "5 biases are added in float behind their layers, so that no integer kernel rounds them (0/Conv, 3/Conv, "
-            "5/Conv …): the recipe does not ask for integer_biases"
+            "added in float behind 5 layers, so that no integer kernel rounds them: the biases of 0/Conv, 3/Conv, "
+            "5/Conv …; the recipe does not ask for integer_biases"
         ]
     )
 
@@ -99,7 +99,9 @@ def test_a_channel_that_a_norm_turns_off(tmp_path):
     with torch.no_grad():
         model[1].weight[0], model[1].weight[1] = 0, 1e-12
     report = qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (X,))
-    assert any("(0/Conv): a batch norm there is not folded or multiplies by 0" in note for note in report.notes)
+    assert any(
+        "the biases of 0/Conv; a batch norm there is not folded or multiplies by 0" in note for note in report.notes
+    )
     found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (X,))
     assert found.exact
     assert found.optimized < 0.02
