@@ -68,7 +68,7 @@ def test_whole_biases_are_part_of_their_layer_and_others_stand_behind_it(written
         []
         if whole
         else [
-            "added in float behind 5 layers, so that no integer kernel rounds them: the biases of 0/Conv, 3/Conv, "
+            "added in float behind 5 layers, so that no kernel rounds them: the biases of 0/Conv, 3/Conv, "
             "5/Conv …; the recipe does not ask for integer_biases"
         ]
     )

@@ -228,7 +228,7 @@ def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:
         names = ", ".join(layers[:3]) + (" …" if len(layers) > 3 else "")
         whole = "a batch norm there is not folded or multiplies by 0, or a bias needs more than 32 bits"
         yield (
-            f"added in float behind {len(layers)} layers, so that no integer kernel rounds them: the biases of {names}; "
+            f"added in float behind {len(layers)} layers, so that no kernel rounds them: the biases of {names}; "
             + (whole if recipe.integer_biases else "the recipe does not ask for integer_biases")
         )
 
