@@ -28,8 +28,9 @@ class Site:
 
     @property
     def is_forward(self) -> bool:
-        """False where only the backward half reads the codes."""
-        return not self.consumers or any(reader.endswith(" forward") for reader in self.consumers)
+        """False for gradients, and where only the backward half reads the codes."""
+        forward = not self.consumers or any(reader.endswith(" forward") for reader in self.consumers)
+        return forward and self.role is not Role.GRADIENT
 
     @property
     def code_bytes(self) -> int:

@@ -22,7 +22,7 @@ from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR
 from qcompiler.runtime.formats import IntFormat
-from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 #: products that add a bias → its argument
 _BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}
@@ -89,8 +89,7 @@ def _spec(codes: Node) -> QuantSpec | None:
 def _is_whole(codes: Node) -> bool:
     """True for one scale that is known before the tensor is."""
     spec = _spec(codes)
-    known = spec is not None and (spec.range.has_state or spec.range.is_static or spec.scale is Scale.ONE)
-    return spec is not None and known and spec.block == TENSOR
+    return spec is not None and spec.has_known_scale and spec.block == TENSOR
 
 
 def _is_by_channel(codes: Node, channels: int) -> bool:

@@ -22,6 +22,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: where the folder is not there or cannot be written to; it names the path.
     """
     target = Path(os.path.realpath(path))
+    _refuse_special(target)
     part = _draft(target)
     try:
         yield part
@@ -48,8 +49,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "not a regular file, which cannot be replaced", os.fspath(path))
+    _refuse_special(target)
     draft = _draft(target)
     try:
         draft.touch()
@@ -60,6 +60,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise
     finally:
         _drop(draft)
+
+
+def _refuse_special(target: Path) -> None:
+    """Raises for a device, a pipe or a socket, which a rename would take away; a folder no file can replace."""
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file, which cannot be replaced", os.fspath(target))
 
 
 def _draft(target: Path) -> Path:

@@ -38,36 +38,22 @@ def integer_bias(
     Inference, CVPR 2018, section 2.4.
     """
     unit = x_scale.double().reshape(()) * weight_scale.double().flatten()
-    whole = bias.double() if bias is not None else torch.zeros_like(unit)
-    offset = torch.zeros_like(whole) if beta is None else beta.double()
-    if var is not None and mean is not None:
-        gain = (var.double() + eps).rsqrt() * (1.0 if gamma is None else gamma.double())
-        unit = unit * gain.abs()
-        whole = whole * gain + offset - mean.double() * gain
-    else:
-        offset = whole
-    count = torch.round(whole / unit)
-    fits = (unit > 0) & torch.isfinite(unit) & (count >= _ENDS[0]) & (count <= _ENDS[1])
-    rounded = torch.where(fits, offset + (count * unit - whole), offset)
-    return rounded.to(_like(bias, mean).dtype)
-
-
-def integer_bias_shape(
-    bias: Tensor | None,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    mean: Tensor | None = None,
-    var: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """An empty tensor of the shape of the result."""
-    return torch.empty_like(_like(bias, mean))
-
-
-def _like(bias: Tensor | None, mean: Tensor | None) -> Tensor:
-    """A tensor of the shape and type of the result."""
     like = mean if bias is None else bias
     assert like is not None
-    return like
+    whole = torch.zeros_like(like, dtype=torch.float64) if bias is None else bias.double()
+    offset = whole
+    if var is not None and mean is not None:
+        gain, shift = batch_norm_affine(gamma, beta, mean, var, eps)
+        unit, whole = unit * gain.abs(), whole * gain + shift
+        offset = torch.zeros_like(whole) if beta is None else beta.double()
+    count = torch.round(whole / unit)
+    fits = (unit > 0) & torch.isfinite(unit) & (count >= _ENDS[0]) & (count <= _ENDS[1])
+    return torch.where(fits, offset + (count * unit - whole), offset).to(like.dtype)
+
+
+def batch_norm_affine(
+    gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(gain, offset) of a batch norm in eval mode, float64 [C]: y = gain·x + offset; no gamma is 1, no beta 0."""
+    gain = (var.double() + eps).rsqrt() * (1.0 if gamma is None else gamma.double())
+    return gain, (0.0 if beta is None else beta.double()) - mean.double() * gain

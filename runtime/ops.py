@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import packing, scales
-from qcompiler.runtime.biases import integer_bias, integer_bias_shape
+from qcompiler.runtime.biases import integer_bias
 from qcompiler.runtime.blocks import BlockView, view_blocks
 from qcompiler.runtime.estimator import Ends, Observed, Range
 from qcompiler.runtime.rounding import Rounding, random_bits
@@ -356,7 +356,7 @@ INTEGER_BIAS: Final = _define(
     "integer_bias(Tensor? bias, Tensor x_scale, Tensor weight_scale, Tensor? gamma=None, Tensor? beta=None, "
     "Tensor? mean=None, Tensor? var=None, float eps=0.0) -> Tensor",
     integer_bias,
-    integer_bias_shape,
+    integer_bias,
 )
 DRAW_KEY: Final = _define(
     "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded

@@ -145,6 +145,11 @@ class QuantSpec:
         return clips or self.range != Current()
 
     @property
+    def has_known_scale(self) -> bool:
+        """True where the scale does not depend on the tensor in front, in eval mode at least."""
+        return self.range.is_static or self.range.has_state or self.scale is Scale.ONE
+
+    @property
     def outlives_batch(self) -> bool:
         """False where a range is to be kept for blocks that the next batch does not have: those of samples and pixels.
 

@@ -138,4 +138,6 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         check_writable(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        qcompiler.save({}, tmp_path / "pipe")
     assert not (tmp_path / "pipe").is_file()

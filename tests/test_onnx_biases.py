@@ -36,6 +36,15 @@ def trained(recipe, model=None):
     return qmodel
 
 
+def written_and_verified(model, recipe, x, path, others=None):
+    """(report, what the verification found on `x`, or on others) of a model after a step."""
+    torch.manual_seed(0)
+    qmodel = qcompiler.compile(model, recipe, backend="eager")
+    qmodel(x).sum().backward()
+    report = qcompiler.export_onnx(qmodel, path, (x,))
+    return report, qcompiler.verify_onnx(qmodel, path, (x if others is None else others,))
+
+
 DEPLOY = qcompiler.RECIPES["deploy-int8"]
 FLOAT = dataclasses.replace(DEPLOY, name="float-biases", integer_biases=False)
 
@@ -121,28 +130,21 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("recipe", [DEPLOY, FLOAT], ids=lambda recipe: recipe.name)
 def test_a_layer_that_is_called_twice_has_two_units(recipe, tmp_path):
     torch.manual_seed(0)
-    qmodel = qcompiler.compile(Twice(), recipe, backend="eager")
-    x = torch.randn(8, 3, 6)
-    qmodel(x).sum().backward()
-    qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
-    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(64, 3, 6),))
+    path = tmp_path / "model.onnx"
+    _, found = written_and_verified(Twice(), recipe, torch.randn(8, 3, 6), path, torch.randn(64, 3, 6))
     assert found.exact
     assert found.optimized < 0.02
-    assert sum(node.op_type == "Sub" for node in onnx.load(str(tmp_path / "model.onnx")).graph.node) == (
-        0 if recipe.integer_biases else 2
-    )
+    assert sum(node.op_type == "Sub" for node in onnx.load(str(path)).graph.node) == (0 if recipe.integer_biases else 2)
 
 
 def test_a_weight_in_blocks_has_no_unit(tmp_path):
     """Several scales along the sum: no engine adds whole numbers there, and the bias stays where it is."""
     weight = parse_spec("int8:real:i4:nearest:pass")
     recipe = dataclasses.replace(DEPLOY, name="blocks", rules=(Rule(role=Role.WEIGHT, spec=weight), *DEPLOY.rules[1:]))
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), recipe, backend="eager")
-    x = torch.randn(8, 8)
-    qmodel(x).sum().backward()
-    report = qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), torch.randn(8, 8)
+    report, found = written_and_verified(model, recipe, x, tmp_path / "model.onnx", torch.randn(64, 8))
     assert not any("biases" in note for note in report.notes)
-    assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(64, 8),)).exact
+    assert found.exact
 
 
 class Scaled(nn.Module):
@@ -183,10 +185,6 @@ GROUPS = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 6, 4
 )
 def test_biases_that_no_unit_belongs_to(model, x, recipe, tmp_path):
     """The file and integer kernels add what PyTorch adds, but for a flip in front."""
-    torch.manual_seed(0)
-    qmodel = qcompiler.compile(model, recipe, backend="eager")
-    qmodel(x).sum().backward()
-    qcompiler.export_onnx(qmodel, tmp_path / "model.onnx", (x,))
-    found = qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (x,))
+    _, found = written_and_verified(model, recipe, x, tmp_path / "model.onnx")
     assert found.exact
     assert max(found.plain, found.optimized) < 0.02

@@ -5,6 +5,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.deploy.writer import replace_node
+
 #: what onnxruntime moves DequantizeLinear over
 _MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -37,13 +39,9 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
     tensor = ir.Tensor((-numbers * np.float32(factor)).reshape(spread), name=name)
     turned = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(turned)
-    whole = node.outputs[0]
     bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
     made = ir.node("Sub", [bare.outputs[0], turned], name=f"{node.name}/Bias")
-    for part in (bare, made):
-        part.outputs[0].type, part.outputs[0].shape = whole.type, whole.shape
-        part.metadata_props.update(node.metadata_props)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [bare, made], [whole], [made.outputs[0]])
+    replace_node(graph, node, [bare, made])
     return True
 
 

@@ -6,9 +6,9 @@ import glob
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from qcompiler.recipe import Recipe
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,18 +140,13 @@ def export_onnx(
     missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
-    data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
-    try:
-        with replacing(path) as draft:
-            size = build.save(made, draft, data if build.size(made) > _EXTERNAL else None)
-            build.check(draft)
-            difference, kernels = run.compare(qmodel, draft, example_inputs, kwargs)
-            _check_plan(qmodel, {one.site for one in exported})
-    except BaseException:
-        if not _names(path, data):  # else the new file is in its place, and the error came after that
-            data.unlink(missing_ok=True)
-        raise
-    _drop_old_data(path, data)
+
+    def compared(draft: Path) -> tuple[float, dict[str, int]]:
+        found: tuple[float, dict[str, int]] = run.compare(qmodel, draft, example_inputs, kwargs)
+        _check_plan(qmodel, {one.site for one in exported})
+        return found
+
+    size, (difference, kernels) = _write(made, path, compared)
     kinds = [one.kind for one in exported]
     return ExportReport(
         path=path,
@@ -168,6 +165,23 @@ def export_onnx(
         ),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
+
+
+def _write(made: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int, _T]:
+    """Writes a model in place of what is at `path`, unless `check` raises; returns its bytes and what that returned."""
+    build, _ = _tools()
+    data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
+    try:
+        with replacing(path) as draft:
+            size = build.save(made, draft, data if build.size(made) > _EXTERNAL else None)
+            build.check(draft)
+            found = check(draft)
+    except BaseException:
+        if not _names(path, data):  # else the new file is in its place, and the error came after that
+            data.unlink(missing_ok=True)
+        raise
+    _drop_old_data(path, data)
+    return size, found
 
 
 def _tools() -> tuple[Any, Any]:
@@ -207,8 +221,7 @@ def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Map
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
     """Raises where eval mode, which was captured for the comparison, has other quantizers than the file."""
     # eval mode has a backward half too, where it was last called with gradients
-    own = (site for site in qmodel.plan(training=False).sites if site.role is not Role.GRADIENT and site.is_forward)
-    others = {site.name for site in own} ^ exported
+    others = {site.name for site in qmodel.plan(training=False).sites if site.is_forward} ^ exported
     if others:
         raise ExportError(
             f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
@@ -225,11 +238,12 @@ def _approximate(kernels: Mapping[str, int]) -> Iterator[str]:
 def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:
     """What is to be said of layers between known scales whose bias is no whole number of their unit."""
     if layers:
-        names = ", ".join(layers[:3]) + (" …" if len(layers) > 3 else "")
-        whole = "a batch norm there is not folded or multiplies by 0, or a bias needs more than 32 bits"
+        why = "the recipe does not ask for integer_biases"
+        if recipe.integer_biases:
+            why = "a batch norm there is not folded or multiplies by 0, or a bias needs more than 32 bits"
         yield (
-            f"added in float behind {len(layers)} layers, so that no kernel rounds them: the biases of {names}; "
-            + (whole if recipe.integer_biases else "the recipe does not ask for integer_biases")
+            f"added in float behind {len(layers)} layers, so that no kernel rounds them: "
+            f"the biases of {_first(layers)}; {why}"
         )
 
 
@@ -244,9 +258,13 @@ def _unread(qmodel: QuantizedModule, plan: QuantPlan) -> Iterator[str]:
     if others:
         yield (
             f"{len(others)} of {len(qmodel.ranges())} ranges belong to no quantizer of recipe {qmodel.recipe.name!r} "
-            f"and were not used, as if of another recipe or model: {', '.join(others[:3])}"
-            + (" …" if len(others) > 3 else "")
+            f"and were not used, as if of another recipe or model: {_first(others)}"
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _names(path: Path, data: Path) -> bool:

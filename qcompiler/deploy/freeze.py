@@ -14,10 +14,11 @@ from torch.fx import Graph, Node
 from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, infer, module_path, quantizers, value
 from qcompiler.passes.layers import BATCH_NORMS
 from qcompiler.runtime import ops
+from qcompiler.runtime.biases import batch_norm_affine
 from qcompiler.runtime.blocks import TENSOR, WHOLE, Block
 from qcompiler.runtime.formats import IntFormat
 from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import Scale, Vjp, parse_spec
+from qcompiler.runtime.spec import Vjp, parse_spec
 
 #: shapes of the same elements, through which onnxruntime moves DequantizeLinear
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -149,28 +150,27 @@ class _Freezer:
 
     def calibrate(self, codes: Node, found: Calibrated) -> None:
         """Case 2 for a quantizer whose range was measured on data."""
-        tensor, _, _, _, text, layout, site = codes.args
-        parts = {"codes": cast(Node, tensor), "scale": self._constant(found.scale, f"{site}#scale.calibrated")}
-        if found.point is not None:
-            parts["zero_point"] = self._constant(found.point, f"{site}#zero_point.calibrated")
-        whole = dataclasses.replace(parse_spec(str(text)), block=TENSOR)
-        self._reset(codes, parts, str(whole), str(layout))
+        self._make_one_block(codes, found.scale, found.point, "calibrated")
 
     def unite(self, codes: Node) -> None:
         """Case 7 for one quantizer."""
-        tensor, scale, point, _, text, layout, site = codes.args
+        tensor, scale, point, _, text, _, _ = codes.args
         spec, steps = parse_spec(str(text)), self._value(cast(Node, scale))
         alike = steps is not None and not spec.range.has_state and len(steps.unique()) == 1
         if steps is None or not alike or spec.block == TENSOR or self._value(cast(Node, tensor)) is not None:
             return
-        held = {"scale": steps, "zero_point": self._value(point) if isinstance(point, Node) else None}
-        parts = {
-            name: self._constant(one.flatten()[:1].reshape([1] * one.ndim), f"{site}#{name}.one")
-            for name, one in held.items()
-            if one is not None
-        }
-        whole = str(dataclasses.replace(spec, block=TENSOR))
-        self._reset(codes, {"codes": cast(Node, tensor), **parts}, whole, str(layout))
+        first = (slice(1),) * steps.ndim
+        known = self._value(point) if isinstance(point, Node) else None
+        self._make_one_block(codes, steps[first], None if known is None else known[first], "one")
+
+    def _make_one_block(self, codes: Node, scale: Tensor, point: Tensor | None, name: str) -> None:
+        """Gives a quantizer one scale and zero point for all of its tensor."""
+        tensor, _, _, _, text, layout, site = codes.args
+        parts = {"codes": cast(Node, tensor), "scale": self._constant(scale, f"{site}#scale.{name}")}
+        if point is not None:
+            parts["zero_point"] = self._constant(point, f"{site}#zero_point.{name}")
+        whole = dataclasses.replace(parse_spec(str(text)), block=TENSOR)
+        self._reset(codes, parts, str(whole), str(layout))
 
     def transpose(self, codes: Node) -> None:
         """Case 4 for one quantizer."""
@@ -275,12 +275,11 @@ class _Freezer:
     def _affine(self, norm: Node) -> tuple[Tensor, Tensor]:
         """(gain, offset) of a batch norm as float64: y = gain·x + offset."""
         gamma, beta, mean, var = (
-            None if part is None else cast(Tensor, self._value(cast(Node, part))).double() for part in norm.args[1:5]
+            None if part is None else cast(Tensor, self._value(cast(Node, part))) for part in norm.args[1:5]
         )
         assert mean is not None
         assert var is not None
-        gain = (var + float(cast(float, norm.args[-1]))).rsqrt() * (1.0 if gamma is None else gamma)
-        return gain, (0.0 if beta is None else beta) - mean * gain
+        return batch_norm_affine(gamma, beta, mean, var, float(cast(float, norm.args[-1])))
 
     def _constant(self, held: Tensor, name: str) -> Node:
         """A placeholder that holds a value."""
@@ -343,5 +342,4 @@ def _is_static(node: Node) -> bool:
     """True for a scale or zero point that does not depend on the tensor in front."""
     if node.target not in (ops.SCALE, ops.ZERO_POINT):
         return False
-    spec = parse_spec(next(arg for arg in node.args if isinstance(arg, str)))
-    return spec.range.is_static or spec.range.has_state or spec.scale is Scale.ONE
+    return parse_spec(next(arg for arg in node.args if isinstance(arg, str))).has_known_scale

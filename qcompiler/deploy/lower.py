@@ -10,7 +10,7 @@ from qcompiler.deploy.activations import activation_shift, write_dynamic, write_
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.weights import shift_of, write_weight
-from qcompiler.deploy.writer import Quantizer
+from qcompiler.deploy.writer import Quantizer, replace_node
 
 _FOUR_BITS: Final = (ir.DataType.INT4, ir.DataType.UINT4)
 
@@ -90,8 +90,7 @@ def _keep_transposed(graph: ir.Graph, product: ir.Node) -> None:
     given = product.attributes
     if left.shape.rank() == 2 and not ("transB" in given and given["transB"].as_int()):
         made = ir.node("Gemm", [left, floats, *bias], {**given, "transB": 1}, name=product.name)
-        made.metadata_props.update(product.metadata_props)
-        ir.convenience.replace_nodes_and_values(graph, product, [product], [made], product.outputs, made.outputs)
+        replace_node(graph, product, [made])
 
 
 def _open_clips(graph: ir.Graph) -> None:
@@ -100,15 +99,13 @@ def _open_clips(graph: ir.Graph) -> None:
     if all(point is None or point.dtype not in _FOUR_BITS for point in points):
         return
     for node in [node for node in graph if node.op_type == "Clip"]:
-        made, last = [], node.inputs[0]
+        made: list[ir.Node] = []
         for op_type, bound in zip(("Max", "Min"), (*node.inputs[1:], None, None), strict=False):
             if bound is not None:
+                last = made[-1].outputs[0] if made else node.inputs[0]
                 made.append(ir.node(op_type, [last, bound], name=f"{node.name}/{op_type}"))
-                last = made[-1].outputs[0]
-                last.type, last.shape = node.outputs[0].type, node.outputs[0].shape
-                made[-1].metadata_props.update(node.metadata_props)
-        if made and last is not None:
-            ir.convenience.replace_nodes_and_values(graph, node, [node], made, [node.outputs[0]], [last])
+        if made:
+            replace_node(graph, node, made)
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:

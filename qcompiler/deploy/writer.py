@@ -89,6 +89,14 @@ class Quantizer:
         return spread(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
 
 
+def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> None:
+    """Puts nodes in place of one, the last of which returns what that did; all have its type, shape and metadata."""
+    for one in made:
+        one.outputs[0].type, one.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        one.metadata_props.update(node.metadata_props)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
+
+
 def array(value: ir.Value | None) -> np.ndarray:
     """The numbers of a constant."""
     assert value is not None
