@@ -127,6 +127,38 @@ def test_a_product_in_fewer_bits_is_noted():
     ]
 
 
+def normed(layer, rank):
+    """A layer and a batch norm with statistics of its own, in front of another layer."""
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d)[rank - 1](16)
+    nn.init.uniform_(norm.weight, -2, 2)
+    nn.init.normal_(norm.bias)
+    convolution = (nn.Conv1d, nn.Conv2d)[rank - 1]
+    return nn.Sequential(layer, norm, nn.ReLU(), convolution(16, 4, 1))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d, nn.Conv1d])
+def test_a_batch_norm_is_not_folded_into_decoded_weights(layer, tmp_path):
+    """Optimized or not, each code is the same: of weights that onnxruntime decodes early nothing else is made."""
+    rank = 1 if layer is nn.Conv1d else 2
+    x, path = torch.randn(64, 8, *[12] * rank), tmp_path / "model.onnx"
+    qmodel, _ = exported(normed(layer(8, 16, 3), rank), "hfp8", x, path)
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(str(path)).graph.node}
+    found = qcompiler.verify_onnx(qmodel, path, (x,))
+    assert found.exact
+    assert [site.optimized for site in found.sites] == [site.flipped for site in found.sites]
+    assert found.optimized == found.plain <= 1e-3  # hfp8 has 3 bits: one flip of 64·144·16 would be above
+
+
+@pytest.mark.parametrize(("recipe", "options"), [("in-hindsight-w8a8g8", {"fold_batch_norm": False}), ("identity", {})])
+def test_a_batch_norm_behind_other_weights_stays_one(recipe, options, tmp_path):
+    """Nothing decodes weights of DequantizeLinear early; float weights have no codes, and take the norm in."""
+    x, path = torch.randn(8, 8, 12, 12), tmp_path / "model.onnx"
+    exported(normed(nn.Conv2d(8, 16, 3), 2), recipe, x, path, **options)
+    found = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert ("BatchNormalization" in found, "Neg" in found) == (recipe != "identity", False)
+
+
 # ---------------------------------------------------------------------------------------------------- calibration
 
 

@@ -5,10 +5,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.writer import replace_node
+from qcompiler.deploy.writer import constant, replace_node, source
 
-#: what onnxruntime moves DequantizeLinear over
-_MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
@@ -36,9 +34,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
     name = f"{node.name}/negative_bias"
-    tensor = ir.Tensor((-numbers * np.float32(factor)).reshape(spread), name=name)
-    turned = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(turned)
+    turned = constant(graph, name, (-numbers * np.float32(factor)).reshape(spread))
     bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
     made = ir.node("Sub", [bare.outputs[0], turned], name=f"{node.name}/Bias")
     replace_node(graph, node, [bare, made])
@@ -66,9 +62,7 @@ def _is_integer(bias: np.ndarray, unit: np.ndarray) -> bool:
 
 def _scale(value: ir.Value | None) -> np.ndarray | None:
     """The known scale by which a value is dequantized, as float64: one number or one a channel; None for blocks."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = source(value)
     if node is None or node.op_type != "DequantizeLinear" or node.inputs[1] is None:
         return None
     held = node.inputs[1].const_value

@@ -1,7 +1,7 @@
 """From stand-ins for quantizers to ONNX: each becomes stored codes, QuantizeLinear, or a local function."""
 
 import dataclasses
-from typing import Any, Final
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -9,10 +9,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
+from qcompiler.deploy.guards import keep_clips, keep_norms, keep_products
 from qcompiler.deploy.weights import shift_of, write_weight
-from qcompiler.deploy.writer import Quantizer, replace_node
-
-_FOUR_BITS: Final = (ir.DataType.INT4, ir.DataType.UINT4)
+from qcompiler.deploy.writer import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,9 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     """
     found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
     exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
-    for node in [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]:
-        _keep_transposed(model.graph, node)
-    _open_clips(model.graph)
+    keep_products(model.graph)
+    keep_clips(model.graph)
+    keep_norms(model.graph)
     RemoveUnusedNodesPass()(model)
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
@@ -73,39 +72,6 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
     q.graph.remove(q.node, safe=True)
     held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
     return Exported(q.site, kind, held, q.edges, shift)
-
-
-def _keep_transposed(graph: ir.Graph, product: ir.Node) -> None:
-    """Makes x @ wᵀ, two-dimensional with stored codes w, a Gemm that transposes.
-
-    Of a transposition in front onnxruntime makes one of the codes, and of the product a MatMulNBits, which rounds x to
-    8 bits.
-    """
-    left, right, *bias = product.inputs
-    turn = None if right is None else right.producer()
-    floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
-    source = None if floats is None else floats.producer()
-    if source is None or source.op_type != "DequantizeLinear" or left is None or left.shape is None:
-        return
-    given = product.attributes
-    if left.shape.rank() == 2 and not ("transB" in given and given["transB"].as_int()):
-        made = ir.node("Gemm", [left, floats, *bias], {**given, "transB": 1}, name=product.name)
-        replace_node(graph, product, [made])
-
-
-def _open_clips(graph: ir.Graph) -> None:
-    """Beside quantizers of 4 bits, makes each Clip a Max and a Min: onnxruntime 1.31 refuses Clips in front of one."""
-    points = [node.inputs[2] for node in graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
-    if all(point is None or point.dtype not in _FOUR_BITS for point in points):
-        return
-    for node in [node for node in graph if node.op_type == "Clip"]:
-        made: list[ir.Node] = []
-        for op_type, bound in zip(("Max", "Min"), (*node.inputs[1:], None, None), strict=False):
-            if bound is not None:
-                last = made[-1].outputs[0] if made else node.inputs[0]
-                made.append(ir.node(op_type, [last, bound], name=f"{node.name}/{op_type}"))
-        if made:
-            replace_node(graph, node, made)
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:

@@ -1,7 +1,7 @@
 """Writing the nodes of one quantizer into an ONNX graph: names that start with its site, in front of its stand-in."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,9 @@ from qcompiler.deploy.blocks import Edges, find_edges, spread
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.trace import ExportError
 from qcompiler.runtime.spec import parse_spec
+
+#: what onnxruntime moves DequantizeLinear over
+_MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
 
 
 class Quantizer:
@@ -50,12 +53,7 @@ class Quantizer:
 
     def constant(self, name: str, numbers: ir.Tensor | np.ndarray) -> ir.Value:
         """An initializer."""
-        tensor = numbers if isinstance(numbers, ir.Tensor) else ir.Tensor(numbers)
-        tensor.name = f"{self.site}/{name}"
-        if tensor.name not in self.graph.initializers:
-            made = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-            self.graph.register_initializer(made)
-        return self.graph.initializers[tensor.name]
+        return constant(self.graph, f"{self.site}/{name}", numbers)
 
     def ints(self, name: str, numbers: Sequence[int]) -> ir.Value:
         """An initializer of int64."""
@@ -87,6 +85,24 @@ class Quantizer:
         """One number, or one for each index of the only axis along which they change; −1 for none."""
         skip = [dim for dim in range(numbers.ndim) if dim != axis]
         return spread(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
+
+
+def constant(graph: ir.Graph, name: str, numbers: ir.Tensor | np.ndarray) -> ir.Value:
+    """An initializer, which is made if there is none of that name."""
+    if name not in graph.initializers:
+        tensor = numbers if isinstance(numbers, ir.Tensor) else ir.Tensor(numbers)
+        tensor.name = name
+        made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        graph.register_initializer(made)
+    return graph.initializers[name]
+
+
+def source(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes a value, in front of those over which onnxruntime moves DequantizeLinear."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> None:

@@ -1,0 +1,80 @@
+"""Forms of nodes that onnxruntime's optimizations leave as they are, where those of others would change the numbers."""
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.deploy.writer import array, constant, replace_node, source
+
+_FOUR_BITS: Final = (ir.DataType.INT4, ir.DataType.UINT4)
+
+
+def keep_products(graph: ir.Graph) -> None:
+    """Makes x @ wᵀ, two-dimensional with stored codes w, a Gemm that transposes.
+
+    Of a transposition in front onnxruntime makes one of the codes, and of the product a MatMulNBits, which rounds x to
+    8 bits.
+    """
+    for product in [node for node in graph if node.op_type in ("MatMul", "Gemm")]:
+        left, right, *bias = product.inputs
+        turn = None if right is None else right.producer()
+        floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
+        stored = None if floats is None else floats.producer()
+        if stored is None or stored.op_type != "DequantizeLinear" or left is None or left.shape is None:
+            continue
+        given = product.attributes
+        if left.shape.rank() == 2 and not ("transB" in given and given["transB"].as_int()):
+            made = ir.node("Gemm", [left, floats, *bias], {**given, "transB": 1}, name=product.name)
+            replace_node(graph, product, [made])
+
+
+def keep_clips(graph: ir.Graph) -> None:
+    """Beside quantizers of 4 bits, makes each Clip a Max and a Min: onnxruntime 1.31 refuses Clips in front of one."""
+    points = [node.inputs[2] for node in graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
+    if all(point is None or point.dtype not in _FOUR_BITS for point in points):
+        return
+    for node in [node for node in graph if node.op_type == "Clip"]:
+        made: list[ir.Node] = []
+        for op_type, bound in zip(("Max", "Min"), (*node.inputs[1:], None, None), strict=False):
+            if bound is not None:
+                last = made[-1].outputs[0] if made else node.inputs[0]
+                made.append(ir.node(op_type, [last, bound], name=f"{node.name}/{op_type}"))
+        if made:
+            replace_node(graph, node, made)
+
+
+def keep_norms(graph: ir.Graph) -> None:
+    """Writes batch norm as (−x) · (−α) + β′ behind a convolution whose weight is decoded by functions.
+
+    α = γ/√(variance + ε) and β′ = β − mean · α, as PyTorch computes it, so this is x · α + β′ to the bit. onnxruntime
+    decodes such a weight when it loads the file, and folds what follows into its values, which are rounded once more: 3
+    times as many codes flipped (MobileNet, hfp8). It does not look behind a Neg. A weight of DequantizeLinear is not
+    decoded early, and nothing is folded into it.
+    """
+    for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
+        layer = None if norm.inputs[0] is None else norm.inputs[0].producer()
+        if layer is not None and layer.op_type in ("Conv", "ConvTranspose") and _is_decoded(layer.inputs[1]):
+            _open_norm(graph, norm)
+
+
+def _is_decoded(weight: ir.Value | None) -> bool:
+    """True where a weight is computed, by other than DequantizeLinear."""
+    node = source(weight)
+    return node is not None and node.op_type != "DequantizeLinear"
+
+
+def _open_norm(graph: ir.Graph, norm: ir.Node) -> None:
+    """Batch norm as three nodes."""
+    x = norm.inputs[0]
+    assert x is not None
+    assert x.shape is not None
+    gamma, beta, mean, variance = (array(value) for value in norm.inputs[1:])
+    alpha = gamma * (1 / np.sqrt(variance + np.float32(norm.attributes.get_float("epsilon", 1e-5))))
+    channels = (-1, *[1] * (x.shape.rank() - 2))
+    scale = constant(graph, f"{norm.name}/negative_scale", (-alpha).reshape(channels))
+    shift = constant(graph, f"{norm.name}/shift", (beta - mean * alpha).reshape(channels))
+    turned = ir.node("Neg", [x], name=f"{norm.name}/Neg")
+    scaled = ir.node("Mul", [turned.outputs[0], scale], name=f"{norm.name}/Scale")
+    shifted = ir.node("Add", [scaled.outputs[0], shift], name=f"{norm.name}/Shift")
+    replace_node(graph, norm, [turned, scaled, shifted])
