@@ -33,11 +33,14 @@ def batch_norm_behind(node: Node) -> Node | None:
 def layer_end(node: Node) -> Node:
     """The last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
 
-    Each counts only where it is the one forward reader of what comes before.
+    Each counts only where it is the one forward reader of what comes before. The view that splits the rows of a linear
+    layer, (N·T, C) to (N, T, C), counts as part of a relu behind it.
     """
     norm = batch_norm_behind(node)
     node = node if norm is None else _results(norm)[0]
     reader = _only_reader(node)
+    if reader is not None and _splits_rows(reader):
+        reader = _only_reader(reader)
     return reader if reader is not None and reader.target in _RELUS else node
 
 
@@ -49,6 +52,11 @@ def residual_sums(graph: Graph) -> Iterator[Node]:
         alike = len(terms) == 2 and all(value(term).shape == value(node).shape for term in terms)
         if alike and not is_backward(node) and value(node).is_floating_point() and value(node).ndim > 1:
             yield node
+
+
+def end_layout(layout: str, end: Node) -> str:
+    """The layout of a layer's end, from that of its product: split rows are several batch dimensions."""
+    return "b" * (value(end).ndim - len(layout)) + layout
 
 
 def sum_layout(node: Node) -> str:
@@ -66,10 +74,18 @@ def _results(norm: Node) -> list[Node]:
     return [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0]
 
 
+def _splits_rows(view: Node) -> bool:
+    """True where a view makes several dimensions of the first and keeps the others."""
+    if not is_view(view) or view.target not in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+        return False
+    before, after = value(view.all_input_nodes[0]).shape, value(view).shape
+    return len(after) > len(before) > 1 and after[1 - len(before) :] == before[1:]
+
+
 def _only_reader(node: Node) -> Node | None:
     """The one forward reader of a node, None where there are several; quantizers of it do not count."""
     readers = [user for user in node.users if not is_backward(user) and user.op == "call_function"]
-    return readers[0] if len(readers) == 1 and not is_view(readers[0]) else None
+    return readers[0] if len(readers) == 1 else None
 
 
 def _depends_on_input(graph: Graph) -> dict[Node, bool]:

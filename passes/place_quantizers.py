@@ -25,7 +25,7 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
-from qcompiler.passes.layers import layer_end, residual_sums, sum_layout
+from qcompiler.passes.layers import end_layout, layer_end, residual_sums, sum_layout
 from qcompiler.passes.rules import ADDITION, Behind, Position, Product, Role, Rule, Sign, first_match
 from qcompiler.passes.signs import is_nonnegative
 from qcompiler.runtime import ops
@@ -70,7 +70,8 @@ class PlaceQuantizers:
         if rule.spec is None:
             return 0
         set_fact(node, dataclasses.replace(fact, output_rule=index))
-        _quantize_for_all(end if rule.behind is Behind.LAYER else node, rule.spec, fact.layout, f"{fact.site}/output")
+        end = end if rule.behind is Behind.LAYER else node
+        _quantize_for_all(end, rule.spec, end_layout(fact.layout, end), f"{fact.site}/output")
         return 1
 
     def place_sums(self, module: GraphModule) -> int:

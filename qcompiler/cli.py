@@ -194,7 +194,7 @@ def export(
 @main.command(epilog=MODEL)
 @with_file
 def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
-    """Compare the ONNX file at PATH with MODEL, code by code; exit code 1 where one differs."""
+    """Compare the ONNX file at PATH with MODEL, code by code; exit code 3 where one differs."""
     from qcompiler.deploy.verify import verify_onnx
     from qcompiler.models import as_call, compiled
 
@@ -203,7 +203,7 @@ def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoi
     found = verify_onnx(qmodel.eval(), path, args, kwargs=kwargs)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
     if not found.exact:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(3)
 
 
 def _colored(line: str) -> str:

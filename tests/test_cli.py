@@ -375,7 +375,7 @@ def test_export_and_verify(folder):
     code, text, _ = run(folder, "verify", *given, "--checkpoint", "run.pt", "--json")
     assert (code, json.loads(text)["exact"]) == (0, True)
     code, text, _ = run(folder, "verify", *given, "--checkpoint", "other.pt")
-    assert code == 1
+    assert code == 3
     assert "wrong" in text
 
 

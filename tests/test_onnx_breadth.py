@@ -76,6 +76,19 @@ def test_unsigned_codes_on_two_levels(tmp_path):
     assert found.exact
 
 
+@pytest.mark.parametrize("relu", [nn.ReLU(), nn.ReLU6()])
+def test_linear_layers_on_rows_run_on_integers(relu, tmp_path):
+    """(N, T, C): the relu belongs to the layer, one quantizer stands behind both, and onnxruntime makes it a QGemm."""
+    linear = [nn.Linear(16, 16) for _ in range(4)]
+    model = nn.Sequential(linear[0], nn.ReLU(), linear[1], relu, linear[2], nn.ReLU(), linear[3])
+    path = tmp_path / "m.onnx"
+    report, found = exported("deploy-int8", model, lambda batch: (torch.randn(batch, 5, 16),), path)
+    assert report.exported == {"weight": 4, "static": 4, "dynamic": 0}  # the input, and three layers
+    assert report.integer_kernels == {"QGemm": 3}
+    assert found.exact
+    assert found.optimized <= 1e-5
+
+
 def test_a_clip_mask_of_its_own(tmp_path):
     """EWGS is of tensors alone; a batch norm that is folded makes a scale for each channel."""
     inner = (nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())

@@ -67,7 +67,7 @@ def test_sums_of_integer_kernels_do_not_saturate(extreme):
 def test_weights_keep_their_codes_whatever_their_type(extreme, tmp_path):
     qmodel, path, x = extreme
     signed = tmp_path / "signed.onnx"
-    qcompiler.export_onnx(qmodel, signed, (x,), signed_weights=True)
+    notes = qcompiler.export_onnx(qmodel, signed, (x,), signed_weights=True).notes
     name = "0/weight/codes"
     one, other = (
         next(onnx.numpy_helper.to_array(t) for t in onnx.load(str(p)).graph.initializer if t.name == name)
@@ -76,6 +76,7 @@ def test_weights_keep_their_codes_whatever_their_type(extreme, tmp_path):
     shift = 0 if qmodel.recipe.name == "deploy-int8" else 128
     assert (one.dtype, other.dtype) == (np.uint8 if shift else np.int8, np.int8)
     assert other.max() == (127 if shift else 63)
+    assert sum("codes of 2 weights are int8, as asked" in note for note in notes) == bool(shift)
     np.testing.assert_array_equal(one.astype(int) - shift, other)
     assert all(qcompiler.verify_onnx(qmodel, p, (x,)).exact for p in (path, signed))
 

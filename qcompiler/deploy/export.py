@@ -161,6 +161,7 @@ def export_onnx(
             *traced.frozen.notes,
             *_approximate(kernels),
             *_float_biases(floats, qmodel.recipe),
+            *_signed([one.site for one in exported if one.saturates]),
             *_unread(qmodel, traced.plan),
         ),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
@@ -244,6 +245,15 @@ def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:
         yield (
             f"added in float behind {len(layers)} layers, so that no kernel rounds them: "
             f"the biases of {_first(layers)}; {why}"
+        )
+
+
+def _signed(weights: Sequence[str]) -> Iterator[str]:
+    """What is to be said of weights whose codes were asked to be int8."""
+    if weights:
+        yield (
+            f"codes of {len(weights)} weights are int8, as asked ({_first(weights)}): x86 CPUs without VNNI saturate "
+            "their sums at 16 bits, so codes behind them can be wrong there"
         )
 
 

@@ -44,6 +44,24 @@ def keep_clips(graph: ir.Graph) -> None:
             replace_node(graph, node, made)
 
 
+def keep_layers(graph: ir.Graph) -> None:
+    """Puts a relu between a Gemm and the Reshape behind it, where it gives the same.
+
+    The rows of a linear layer are split before its relu. onnxruntime makes a Gemm and the quantizer behind it one
+    integer product; it moves a quantizer over a view, but not over a relu and a view.
+    """
+    for relu in [node for node in graph if node.op_type in ("Relu", "Clip")]:
+        view = None if relu.inputs[0] is None else relu.inputs[0].producer()
+        rows = view.inputs[0] if view is not None and view.op_type == "Reshape" else None
+        layer = None if rows is None else rows.producer()
+        if view is None or rows is None or layer is None or layer.op_type != "Gemm":
+            continue
+        first = ir.node(relu.op_type, [rows, *relu.inputs[1:]], relu.attributes, name=relu.name)
+        last = ir.node("Reshape", [first.outputs[0], view.inputs[1]], view.attributes, name=view.name)
+        replace_node(graph, relu, [first, last])
+        first.outputs[0].shape = rows.shape
+
+
 def keep_norms(graph: ir.Graph) -> None:
     """Writes batch norm as (−x) · (−α) + β′ behind a convolution whose weight is decoded by functions.
 

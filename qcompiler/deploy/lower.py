@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
-from qcompiler.deploy.guards import keep_clips, keep_norms, keep_products
+from qcompiler.deploy.guards import keep_clips, keep_layers, keep_norms, keep_products
 from qcompiler.deploy.weights import shift_of, write_weight
 from qcompiler.deploy.writer import Quantizer
 
@@ -26,6 +26,8 @@ class Exported:
     edges: Edges
     #: what was added to the codes of a weight
     shift: int = 0
+    #: True for a weight of 8 bits that was asked to stay int8; see shift_of
+    saturates: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the metadata of the file."""
@@ -41,6 +43,7 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
     exported = [_lower(Quantizer(model.graph, node), signed_weights) for node in found]
     keep_products(model.graph)
+    keep_layers(model.graph)
     keep_clips(model.graph)
     keep_norms(model.graph)
     RemoveUnusedNodesPass()(model)
@@ -58,9 +61,11 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
 def _lower(q: Quantizer, signed: bool) -> Exported:
     """The nodes of one quantizer, in place of its stand-in and of those that read it."""
     assert q.x.dtype is not None
-    source, shift = str(q.x.name), 0
+    source, shift, saturates = str(q.x.name), 0, False
     if q.x.const_value is not None and not q.x.dtype.is_floating_point():
-        shift = shift_of(q, signed=signed)
+        shift = shift_of(q)
+        if signed and shift:
+            shift, saturates = 0, True
         kind, (codes, values) = "weight", write_weight(q, shift)
     elif q.scale.const_value is not None:
         shift = activation_shift(q)
@@ -71,7 +76,7 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
         _replace(q, reader, values)
     q.graph.remove(q.node, safe=True)
     held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
-    return Exported(q.site, kind, held, q.edges, shift)
+    return Exported(q.site, kind, held, q.edges, shift, saturates)
 
 
 def _replace(q: Quantizer, reader: ir.Node, values: ir.Value) -> None:

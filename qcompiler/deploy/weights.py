@@ -16,8 +16,8 @@ from qcompiler.runtime.formats import FloatFormat
 _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
-def shift_of(q: Quantizer, *, signed: bool) -> int:
-    """What is added to the codes of a weight in the file: 128 makes codes of 8 bits uint8, unless they stay `signed`.
+def shift_of(q: Quantizer) -> int:
+    """What is added to the codes of a weight in the file: 128 makes codes of 8 bits uint8.
 
     Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
     and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits,
@@ -25,7 +25,7 @@ def shift_of(q: Quantizer, *, signed: bool) -> int:
     """
     form = q.spec.format
     eight = form.bits == 8 and storage_type(form) == ir.DataType.INT8
-    return 128 if eight and not signed and simple_axis(q.edges) is not None else 0
+    return 128 if eight and simple_axis(q.edges) is not None else 0
 
 
 def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:

@@ -100,6 +100,34 @@ def test_the_gradient_of_relu_reads_relu(fresh):
     assert x.grad.flatten().tolist() == [1, 1, 0, 1]
 
 
+class Rows(nn.Module):
+    """Two linear layers, of which each row of a sample is one; between them a relu, behind a view or not."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.one, self.two, self.between = nn.Linear(4, 4), nn.Linear(4, 4), between
+
+    def forward(self, x):
+        return self.two(self.between(self.one(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("between", "made", "layout"),
+    [
+        (lambda y: y, "aten.relu", "bbc"),
+        (lambda y: y.transpose(1, 2), "aten.addmm", "bc"),  # 4 rows of 4 channels: only the layout is another
+        (lambda y: y + 1, "aten.addmm", "bc"),
+    ],
+)
+def test_rows_that_are_split_before_a_relu(between, made, layout, fresh):
+    linear = (Rule(role=Role.OUTPUT, operator="linear", behind=Behind.LAYER, spec=SPEC),)
+    qmodel = qcompiler.compile(Rows(between), qcompiler.Recipe(name="test", rules=linear), backend="eager")
+    qmodel(torch.randn(2, 4, 4)).sum().backward()
+    found = [line.strip() for line in qmodel.graph_text().splitlines() if " = " in line]
+    assert quantized(found)["one/output"] == made
+    assert next(line for line in found if "quantize(" in line and "one/output" in line).split(", ")[-2] == layout
+
+
 def test_additions_have_to_be_named(fresh):
     every = Rule(role=Role.OUTPUT, behind=Behind.LAYER, spec=SPEC)
     found, _ = lines(Block(), (every,))
