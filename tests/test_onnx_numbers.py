@@ -191,6 +191,11 @@ def test_ranges_are_those_of_the_data(tmp_path):
         ("current-w8a8g8", [torch.ones(2, 6)], "example 0: got Tensor; valid: a tuple of positional inputs, such as"),
         ("current-w8a8g8", [(torch.ones(2, 6), 1)], "example 0: too many positional"),
         ("current-w8a8g8", [(torch.ones(2, 5),)], "example 0: "),
+        (
+            "current-w8a8g8",
+            [(torch.ones(2, 6).double(),)],
+            r"input \(float64 2×6\); valid: input \(float32 \d×6\), but",
+        ),
         ("current-w8a8g8", [(torch.ones(2, 6),), {"x": torch.ones(2, 6)}], "example 1: missing a required .*'input'"),
         ("current-w8a8g8", [(torch.full((2, 6), torch.nan),)], "0/input reads what is not finite"),
         ("hyperblock-int8", [(torch.ones(2, 6),)], "0/input has a range for each block"),

@@ -92,7 +92,7 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
     `kwargs` that an example does not give are as they are there.
 
     Raises:
-        TypeError: it is none of these, or gives other inputs than the call.
+        TypeError: it is none of these, or gives other inputs than the call, or tensors of other types.
     """
     match given:
         case (tuple() as first, Mapping() as others):
@@ -111,4 +111,7 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
     expected = by_name(model, args, kwargs)
     if found.keys() != expected.keys():
         raise TypeError(f"got {', '.join(found)}; valid: the inputs of the example, {', '.join(expected)}")
+    for name, like in expected.items():
+        if isinstance(like, Tensor) and isinstance(found[name], Tensor) and found[name].dtype != like.dtype:
+            raise TypeError(f"got {_described(name, found[name])}; valid: {_described(name, like)}, but for the sizes")
     return {name: found[name] for name in expected}
