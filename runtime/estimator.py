@@ -112,11 +112,20 @@ class Range:
         return self.name
 
     def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        """[width, *counts], or [width, 1] where the state is one for the whole site."""
-        return (self.width, *(counts if self.by_block else (1,)))
+        """The state as it is kept: [width, blocks along each axis that has several], or [width, 1] where none has.
+
+        Axes of one block do not count: a tensor has fewer where its graph was captured for one sample, or sees it
+        through another view. For the numbers of a call see `by_axis`.
+        """
+        several = [count for count in counts if count > 1] if self.by_block else []
+        return (self.width, *(several or [1]))
+
+    def by_axis(self, state: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """A kept state as [width, *counts]; as it is where it is one for the whole site."""
+        return state.reshape(self.width, *counts) if self.by_block else state
 
     def first(self, seen: Observed) -> Tensor:
-        """The state that a first tensor is quantized with: its own range."""
+        """The state that a first tensor is quantized with, its own range; this and those below by axis."""
         raise NotImplementedError(self.name)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:

@@ -26,7 +26,8 @@ def _range(
 ) -> tuple[Observed, Tensor, Ends]:
     """What the range of a tensor is made of: the tensor as estimators see it, the state in use, the ends in use."""
     seen = Observed(x, view, s.format.kind, s.format.magnitude_bits)
-    held = _known(s.range, seen, state) if first and s.range.has_state else state
+    held = None if state is None else s.range.by_axis(state, view.counts)
+    held = _known(s.range, seen, held) if first and s.range.has_state else held
     known = seen.x.new_empty(0) if held is None else held
     return seen, known, (s.range.frozen if frozen else s.range.ends)(seen, known)
 
@@ -153,7 +154,7 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
     """The state of the range estimator after `x`; unchanged where that would not be finite (a skipped step of AMP)."""
     s = parse_spec(spec)
     seen, known, _ = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
-    after = s.range.update(seen, known)
+    after = s.range.update(seen, known).reshape(state.shape)
     return torch.where(torch.isfinite(after).all(0, keepdim=True), after, state)
 
 

@@ -201,7 +201,7 @@ class History(Range):
 
     def first(self, seen: Observed) -> Tensor:
         """The tensor's own magnitude, throughout."""
-        return self._magnitude(seen).expand(self.state_shape(seen.view.counts)).clone()
+        return self._magnitude(seen).expand(self.width, *seen.view.counts).clone()
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """±headroom·(max + deviations·std), the std that of the whole history (not of a sample of it)."""

@@ -188,3 +188,22 @@ def test_biases_that_no_unit_belongs_to(model, x, recipe, tmp_path):
     _, found = written_and_verified(model, recipe, x, tmp_path / "model.onnx")
     assert found.exact
     assert max(found.plain, found.optimized) < 0.02
+
+
+def test_float_weights_between_quantizers_stay_float(tmp_path):
+    """onnxruntime would round them to 8 bits, with their biases: a sum of one channel without bias, and all others."""
+    affine = parse_spec("affine8:real:tensor:nearest:pass:hindsight(0.9,0.01)")
+    rules = tuple(Rule(role=role, spec=affine) for role in (Role.ACTIVATION, Role.OUTPUT))
+    recipe = qcompiler.Recipe(name="outputs", rules=rules)
+    layers = (nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 4, 3, bias=False), nn.Conv2d(4, 1, 1, bias=False))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 4))
+    torch.manual_seed(0)
+    x, path = torch.randn(4, 8, 8, 8), tmp_path / "m.onnx"
+    qmodel = qcompiler.compile(model, recipe, backend="eager")
+    qmodel(x).sum().backward()
+    report = qcompiler.export_onnx(qmodel, path, (x,))
+    assert report.integer_kernels == {}
+    assert report.notes == ()
+    found = qcompiler.verify_onnx(qmodel, path, (x,))
+    assert found.exact
+    assert [site.optimized for site in found.sites] == [site.flipped for site in found.sites] == [0] * 8

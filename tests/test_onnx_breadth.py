@@ -89,6 +89,35 @@ def test_linear_layers_on_rows_run_on_integers(relu, tmp_path):
     assert found.optimized <= 1e-5
 
 
+class Turned(nn.Module):
+    """Layers on channels as rows, the views of a mixer, and on pooled images."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix, self.back = nn.LayerNorm(6), nn.Linear(10, 10), nn.Linear(10, 10)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = self.back(self.mix(self.norm(x).transpose(1, 2)).relu()).transpose(1, 2)
+        return self.out((x + y).mean(1, keepdim=True).flatten(1))
+
+
+@pytest.mark.parametrize("recipe", ["deploy-int8", "in-hindsight-w8a8g8", "mxfp8"])
+@pytest.mark.parametrize("free", [True, False])
+def test_layers_that_read_views(recipe, free, tmp_path):
+    """Verified by one sample and by several, though the graph of one sample has other views."""
+    torch.manual_seed(0)
+    path, x = tmp_path / "m.onnx", torch.randn(8, 10, 6)
+    qmodel = qcompiler.compile(Turned(), recipe, backend="eager")
+    qmodel(x).square().sum().backward()
+    report = qcompiler.export_onnx(qmodel, path, (x,), dynamic_batch=free)
+    assert report.trained == sum(report.exported.values()) > 0
+    for given in (x, x[:1], x[:3]) if free else (x,):
+        found = qcompiler.verify_onnx(qmodel, path, (given,))
+        assert found.exact
+        assert max(found.plain, found.optimized) <= 1e-5
+
+
 def test_a_clip_mask_of_its_own(tmp_path):
     """EWGS is of tensors alone; a batch norm that is folded makes a scale for each channel."""
     inner = (nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())

@@ -268,14 +268,14 @@ def test_signatures_share_one_state_a_site(linear):
 
 
 def test_channels_of_a_convolution_share_one_state_over_batch_sizes(eager):
-    """A state for each channel lies in the checkpoint as [3, 1, channels, 1, 1], whatever the batch."""
+    """A state for each channel lies in the checkpoint as [3, channels], whatever the batch."""
     spec = "int8:real:b*i*s*g*:nearest:pass:hindsight(0.75,1)"
     model = eager(nn.Conv2d(3, 2, 2, groups=1, bias=False), recipe(activation=SPEC, weight=SPEC, gradient=SPEC))
     by_channel = eager(nn.Conv2d(3, 2, 2, bias=False), recipe(weight=spec))
     for net in (model, by_channel):
         for rows in (4, 2):
             net(torch.randn(rows, 3, 4, 4)).square().sum().backward()
-    assert by_channel.ranges()["(root)/weight"].shape == (3, 2, 1, 1, 1)
+    assert by_channel.ranges()["(root)/weight"].shape == (3, 2)
     weight = by_channel.weight.detach().abs().amax((1, 2, 3)).numpy()
     twice = F32(0.75) * (F32(0.75) * weight + F32(0.25) * weight) + F32(0.25) * weight
     np.testing.assert_array_equal(by_channel.ranges()["(root)/weight"][1].flatten().numpy(), twice)
@@ -460,3 +460,50 @@ def test_a_resumed_run_equals_one_run(tmp_path, workers):
         assert sum("qcompiler.ranges" in key for key in done["model"]) == 18
         for key, value in expected["model"].items():
             assert torch.equal(done["model"][key], value), (*run, key)
+
+
+class Turned(nn.Module):
+    """A linear layer that reads another view of its input: pooled images, or channels as rows."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.linear, self.view = nn.Linear(8, 3), view
+
+    def forward(self, x):
+        return self.linear(self.view(x * 2))
+
+
+VIEWS = [
+    (lambda x: x.mean((2, 3)).flatten(1), (8, 8, 2, 2)),
+    (lambda x: x.flatten(1), (8, 8, 1, 1)),
+    (lambda x: x.view(x.shape[0], -1), (8, 2, 2, 2)),
+    (lambda x: x.transpose(1, 2), (8, 8, 5)),
+]
+
+
+@pytest.mark.parametrize(("view", "shape"), VIEWS)
+def test_one_sample_has_the_range_of_all(eager, view, shape):
+    """The graph of one sample has other layouts, in which its dimensions are other axes; the range is the same one."""
+    model = eager(Turned(view), recipe())
+    x = torch.randn(shape)
+    model(x).sum().backward()
+    model(torch.randn(shape) * 3).sum().backward()
+    before = model.ranges()
+    whole = model.eval()(x)
+    for index, sample in enumerate(x.split(1)):
+        torch.testing.assert_close(model(sample), whole[index : index + 1], rtol=1e-6, atol=1e-6)
+    model.train()(x[:1] * 0.01).sum().backward()
+    # ¾ of what was there, and ¼ of what was seen
+    before, after = (ranges["linear/input"].flatten()[1] for ranges in (before, model.ranges()))
+    assert after == 0.75 * before + 0.25 * (2 * view(x[:1] * 0.01)).abs().max()
+
+
+def test_a_range_for_each_channel_is_that_of_one_sample_too(eager):
+    spec = "int8:fit:b*s*g*:nearest:pass:hindsight(0.75,1)"
+    model = eager(Turned(lambda x: x.flatten(1)), recipe(activation=spec))
+    x = torch.randn(6, 8, 1, 1)
+    model(x).sum().backward()
+    assert model.ranges()["linear/input"].shape == (3, 8)
+    whole = model.eval()(x)
+    for index, sample in enumerate(x.split(1)):
+        torch.testing.assert_close(model(sample), whole[index : index + 1], rtol=1e-6, atol=1e-6)

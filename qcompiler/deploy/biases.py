@@ -16,12 +16,28 @@ def split_biases(graph: ir.Graph) -> tuple[str, ...]:
     Where input and weight of a layer are dequantized by known scales, onnxruntime makes its bias an integer, a multiple
     of s = scale of the input · scale of the weight. A bias that is one already (passes/round_biases.py) stays. Another
     is subtracted with its sign turned: x − (−b) is x + b to the bit, and an Add would be moved into the layer again.
+
+    A float weight between quantizers onnxruntime 1.31 rounds to 8 bits, with the bias. It does not where something is
+    between the layer and the quantizer behind it, so such a layer gets the difference too, or two changes of sign.
     """
-    return tuple(str(node.name) for node in list(graph) if node.op_type in _LAYERS and _split(graph, node))
+    for node in [node for node in graph if node.op_type in _LAYERS and _has_float_weight(node)]:
+        _put_behind(graph, node)
+    rounded = [node for node in graph if node.op_type in _LAYERS and _would_round(node)]
+    for node in rounded:
+        _put_behind(graph, node)
+    return tuple(str(node.name) for node in rounded)
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> bool:
-    """True where the bias of one layer was written behind it."""
+def _has_float_weight(node: ir.Node) -> bool:
+    """True for a known weight that is no DequantizeLinear's, behind an input that is."""
+    x, weight, bias = (*node.inputs, None)[:3]
+    at = source(weight)
+    computed = bias is not None and bias.const_value is None
+    return not computed and _scale(x) is not None and (at is None or at.op_type != "DequantizeLinear")
+
+
+def _would_round(node: ir.Node) -> bool:
+    """True where an engine would make the bias of a layer an integer, and it is none."""
     x, weight, bias = (*node.inputs, None, None)[:3]
     if bias is None or bias.const_value is None:
         return False
@@ -29,16 +45,27 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
     numbers = bias.const_value.numpy()
     if x_scale is None or weight_scale is None or x_scale.size > 1:
         return False  # no engine has sums of one unit there
-    factor = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
-    if factor == 1 and weight_scale.size in (1, numbers.size) and _is_integer(numbers, x_scale * weight_scale):
-        return False
-    spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
-    name = f"{node.name}/negative_bias"
-    turned = constant(graph, name, (-numbers * np.float32(factor)).reshape(spread))
+    fits = _factor(node) == 1 and weight_scale.size in (1, numbers.size)
+    return not (fits and _is_integer(numbers, x_scale * weight_scale))
+
+
+def _put_behind(graph: ir.Graph, node: ir.Node) -> None:
+    """Layer → layer without bias, minus the bias with its sign turned; −(−x) where that is zero, and would be cut."""
+    x, weight, bias = (*node.inputs, None)[:3]
     bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
-    made = ir.node("Sub", [bare.outputs[0], turned], name=f"{node.name}/Bias")
-    replace_node(graph, node, [bare, made])
-    return True
+    if bias is None or bias.const_value is None or not bias.const_value.numpy().any():
+        turned = ir.node("Neg", bare.outputs, name=f"{node.name}/Turned")
+        return replace_node(graph, node, [bare, turned, ir.node("Neg", turned.outputs, name=f"{node.name}/Back")])
+    spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
+    numbers = (-bias.const_value.numpy() * np.float32(_factor(node))).reshape(spread)
+    negative = constant(graph, f"{node.name}/negative_bias", numbers)
+    behind = ir.node("Sub", [bare.outputs[0], negative], name=f"{node.name}/Bias")
+    return replace_node(graph, node, [bare, behind])
+
+
+def _factor(node: ir.Node) -> float:
+    """What a Gemm multiplies its bias by."""
+    return node.attributes.get_float("beta", 1.0)
 
 
 def _rank(node: ir.Node) -> int:

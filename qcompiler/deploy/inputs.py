@@ -85,6 +85,31 @@ def free_batch(
     return args, kwargs, shapes
 
 
+def free_as(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """An example to be traced as that of a file was, and the dimensions that are free in it.
+
+    A graph for one sample alone may be another: its views are other ones. So a free dimension of 1 is doubled here too.
+
+    Args:
+        args, kwargs: what the model is called with.
+        free: input of the file → its free dimensions, in the order of the inputs.
+    """
+    bound = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    tensors = [bound[name] for name in free] if free.keys() <= bound.keys() else torch_compat.leaves(bound)
+    known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), free.values(), strict=False))
+
+    def twice(one: Any) -> Any:
+        for axis in known.get(id(one), ()):
+            one = torch.cat([one, one], axis) if one.shape[axis] == 1 else one
+        return one
+
+    shapes = torch_compat.map_leaves(lambda one: dict.fromkeys(known.get(id(one), ()), torch.export.Dim.AUTO), bound)
+    args, kwargs = torch_compat.map_leaves(twice, (args, dict(kwargs)))
+    return args, dict(kwargs), shapes
+
+
 def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """One example of a calibration by name, in the order of the call (args, kwargs) that was traced.
 

@@ -97,8 +97,8 @@ def outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, opt
 class Held:
     """What a file of `export_onnx` says of itself."""
 
-    #: the names of its inputs, in order
-    inputs: list[str]
+    #: input → its free dimensions, in order
+    inputs: dict[str, tuple[int, ...]]
     #: site → its kind and the inner values to look at
     sites: dict[str, dict[str, Any]]
     #: name → checksum of the parameters and buffers that it was made of, as `checksums` gives them
@@ -119,10 +119,15 @@ def read(path: Path) -> Held:
     if not {SITES, CHECKSUMS} <= metadata.keys():
         raise ExportError(f"verify: {path} was not written by export_onnx of this version")
     return Held(
-        inputs=[one.name for one in model.graph.input],
+        inputs={one.name: _free(one) for one in model.graph.input},
         sites={one["site"]: one for one in json.loads(metadata[SITES])},
         tensors=json.loads(metadata[CHECKSUMS]),
     )
+
+
+def _free(one: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The dimensions of an input that have no number."""
+    return tuple(axis for axis, dim in enumerate(one.type.tensor_type.shape.dim) if not dim.HasField("dim_value"))
 
 
 def sites(path: Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.checksums import changed
-from qcompiler.deploy.inputs import check_inputs
+from qcompiler.deploy.inputs import check_inputs, free_as
 from qcompiler.deploy.observe import InDouble, Observer, as_trained, count_different
 from qcompiler.deploy.trace import ExportError, errors_of, trace
 from qcompiler.passes.tables import Table, to_text
@@ -117,11 +117,11 @@ def verify_onnx(
     held = run.read(path)
     check_inputs(qmodel._model, inputs, options)
     fixed = {name: one["calibrated"] for name, one in held.sites.items() if one["calibrated"] is not None}
-    traced, states = trace(qmodel, inputs, options, None, frozen=False), qmodel.ranges()
+    traced, states = trace(qmodel, *free_as(qmodel._model, inputs, options, held.inputs), frozen=False), qmodel.ranges()
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)
-    given = _in_order(held.inputs, single.given(inputs, options))
+    given = _in_order(list(held.inputs), single.given(inputs, options))
     expected = run.reference(qmodel, inputs, options)
     plain, optimized = (run.outputs(path, given, {}, optimize=optimize) for optimize in (False, True))
     return VerifyReport(

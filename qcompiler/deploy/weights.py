@@ -24,8 +24,9 @@ def shift_of(q: Quantizer) -> int:
     which takes longer. Codes of 7 bits stay int8: 2·255·64 = 32640 is within 16 bits.
     """
     form = q.spec.format
+    axis = simple_axis(q.edges)
     eight = form.bits == 8 and storage_type(form) == ir.DataType.INT8
-    return 128 if eight and simple_axis(q.edges) is not None else 0
+    return 128 if eight and axis is not None and not _is_fine(q, axis) else 0
 
 
 def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
@@ -36,6 +37,9 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
        into factors and repeats along the other axes.
     3. Float formats without a type, or without a kernel: a table of levels, read by code.
+    4. Scales of each matrix of a batched product, and of each element: codes · scales, of which onnxruntime makes
+       floats when it loads the file. A DequantizeLinear it takes into integer kernels that have no such scales: files
+       were refused, and codes with a scale of their own had that of others.
     """
     form = q.spec.format
     plain = array(q.x).reshape([n or 0 for n in q.edges.extents])
@@ -47,6 +51,8 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     if isinstance(form, FloatFormat) and storage_type(form) not in _DEQUANTIZED:
         return codes, q.shaped(q.unmerged(q.op("Mul", _levels(q, form, codes), _spread_in_graph(q, scale, None))))
     axis = simple_axis(q.edges)
+    if _is_fine(q, axis):
+        return codes, q.shaped(q.unmerged(_product(q, codes, scale, point)))
     if axis is not None:
         inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
         if point is not None:
@@ -60,6 +66,19 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
         inputs += [] if point is None else [q.constant("zero_point", stored(spread(q.edges, point, (axis,)), form))]
         attributes = {"axis": axis, "block_size": q.edges.edges[axis] or cast(int, q.edges.extents[axis])}
     return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", *inputs, name="", **attributes)))
+
+
+def _is_fine(q: Quantizer, axis: int | None) -> bool:
+    """True for case 4: several scales of a batched product, or one for each element."""
+    return axis != -1 and (q.layout[0] == "g" or (axis is None and set(q.edges.edges) == {1}))
+
+
+def _product(q: Quantizer, codes: ir.Value, scale: np.ndarray, point: np.ndarray | None) -> ir.Value:
+    """Case 4: (codes − zero points) · scales."""
+    levels = q.op("Cast", codes, name="Level", to=1)
+    if point is not None:
+        levels = q.op("Sub", levels, q.constant("zero_point", spread(q.edges, point.astype(np.float32))))
+    return q.op("Mul", levels, _spread_in_graph(q, scale, None))
 
 
 def _levels(q: Quantizer, form: FloatFormat, codes: ir.Value) -> ir.Value:

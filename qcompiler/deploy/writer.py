@@ -22,7 +22,7 @@ class Quantizer:
         self.graph, self.node = graph, node
         self.site = node.attributes["site"].as_string()
         self.spec = parse_spec(node.attributes["spec"].as_string())
-        layout = node.attributes["layout"].as_string()
+        layout = self.layout = node.attributes["layout"].as_string()
         x, scale, self.point = (*node.inputs, None)[:3]
         assert x is not None
         assert x.shape is not None

@@ -74,7 +74,7 @@ def test_values_and_states_follow_from_the_states(spec, placed, apply, settle):
     assert settle(captured, THREAD) == 3
     found = states(captured)
     assert sorted(names(found)) == ["(root)/grad", "(root)/input", "(root)/weight"]
-    given = [torch.full(value(node).shape, 1.5) * torch.tensor([-1.0, 1, 0][: value(node).shape[0]]).view(-1, 1, 1)
+    given = [torch.full(value(node).shape, 1.5) * torch.tensor([-1.0, 1, 0][: value(node).shape[0]]).view(-1, 1)
              for node in found]  # fmt: skip
     results = run(captured, *given)
     torch.manual_seed(1)
@@ -208,7 +208,7 @@ def test_readers_see_what_is_not_finite(bad, spec, placed, apply, settle):
     captured = placed("", nn.Linear(4, 3, bias=False), x, activation=spec)
     apply(captured, *PREPARE)
     assert settle(captured, THREAD) == 1
-    given = [torch.tensor([-2.0, 2.0, 0.0]).view(3, 1, 1)] if spec == PAST else []
+    given = [torch.tensor([-2.0, 2.0, 0.0]).view(3, 1)] if spec == PAST else []
     y, dw, _, *after = run(captured, *given)
     assert y.isnan().all(1).tolist() == [False, False, True, False, False]  # as in float: the sample that holds it
     assert dw.isnan().all()

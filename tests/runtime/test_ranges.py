@@ -123,7 +123,8 @@ def follow(estimator: Range, form: str, block: str, tensors: Sequence[torch.Tens
     result = []
     for x in tensors:
         seen = observe(x, form, block)
-        used = torch.where(torch.isnan(state), estimator.first(seen), state)
+        held = estimator.by_axis(state, counts)
+        used = torch.where(torch.isnan(held), estimator.first(seen), held)
         low, high = estimator.ends(seen, used)
         first = bool(torch.isnan(state).any())
         after = ops.UPDATE(x, state, text_of(estimator, form, block), LAYOUT, first)
