@@ -4,6 +4,7 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from qcompiler.deploy.writer import array, constant, replace_node, source
 
@@ -65,10 +66,10 @@ def keep_layers(graph: ir.Graph) -> None:
 def keep_norms(graph: ir.Graph) -> None:
     """Writes batch norm as (−x) · (−α) + β′ behind a convolution whose weight is decoded by functions.
 
-    α = γ/√(variance + ε) and β′ = β − mean · α, as PyTorch computes it, so this is x · α + β′ to the bit. onnxruntime
-    decodes such a weight when it loads the file, and folds what follows into its values, which are rounded once more: 3
-    times as many codes flipped (MobileNet, hfp8). It does not look behind a Neg. A weight of DequantizeLinear is not
-    decoded early, and nothing is folded into it.
+    α = γ/√(variance + ε) and β′ = β − mean · α are rounded as by torch's kernels; this is x · α + β′, with one rounding
+    more than their fused sum. onnxruntime decodes such a weight when it loads the file, and folds what follows into its
+    values, which are rounded once more: 3 times as many codes flipped (MobileNet, hfp8). It does not look behind a Neg.
+    A weight of DequantizeLinear is not decoded early, and nothing is folded into it.
     """
     for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
         layer = None if norm.inputs[0] is None else norm.inputs[0].producer()
@@ -88,11 +89,14 @@ def _open_norm(graph: ir.Graph, norm: ir.Node) -> None:
     assert x is not None
     assert x.shape is not None
     gamma, beta, mean, variance = (array(value) for value in norm.inputs[1:])
-    alpha = gamma * (1 / np.sqrt(variance + np.float32(norm.attributes.get_float("epsilon", 1e-5))))
+    inverse = torch.rsqrt(torch.from_numpy(variance + np.float32(norm.attributes.get_float("epsilon", 1e-5)))).numpy()
+    alpha = gamma * inverse
+    # rounded once, as by torch's kernels: the product of two float32 is exact in float64
+    shifted = (beta.astype(np.float64) - mean.astype(np.float64) * alpha.astype(np.float64)).astype(np.float32)
     channels = (-1, *[1] * (x.shape.rank() - 2))
     scale = constant(graph, f"{norm.name}/negative_scale", (-alpha).reshape(channels))
-    shift = constant(graph, f"{norm.name}/shift", (beta - mean * alpha).reshape(channels))
-    turned = ir.node("Neg", [x], name=f"{norm.name}/Neg")
-    scaled = ir.node("Mul", [turned.outputs[0], scale], name=f"{norm.name}/Scale")
-    shifted = ir.node("Add", [scaled.outputs[0], shift], name=f"{norm.name}/Shift")
-    replace_node(graph, norm, [turned, scaled, shifted])
+    shift = constant(graph, f"{norm.name}/shift", shifted.reshape(channels))
+    negative = ir.node("Neg", [x], name=f"{norm.name}/Neg")
+    product = ir.node("Mul", [negative.outputs[0], scale], name=f"{norm.name}/Scale")
+    total = ir.node("Add", [product.outputs[0], shift], name=f"{norm.name}/Shift")
+    replace_node(graph, norm, [negative, product, total])
