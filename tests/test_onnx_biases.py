@@ -197,13 +197,8 @@ def test_float_weights_between_quantizers_stay_float(tmp_path):
     recipe = qcompiler.Recipe(name="outputs", rules=rules)
     layers = (nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 4, 3, bias=False), nn.Conv2d(4, 1, 1, bias=False))
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 4))
-    torch.manual_seed(0)
-    x, path = torch.randn(4, 8, 8, 8), tmp_path / "m.onnx"
-    qmodel = qcompiler.compile(model, recipe, backend="eager")
-    qmodel(x).sum().backward()
-    report = qcompiler.export_onnx(qmodel, path, (x,))
+    report, found = written_and_verified(model, recipe, torch.randn(4, 8, 8, 8), tmp_path / "m.onnx")
     assert report.integer_kernels == {}
     assert report.notes == ()
-    found = qcompiler.verify_onnx(qmodel, path, (x,))
     assert found.exact
     assert [(site.flipped, site.optimized) for site in found.sites] == [(0, 0)] * 5  # the input, and four layers

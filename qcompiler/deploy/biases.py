@@ -55,12 +55,13 @@ def _put_behind(graph: ir.Graph, node: ir.Node) -> None:
     bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
     if bias is None or bias.const_value is None or not bias.const_value.numpy().any():
         turned = ir.node("Neg", bare.outputs, name=f"{node.name}/Turned")
-        return replace_node(graph, node, [bare, turned, ir.node("Neg", turned.outputs, name=f"{node.name}/Back")])
-    spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
-    numbers = (-bias.const_value.numpy() * np.float32(_factor(node))).reshape(spread)
-    negative = constant(graph, f"{node.name}/negative_bias", numbers)
-    behind = ir.node("Sub", [bare.outputs[0], negative], name=f"{node.name}/Bias")
-    return replace_node(graph, node, [bare, behind])
+        behind = [turned, ir.node("Neg", turned.outputs, name=f"{node.name}/Back")]
+    else:
+        spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
+        numbers = (-bias.const_value.numpy() * np.float32(_factor(node))).reshape(spread)
+        negative = constant(graph, f"{node.name}/negative_bias", numbers)
+        behind = [ir.node("Sub", [bare.outputs[0], negative], name=f"{node.name}/Bias")]
+    replace_node(graph, node, [bare, *behind])
 
 
 def _factor(node: ir.Node) -> float:

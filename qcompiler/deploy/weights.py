@@ -24,9 +24,8 @@ def shift_of(q: Quantizer) -> int:
     which takes longer. Codes of 7 bits stay int8: 2·255·64 = 32640 is within 16 bits.
     """
     form = q.spec.format
-    axis = simple_axis(q.edges)
     eight = form.bits == 8 and storage_type(form) == ir.DataType.INT8
-    return 128 if eight and axis is not None and not _is_fine(q, axis) else 0
+    return 128 if eight and simple_axis(q.edges) is not None and not _is_batched(q) else 0
 
 
 def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
@@ -37,9 +36,8 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
        into factors and repeats along the other axes.
     3. Float formats without a type, or without a kernel: a table of levels, read by code.
-    4. Scales of each matrix of a batched product, and of each element: codes · scales, of which onnxruntime makes
-       floats when it loads the file. A DequantizeLinear it takes into integer kernels that have no such scales: files
-       were refused, and codes with a scale of their own had that of others.
+    4. A scale for each matrix of a batched product: codes · scales too. A DequantizeLinear onnxruntime takes into an
+       integer kernel that has no such scales: it refused files, or computed other numbers.
     """
     form = q.spec.format
     plain = array(q.x).reshape([n or 0 for n in q.edges.extents])
@@ -48,11 +46,12 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     point = None if q.point is None else by_dimension(array(q.point), q.edges)
     if np.isnan(scale.astype(np.float32)).any() or (scale.dtype == np.uint8 and (scale == 255).any()):
         raise ExportError(f"export: {q.site}: the weight holds a NaN or an infinity")
-    if isinstance(form, FloatFormat) and storage_type(form) not in _DEQUANTIZED:
-        return codes, q.shaped(q.unmerged(q.op("Mul", _levels(q, form, codes), _spread_in_graph(q, scale, None))))
+    if _is_batched(q) or (isinstance(form, FloatFormat) and storage_type(form) not in _DEQUANTIZED):
+        levels = _levels(q, codes)
+        if point is not None:
+            levels = q.op("Sub", levels, q.constant("zero_point", spread(q.edges, point.astype(np.float32))))
+        return codes, q.shaped(q.unmerged(q.op("Mul", levels, _spread_in_graph(q, scale, None))))
     axis = simple_axis(q.edges)
-    if _is_fine(q, axis):
-        return codes, q.shaped(q.unmerged(_product(q, codes, scale, point)))
     if axis is not None:
         inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
         if point is not None:
@@ -68,22 +67,15 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", *inputs, name="", **attributes)))
 
 
-def _is_fine(q: Quantizer, axis: int | None) -> bool:
-    """True for case 4: several scales of a batched product, or one for each element."""
-    return axis != -1 and (q.layout[0] == "g" or (axis is None and set(q.edges.edges) == {1}))
+def _is_batched(q: Quantizer) -> bool:
+    """True for case 4: several scales of a batched product."""
+    return simple_axis(q.edges) != -1 and q.layout[0] == "g"
 
 
-def _product(q: Quantizer, codes: ir.Value, scale: np.ndarray, point: np.ndarray | None) -> ir.Value:
-    """Case 4: (codes − zero points) · scales."""
-    levels = q.op("Cast", codes, name="Level", to=1)
-    if point is not None:
-        levels = q.op("Sub", levels, q.constant("zero_point", spread(q.edges, point.astype(np.float32))))
-    return q.op("Mul", levels, _spread_in_graph(q, scale, None))
-
-
-def _levels(q: Quantizer, form: FloatFormat, codes: ir.Value) -> ir.Value:
-    """Case 3: the level of each code, float32."""
-    if storage_type(form).is_floating_point():
+def _levels(q: Quantizer, codes: ir.Value) -> ir.Value:
+    """Cases 3 and 4: the level of each code, float32."""
+    form = q.spec.format
+    if not isinstance(form, FloatFormat) or storage_type(form).is_floating_point():
         return q.op("Cast", codes, name="Level", to=1)
     values = form.decode(torch.arange(2**form.bits, dtype=torch.int32)).numpy()
     return q.op("Gather", q.constant("levels", values), q.op("Cast", codes, name="Index", to=6))
