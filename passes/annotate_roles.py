@@ -8,6 +8,7 @@ from typing import ClassVar, Final, cast
 
 from torch.fx import Graph, GraphModule, Node
 
+from qcompiler.passes.frame import WHOLE, Frame
 from qcompiler.passes.graph import (
     Contraction,
     Input,
@@ -74,20 +75,22 @@ class AnnotateRoles:
     3. A gradient contraction belongs to the forward contraction with its sequence number. In it a forward tensor is
        summed over what was left in forward; the output gradient over the axis that it shares with that tensor.
     4. A product inside a fused kernel is marked as kept in float, with the reason.
+    5. First and last are those of the model, and names are unique in the model: `frame` knows the other graphs.
     """
 
     name: ClassVar[str] = "annotate-roles"
+    frame: Frame = WHOLE
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of contractions that were annotated."""
-        return _Annotator(module.graph).run()
+        return _Annotator(module.graph, self.frame).run()
 
 
 class _Annotator:
     """One walk over one graph; the tables below are keyed by nodes, and die with it."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, frame: Frame) -> None:
+        self.graph, self.frame = graph, frame
         self.is_weight = _descends_only_from_parameters(graph)
         self.is_gradient = _descends_from_tangents(graph)
         self.forward: dict[int | None, list[Node]] = {}
@@ -96,9 +99,9 @@ class _Annotator:
     def run(self) -> int:
         found = [n for n in self.graph.nodes if n.op == "call_function" and get_contraction(n) is None]
         forward = [n for n in found if _arguments(n) and not is_backward(n) and n.target is not _CONV_BACKWARD]
-        for node in forward:
-            positions = _positions(node, forward)
-            set_fact(node, self.annotate_forward(node, positions))
+        paths = [_path(node, _arguments(node)) for node in forward]
+        for node, path, positions in zip(forward, paths, self.frame.positions(paths) if paths else [], strict=True):
+            set_fact(node, self.annotate_forward(node, path, positions))
             self.forward.setdefault(sequence_number(node), []).append(node)
         backward = [n for n in found if is_backward(n) and _arguments(n)]
         for node in backward:
@@ -107,7 +110,7 @@ class _Annotator:
         opaque = [n for n in found if _annotate_opaque(n)]
         return len(forward) + len(backward) + len(sums) + len(opaque)
 
-    def annotate_forward(self, node: Node, positions: frozenset[Position]) -> Contraction:
+    def annotate_forward(self, node: Node, module: str, positions: frozenset[Position]) -> Contraction:
         args = _arguments(node)
         roles = [Role.WEIGHT if self.is_weight[_arg(node, a)] else Role.ACTIVATION for a in args]
         convolution = node.target is aten.convolution.default
@@ -122,7 +125,6 @@ class _Annotator:
                 _matrix_operand(node, arg, role, name, pair, contracted=1 - side)
                 for side, (arg, role, name, pair) in enumerate(zip(args, roles, names, pairs, strict=True))
             ]
-        module = _path(node, args)
         layout = operands[0].layout if convolution else _result_layout(operands)
         return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands), layout)
 
@@ -131,7 +133,7 @@ class _Annotator:
         key = module or "(root)"
         key = f"{key}/{operator}" if operator == "matmul" else key
         self.seen[key] += 1
-        return key if self.seen[key] == 1 else f"{key}#{self.seen[key]}"
+        return self.frame.name(key, self.seen[key])
 
     def annotate_backward(self, node: Node) -> Contraction:
         """Case 3. Keeps a product that has no forward contraction, or two gradients for operands, with the reason."""
@@ -192,6 +194,16 @@ class _Annotator:
         return None
 
 
+def is_contraction(target: object) -> bool:
+    """Return True for the operators of forward whose operands can be quantized."""
+    return target is aten.convolution.default or target in MATRIX_PRODUCTS
+
+
+def is_opaque(target: object) -> bool:
+    """Return True for kernels that multiply inside, where nothing can be quantized."""
+    return any(part in str(target) for part in OPAQUE)
+
+
 _CONV_BACKWARD: Final = aten.convolution_backward.default
 
 
@@ -225,11 +237,6 @@ def _which(node: Node, other: int, operands: list[Node]) -> int:
     met = [k for k, operand in enumerate(operands) if operand is source]
     on_right = other == _arguments(node)[1]
     return met[0] if len(met) == 1 else int(on_right == (source is not arg))
-
-
-def _positions(node: Node, forward: list[Node]) -> frozenset[Position]:
-    ends = [p for p, end in ((Position.FIRST, forward[0]), (Position.LAST, forward[-1])) if node is end]
-    return frozenset(ends or [Position.INNER])
 
 
 def _path(node: Node, args: tuple[int, ...]) -> str:
@@ -312,7 +319,7 @@ def _descends_only_from_parameters(graph: Graph) -> dict[Node, bool]:
         fact = get_input(node)
         own = {fact.kind} if fact is not None else {InputKind.INPUT} if node.op == "placeholder" else set()
         kinds[node] = set() if is_size(node) else own.union(*(kinds[source] for source in node.all_input_nodes))
-    allowed = {InputKind.PARAMETER, InputKind.BUFFER}
+    allowed = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.NUMBER}
     return {node: InputKind.PARAMETER in found and found <= allowed for node, found in kinds.items()}
 
 

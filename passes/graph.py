@@ -29,6 +29,8 @@ class InputKind(enum.StrEnum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     INPUT = "input"
+    #: an int or float of Python that changes from call to call
+    NUMBER = "number"
     TANGENT = "tangent"
     #: the range of a quantizer, kept between steps; named by its site
     STATE = "state"
@@ -227,23 +229,50 @@ def copy_graph(module: GraphModule) -> GraphModule:
 
 
 _INDEX: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
-_ROOT: Final = re.compile(rf"(?:getattr\()*[LG]\[{_INDEX}\]")
+_ROOT: Final = re.compile(rf"(?:getattr\()*([LG])\[({_INDEX})\]")
 #: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next of them
 _STEP: Final = re.compile(
     rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_INDEX})[\])]|\.((?:(?!(?:\[|, ){_INDEX}[\])])[^.])+)"
 )
 
 
-def clean_path(source: str) -> str:
-    """`L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]` → `layer1.0`, as in `named_modules()`.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where Dynamo has found a value: a variable of the frame, and the keys and attributes from there."""
 
-    Dynamo writes keys as `repr` does, and leaves out brackets and quotes of some; what has no root stays as it is.
+    #: L for a local variable, G for a global one
+    scope: str
+    variable: str
+    steps: tuple[str | int, ...]
+
+
+def parse_source(text: str) -> Source | None:
+    """Return the parts of `L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]`; None without a root.
+
+    Dynamo writes keys as `repr` does, and leaves out brackets and quotes of some.
     """
-    root = _ROOT.match(source)
+    root = _ROOT.match(text)
     if root is None:
-        return source
-    steps = (match.groups() for match in _STEP.finditer(source, root.end()))
-    return ".".join(str(ast.literal_eval(key or f"'{name}'")) for key, name in steps)
+        return None
+    steps = (match.groups() for match in _STEP.finditer(text, root.end()))
+    variable = str(ast.literal_eval(root.group(2)))
+    return Source(root.group(1), variable, tuple(ast.literal_eval(key) if key else name for key, name in steps))
+
+
+def clean_path(source: str) -> str:
+    """`L['self']._modules['layer1']._modules['0']` → `layer1.0`, as in `named_modules()`; without a root as it is."""
+    parsed = parse_source(source)
+    return source if parsed is None else ".".join(map(str, parsed.steps))
+
+
+def rename_modules(node: Node, path_of: Callable[[str], str], root: str) -> None:
+    """Rewrite the module paths of a node, of both halves; a node without one belongs to the module `root`."""
+    for key in ("nn_module_stack", "fwd_nn_module_stack"):
+        stack = node.meta.get(key)
+        if stack:
+            node.meta[key] = {name: (path_of(path), kind) for name, (path, kind) in stack.items()}
+        elif root and node.op == "call_function" and (key in node.meta or key == "nn_module_stack"):
+            node.meta[key] = {root: (root, None)}
 
 
 VIEWS: Final = frozenset(

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
+from qcompiler.passes.frame import WHOLE, Frame
 from qcompiler.passes.graph import (
     Contraction,
     Operand,
@@ -52,6 +53,7 @@ class PlaceQuantizers:
 
     name: ClassVar[str] = "place-quantizers"
     rules: tuple[Rule, ...] = ()
+    frame: Frame = WHOLE
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that were placed."""
@@ -84,7 +86,7 @@ class PlaceQuantizers:
             path = module_path(node)
             name = f"{path}/add" if path else "add"
             seen[name] += 1
-            site = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            site = self.frame.name(name, seen[name])
             if get_contraction(node) is None:
                 inner = frozenset({Position.INNER})
                 placed += self.place_output(node, Contraction(path, site, ADDITION, inner, (), sum_layout(node)))

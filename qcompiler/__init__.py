@@ -6,12 +6,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qcompiler.capture import CaptureError
-    from qcompiler.compile import CompileError, QuantizedModule, compile  # noqa: A004
+    from qcompiler.compile import QuantizedModule, compile  # noqa: A004
     from qcompiler.debugging.debugger import DebugError, Debugger, debug
     from qcompiler.deploy.export import ExportReport, export_onnx
     from qcompiler.deploy.trace import ExportError
     from qcompiler.deploy.verify import VerifyReport, verify_onnx
+    from qcompiler.errors import CaptureError, CompileError
     from qcompiler.files import save
     from qcompiler.passes.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
@@ -63,8 +63,8 @@ __all__ = [
 
 #: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
 _EXPORTS = {
-    "qcompiler.capture": ("CaptureError",),
-    "qcompiler.compile": ("CompileError", "QuantizedModule", "compile"),
+    "qcompiler.compile": ("QuantizedModule", "compile"),
+    "qcompiler.errors": ("CaptureError", "CompileError"),
     "qcompiler.debugging.debugger": ("DebugError", "Debugger", "debug"),
     "qcompiler.sight.drawing": ("DrawError", "draw"),
     "qcompiler.sight.explanation": ("Explanation", "explain"),

@@ -9,7 +9,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler import torch_compat
-from qcompiler.passes.graph import Input, InputKind, clean_path, is_backward, set_fact
+from qcompiler.assignments import copy_assigned
+from qcompiler.errors import CaptureError
+from qcompiler.naming import FrameNames
+from qcompiler.numbers import NONE, BakedInError, Numbers, replace_numbers
+from qcompiler.passes.frame import WHOLE, Frame
+from qcompiler.passes.graph import Input, InputKind, aten, is_backward, rename_modules, set_fact
+from qcompiler.runtime.step import Write, WriteKind
 
 #: outputs that share memory with an input or with one another, by AOTAutograd's names
 _ALIASES: Final = (
@@ -21,8 +27,8 @@ _ALIASES: Final = (
 )
 
 
-class CaptureError(Exception):
-    """The training graph could not be captured; says what in the model stands in the way."""
+class SharedMemoryError(Exception):
+    """Inputs share memory, and one of them is changed in place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +40,21 @@ class Captured:
 
     module: GraphModule
     inputs: tuple[Input, ...]
-    mutated: tuple[int, ...]
+    #: how each of the first outputs is written back
+    writes: tuple[Write, ...]
     differentiable: tuple[bool, ...]
-    tangents: tuple[int, ...]  # the user output that each tangent belongs to
+    #: the output of forward that each tangent belongs to
+    tangents: tuple[int, ...]
     is_joint: bool
+    #: where the graph stands in its model
+    frame: Frame = WHOLE
+    #: inputs and outputs that are ints for the caller
+    numbers: Numbers = NONE
+
+    @property
+    def mutated(self) -> tuple[int, ...]:
+        """The inputs whose new values are the first outputs."""
+        return tuple(write.input for write in self.writes)
 
     @property
     def forward_outputs(self) -> int:
@@ -47,40 +64,64 @@ class Captured:
     @property
     def static_inputs(self) -> tuple[int, ...]:
         """Inputs that stay alive and in place between steps: parameters and buffers."""
-        return tuple(i for i, fact in enumerate(self.inputs) if fact.kind is not InputKind.INPUT)
+        fixed = (InputKind.PARAMETER, InputKind.BUFFER)
+        return tuple(i for i, fact in enumerate(self.inputs) if fact.kind in fixed)
 
 
-def capture(module: GraphModule, inputs: Sequence[Any]) -> Captured:
+def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> Captured:
     """The joint graph of a Dynamo graph, functional, with an `Input` on every placeholder.
 
     Outputs that share memory with an input or another output are copied first: the values are the same, but writing
     into such an output no longer changes the tensor that it shared memory with.
 
     Raises:
-        CaptureError: an input that needs gradients is changed in place; or the graph has effects or tensor subclasses.
+        CaptureError: a parameter gets data of another shape; or the graph has effects or tensor subclasses.
+        SharedMemoryError: inputs share memory, and one of them is changed in place (qcompiler/shared_memory.py).
     """
-    facts = [_describe(node, given) for node, given in zip(_placeholders(module), inputs, strict=True)]
+    numbers = _replace_numbers(module)
+    inputs = numbers.to_tensors(inputs)
+    placeholders = _placeholders(module)
+    facts = [_describe(node, given, names) for node, given in zip(placeholders, inputs, strict=True)]
+    assigned = copy_assigned(module, inputs, [fact.name for fact in facts])
     graph, metadata = torch_compat.export_joint(module, inputs)
     aliases = [i for i, info in enumerate(metadata.output_info) if info.output_type.name in _ALIASES]
     if aliases:
         _copy_outputs(module, aliases)
         graph, metadata = torch_compat.export_joint(module, inputs)
     _refuse_unsupported(facts, metadata, graph)
-    return _annotate(graph, facts, metadata)
+    for node in graph.graph.nodes:
+        rename_modules(node, names.path, names.root)
+    return dataclasses.replace(_annotate(graph, facts, inputs, metadata, assigned), numbers=numbers)
+
+
+def _replace_numbers(module: GraphModule) -> Numbers:
+    """Make tensors of numbers that are inputs, or start again with all numbers as constants."""
+    try:
+        if not torch_compat.has_symbolic_sizes(module):
+            return replace_numbers(module)
+        reason = "a size of a tensor is no number"
+    except BakedInError as error:
+        reason = str(error)
+    torch_compat.capture_statically(reason)
+    raise CaptureError(f"{reason}; valid: tensors of known sizes, without mark_dynamic")
 
 
 def _placeholders(module: GraphModule) -> list[Node]:
     return list(module.graph.find_nodes(op="placeholder"))
 
 
-def _describe(node: Node, given: Any) -> Input:
+def _describe(node: Node, given: Any, names: FrameNames) -> Input:
     source = torch_compat.placeholder_source(node)
+    name = names.tensor(source, given)
     if isinstance(given, torch.nn.Parameter):
         kind = InputKind.PARAMETER
+    elif torch_compat.is_number(node):
+        kind = InputKind.NUMBER
     else:
-        kind = InputKind.BUFFER if "_buffers[" in source else InputKind.INPUT
+        is_buffer = "_buffers[" in source or id(given) in names.tensors
+        kind = InputKind.BUFFER if is_buffer else InputKind.INPUT
     variable = re.sub(r"^[LG]\['(\w+)'\]$", r"\1", source)
-    return Input(kind, clean_path(source) or variable or node.name)
+    return Input(kind, name or variable or node.name)
 
 
 def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
@@ -94,11 +135,9 @@ def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
 
 
 def _refuse_unsupported(facts: Sequence[Input], metadata: Any, graph: GraphModule) -> None:
+    if len(metadata.input_info) != len(facts):
+        raise SharedMemoryError
     for fact, info in zip(facts, metadata.input_info, strict=True):
-        if info.mutates_data and info.requires_grad:
-            raise CaptureError(
-                f"input {fact.name}: needs gradients and is changed in place; change a copy of it instead"
-            )
         if info.mutates_metadata:
             raise CaptureError(
                 f"input {fact.name}: its shape or strides are changed in place; use a new tensor instead"
@@ -113,26 +152,61 @@ def _refuse_unsupported(facts: Sequence[Input], metadata: Any, graph: GraphModul
         )
 
 
-def _annotate(graph: GraphModule, facts: Sequence[Input], metadata: Any) -> Captured:
-    placeholders = _placeholders(graph)
-    output = graph.graph.output_node()
-    descriptions = list(output.meta["desc"])
-    names = [type(d).__name__ for d in descriptions]
-    outputs = [i for i, name in enumerate(names) if name == "PlainAOTOutput"]
-    mutated = [d.mutated_input.idx for d in descriptions[: outputs[0] if outputs else 0]]
+def _annotate(
+    graph: GraphModule,
+    facts: Sequence[Input],
+    inputs: Sequence[Any],
+    metadata: Any,
+    assigned: dict[int, int | None],
+) -> Captured:
+    names = [type(description).__name__ for description in graph.graph.output_node().meta["desc"]]
+    count = names.count("InputMutationAOTOutput")
+    mutated = [d.mutated_input.idx for d in graph.graph.output_node().meta["desc"][:count]]
+    writes = tuple(_write(index, metadata.input_info[index], inputs[index], assigned) for index in mutated)
     tangents = []
-    for node in placeholders:
+    for node in _placeholders(graph):
         description = node.meta["desc"]
         if type(description).__name__ == "TangentAOTInput":
-            tangents.append(description.output.idx)
-            set_fact(node, Input(InputKind.TANGENT, f"output {description.output.idx}"))
+            of = description.output
+            write = mutated.index(of.mutated_input.idx) if hasattr(of, "mutated_input") else None
+            output = count + of.idx if write is None else write
+            name = f"output {of.idx}" if write is None else f"new value of {facts[mutated[write]].name}"
+            set_fact(node, Input(InputKind.TANGENT, name))
+            if write is None or writes[write].how is WriteKind.AUTOGRAD or not _drop_tangent(node):
+                tangents.append(output)
         elif type(description).__name__ == "PlainAOTInput":
             set_fact(node, facts[description.idx])
         else:
             raise CaptureError(f"input {node.name} is a {type(description).__name__}, which is not supported")
     _tag_halves(graph)
     differentiable = tuple(bool(info.requires_grad) for info in metadata.output_info)
-    return Captured(graph, tuple(facts), tuple(mutated), differentiable, tuple(tangents), bool(tangents))
+    return Captured(graph, tuple(facts), writes, differentiable, tuple(tangents), bool(tangents))
+
+
+def _write(index: int, info: Any, given: torch.Tensor, assigned: dict[int, int | None]) -> Write:
+    """Return how AOTAutograd would write the new value of an input back."""
+    if index in assigned:
+        return Write(index, WriteKind.ASSIGN, assigned[index])
+    hidden = info.mutations_hidden_from_autograd or info.mutations_under_no_grad_or_inference_mode
+    # autograd refuses to change a leaf that needs gradients: max_norm of an embedding does it behind its back
+    is_weight = given.is_leaf and given.requires_grad
+    with_autograd = info.requires_grad and not hidden and not is_weight
+    return Write(index, WriteKind.AUTOGRAD if with_autograd else WriteKind.COPY)
+
+
+def _drop_tangent(tangent: Node) -> bool:
+    """Take the gradient of a value that is written without autograd, which is always zero, out of all sums."""
+    for reader in list(tangent.users):
+        if reader.op == "output":
+            reader.args = (tuple(None if out is tangent else out for out in reader.args[0]),)  # type: ignore[union-attr]
+        elif reader.target is aten.add.Tensor and not reader.kwargs:
+            other = reader.args[1] if reader.args[0] is tangent else reader.args[0]
+            reader.replace_all_uses_with(other)  # type: ignore[arg-type]
+            tangent.graph.erase_node(reader)
+    if tangent.users:
+        return False
+    tangent.graph.erase_node(tangent)
+    return True
 
 
 def _tag_halves(graph: GraphModule) -> None:

@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
-import dataclasses
-import functools
 import inspect
 import logging
 import os
+import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -16,12 +16,13 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qcompiler import recipes, torch_compat
-from qcompiler.capture import Captured, capture
-from qcompiler.lower import Lowered, lower
-from qcompiler.passes.graph import copy_graph
+from qcompiler.calling_twin import make_twin
+from qcompiler.errors import CompileError
+from qcompiler.following import Following
+from qcompiler.graph_compiler import GraphCompiler
+from qcompiler.naming import ModelNames
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
-from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
 from qcompiler.sight.network import network
@@ -34,13 +35,9 @@ BACKENDS: Final = ("eager", "inductor")
 CAPTURES: Final = 64
 _OPTIONS: Final = ("recipe", "backend", "strict")
 NO_GRAPH: Final = (
-    "no graph ran: a call of the model was in float, outside of the compiler; where Dynamo has given the model up "
-    "after a call that it cannot trace (torch.func, sparse inputs), torch._dynamo.reset() lets it try again"
+    "no graph ran: a call of the model was in float, outside of the compiler (inside of torch.func or a mode that sees "
+    "every operator, with sparse inputs, or with layers that Dynamo does not capture)"
 )
-
-
-class CompileError(Exception):
-    """The model cannot be compiled as asked; says what was given and what would be valid."""
 
 
 def compile(  # noqa: A001
@@ -95,64 +92,6 @@ def _check_backend(backend: str | None) -> None:
         raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
 
 
-class GraphCompiler:
-    """The backend that Dynamo calls: one graph in, one running step out."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        backend: str | None = None,
-        strict: bool = False,
-        *,
-        store: RangeStore | None = None,
-        frozen: bool = False,
-    ) -> None:
-        self.recipe = recipe
-        self.backend = backend
-        self.strict = strict
-        #: ranges of the past, shared by all graphs of a model
-        self.store = RangeStore(torch_compat.ENGINE) if store is None else store
-        #: True in eval mode, where ranges do not move
-        self.frozen = frozen
-        #: frame → the plan of its latest capture
-        self.plans: dict[int | None, Callable[[], QuantPlan]] = {}
-        #: frame → its graph before the passes, of which every later stage is made anew for who looks at it
-        self.captures: dict[int | None, Captured] = {}
-        #: what ran outside of the captured graphs, as notes for the plan
-        self.breaks: list[str] = []
-        #: calls of captured graphs so far: a call of the model that adds none ran in float
-        self.runs = 0
-        #: calls of the model in which none ran
-        self.misses = 0
-
-    def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
-        captured = capture(module, inputs)
-        frame = torch_compat.frame_id()
-        untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
-        finish = self.prepare(captured)
-        pipeline(self.recipe, frozen=self.frozen)(captured.module)
-        plan = QuantPlan.of(captured.module)
-        rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in plan.kept if not kept.asked)
-        if self.strict and self.recipe.rules and rows:
-            raise CompileError(f"strict: left in float: {rows}")
-        lowered = finish()
-        self.captures[frame] = untouched
-        self.plans[frame] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
-        return self._counted(lowered.step)
-
-    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """Sees the graph before the passes; what it returns lowers the graph after them."""
-        backend = "inductor" if self.strict and self.backend is None else self.backend
-        return lambda: lower(captured, backend, self.store)
-
-    def _counted(self, step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        def run(*inputs: Any) -> tuple[Any, ...]:
-            self.runs += 1
-            return step(*inputs)
-
-        return run
-
-
 _C = TypeVar("_C", bound=GraphCompiler)
 
 
@@ -190,6 +129,11 @@ class QuantizedModule(nn.Module):
             object.__setattr__(self, name, getattr(model, name))
         self._options = (backend, strict)
         self._store = RangeStore(torch_compat.ENGINE)
+        self._names = ModelNames(model)
+        #: of a copy: the ranges that it takes over while others average its weights
+        self._following: Following | None = None
+        #: what methods of the model see as `self`
+        self._twin: nn.Module | None = None
         #: what `training_through` has made
         self._through: dict[tuple[Recipe, Any], tuple[Any, Callable[..., Any]]] = {}
         #: recipe → training and eval mode, each with its compiler and the function that Dynamo guards
@@ -217,8 +161,9 @@ class QuantizedModule(nn.Module):
     def _make(self, recipe: Recipe, *, frozen: bool) -> tuple[GraphCompiler, Callable[..., Any]]:
         """The compiler of one mode, and the model behind it; `frozen` is eval mode."""
         backend, strict = self._options
+        torch_compat.trace_checkpoint_sequential()
         rules = recipe.for_eval() if frozen else recipe
-        compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen)
+        compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen, names=self._names)
         return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
 
     @contextlib.contextmanager
@@ -229,6 +174,7 @@ class QuantizedModule(nn.Module):
         """
         if (self.recipe, make) not in self._through:
             new = make(self.recipe, self._options[1], self._store)
+            new.names = self._names
             function = torch_compat.compile_with(self._model, new, fullgraph=new.strict)
             self._through[self.recipe, make] = (new, function)
         compiler, function = self._through[self.recipe, make]
@@ -245,12 +191,13 @@ class QuantizedModule(nn.Module):
         backend, strict = self._options
         compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
         runs = compiler.runs
+        self._follow()
         plain_layers = backend != "eager" or bool(self.recipe.rules)
         with (
             _own_errors(strict),
             torch_compat.no_silent_eager(CAPTURES),
             torch_compat.plain_encoder_layers(plain_layers),
-            self._calls_go_to(None),
+            compiler.calling(self._model, args, kwargs),
         ):
             result = self._functions[self.training](*args, **kwargs)
         breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
@@ -265,6 +212,11 @@ class QuantizedModule(nn.Module):
         compiler.breaks += [note for note in notes if note not in compiler.breaks]
         return result
 
+    def _follow(self) -> None:
+        """Takes over the ranges of the model that this one was copied from, while its weights follow that one's."""
+        if self._following is not None and not self._following.refresh(self._store, self._model.parameters()):
+            self._following = None
+
     def plan(self, *, training: bool = True) -> QuantPlan:
         """The quantizers of the latest capture of each frame, in training or in eval mode.
 
@@ -272,13 +224,14 @@ class QuantizedModule(nn.Module):
             CompileError: the model has not been called in that mode.
         """
         compiler = self._compilers[training]
+        self._follow()
         if not compiler.plans and not compiler.breaks:
             raise CompileError(f"plan: {_not_called(training)}")
         plans = [make() for make in compiler.plans.values()]
         empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
         nothing = ["nothing was quantized: no product of the model matches a rule"] if empty else []
         notes = [*compiler.breaks, *nothing, *_unused(compiler.recipe, plans), *self._remarks(plans)]
-        return QuantPlan.merge(plans, notes)
+        return QuantPlan.merge([*plans, QuantPlan(kept=tuple(compiler.outside))], notes)
 
     def _remarks(self, plans: Sequence[QuantPlan]) -> list[str]:
         """What the ranges of the past have to say: how often they were too small."""
@@ -350,6 +303,7 @@ class QuantizedModule(nn.Module):
 
     def ranges(self) -> dict[str, torch.Tensor]:
         """A copy of the state of every site that keeps one; its estimator says what the numbers mean."""
+        self._follow()
         return {name: state.detach().clone() for name, state in self._store.states.items()}
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
@@ -371,24 +325,42 @@ class QuantizedModule(nn.Module):
             raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
         return learned
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+    def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
         """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
-        states = self._model.state_dict(*args, prefix=prefix, **kwargs)
+        self._follow()
+        for before in self._state_dict_pre_hooks.values():
+            before(self, prefix, keep_vars)
+        states = self._model.state_dict(*args, prefix=prefix, keep_vars=keep_vars, **kwargs)
         states.update({f"{prefix}{key}": state for key, state in self._store.state_dict().items()})
+        metadata = getattr(states, "_metadata", {}).get(prefix[:-1], {})
+        for after in self._state_dict_hooks.values():
+            changed = after(self, states, prefix, metadata)
+            states = states if changed is None else changed
         return states
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads into the model, and the ranges where there are any.
 
         A checkpoint without ranges loads as strictly as ever; they then start anew, and the log says so.
         """
-        rest = {key: state for key, state in state_dict.items() if not key.startswith(PREFIX)}
-        result = self._model.load_state_dict(rest, *args, **kwargs)  # first, since that may refuse the checkpoint
-        self._load_ranges(dict(state_dict), "")
+        states, metadata = dict(state_dict), getattr(state_dict, "_metadata", {}).get("", {})
+        errors: list[str] = []
+        for before in self._load_state_dict_pre_hooks.values():
+            before(states, "", metadata, strict, [], [], errors)
+        if errors:
+            raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *errors]))
+        rest = OrderedDict((key, state) for key, state in states.items() if not key.startswith(PREFIX))
+        if hasattr(state_dict, "_metadata"):
+            rest._metadata = state_dict._metadata  # type: ignore[attr-defined]
+        result = self._model.load_state_dict(rest, strict, assign)  # first, since that may refuse the checkpoint
+        self._load_ranges(states, "")
+        for after in self._load_state_dict_post_hooks.values():
+            after(self, result)
         return result
 
     def _load_ranges(self, states: dict[str, Any], prefix: str) -> None:
         """Takes the ranges out of a checkpoint."""
+        self._following = None
         keys = [key for key in states if key.startswith(f"{prefix}{PREFIX}")]
         self._store.load_state_dict({key.removeprefix(prefix): states.pop(key) for key in keys})
         if self.recipe.has_state and not keys:
@@ -406,29 +378,10 @@ class QuantizedModule(nn.Module):
         found = getattr(self.__dict__["_model"], name)
         if not inspect.ismethod(found) or found.__self__ is not self.__dict__["_model"]:
             return found
-
-        @functools.wraps(found)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            # training_step, generate …: inside of them `self(x)` is the plain model, whose calls shall be quantized too
-            with self._calls_go_to(self.forward):
-                return found(*args, **kwargs)
-
-        return method
-
-    @contextlib.contextmanager
-    def _calls_go_to(self, forward: Callable[..., Any] | None) -> Iterator[None]:
-        """While inside, the plain model's own calls run `forward`; None: its own forward, as it was before."""
-        own = self._model.__dict__
-        before = own.get("forward")
-        ours = getattr(before, "__self__", None) is self
-        if forward is not None and before is None:
-            own["forward"] = forward
-        elif forward is None and ours:
-            del own["forward"]
-        try:
-            yield
-        finally:
-            own.pop("forward", None) if before is None else own.__setitem__("forward", before)
+        # training_step, generate …: inside of them `self(x)` is a call of this module
+        if self._twin is None:
+            self._twin = make_twin(self._model, self.__call__)
+        return types.MethodType(found.__func__, self._twin)
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_own = "_functions" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
@@ -437,6 +390,7 @@ class QuantizedModule(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         twin = _wrap(copy.deepcopy(self._model, memo), self.recipe, *self._options)
         twin._store.load_state_dict(self._store.state_dict())
+        twin._following = Following(self._store, twin._store, twin._model.parameters())
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -484,9 +438,11 @@ def _own_errors(strict: bool) -> Iterator[None]:
             raise
         raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
     except torch_compat.CAPTURE_LIMIT as error:
+        reason = torch_compat.latest_recapture()
         raise CompileError(
             f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs is captured "
-            "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors)"
+            "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors); "
+            f"the latest differs in: {reason}"
         ) from error
 
 

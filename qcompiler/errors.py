@@ -6,6 +6,14 @@ from typing import Final
 _LENGTH: Final = 400
 
 
+class CompileError(Exception):
+    """The model cannot be compiled as asked; says what was given and what would be valid."""
+
+
+class CaptureError(Exception):
+    """The training graph could not be captured; says what in the model stands in the way."""
+
+
 def is_own(error: BaseException) -> bool:
     """True for exceptions of this project, whose messages name what is wrong themselves."""
     return type(error).__module__.partition(".")[0] == "qcompiler"

@@ -57,19 +57,19 @@ def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
     notes: list[str] = []
     sites = [_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
-        ranges = _ranges(store, sites, captured.module, None, backend)
+        ranges = _ranges(store, sites, captured.module, None, backend, ())
         forward = _half(captured.module, captured, backend, notes, is_backward=False)
         step = Step(
-            forward, None, captured.mutated, captured.differentiable, device_types=_devices(captured), ranges=ranges
+            forward, None, captured.writes, captured.differentiable, device_types=_devices(captured), ranges=ranges
         )
         return Lowered(step, 0, 0, notes)
-    depends = _dependencies(captured)
+    depends, states = _dependencies(captured)
     first, second, saved = split(captured)
-    ranges = _ranges(store, sites, first, second, backend)
+    ranges = _ranges(store, sites, first, second, backend, states)
     step = Step(
         forward=_half(first, captured, backend, notes, is_backward=False),
         backward=_lazy(second, captured, backend, notes),
-        mutated=captured.mutated,
+        writes=captured.writes,
         differentiable=captured.differentiable,
         tangents=tuple(_tangents(captured)),
         depends=depends,
@@ -138,6 +138,7 @@ def _ranges(
     forward: GraphModule,
     backward: GraphModule | None,
     backend: Backend,
+    backward_depends: tuple[frozenset[int], ...],
 ) -> Ranges | None:
     """What a step needs to run with states; None where no quantizer keeps one."""
     if not any(sites):
@@ -149,7 +150,7 @@ def _ranges(
     ]
     plain = None if backward is None else run(_copy(backward, first=False))
     learns = any(half is not None and _updates(half) for half in (forward, backward))
-    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), halves[0], halves[1], plain)
+    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), backward_depends, halves[0], halves[1], plain)
 
 
 def _updates(module: GraphModule) -> bool:
@@ -270,8 +271,11 @@ def _relax_views(module: GraphModule) -> None:
     module.recompile()
 
 
-def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
-    """For each input, then each learned range, the tangents that its gradient descends from; None without gradient."""
+def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:
+    """Return the tangents that gradients and states descend from.
+
+    First for each input, then each learned range, None without gradient; second for each state of the backward half.
+    """
     reach: dict[Node, frozenset[int]] = {}
     tangents = [
         n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT
@@ -280,8 +284,10 @@ def _dependencies(captured: Captured) -> tuple[frozenset[int] | None, ...]:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
     outputs = list(captured.module.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
-    grads = [node for node in outputs if not isinstance(node, Node) or node.target is not ops.UPDATE]
-    return tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
+    states = [node for node in outputs if isinstance(node, Node) and node.target is ops.UPDATE]
+    grads = [node for node in outputs if node not in states]
+    depends = tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
+    return depends, tuple(reach[state] for state in states if is_backward(state))
 
 
 def _tangents(captured: Captured) -> list[Tangent]:

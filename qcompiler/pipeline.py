@@ -4,6 +4,7 @@ from qcompiler.passes.annotate_roles import AnnotateRoles
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.choose_blocks import ChooseBlocks
 from qcompiler.passes.dedupe_quantizers import DedupeQuantizers
+from qcompiler.passes.frame import WHOLE, Frame
 from qcompiler.passes.hoist_views import HoistViews
 from qcompiler.passes.learn_ranges import LearnRanges
 from qcompiler.passes.mask_gradients import MaskGradients
@@ -16,14 +17,19 @@ from qcompiler.passes.thread_ranges import ThreadRanges
 from qcompiler.recipe import Recipe
 
 
-def pipeline(recipe: Recipe, *, frozen: bool = False) -> Pipeline:
-    """The passes that quantize a captured graph by a recipe; `frozen` for eval mode, in which ranges do not move."""
+def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline:
+    """Return the passes that quantize a captured graph by a recipe.
+
+    Args:
+        frozen: for eval mode, in which ranges do not move.
+        frame: where the graph stands in its model.
+    """
     return Pipeline(
         (
             SplitConvolutionBackward(),  # one product a node
-            AnnotateRoles(),  # what every operand is, and which axis is summed
+            AnnotateRoles(frame),  # what every operand is, and which axis is summed
             RotateOperands(recipe.rules),  # outliers spread along the summed axis
-            PlaceQuantizers(recipe.rules),  # a quantizer in front of every operand
+            PlaceQuantizers(recipe.rules, frame),  # a quantizer in front of every operand
             ChooseBlocks(),  # a legal block for every reader
             MaskGradients(),  # its backward, where it clips
             LearnRanges(),  # the gradients of learned ranges

@@ -108,7 +108,7 @@ class Hindsight(Range):
 
     def remark(self, state: Tensor) -> str:
         """How often the guard has fired."""
-        fired = int(state[2].max())
+        fired = int(state[2].nan_to_num().max())  # NaN: nothing finite has been seen yet
         return f"more than {self.guard:.2%} was clipped in {fired} steps; the range started anew" if fired else ""
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:

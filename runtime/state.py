@@ -77,6 +77,8 @@ class RangeStore:
         self._proposed: dict[int, list[_Seen]] = {}
         #: learned sites whose parameter has no value yet
         self._unstarted: set[str] = set()
+        #: backwards that have changed a state so far
+        self.commits = 0
 
     def is_first(self, sites: Sequence[StateSite]) -> bool:
         """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
@@ -145,14 +147,15 @@ class RangeStore:
             self._proposed.clear()
         return Moment(self.is_first(sites), tuple(self._commits.get(site.name, 0) for site in sites))
 
-    def propose(self, sites: Sequence[StateSite], after: Sequence[Tensor], moment: Moment) -> None:
-        """Keeps the states after a step until the backward that runs now has ended."""
+    def propose(self, sites: Sequence[StateSite], after: Sequence[Tensor | None], moment: Moment) -> None:
+        """Keeps the states after a step until the backward that runs now has ended; None: the site saw no data."""
         task = self._engine.task()
         if task not in self._proposed:
             self._proposed[task] = []
             self._engine.after_backward(lambda: self._commit(task))
-        seen = map(_Seen, sites, (state.detach() for state in after), moment.clock)
-        self._proposed[task] += [one for one in seen if not one.site.estimator.is_learned]
+        for site, state, clock in zip(sites, after, moment.clock, strict=False):
+            if state is not None and not site.estimator.is_learned:
+                self._proposed[task].append(_Seen(site, state.detach(), clock))
 
     def _commit(self, task: int) -> None:
         """Merges what one backward has proposed, over ranks too, and makes it the state."""
@@ -174,6 +177,7 @@ class RangeStore:
         self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
         for name in merged:
             self._commits[name] = self._commits.get(name, 0) + 1
+        self.commits += bool(merged)
         self._share_learned()
 
     def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -209,12 +213,22 @@ class RangeStore:
         return states | clocks | meanings
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
-        """Replaces every state by a copy of those that `state_dict` gave; learned parameters keep their identity."""
-        plain = {key.removeprefix(PREFIX): state for key, state in states.items()}
-        self._commits = {key.removesuffix("#steps"): int(n) for key, n in plain.items() if key.endswith("#steps")}
+        """Replaces every state by a copy of those that `state_dict` gave; learned parameters keep their identity.
+
+        States may have been averaged over checkpoints, or stored in another type: clocks are rounded, a state becomes
+        float32, and one that is not finite starts anew.
+        """
+        plain = {key.removeprefix(PREFIX): state.detach() for key, state in states.items()}
+        self._commits = {
+            key.removesuffix("#steps"): round(n.item()) for key, n in plain.items() if key.endswith("#steps")
+        }
         texts = {key.removesuffix("#meaning"): state for key, state in plain.items() if key.endswith("#meaning")}
-        self._meanings = {name: bytes(state.tolist()).decode() for name, state in texts.items()}
-        loaded = {name: state.clone() for name, state in plain.items() if not name.endswith(("#steps", "#meaning"))}
+        self._meanings = {name: _as_text(state) for name, state in texts.items()}
+        loaded = {
+            name: torch.where(state.isinf(), torch.nan, state.float())
+            for name, state in plain.items()
+            if not name.endswith(("#steps", "#meaning"))
+        }
         learned = {name: held for name, held in self.states.items() if isinstance(held, torch.nn.Parameter)}
         for name, parameter in learned.items():
             if name in loaded and loaded[name].shape == parameter.shape:
@@ -228,6 +242,10 @@ class RangeStore:
         self._unstarted |= unseen & learned.keys()
         self._unseen = unseen - learned.keys()
         self._proposed.clear()
+
+
+def _as_text(codes: Tensor) -> str:
+    return bytes(codes.double().round().clamp(0, 255).to(torch.uint8).tolist()).decode(errors="replace")
 
 
 def _as_tensor(text: str) -> Tensor:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -14,11 +16,44 @@ from qcompiler.runtime.state import Moment, RangeStore, StateSite
 Half = Callable[[list[Any]], Sequence[Any]]
 
 
+class WriteKind(enum.Enum):
+    """How the new value of an input reaches the tensor that was given."""
+
+    #: the values alone, as under `no_grad`
+    COPY = "copy"
+    #: in place, with its gradient
+    AUTOGRAD = "autograd"
+    #: as `tensor.data = …`
+    ASSIGN = "assign"
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """An input that forward changes."""
+
+    input: int
+    how: WriteKind = WriteKind.COPY
+    #: of ASSIGN: the input whose memory it shares from then on; None: new memory
+    source: int | None = None
+
+    def to(self, inputs: Sequence[Any], new: Tensor) -> None:
+        """Writes the new value."""
+        target = inputs[self.input]
+        if self.how is WriteKind.ASSIGN:
+            target.data = new.detach() if self.source is None else inputs[self.source].data
+        elif self.how is WriteKind.AUTOGRAD:
+            target.copy_(new)
+        else:
+            with torch.no_grad():
+                target.copy_(new)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tangent:
     """The gradient of one output, as backward was traced to read it."""
 
-    output: int  # which user output
+    #: which output of forward: written inputs come first
+    output: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -46,6 +81,8 @@ class Ranges:
     store: RangeStore
     forward_sites: tuple[StateSite, ...]
     backward_sites: tuple[StateSite, ...]
+    #: for each backward site: the tangents that its tensor depends on
+    backward_depends: tuple[frozenset[int], ...]
     #: None where no site is in that half
     first_forward: Half | None
     first_backward: Half | None
@@ -71,8 +108,8 @@ class Step:
     forward: Half
     #: None for a graph without gradients; called with (saved, tangents as traced)
     backward: Half | None
-    #: index of the input that each of the first outputs is written back to
-    mutated: tuple[int, ...]
+    #: how each of the first outputs is written back
+    writes: tuple[Write, ...]
     #: for each user output: True where it takes part in autograd
     differentiable: tuple[bool, ...]
     tangents: tuple[Tangent, ...] = ()
@@ -87,8 +124,16 @@ class Step:
                 outputs, _ = self.run_forward(inputs)
             return self.write_back(inputs, outputs)
         learned = self.ranges.store.parameters(self.ranges.learned_sites) if self.ranges is not None else []
-        outputs = list(_Run.apply(self, len(inputs), *inputs, *learned))
+        with torch.enable_grad():  # the model may turn gradients on inside of no_grad
+            outputs = list(_Run.apply(self, len(inputs), *self.detach_unused(inputs), *learned))
         return self.write_back(inputs, outputs)
+
+    def detach_unused(self, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs, without autograd if backward has no gradient for them: the graph in front of them is not run."""
+        return [
+            x.detach() if needed is None and isinstance(x, Tensor) and x.requires_grad else x
+            for x, needed in zip(inputs, self.depends, strict=False)
+        ]
 
     def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
         """What the forward half returns, and the moment at which it read its states."""
@@ -101,14 +146,19 @@ class Step:
         with self.without_autocast():
             results = list(half([*inputs, *states]))
         if self.ranges is not None and self.ranges.learns and moment is not None and moment.is_first:
-            start = len(self.mutated) + len(self.differentiable)
+            start = len(self.writes) + len(self.differentiable)
             self.ranges.store.start(self.ranges.forward_sites, results[start : start + len(states)])
         return results, moment
 
-    def run_backward(self, args: Sequence[Any], forward: Moment | None) -> list[Any]:
+    def run_backward(self, args: Sequence[Any], forward: Moment | None, used: AbstractSet[int]) -> list[Any]:
         """What the backward half returns, without the states after it, which are proposed to the store.
 
-        `forward` is the moment of the forward that it belongs to.
+        A gradient that the loss does not reach is no data: its zeros change no range.
+
+        Args:
+            args: what forward has saved, and the tangents.
+            forward: the moment of the forward that it belongs to.
+            used: the tangents that the loss reaches.
         """
         assert self.backward is not None
         half, states = self.backward, []
@@ -124,20 +174,22 @@ class Step:
             results = list(half([*args, *states]))
         if self.ranges is None or not self.ranges.learns or not states:
             return results
-        self.ranges.store.propose(sites, results[-len(states) :], moment)
+        reached = [bool(needed & used) for needed in self.ranges.backward_depends]
+        after = [state if hit else None for state, hit in zip(results[-len(states) :], reached, strict=True)]
+        self.ranges.store.propose(sites, after, moment)
         return results[: len(results) - len(states)]
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
         """Copies, among the tensors saved for backward, what `write_back` is about to change."""
-        written = {inputs[index].untyped_storage().data_ptr() for index in self.mutated}
+        changed = [inputs[write.input] for write in self.writes if write.how is not WriteKind.ASSIGN]
+        written = {tensor.untyped_storage().data_ptr() for tensor in changed}
         return [t.clone() if t.untyped_storage().data_ptr() in written else t for t in saved]
 
     def write_back(self, inputs: Sequence[Any], outputs: list[Any]) -> tuple[Any, ...]:
         """Writes mutated inputs; returns the user outputs."""
-        with torch.no_grad():
-            for index, new in zip(self.mutated, outputs, strict=False):
-                inputs[index].copy_(new)
-        return tuple(outputs[len(self.mutated) :])
+        for write, new in zip(self.writes, outputs, strict=False):
+            write.to(inputs, new)
+        return tuple(outputs[len(self.writes) :])
 
     @contextlib.contextmanager
     def without_autocast(self) -> Any:
@@ -153,7 +205,8 @@ class Step:
         """The gradient of every input; None where it hangs on outputs only that the loss did not use, as in eager."""
         given = [grads[tangent.output] for tangent in self.tangents]
         used = {i for i, grad in enumerate(given) if grad is not None}
-        results = self.run_backward([*saved, *(t.fit(g) for t, g in zip(self.tangents, given, strict=True))], forward)
+        fitted = [tangent.fit(grad) for tangent, grad in zip(self.tangents, given, strict=True)]
+        results = self.run_backward([*saved, *fitted], forward, used)
         return [
             grad if needed is not None and (not needed or needed & used) else None
             for grad, needed in zip(results, self.depends, strict=True)
@@ -167,14 +220,15 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, step: Step, count_inputs: int, *args: Any) -> tuple[Any, ...]:
         inputs = args[:count_inputs]  # what follows are learned ranges, which the store holds too
         results, moment = step.run_forward(inputs)
-        count = len(step.mutated) + len(step.differentiable)
+        count = len(step.writes) + len(step.differentiable)
         states = len(step.ranges.forward_sites) if step.ranges is not None and step.ranges.learns else 0
         outputs, after, saved = results[:count], results[count : count + states], results[count + states :]
         ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step, ctx.after, ctx.moment = step, after, moment
         ctx.set_materialize_grads(False)
         outputs = [_standalone(out, inputs) for out in outputs]
-        fixed = [True] * len(step.mutated) + [not wanted for wanted in step.differentiable]
+        fixed = [write.how is not WriteKind.AUTOGRAD for write in step.writes]
+        fixed += [not wanted for wanted in step.differentiable]
         ctx.mark_non_differentiable(*(o for o, f in zip(outputs, fixed, strict=True) if f and isinstance(o, Tensor)))
         return tuple(outputs)
 
@@ -187,7 +241,7 @@ class _Run(torch.autograd.Function):
         step: Step = ctx.step
         if step.ranges is not None and ctx.after:
             step.ranges.store.propose(step.ranges.forward_sites, ctx.after, ctx.moment)
-        return (None, None, *step.gradients(list(ctx.saved_tensors), grads[len(step.mutated) :], ctx.moment))
+        return (None, None, *step.gradients(list(ctx.saved_tensors), grads, ctx.moment))
 
 
 def _standalone(out: Any, inputs: Sequence[Any]) -> Any:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import qcompiler
-from qcompiler.capture import CaptureError
+from qcompiler.errors import CaptureError
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

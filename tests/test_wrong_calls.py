@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.capture import CaptureError
+from qcompiler.errors import CaptureError
 from qcompiler.passes.base import PassError
 from qcompiler.passes.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rules import Role, Rule

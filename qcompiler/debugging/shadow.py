@@ -17,8 +17,8 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from qcompiler import torch_compat
 from qcompiler.capture import Captured
-from qcompiler.compile import GraphCompiler
 from qcompiler.debugging.products import Product
+from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import (
     Contraction,
@@ -247,7 +247,7 @@ class WatchedStep(Step):
             results, moment = super().run_forward(inputs)
         with self.in_shadow(record):
             floats, _ = self.shadow.run_forward(inputs)
-        saved = floats[len(self.mutated) + len(self.differentiable) :]
+        saved = floats[len(self.writes) + len(self.differentiable) :]
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
         # the quantized step keeps codes, so what it was given may be written in place before backward
         record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
@@ -259,7 +259,7 @@ class WatchedStep(Step):
     ) -> list[Tensor | None]:
         """Backward as ever, then that of the shadow, for the same gradients of the outputs."""
         assert isinstance(forward, WatchedMoment)
-        for number, grad in enumerate(grads):
+        for number, grad in enumerate(grads[len(self.writes) :]):
             self._tell(f"the gradient that the loss gives for output {number}", grad, _not_finite)
         with self.watch.writing(forward.record):
             own = super().gradients(saved, grads, forward)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qcompiler.capture import Captured
-from qcompiler.compile import GraphCompiler
 from qcompiler.debugging.shadow import Watch, site_names
+from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.lower import Lowered, lower
 from qcompiler.passes.graph import codes_behind, dequantizers
 from qcompiler.recipe import Recipe

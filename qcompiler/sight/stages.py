@@ -53,7 +53,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
     def observe(name: str, changes: int, module: GraphModule) -> None:
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
-    pipeline(recipe, frozen=frozen)(work, observe)
+    pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
     return [*stages, _lower(captured, work)]
 
 

@@ -1,0 +1,129 @@
+"""Names that start at the model, whichever part of it Dynamo captures."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from torch import nn
+
+from qcompiler.passes.frame import Frame, Positions, whole_model
+from qcompiler.passes.graph import clean_path, parse_source
+from qcompiler.passes.rules import Position
+from qcompiler.torch_compat import TracedFrame
+
+#: one part of the model: file, function and line, and the module whose method it is, or its parameters
+FrameKey: TypeAlias = tuple[str, str, int, str]
+#: what Dynamo calls the rest of a function behind a graph break
+_RESUMED: Final = "torch_dynamo_resume_in_"
+#: the module path of each contraction of a forward of the whole model, in order; None: not to be had
+Order: TypeAlias = Callable[[], Sequence[str] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameNames:
+    """The names of one captured graph."""
+
+    key: FrameKey
+    #: the module whose method was captured; empty for the model itself, and where no module is known
+    root: str
+    #: False if the graph is a part of the model
+    is_whole: bool
+    modules: Mapping[int, str]
+    tensors: Mapping[int, str]
+    scopes: Mapping[str, Mapping[str, Any]]
+
+    def path(self, source: str) -> str:
+        """Return the path in the model of a module that Dynamo found at `source`: `blocks.1.up`."""
+        parsed = parse_source(source)
+        if parsed is None:
+            return source
+        value = self.scopes.get(parsed.scope, {}).get(parsed.variable)
+        for index in range(len(parsed.steps) + 1):
+            if id(value) in self.modules:
+                return ".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:]))))
+            if index < len(parsed.steps):
+                value = _step(value, parsed.steps[index])
+        return clean_path(source)
+
+    def tensor(self, source: str, tensor: Any) -> str:
+        """Return the name of a parameter or buffer: from where Dynamo found it, or as the model knows the tensor."""
+        path = self.path(source)
+        known = self.tensors.get(id(tensor))
+        return known if known is not None and path == clean_path(source) else path
+
+
+def _step(value: Any, step: str | int) -> Any:
+    """Return an element or attribute of a value; None if there is none."""
+    held = {**value._modules, **value._parameters, **value._buffers} if isinstance(value, nn.Module) else value
+    try:
+        return held[step] if isinstance(held, Mapping | Sequence) else getattr(value, str(step))  # type: ignore[index]
+    except (LookupError, AttributeError, TypeError):
+        return getattr(value, str(step), None)
+
+
+class ModelNames:
+    """The names of the parts of one model, over all its graphs.
+
+    A layer that several graphs use has a name in each: `layer` in the graph that was captured first, `layer@2` in the
+    second. Graphs of the same code and module, such as one captured again for another signature, share the name.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        #: name of a layer → the parts that have contractions of it, in the order of their first capture
+        self._claims: dict[str, list[FrameKey]] = {}
+        #: part → how many contractions of each module path it has
+        self._counts: dict[FrameKey, Counter[str]] = {}
+
+    def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
+        """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
+        if frame is None:
+            return FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+        owner = frame.locals.get("self")
+        modules: dict[int, str] = {}
+        tensors: dict[int, str] = {}
+        if self.model is not None:
+            modules = {id(module): name for name, module in self.model.named_modules()}
+            held = (*self.model.named_parameters(), *self.model.named_buffers())
+            tensors = {id(tensor): name for name, tensor in held}
+        root = modules.get(id(owner), "")
+        resumed = frame.function.startswith(_RESUMED)
+        is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
+        # a function outside of modules is told by the parameters that it is called with
+        owned = root or ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
+        key = (frame.file, frame.function, frame.line, owned)
+        scopes = {"L": frame.locals, "G": frame.globals}
+        return FrameNames(key, root, is_whole, modules, tensors, scopes)
+
+    def frame(self, names: FrameNames, order: Order) -> Frame:
+        """Return what the passes need to know of one graph; `order` is asked to place a part of the model."""
+
+        def claim(layer: str) -> int:
+            claims = self._claims.setdefault(layer, [])
+            if names.key not in claims:
+                claims.append(names.key)
+            return claims.index(names.key) + 1
+
+        def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
+            found = order()
+            return whole_model(paths) if found is None else self._place(names.key, paths, found)
+
+        placed: Positions = whole_model if names.is_whole else positions
+        return Frame(claim, placed)
+
+    def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
+        """Return the positions of the contractions of a part, from the order of all those of the model."""
+        earlier: Counter[str] = Counter()
+        for other, counts in self._counts.items():
+            if other == key:
+                break
+            earlier.update(counts)
+        self._counts[key] = Counter(paths)
+        ends = ((Position.FIRST, (order[0], 1)), (Position.LAST, (order[-1], order.count(order[-1])))) if order else ()
+        placed = []
+        for path in paths:
+            earlier[path] += 1
+            found = {position for position, end in ends if end == (path, earlier[path])}
+            placed.append(frozenset(found or {Position.INNER}))
+        return placed
