@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from qcompiler import torch_compat
 from qcompiler.assignments import copy_assigned
 from qcompiler.errors import CaptureError
-from qcompiler.naming import FrameNames
+from qcompiler.naming import PLAIN, FrameNames
 from qcompiler.numbers import NONE, BakedInError, Numbers, replace_numbers
 from qcompiler.passes.frame import WHOLE, Frame
 from qcompiler.passes.graph import Input, InputKind, aten, is_backward, rename_modules, set_fact
@@ -68,7 +68,7 @@ class Captured:
         return tuple(i for i, fact in enumerate(self.inputs) if fact.kind in fixed)
 
 
-def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> Captured:
+def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAIN) -> Captured:
     """The joint graph of a Dynamo graph, functional, with an `Input` on every placeholder.
 
     Outputs that share memory with an input or another output are copied first: the values are the same, but writing

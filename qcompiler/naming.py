@@ -53,6 +53,10 @@ class FrameNames:
         return known if known is not None and path == clean_path(source) else path
 
 
+#: of a graph that no model is known of: names start at its own variables
+PLAIN: Final = FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+
+
 def _step(value: Any, step: str | int) -> Any:
     """Return an element or attribute of a value; None if there is none."""
     held = {**value._modules, **value._parameters, **value._buffers} if isinstance(value, nn.Module) else value
@@ -79,7 +83,7 @@ class ModelNames:
     def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
         if frame is None:
-            return FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+            return PLAIN
         owner = frame.locals.get("self")
         modules: dict[int, str] = {}
         tensors: dict[int, str] = {}

@@ -29,6 +29,9 @@ class Recorder(torch_compat.DispatchMode):
     Dynamo captures graphs inside of this mode as it does outside of it.
     """
 
+    #: among what runs inside of a step are operators that keep the state of a generator
+    supports_higher_order_operators = True
+
     def __init__(self, model: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
         self._modules = {id(module): name for name, module in model.named_modules()}

@@ -347,7 +347,8 @@ def compile_with(model: torch.nn.Module, backend: Callable[..., Any], *, fullgra
     compiled: Any = torch.compile(model, backend=backend, fullgraph=fullgraph, **options)  # type: ignore[call-overload]
     compiled.dynamo_ctx.callback = _Retrying(compiled.dynamo_ctx.callback)
     compiled._initialize()
-    return compiled  # type: ignore[no-any-return]
+    # its forward, since hooks on all modules would fire once more for the module around the model
+    return compiled.forward  # type: ignore[no-any-return]
 
 
 def trace_checkpoint_sequential() -> None:

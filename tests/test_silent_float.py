@@ -1,11 +1,13 @@
 """Nothing trains in float without a word: what the plan lists, what it notes, and what `strict` refuses."""
 
+import copy
 import logging
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
 from qcompiler.compile import CAPTURES, NO_GRAPH
@@ -217,17 +219,33 @@ def test_hooks_that_come_later_are_seen(models, eager):
     assert seen == [1]
 
 
-def test_a_model_that_dynamo_has_given_up_is_not_silent(models, eager, caplog):
-    model, x = models.mlp(), torch.randn(6, 12)
-    compiled = eager(model, "tensor-int4")
-    quantized = compiled(x)
+@pytest.mark.parametrize("first", [False, True], ids=["between", "first"])
+@pytest.mark.parametrize("context", ["vmap", "flop counter", "exception"])
+def test_one_call_in_float_is_one_call(models, eager, caplog, context, first):
+    """Dynamo gives a function up for good after such a call; here the next call is quantized again."""
+
+    def forward(self, x):
+        if x.shape[-1] != 4:
+            raise ValueError("4 features are needed")
+        return self.second(self.first(x).relu())
+
+    model = models.Function(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    compiled, x = eager(model, "tensor-int4"), torch.randn(6, 4)
+    quantized = eager(copy.deepcopy(model), "tensor-int4")(x)
+    if not first:
+        assert torch.equal(compiled(x), quantized)
     with caplog.at_level(logging.WARNING, logger="qcompiler"):
-        torch.func.vmap(compiled)(x)
-        assert torch.equal(compiled(x), model(x))
-    assert NO_GRAPH in caplog.text
-    assert NO_GRAPH in compiled.plan().notes
-    torch._dynamo.reset()
+        if context == "vmap":
+            torch.func.vmap(compiled)(x)
+        elif context == "flop counter":
+            with FlopCounterMode(display=False):
+                compiled(x)
+        else:
+            with pytest.raises(ValueError, match="4 features"):
+                compiled(torch.randn(6, 5))
+    assert (NO_GRAPH in caplog.text) == (context != "exception")
     assert torch.equal(compiled(x), quantized)
+    assert not torch.equal(quantized, model(x))
 
 
 def test_dynamo_switched_off_is_not_silent(models, eager, caplog):
@@ -303,7 +321,7 @@ def test_strict_refuses_recurrent_layers(models, eager):
 def test_strict_refuses_no_graph(models, eager):
     with torch.compiler.set_stance("force_eager"):
         message = strict_error(eager, models.mlp(), "hyperblock-int8", torch.randn(6, 12))
-    assert message == f"strict: {NO_GRAPH}"
+    assert message.startswith("strict: left in float: aten.addmm.default in 0: runs outside of the captured graphs")
 
 
 def test_failed_inductor_is_noted(models, monkeypatch, caplog):
