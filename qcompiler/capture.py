@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler import torch_compat
+from qcompiler import dynamo_compat, torch_compat
 from qcompiler.assignments import copy_assigned
 from qcompiler.errors import CaptureError
 from qcompiler.naming import PLAIN, FrameNames
@@ -97,12 +97,12 @@ def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAI
 def _replace_numbers(module: GraphModule) -> Numbers:
     """Make tensors of numbers that are inputs, or start again with all numbers as constants."""
     try:
-        if not torch_compat.has_symbolic_sizes(module):
+        if not dynamo_compat.has_symbolic_sizes(module):
             return replace_numbers(module)
         reason = "a size of a tensor is no number"
     except BakedInError as error:
         reason = str(error)
-    torch_compat.capture_statically(reason)
+    dynamo_compat.capture_statically(reason)
     raise CaptureError(f"{reason}; valid: tensors of known sizes, without mark_dynamic")
 
 
@@ -111,11 +111,11 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _describe(node: Node, given: Any, names: FrameNames) -> Input:
-    source = torch_compat.placeholder_source(node)
+    source = dynamo_compat.placeholder_source(node)
     name = names.tensor(source, given)
     if isinstance(given, torch.nn.Parameter):
         kind = InputKind.PARAMETER
-    elif torch_compat.is_number(node):
+    elif dynamo_compat.is_number(node):
         kind = InputKind.NUMBER
     else:
         is_buffer = "_buffers[" in source or id(given) in names.tensors

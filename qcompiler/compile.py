@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler import recipes, torch_compat
+from qcompiler import dynamo_compat, recipes, torch_compat
 from qcompiler.calling_twin import make_twin
 from qcompiler.errors import CompileError
 from qcompiler.following import Following
@@ -161,10 +161,10 @@ class QuantizedModule(nn.Module):
     def _make(self, recipe: Recipe, *, frozen: bool) -> tuple[GraphCompiler, Callable[..., Any]]:
         """The compiler of one mode, and the model behind it; `frozen` is eval mode."""
         backend, strict = self._options
-        torch_compat.trace_checkpoint_sequential()
+        dynamo_compat.trace_checkpoint_sequential()
         rules = recipe.for_eval() if frozen else recipe
         compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen, names=self._names)
-        return compiler, torch_compat.compile_with(self._model, compiler, fullgraph=strict)
+        return compiler, dynamo_compat.compile_with(self._model, compiler, compiler.give_up, fullgraph=strict)
 
     @contextlib.contextmanager
     def training_through(self, make: Callable[[Recipe, bool, RangeStore], _C]) -> Iterator[_C]:
@@ -175,7 +175,7 @@ class QuantizedModule(nn.Module):
         if (self.recipe, make) not in self._through:
             new = make(self.recipe, self._options[1], self._store)
             new.names = self._names
-            function = torch_compat.compile_with(self._model, new, fullgraph=new.strict)
+            function = dynamo_compat.compile_with(self._model, new, new.give_up, fullgraph=new.strict)
             self._through[self.recipe, make] = (new, function)
         compiler, function = self._through[self.recipe, make]
         before, ours = (self._compilers, self._functions), {**self._functions, True: function}
@@ -189,18 +189,18 @@ class QuantizedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""
         backend, strict = self._options
-        compiler, before = self._compilers[self.training], torch_compat.graph_breaks()
+        compiler, before = self._compilers[self.training], dynamo_compat.graph_breaks()
         runs = compiler.runs
         self._follow()
         plain_layers = backend != "eager" or bool(self.recipe.rules)
         with (
             _own_errors(strict),
-            torch_compat.no_silent_eager(CAPTURES),
+            dynamo_compat.no_silent_eager(CAPTURES),
             torch_compat.plain_encoder_layers(plain_layers),
             compiler.calling(self._model, args, kwargs),
         ):
             result = self._functions[self.training](*args, **kwargs)
-        breaks = [reason for reason, count in torch_compat.graph_breaks().items() if count > before.get(reason, 0)]
+        breaks = [reason for reason, count in dynamo_compat.graph_breaks().items() if count > before.get(reason, 0)]
         notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
         if compiler.runs == runs:
             notes.append(NO_GRAPH)
@@ -431,14 +431,14 @@ def _not_called(training: bool) -> str:
 def _own_errors(strict: bool) -> Iterator[None]:
     """Raises what Dynamo raises for us as our own errors, chained to Dynamo's."""
     try:
-        with torch_compat.unwrapped_errors():
+        with dynamo_compat.unwrapped_errors():
             yield
-    except torch_compat.GRAPH_BREAKS as error:
+    except dynamo_compat.GRAPH_BREAKS as error:
         if not strict:
             raise
         raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
-    except torch_compat.CAPTURE_LIMIT as error:
-        reason = torch_compat.latest_recapture()
+    except dynamo_compat.CAPTURE_LIMIT as error:
+        reason = dynamo_compat.latest_recapture()
         raise CompileError(
             f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs is captured "
             "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors); "

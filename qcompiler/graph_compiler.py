@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler import torch_compat
+from qcompiler import dynamo_compat, torch_compat
 from qcompiler.capture import Captured, capture
 from qcompiler.errors import CompileError
 from qcompiler.lower import Lowered, lower
@@ -70,9 +71,9 @@ class GraphCompiler:
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         with self._working():
-            names = self.names.of(torch_compat.traced_frame(module), inputs)
+            names = self.names.of(dynamo_compat.traced_frame(module), inputs)
             if not names.is_whole:
-                torch_compat.guard_instances(module, lambda value: id(value) in names.modules)
+                dynamo_compat.guard_instances(module, lambda value: id(value) in names.modules)
             return Variants(module, lambda copied, given: self._build(copied, given, names), self._running).first(
                 inputs
             )
@@ -118,6 +119,17 @@ class GraphCompiler:
         if recorder is not None:
             self._unrecorded = 0
             self._add_outside([kept for kept in recorder.found if kept not in self.outside])
+
+    def give_up(self, code: types.CodeType, reason: str) -> None:
+        """Notes that the parts of a function are captured alone from now on."""
+        place = f"{code.co_filename}:{code.co_firstlineno}"
+        note = f"{code.co_name} at {place} is captured in parts, since every call of it needs a new capture: {reason}"
+        logger.warning("%s", note)
+        self.breaks.append(note)
+        self.names.release(code.co_filename, code.co_name, code.co_firstlineno)
+        kept = [key for key in self.plans if key[:3] == (code.co_filename, code.co_name, code.co_firstlineno)]
+        for key in kept:
+            del self.plans[key], self.captures[key]
 
     def _add_outside(self, found: Sequence[Kept]) -> None:
         self.outside.update(dict.fromkeys(found))

@@ -7,10 +7,10 @@ from typing import Any, Final, TypeAlias
 
 from torch import nn
 
+from qcompiler.dynamo_compat import TracedFrame
 from qcompiler.passes.frame import Frame, Positions, whole_model
 from qcompiler.passes.graph import clean_path, parse_source
 from qcompiler.passes.rules import Position
-from qcompiler.torch_compat import TracedFrame
 
 #: one part of the model: file, function and line, and the module whose method it is, or its parameters
 FrameKey: TypeAlias = tuple[str, str, int, str]
@@ -76,7 +76,7 @@ class ModelNames:
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
         #: name of a layer → the parts that have contractions of it, in the order of their first capture
-        self._claims: dict[str, list[FrameKey]] = {}
+        self._claims: dict[str, list[FrameKey | None]] = {}
         #: part → how many contractions of each module path it has
         self._counts: dict[FrameKey, Counter[str]] = {}
 
@@ -105,7 +105,9 @@ class ModelNames:
 
         def claim(layer: str) -> int:
             claims = self._claims.setdefault(layer, [])
-            if names.key not in claims:
+            if names.key not in claims and None in claims:
+                claims[claims.index(None)] = names.key
+            elif names.key not in claims:
                 claims.append(names.key)
             return claims.index(names.key) + 1
 
@@ -115,6 +117,12 @@ class ModelNames:
 
         placed: Positions = whole_model if names.is_whole else positions
         return Frame(claim, placed)
+
+    def release(self, file: str, function: str, line: int) -> None:
+        """Give the names of a part that is not captured any more to the parts that take its place."""
+        for claims in self._claims.values():
+            claims[:] = [None if key is not None and key[:3] == (file, function, line) else key for key in claims]
+        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != (file, function, line)}
 
     def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
         """Return the positions of the contractions of a part, from the order of all those of the model."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qcompiler import torch_compat
+from qcompiler import dynamo_compat
 
 #: calls on numbers alone that give the same on tensors of no dimension
 _ARITHMETIC: Final = frozenset(
@@ -89,7 +89,7 @@ class _Rewriter:
         """Rewrite one node, whose sources are rewritten."""
         if node.op == "placeholder":
             self.take_input(node)
-        elif node.op == "call_method" and node.target == "item" and torch_compat.is_number(node.args[0]):
+        elif node.op == "call_method" and node.target == "item" and dynamo_compat.is_number(node.args[0]):
             self.tensors[node] = (node.args[0], False)  # type: ignore[assignment]
         elif node.op == "output":
             self.take_outputs(node)

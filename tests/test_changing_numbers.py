@@ -102,16 +102,32 @@ def test_sizes_are_constants(models, eager):
         assert {type(n) for site in compiled.plan().sites for n in site.shape} == {int}
 
 
+def remember(self, x):
+    y = self.first(x)
+    self.seen.append(y.detach())
+    return y
+
+
+def test_a_list_that_grows(models, eager, caplog):
+    """The layers are captured alone after a while, with the ranges that they had."""
+    model = build(models, remember)
+    model.seen = []
+    compiled, x = eager(model, "in-hindsight-w8a8g8"), torch.randn(3, 4)
+    for _ in range(70):
+        y = compiled(x)
+        y.sum().backward()
+    assert len(model.seen) == 70
+    assert not torch.equal(y, model(x))
+    assert {name.partition("/")[0] for name in compiled.ranges()} == {"first"}
+    assert {site.name.partition("/")[0] for site in compiled.plan().sites} == {"first"}
+    (note,) = [note for note in compiled.plan().notes if "is captured in parts" in note]
+    assert "len(self.seen) == " in note
+    assert "is captured in parts" in caplog.text
+
+
 def test_the_error_names_the_value_and_its_line(models, eager, monkeypatch):
-    """A list that grows is captured anew at every call."""
     monkeypatch.setattr(sys.modules["qcompiler.compile"], "CAPTURES", 3)
-
-    def forward(self, x):
-        y = self.first(x)
-        self.seen.append(y.detach())
-        return y
-
-    model = build(models, forward)
+    model = build(models, remember)
     model.seen = []
     compiled = eager(model)
     for _ in range(3):

@@ -146,22 +146,37 @@ def test_notes_belong_to_their_mode(models, eager):
         compiled.plan(training=False)
 
 
+@non_leaf_input
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_not_silent(models, eager, caplog, kind):
-    """Dynamo gives no graph for them: the model runs in float, and that is logged and noted."""
+    """Dynamo gives up the function that calls one: that layer is in float, which is logged and in the plan."""
     model = models.Function(
         lambda self, x: self.head(self.rnn(x)[0]), rnn=getattr(nn, kind)(4, 4), head=nn.Linear(4, 2)
     )
-    compiled = eager(model, "hyperblock-int8")
-    x = torch.randn(3, 2, 4)
+    compiled, x = eager(model, "hyperblock-int8"), torch.randn(3, 2, 4)
+    compiled(x).sum().backward()
+    plan = compiled.plan()
+    assert {site.name for site in plan.sites} == {"head/input", "head/weight", "head/grad"}
+    assert {kept.consumer for kept in plan.kept} == {"rnn"}
+    assert any("LSTM" in note for note in plan.notes)
+    assert caplog.text.count("left in float: rnn: runs outside of the captured graphs") == 1
+    compiled(x)
+    assert caplog.text.count("left in float") == 1
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_model_in_float_is_not_silent(eager, caplog, kind):
+    """Nothing of it is captured: a line for the first call, the second, the fourth …"""
+    model = getattr(nn, kind)(4, 4)
+    compiled, x = eager(model, "hyperblock-int8"), torch.randn(3, 2, 4)
     with caplog.at_level(logging.WARNING, logger="qcompiler"):
         for _ in range(3):
-            assert torch.equal(compiled(x), model(x))
+            assert torch.equal(compiled(x)[0], model(x)[0])
     logged = [record.message for record in caplog.records if record.name == "qcompiler"]
-    assert logged == [f"Function: {NO_GRAPH}"] * 2  # the first call, the second, the fourth …
+    assert logged == [f"{kind}: {NO_GRAPH}"] * 2
     assert compiled.plan().sites == ()
     assert compiled.plan().notes[-1] == NO_GRAPH
-    assert any("LSTM" in note for note in compiled.plan().notes)
+    assert {kept.consumer for kept in compiled.plan().kept} == {"(root)"}
 
 
 class Lit(nn.Module):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter
 
-from qcompiler import torch_compat
 from qcompiler.capture import Captured, capture
 from qcompiler.passes.annotate_roles import AnnotateRoles
 from qcompiler.passes.base import Pass, Pipeline
@@ -45,7 +44,7 @@ def joint() -> Callable[..., Captured]:
 
             return run
 
-        torch_compat.compile_with(model, backend, fullgraph=True)(*inputs)
+        torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(*inputs)
         return kept[0]
 
     return make
