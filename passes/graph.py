@@ -256,7 +256,7 @@ def parse_source(text: str) -> Source | None:
         return None
     steps = (match.groups() for match in _STEP.finditer(text, root.end()))
     variable = str(ast.literal_eval(root.group(2)))
-    return Source(root.group(1), variable, tuple(ast.literal_eval(key) if key else name for key, name in steps))
+    return Source(root.group(1), variable, tuple(ast.literal_eval(key or f"'{name}'") for key, name in steps))
 
 
 def clean_path(source: str) -> str:
