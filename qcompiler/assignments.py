@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
+from qcompiler import dynamo_compat
 from qcompiler.errors import CaptureError
 
 #: calls of a Dynamo graph that give the same memory
@@ -13,7 +14,7 @@ _ALIASES: Final = ("_get_data_attr", "detach", "alias")
 
 
 def copy_assigned(module: GraphModule, inputs: Sequence[Any], names: Sequence[str]) -> dict[int, int | None]:
-    """Rewrite `set_(parameter, value)` to `parameter.copy_(value)` in a Dynamo graph.
+    """Rewrite `parameter.data = value` to `parameter.copy_(value)` in a Dynamo graph.
 
     What the graph computes is the same. Afterwards the parameter gets the new tensor as its data, as in eager: other
     tensors that share its old memory stay as they are.
@@ -26,7 +27,7 @@ def copy_assigned(module: GraphModule, inputs: Sequence[Any], names: Sequence[st
     """
     placeholders = list(module.graph.find_nodes(op="placeholder"))
     assigned: dict[int, int | None] = {}
-    for node in list(module.graph.find_nodes(op="call_function", target=torch.Tensor.set_)):
+    for node in [node for node in module.graph.nodes if dynamo_compat.assigns_data(node)]:
         target, value = node.args[:2]
         index = placeholders.index(target)
         _check_shape(inputs[index], value, names[index])

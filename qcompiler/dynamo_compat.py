@@ -51,6 +51,11 @@ def is_number(node: Any) -> bool:
     return isinstance(node, Node) and getattr(node.meta.get("grapharg"), "is_tensor", True) is False
 
 
+def assigns_data(node: Node) -> bool:
+    """Return True for `parameter.data = value` in a Dynamo graph: `set_` up to torch 2.14, `shallow_copy_data_` since."""
+    return node.target is torch.Tensor.set_ or str(node.target) == "aten.shallow_copy_data_"
+
+
 def has_symbolic_sizes(module: GraphModule) -> bool:
     """Return True if a tensor of a Dynamo graph has a size that is no number."""
     examples = [node.meta.get("example_value") for node in module.graph.nodes]
