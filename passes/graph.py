@@ -215,6 +215,20 @@ def source_line(node: Node) -> str:
     return f"{path}:{number}: {text.strip()}"
 
 
+#: a sum by the names that Dynamo and torch.export give to calls: `add_3`, `iadd`, `add__1`, `add.Tensor_1`
+_SUM: Final = re.compile(r"_*[ir]?add_*(?:[._]tensor)?(?:_\d+)?", re.IGNORECASE)
+
+
+def is_written_sum(node: Node) -> bool:
+    """True where the code of the model adds, and not torch inside of a call such as `interpolate` or `gru_cell`.
+
+    Torch takes such calls apart, in training otherwise than elsewhere. True too where no tracer has noted the call.
+    """
+    stack = node.meta.get("source_fn_stack")  # by Dynamo: (name, target) of calls, the innermost last
+    name = stack[-1][0] if stack else node.meta.get("torch_fn", ("add",))[0]  # the latter by torch.export
+    return _SUM.fullmatch(name) is not None
+
+
 def copy_nodes(graph: Graph) -> Graph:
     """The same nodes, names and facts in a graph of their own."""
     copied = Graph()

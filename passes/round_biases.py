@@ -1,6 +1,7 @@
 """Evaluate with the biases that an integer engine adds: whole multiples of its unit."""
 
 import dataclasses
+import itertools
 from typing import ClassVar, Final, cast
 
 import torch
@@ -14,6 +15,7 @@ from qcompiler.passes.graph import (
     contractions,
     get_input,
     insert_call,
+    is_view,
     value,
     view_root,
 )
@@ -74,8 +76,11 @@ def _scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
     roles = [operand.role for operand in fact.operands]
     if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:
         return None
-    x, weight = (codes_behind(cast(Node, node.args[operand.arg])) for operand in fact.operands)
+    read = [cast(Node, node.args[operand.arg]) for operand in fact.operands]
+    x, weight = map(codes_behind, read)
     if x is None or weight is None or not (_is_whole(x) and _is_by_channel(weight, value(node).shape[1])):
+        return None
+    if str(weight.args[5]).count("o") > 1 and _is_permuted(read[1]):  # channels in another order than their scales
         return None
     return cast(Node, x.args[1]), cast(Node, weight.args[1])
 
@@ -95,5 +100,16 @@ def _is_whole(codes: Node) -> bool:
 def _is_by_channel(codes: Node, channels: int) -> bool:
     """True for one scale, or one for each of the output channels; of a transposed weight, groups share theirs."""
     counts = tuple(value(cast(Node, codes.args[1])).shape)
-    split = {letter: count for letter, count in zip(str(codes.args[5]), counts, strict=True) if count != 1}
+    runs = ((letter, len(list(run))) for letter, run in itertools.groupby(str(codes.args[5])))
+    axes = "".join(letter * (length if letter == "s" else 1) for letter, length in runs)
+    split = {letter: count for letter, count in zip(axes, counts, strict=True) if count != 1}
     return _spec(codes) is not None and split in ({}, {"o": channels})
+
+
+def _is_permuted(weight: Node) -> bool:
+    """True where a weight is read through a view that changes the order of dimensions."""
+    while is_view(weight):
+        if weight.target in (aten.t.default, aten.transpose.int, aten.permute.default):
+            return True
+        weight = cast(Node, weight.args[0])
+    return False

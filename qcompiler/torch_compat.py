@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
+from torch._decomp import decomposition_table
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.compile_utils import fx_graph_cse
@@ -15,6 +16,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -57,21 +59,29 @@ def _start_without_gradients(module: GraphModule) -> bool:
     return turns_on
 
 
-def composite_decompositions() -> dict[Any, Callable[..., Any]]:
-    """For `ExportedProgram.run_decompositions`: the operators that torch itself expands when it traces, and no others.
+def training_decompositions() -> dict[Any, Callable[..., Any]]:
+    """For `ExportedProgram.run_decompositions`: the operators that torch expands when it traces for training.
 
-    So an exported graph has the products that a captured one has.
+    An exported graph has the operators of a captured one, by the same rules: those of the dispatcher, a rule for
+    gradients before one for all. torch.export itself keeps some whole, such as bilinear interpolation.
     """
     table = torch.export.default_decompositions().materialize()
-    implicit = torch._C.DispatchKey.CompositeImplicitAutograd
-    return {
+    implicit, gradients = torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd
+    composite = {
         op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
     }
+    known = [op for op in decomposition_table if isinstance(op, OpOverload) and gradients in op.py_kernels]
+    return composite | {op: op.py_kernels[gradients] for op in known}
 
 
 def reserve_names(graph: Graph) -> None:
     """Makes a graph of torch.export know the names of its own nodes: an input called `scale` is not one of ours."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
+
+
+def symbols(size: Any) -> tuple[str, ...]:
+    """The symbols in the size of a free dimension, `s31` and the like; none in a number."""
+    return tuple(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else ()
 
 
 def leaves(tree: Any) -> list[Any]:

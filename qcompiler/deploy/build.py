@@ -4,6 +4,9 @@ import errno
 import importlib.metadata
 import json
 import os
+import re
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ import qcompiler
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.biases import split_biases
-from qcompiler.deploy.checksums import checksums
+from qcompiler.deploy.checksums import checksum, checksums
 from qcompiler.deploy.lower import Exported, lower
+from qcompiler.deploy.pools import close_windows
 from qcompiler.deploy.stand_ins import TRANSLATIONS
 from qcompiler.deploy.trace import ExportError, Traced
+from qcompiler.passes.graph import module_path
 
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
@@ -54,11 +59,16 @@ def _runs(opset: int) -> bool:
 
 
 def build(
-    traced: Traced, qmodel: QuantizedModule, opset: int, *, signed_weights: bool = False
+    traced: Traced,
+    qmodel: QuantizedModule,
+    opset: int,
+    *,
+    signed_weights: bool = False,
+    dimensions: Mapping[str, str] = types.MappingProxyType({}),
 ) -> tuple[ir.Model, list[Exported], tuple[str, ...]]:
     """The model in memory; its quantizers, in graph order; the layers whose bias stands behind them.
 
-    `signed_weights` as in `export_onnx`.
+    `signed_weights` as in `export_onnx`; `dimensions`: symbol of the traced graph → its name in the file.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -75,7 +85,7 @@ def build(
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"export: {_reason(error)}") from error
+        raise ExportError(f"export: {_layer(traced, error)}{_reason(error)}") from error
     assert program is not None
     model: ir.Model = program.model
     written = model.opset_imports.get("")
@@ -83,6 +93,8 @@ def build(
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
     exported = lower(model, signed_weights=signed_weights)
     _name_nodes(model)
+    close_windows(model.graph)
+    _rename_dimensions(model, dimensions)
     floats = split_biases(model.graph)
     versions = {
         "qcompiler": qcompiler.__version__,
@@ -91,7 +103,12 @@ def build(
     }
     model.metadata_props.clear()
     model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
-    model.metadata_props[SITES] = json.dumps([one.to_json() | _changes(traced, one.site) for one in exported])
+    sites = [one.to_json() | _changes(traced, one.site) for one in exported]
+    folded = [
+        {"site": site, "kind": "folded", "values": (), "checksum": checksum(codes)} | _changes(traced, site)
+        for site, codes in traced.frozen.folded.items()
+    ]
+    model.metadata_props[SITES] = json.dumps(sites + folded)
     model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
@@ -105,11 +122,47 @@ def _changes(traced: Traced, site: str) -> dict[str, Any]:
     return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
+def _rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Puts names in place of the symbols in the shapes of all values: `s31` becomes batch, `2*s31` 2*batch."""
+    if not names:
+        return
+    symbol = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    made = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *made):
+        sizes = [size if isinstance(size, int) else size.value for size in value.shape or ()]
+        if any(isinstance(size, str) for size in sizes):
+            named = (
+                symbol.sub(lambda found: names[found[0]], size) if isinstance(size, str) else size for size in sizes
+            )
+            value.shape = ir.Shape(named)
+
+
+def _by(names: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
+    return lambda found: names[found[0]]
+
+
+def _layer(traced: Traced, error: BaseException | None) -> str:
+    """The path of the layer with the node that could not be translated, as far as torch's exporter names one."""
+    while error is not None:
+        found = re.search(r"translating node %(\w+)", str(error))
+        nodes = {node.name: node for node in traced.frozen.program.graph.nodes}
+        if found is not None and found[1] in nodes and (path := module_path(nodes[found[1]])):
+            return f"{path}: "
+        error = error.__cause__
+    return ""
+
+
 def _reason(error: BaseException) -> str:
     """The innermost cause, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    text = str(error).strip().partition("\n")[0].removeprefix("export: ") or type(error).__name__
+    missing = re.match(r"No ONNX function found for <OpOverload\(op='(.*?)', overload='(.*?)'\)>", text)
+    return (
+        f"{missing[1]}.{missing[2]} has no form in ONNX; valid: other operators, or that layer outside"
+        if missing
+        else text
+    )
 
 
 def _name_nodes(model: ir.Model) -> None:

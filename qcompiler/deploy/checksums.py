@@ -4,14 +4,18 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor, its shape and type not included."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
-    """Name of each parameter and buffer → CRC-32 of its bytes, its shape and type not included."""
+    """Name of each parameter and buffer → its checksum."""
     held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    plain = ((name, tensor.detach().cpu().contiguous().reshape(-1)) for name, tensor in held)
-    return {name: zlib.crc32(tensor.view(torch.uint8).numpy().data) for name, tensor in plain}
+    return {name: checksum(tensor) for name, tensor in held}
 
 
 def changed(model: nn.Module, exported: Mapping[str, int]) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from torch import nn
 
 from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.deploy.calibration import calibrate
-from qcompiler.deploy.inputs import as_example, check_inputs, free_batch
+from qcompiler.deploy.dimensions import as_dims, names_of_symbols
+from qcompiler.deploy.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.deploy.trace import ExportError, eval_mode, trace
 from qcompiler.files import check_writable, replacing
 from qcompiler.passes.plan import Kept, QuantPlan, role_of
@@ -34,7 +35,8 @@ class ExportReport:
     """What was written; `print(report)` shows it as text."""
 
     path: Path
-    #: quantizers of the eval plan, and those in the file, by kind: weight, static, dynamic
+    #: quantizers of the eval plan, and those in the file, by kind: weight, static, dynamic; folded where there are
+    #: some: those of the factors of a weight, such as B in W + B·A, whose codes are part of the weight's
     trained: int
     exported: Mapping[str, int]
     #: operands of products that stay in float, and why
@@ -97,7 +99,8 @@ def export_onnx(
         path: the file; beside it `<name>.<random>.data` holds the tensors of models above 2 GB.
         example_inputs, example_kwargs: what the model is called with; shapes count, values are for the comparison.
         dynamic_batch: dimension 0 of all tensors that have the size of that of the first is free.
-        dynamic_shapes: which dimensions are free, as in torch.export.export; in place of `dynamic_batch`.
+        dynamic_shapes: which dimensions are free, as in torch.export.export; in place of `dynamic_batch`. The file has
+            them by the names of their `Dim`; a string stands for the `Dim` of that name.
         opset: the version of the ONNX operators, from 21 to the newest that the installed onnx and onnxruntime know.
         fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
             the codes of the weight stay as they are; False leaves it a node of its own.
@@ -123,6 +126,8 @@ def export_onnx(
     path = Path(os.path.realpath(path))
     check_writable(path)
     check_inputs(model, example_inputs, kwargs)
+    shapes = as_dims(model, example_inputs, kwargs, shapes)
+    example_inputs, kwargs = copy_tensors(example_inputs, kwargs)
     _check_recurrent(qmodel, example_inputs, kwargs)
     if shapes is None and dynamic_batch:
         example_inputs, kwargs, shapes = free_batch(model, example_inputs, kwargs)
@@ -136,22 +141,25 @@ def export_onnx(
         seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
         calibrated = calibrate(seen, qmodel.ranges(), calibration, as_call)
     traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    made, exported, floats = build.build(traced, qmodel, opset, signed_weights=signed_weights)
-    missing = {site.name for site in traced.plan.sites} ^ {one.site for one in exported}
+    names = names_of_symbols(traced.frozen.program, model, shapes)
+    made, exported, floats = build.build(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
+    written = {one.site for one in exported} | traced.frozen.folded.keys()
+    missing = {site.name for site in traced.plan.sites} ^ written
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
 
     def compared(draft: Path) -> tuple[float, dict[str, int]]:
         found: tuple[float, dict[str, int]] = run.compare(qmodel, draft, example_inputs, kwargs)
-        _check_plan(qmodel, {one.site for one in exported})
+        _check_plan(qmodel, written)
         return found
 
     size, (difference, kernels) = _write(made, path, compared)
-    kinds = [one.kind for one in exported]
+    kinds, folded = [one.kind for one in exported], len(traced.frozen.folded)
     return ExportReport(
         path=path,
         trained=len(traced.plan.sites),
-        exported={kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")},
+        exported={kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")}
+        | ({"folded": folded} if folded else {}),
         kept=traced.plan.kept,
         file_bytes=size,
         float_bytes=_bytes(qmodel),

@@ -48,6 +48,8 @@ class Frozen:
     notes: tuple[str, ...]
     #: site → its range, measured on data
     calibrated: Mapping[str, Calibrated]
+    #: site of a factor of a weight, such as B in W + B·A → its codes, which are part of that weight's
+    folded: Mapping[str, Tensor]
 
 
 def freeze(
@@ -71,6 +73,7 @@ def freeze(
        where these are one float a tensor or an output channel, so that the codes stay.
     6. A bias that is rounded for sums of integers is its result.
     7. Where a known range is the same for every block, such as that of `fixed`, the tensor is one block.
+    8. A weight that is computed of others, quantized or not, is its own codes alone; those of the others are `folded`.
     """
     freezer = _Freezer(program, ranges)
     freezer.freeze_biases()
@@ -82,7 +85,8 @@ def freeze(
     for codes in quantizers(freezer.graph):
         freezer.transpose(codes)
     notes = freezer.fold() if fold_batch_norm else ()
-    return Frozen(freezer.rebuilt(), freezer.order, freezer.negated, notes, calibrated)
+    built = freezer.rebuilt()
+    return Frozen(built, freezer.order, freezer.negated, notes, calibrated, freezer.folded())
 
 
 class _Freezer:
@@ -92,6 +96,8 @@ class _Freezer:
         self.program = program
         self.graph: Graph = program.graph_module.graph
         self.known: dict[Node, Tensor] = {}
+        #: site of what depends on no input → its codes
+        self.codes: dict[str, Tensor] = {}
         #: new placeholder → its name in the file and its value
         self.constants: dict[str, tuple[str, Tensor]] = {}
         self.order: dict[str, tuple[int, ...]] = {}
@@ -139,6 +145,7 @@ class _Freezer:
             if isinstance(node, Node) and (known := self._value(node)) is not None:
                 node.replace_all_uses_with(self._constant(known, f"{site}#{name}"))
         if held is not None:
+            self.codes[str(site)] = held
             codes.update_arg(0, self._constant(held, f"{site}#codes"))
         for floats in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
             floats.args = floats.args[:6]
@@ -322,6 +329,11 @@ class _Freezer:
             self.program.constants,
             verifiers=self.program.verifiers,
         )
+
+    def folded(self) -> dict[str, Tensor]:
+        """Case 8: the quantizers that nothing reads any more in the graph that was built."""
+        left = {codes.args[6] for codes in quantizers(self.graph)}
+        return {site: codes for site, codes in self.codes.items() if site not in left}
 
     def _outputs(self) -> list[OutputSpec]:
         """The outputs by their new names."""

@@ -22,8 +22,22 @@ def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return {**signature.bind_partial(*args).arguments, **kwargs}
 
 
+def copy_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call, every tensor a copy of its own.
+
+    Of one that is given twice, torch.export makes one input, and of a parameter of the model none; Dynamo one quantizer
+    for both.
+    """
+
+    def copy(one: Any) -> Any:
+        return one.detach().clone() if isinstance(one, Tensor) else one
+
+    args, kwargs = torch_compat.map_leaves(copy, (args, dict(kwargs)))
+    return args, dict(kwargs)
+
+
 def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Runs the model on them in eval mode, in float and on copies of its buffers.
+    """Runs the model on copies of them in eval mode, in float and on copies of its buffers.
 
     Raises:
         ExportError: the arguments are not those of the model, a tensor holds no sample, or the model does not run on
@@ -41,7 +55,7 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with eval_mode(model), torch.no_grad(), torch_compat.plain_encoder_layers(True):
-            torch.func.functional_call(model, buffers, args, dict(kwargs))
+            torch.func.functional_call(model, buffers, *copy_tensors(args, kwargs))
     except Exception as error:
         inputs = ", ".join(_described(name, given) for name, given in named.items())
         reason = str(error).strip().partition("\n")[0]

@@ -1,6 +1,7 @@
 """Codes quantizer by quantizer: those of the traced graph as PyTorch runs it, and how many of a file differ."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -139,8 +140,8 @@ def as_trained(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
 
 def _unblocked(found: np.ndarray, shape: Sequence[int], site: Site) -> np.ndarray:
     """Codes that lie block by block, in the shape of their tensor: parts of a split dimension are joined and cut."""
-    if found.shape == tuple(shape):
-        return found
+    if found.size == math.prod(shape):  # other dimensions at most: some are joined, or split without a rest
+        return found.reshape(shape)
     edges = find_edges(list(shape), site.layout, site.spec.block)
     left = iter(found.shape)
     joined = [next(left) * (next(left) if dim in edges.split else 1) for dim, _ in enumerate(edges.edges)]

@@ -8,6 +8,7 @@ import torch
 from onnxscript.onnx_opset import opset21
 from onnxscript.values import Op, Opset
 
+from qcompiler.deploy import pools
 from qcompiler.deploy.functions import DOMAIN
 from qcompiler.runtime import ops
 
@@ -76,4 +77,5 @@ TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     ops.QUANTIZE: _quantize,
     ops.DEQUANTIZE: _dequantize,
     ops.ROTATE: _rotate,
+    **pools.TRANSLATIONS,
 }

@@ -14,7 +14,7 @@ from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.base import PassError
-from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact
+from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact, value
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.state import RangeStore
@@ -33,6 +33,7 @@ _FIXED = (
     "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
     "Valid too: dynamic_batch=False, or other dynamic_shapes"
 )
+_EQUAL = "\nGive the dimensions that are always equal one name, or one torch.export.Dim"
 _FUSED = (
     ". Attention is fused in eval; in training PyTorch takes it apart where it has dropout, and other tensors got "
     "ranges. Train and export under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or write attention out "
@@ -101,6 +102,8 @@ def trace(
     for node in list(module.graph.nodes):
         if node.target in _CHECKS:
             module.graph.erase_node(node)
+        elif node.target is aten.clamp.default and value(node).is_floating_point():  # 0 and 0.5 have no overload
+            node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
     module.graph.eliminate_dead_code()
     torch_compat.reserve_names(module.graph)
     try:
@@ -110,7 +113,7 @@ def trace(
     plan = QuantPlan.of(module)
     _refuse(plan, qmodel.ranges(), qmodel._store)
     if not frozen:
-        return Traced(Frozen(program, {}, {}, (), {}), plan, _inputs(program))
+        return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _inputs(program))
     with torch_compat.quiet_exporter():
         made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
     return Traced(made, plan, ())
@@ -135,11 +138,11 @@ def _export(
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            return cast(ExportedProgram, program.run_decompositions(torch_compat.composite_decompositions()))
+            return cast(ExportedProgram, program.run_decompositions(torch_compat.training_decompositions()))
         except Exception as error:
             reason = str(error).strip().partition("\n\n")[0]
             if "Constraints violated" in reason:
-                reason += _FIXED
+                reason += _EQUAL if "must always be equal" in reason else _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
 
 

@@ -1,0 +1,82 @@
+"""Free dimensions by the names that the user gave them: `torch.export.Dim("batch")`, or `"batch"` for short."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind
+
+from qcompiler import torch_compat
+from qcompiler.deploy.trace import ExportError
+
+
+def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    """`dynamic_shapes` as plain dicts and tuples, with a `Dim` for each string, one for all places of a name.
+
+    Raises:
+        ExportError: a string that is no name in Python.
+    """
+    if isinstance(shapes, ShapesCollection):  # it knows the tensors of a call, and the call gets copies
+        shapes = shapes.dynamic_shapes(model, args, kwargs)
+    dims: dict[str, Dim] = {}
+
+    def as_dim(one: Any) -> Any:
+        if not isinstance(one, str):
+            return one
+        if not one.isidentifier():
+            raise ExportError(
+                f"export: dynamic_shapes: got {one!r}; valid: a name such as 'batch', or torch.export.Dim"
+            )
+        return dims.setdefault(one, Dim(one))
+
+    return torch_compat.map_leaves(as_dim, shapes)
+
+
+def names_of_symbols(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:
+    """Symbol of a traced graph → the name of the dimension that it stands for; `Dim.AUTO` gives none.
+
+    Args:
+        program: traced with `shapes`.
+        shapes: as in torch.export.export.
+    """
+    if shapes is None or program.example_inputs is None:
+        return {}
+    inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
+    nodes = [node for node in program.graph.find_nodes(op="placeholder") if node.name in inputs]
+    names: dict[str, str] = {}
+    args, kwargs = program.example_inputs
+    for node, spec in zip(nodes, _specs(model, args, kwargs, shapes), strict=True):
+        for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
+            root = getattr(dim, "root", dim)  # 2 * batch is made of batch
+            found = torch_compat.symbols(node.meta["val"].shape[axis])
+            if isinstance(root, Dim) and len(found) == 1:
+                names[found[0]] = str(root.__name__)
+    return names
+
+
+def _specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
+    """What `shapes` says of each leaf of a call, None where that is nothing."""
+    signature = inspect.signature(model.forward)
+    if not isinstance(shapes, Mapping):
+        shapes = dict(zip(signature.bind(*args, **kwargs).arguments, shapes, strict=False))
+    others = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD and one.name in shapes]
+    shapes = {**shapes, **(shapes[others[0]] or {})} if others else shapes
+    for name, one in {**signature.bind_partial(*args).arguments, **kwargs}.items():
+        yield from _inside(one, shapes.get(name))
+
+
+def _inside(given: Any, spec: Any) -> Iterator[Any]:
+    """The same for one argument, part by part."""
+    parts = torch_compat.leaves(given)
+    if len(parts) == 1 and parts[0] is given:
+        yield spec
+    elif spec is None or not isinstance(given, Mapping | tuple | list):
+        yield from [None] * len(parts)
+    elif isinstance(given, Mapping):
+        for name, one in given.items():
+            yield from _inside(one, spec.get(name))
+    else:
+        for one, own in zip(given, spec, strict=True):
+            yield from _inside(one, own)
