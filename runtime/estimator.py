@@ -63,6 +63,21 @@ class Observed:
         x = self.x.to(torch.float32)
         return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
 
+    def clipped(self, ends: Ends) -> Tensor:
+        """The fraction of all elements that the codes between the ends of their block do not reach: a scalar.
+
+        An element counts from half a step beyond the range, and beyond the grid, whose zero point can move it by half a
+        step: closer ones round to the last code. Negative elements of unsigned formats, which no range reaches, do not
+        count.
+        """
+        low, high = ends
+        levels = (2.0**self.magnitude_bits - 1) * (2 if self.kind is Kind.SIGNED else 1)
+        step = (high / levels - low / levels).clamp(min=2.0**-126)
+        first = torch.round(low / step)
+        low, high = torch.minimum(low, first * step), torch.maximum(high, (first + levels) * step)
+        low = torch.full_like(low, -torch.inf) if self.kind is Kind.UNSIGNED else low - step / 2
+        return self.outside((low, high + step / 2))
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:

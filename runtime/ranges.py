@@ -70,8 +70,8 @@ class Running(Range):
 class Hindsight(Range):
     """In-hindsight: the state alone, q_t = m·q_{t−1} + (1−m)·(lowest, highest)_{t−1}, one pass.
 
-    Where more than `guard` of the elements were clipped, the next step takes the present tensor's own range, and the
-    third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours).
+    Where more than `guard` of the elements were clipped (`Observed.clipped`), the next step takes the present tensor's
+    own range, and the third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours).
     """
 
     name: ClassVar[str] = "hindsight"
@@ -102,7 +102,7 @@ class Hindsight(Range):
     def update(self, seen: Observed, state: Tensor) -> Tensor:
         """The moving average, or the present range where the guard fires."""
         now = torch.stack(seen.ends)
-        fired = seen.outside((state[0], state[1])) > self.guard
+        fired = seen.clipped((state[0], state[1])) > self.guard
         ends = torch.where(fired, now, _mix(self.momentum, state[:2], now))
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])
 

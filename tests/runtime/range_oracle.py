@@ -66,6 +66,24 @@ def clipped(case: Case, x: Array, low: Array, high: Array) -> Array:
     return F32(count) / F32(max(1, x.size))
 
 
+def beyond_codes(case: Case, x: Array, low: Array, high: Array) -> Array:
+    """How many of all elements the codes between the ends do not reach, as a float32 quotient.
+
+    Such an element lies half a step beyond the range and half a step beyond the outermost code; and is no negative one
+    in front of an unsigned format.
+    """
+    top = 2**case.magnitude_bits - 1
+    count = 0
+    for value, block in zip(x.ravel(), case.number.ravel(), strict=True):
+        least, most = low[block], high[block]
+        levels = F32(2 * top if case.kind == "int" else top)
+        step = max(TINY, most / levels - least / levels)
+        first = np.rint(least / step)
+        under = case.kind != "uint" and value < min(least, first * step) - step / F32(2)
+        count += bool(under or value > max(most, (first + levels) * step) + step / F32(2))
+    return F32(count) / F32(max(1, x.size))
+
+
 def at_rank(values: Array, share: Fraction) -> Array:
     """What remains largest when the largest ⌊share·n⌋ are taken away; one always remains."""
     ordered = np.sort(values.ravel())  # NaN last
@@ -109,7 +127,7 @@ def _first_hindsight(case: Case, x: Array) -> Array:
 def _hindsight(case: Case, x: Array, state: Array) -> tuple[Array, Array, Array]:
     momentum, guard = case.numbers
     now = np.stack(present(case, x))
-    fired = clipped(case, x, state[0], state[1]) > F32(guard)
+    fired = beyond_codes(case, x, state[0], state[1]) > F32(guard)
     ends = now if fired else mix(momentum, state[:2], now)
     return state[0], state[1], np.concatenate([ends, state[2:] + F32(fired)])
 
