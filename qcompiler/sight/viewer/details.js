@@ -9,6 +9,9 @@ function choose(id) {
   else if (part) table(panel, part.details.name || part.label, {kind: part.kind, meaning: MEANINGS[part.kind], node: part.id, module: part.module, ...part.details});
   if (part && part.figures && Object.keys(part.figures).length) table(panel, "debugger, " + plural(picture.watched, "step"), part.figures);
   mark();
+  if (!state.moved) fit();  // beside the panel
+  const place = id && state.stop && state.stop.startsWith(id + "|") && drawn.places.get(state.stop);
+  if (place) bring(place);
 }
 
 function boxDetails(box) {

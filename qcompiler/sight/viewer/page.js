@@ -116,8 +116,9 @@ function reveal(shape) {
   state.moved = true;
   for (let box = shape.parent; box; box = box.parent) state.open.add(box.path || "");
   draw();
-  const p = drawn.places.get(shape.id + "|" + shape.lane), size = by("canvas").getBoundingClientRect();
-  if (p) svg.call(zoom.transform, d3.zoomIdentity.translate(size.width / 2 - p.x - p.w / 2, size.height / 2 - p.y).scale(1));
+  const p = drawn.places.get(shape.id + "|" + shape.lane), size = canvasSize();
+  const middle = drawn.width < size.width ? drawn.width / 2 : p && p.x + p.w / 2;  // of the picture, where all of it fits
+  if (p) svg.call(zoom.transform, d3.zoomIdentity.translate(size.width / 2 - middle, size.height / 2 - p.y).scale(1));
 }
 
 /** Marks what is chosen, and every line that touches it: the consumers of a quantizer, through what is saved. */
@@ -178,7 +179,7 @@ function search(step) {
   hits = text ? [...tree.shapes.values()].filter(s => isThere(s, state.stage) && haystack(s).includes(text)) : [];
   hit = hits.length ? (hit + step + hits.length) % hits.length : -1;
   by("found").textContent = text ? (hits.length ? `${hit + 1}/${hits.length}` : "none") : "";
-  if (hits.length) { reveal(hits[hit]); choose(hits[hit].id); }
+  if (hits.length) { choose(hits[hit].id); reveal(hits[hit]); }
 }
 const haystack = s => [s.id, s.label, s.module, s.kind, s.role, s.kept, s.details.name, s.details.op].join(" ").toLowerCase();
 by("search").addEventListener("input", () => { hit = -1; search(1); });
