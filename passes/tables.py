@@ -2,12 +2,17 @@
 
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
+
+#: columns of a terminal that nothing is too wide for
+_ENDLESS: Final = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +22,9 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    #: column → what separates the parts of its cells: `.` in names, `:` in specs. If the table is wider than the
+    #: terminal, parts that are the same in every row become one line below the table.
+    parted: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 #: a report: tables, and lines of text between them
@@ -28,7 +36,8 @@ def to_text(parts: Parts, width: int = 160, *, color: bool = False) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, color_system="standard" if color else None)
     for part in parts:
-        console.print(part if isinstance(part, str) else _rich(part), markup=False, highlight=False)
+        for shown in [part] if isinstance(part, str) else _fit(part, console):
+            console.print(shown, markup=False, highlight=False)
     return file.getvalue().rstrip()
 
 
@@ -37,13 +46,56 @@ def to_markdown(parts: Parts) -> str:
     return "\n".join(f"* {_escape(part)}" if isinstance(part, str) else _markdown(part) for part in parts)
 
 
+def _fit(table: Table, console: Console) -> list[RichTable | str]:
+    """The table; if it is too wide, without what is the same in every row, and with lines that say what that is."""
+    made = _rich(table)
+    natural = Measurement.get(console, console.options.update(width=_ENDLESS), made).maximum
+    if natural <= console.width:
+        return [made]
+    short, lines = _drop_shared(table)
+    return [_rich(short), *lines]
+
+
 def _rich(table: Table) -> RichTable:
+    """What is too long for its column is folded, not cut."""
     made = RichTable(title=Text(table.title))
     for name in table.head:
-        made.add_column(Text(name))
+        made.add_column(Text(name), overflow="fold")
     for row in table.rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return made
+
+
+def _drop_shared(table: Table) -> tuple[Table, list[str]]:
+    """(the table without the parts that all rows share, lines that tell these parts)."""
+    columns = [[str(row[index]) for row in table.rows] for index in range(len(table.head))]
+    lines = []
+    for name, separator in table.parted.items():
+        index = table.head.index(name)
+        columns[index], shared = split_shared(columns[index], separator)
+        lines += [f"{name}, in every row: {shared}"] if shared else []
+    return dataclasses.replace(table, rows=list(zip(*columns, strict=True))), lines
+
+
+def split_shared(cells: Sequence[str], separator: str) -> tuple[list[str], str]:
+    """(every cell with … for the parts that are the same in all of them, these parts with … for the others).
+
+    `["int8:real:b8:pass", "int4:real:b8:pass"]` at `:` → `["int8:…", "int4:…"]` and `…:real:b8:pass`. Cells that share
+    nothing, and a cell that is alone, stay as they are; the second text is then empty.
+    """
+    parts = [cell.split(separator) for cell in cells]
+    same = [len(set(column)) == 1 for column in zip(*parts, strict=False)]
+    if len(cells) < 2 or not any(same):
+        return list(cells), ""
+    kept = [_join(zip(row, [*same, *[False] * len(row)], strict=False), separator, hidden=True) for row in parts]
+    longest = max(parts, key=len)
+    return kept, _join(zip(longest, [*same, *[False] * len(longest)], strict=False), separator, hidden=False)
+
+
+def _join(parts: Iterable[tuple[str, bool]], separator: str, *, hidden: bool) -> str:
+    """The parts whose flag is not `hidden`, joined; a run of others is one …"""
+    runs = itertools.groupby(parts, lambda part: part[1] is hidden)
+    return separator.join("…" if is_hidden else separator.join(text for text, _ in run) for is_hidden, run in runs)
 
 
 def _markdown(table: Table) -> str:

@@ -10,6 +10,7 @@ import click
 
 from qcompiler import __version__
 from qcompiler.cli_options import MODEL, checked, named_recipe, picture, stage, with_file, with_graph, with_json
+from qcompiler.cli_progress import progress
 from qcompiler.cli_training import debug, demo, search
 from qcompiler.errors import in_short
 
@@ -53,9 +54,10 @@ def main(traceback: bool) -> None:
 
 
 def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
-    from qcompiler.models import captured
+    with progress("capturing the graph"):
+        from qcompiler.models import captured
 
-    return captured(model, recipe, inputs, training=not evaluate)
+        return captured(model, recipe, inputs, training=not evaluate)
 
 
 @main.command()
@@ -102,7 +104,9 @@ def show(
         raise click.UsageError("--after and --diff do not go together; leave one out")
     from qcompiler.sight.stages import stage_text
 
-    frames = _captured(model, recipe, inputs, evaluate).stages(training=not evaluate)
+    qmodel = _captured(model, recipe, inputs, evaluate)
+    with progress("running the passes"):
+        frames = qmodel.stages(training=not evaluate)
     names = diff or (after or frames[0][-2].name,)
     texts = [stage_text(frames, name) for name in names]
     if as_json:
@@ -122,7 +126,9 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
     from qcompiler.sight.drawing import draw
 
-    made = draw(_captured(model, recipe, inputs, evaluate), path, training=not evaluate)
+    qmodel = _captured(model, recipe, inputs, evaluate)
+    with progress(f"drawing {path}"):
+        made = draw(qmodel, path, training=not evaluate)
     size = made.stat().st_size
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
 
@@ -137,7 +143,9 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
         raise click.UsageError("--json and --markdown do not go together; leave one out")
     from qcompiler.sight.explanation import explain, is_colored
 
-    made = explain(_captured(model, recipe, inputs, evaluate), training=not evaluate)
+    qmodel = _captured(model, recipe, inputs, evaluate)
+    with progress("counting"):
+        made = explain(qmodel, training=not evaluate)
     plain = made.to_text(color=is_colored(sys.stdout))
     click.echo(made.to_json() if as_json else made.to_markdown() if markdown else plain)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from qcompiler.cli_progress import progress
 from qcompiler.errors import in_short
 
 MODEL = (
@@ -39,8 +40,9 @@ def checked(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Param
 
     def refuse(context: click.Context, option: click.Parameter, value: Any) -> Any:
         try:
-            for one in value if isinstance(value, tuple) else () if value is None else (value,):
-                check(one)
+            with progress("loading"):  # a check imports what the command needs
+                for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                    check(one)
         except (OSError, ValueError, ImportError) as error:
             raise click.BadParameter(in_short(error)) from None
         return value

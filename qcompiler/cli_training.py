@@ -19,6 +19,7 @@ from qcompiler.cli_options import (
     with_training,
     writable,
 )
+from qcompiler.cli_progress import progress
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
@@ -79,11 +80,13 @@ def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str 
 
     qmodel, values = compiled(given.model, given.recipe, given.inputs, given.checkpoint, optional=bool(given.data))
     batches, loss, notes = training(given.data, given.loss, values, steps, str(given))
-    with debug(qmodel) as watched:
+    with progress("watching training steps"), debug(qmodel) as watched:
         losses = train(qmodel, batches, loss, rate)
-    proposal, report = watched.propose(), watched.report()
+    with progress("trying what mends it"):
+        proposal, report = watched.propose(), watched.report()
     if drawn is not None:
-        draw(qmodel, drawn, debug=watched)
+        with progress(f"drawing {drawn}"):
+            draw(qmodel, drawn, debug=watched)
     notes = (*notes, *_short(len(batches), steps), *_mended(watched, proposal, out))
     click.echo(_debug_json(report, proposal, losses, notes) if as_json else _lines(report, notes))
 

@@ -1,5 +1,6 @@
 """Options of the test run, and what the end-to-end tests share."""
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,23 @@ def models() -> ModuleType:
 def workers() -> ModuleType:
     """tests/workers.py."""
     return _load("workers")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window, in a new profile; skips the test where there is none."""
+    browsing = _load("browsing")
+    if not browsing.DRIVER or not browsing.BROWSER:
+        pytest.skip("no browser: chromium and chromedriver are packages of the system")
+    driver = browsing.start(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show_page(browser: Any) -> Callable[[Path], None]:
+    """show_page(path): opens a page of draw(), and waits until its picture is there."""
+    return functools.partial(sys.modules["qcompiler_tests_browsing"].show_page, browser)
 
 
 @pytest.fixture(params=_MODELS.CASES)

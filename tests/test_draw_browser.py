@@ -5,29 +5,20 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 from torch import nn
 
 import qcompiler
 from qcompiler.sight.drawing import page, picture_of
 
-DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    not DRIVER or not BROWSER, reason="no browser: chromium and chromedriver are packages of the system"
-)
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1500,1000 --force-device-scale-factor=1"
-)
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
@@ -75,12 +66,14 @@ class GPT2(nn.Module):
 def repeated(picture, count):
     """A picture `count` times, each in a module of its own: a large graph without the time to capture one."""
     shapes, lines, ranks = [], [], {f"box part{i}": i for i in range(count)}
+    parents = {f"part{i}": "" for i in range(count)}
     for i in range(count):
         path = lambda module, i=i: f"part{i}.{module}" if module else f"part{i}"  # noqa: E731
         shapes += [dataclasses.replace(s, id=f"{i}:{s.id}", module=path(s.module)) for s in picture.shapes]
         lines += [dataclasses.replace(n, source=f"{i}:{n.source}", target=f"{i}:{n.target}") for n in picture.lines]
         ranks |= {f"box {path(box.removeprefix('box '))}": rank for box, rank in picture.ranks.items()}
-    return dataclasses.replace(picture, shapes=tuple(shapes), lines=tuple(lines), ranks=ranks)
+        parents |= {path(inner): path(outer) for inner, outer in picture.parents.items()}
+    return dataclasses.replace(picture, shapes=tuple(shapes), lines=tuple(lines), parents=parents, ranks=ranks)
 
 
 @pytest.fixture(scope="module")
@@ -98,27 +91,8 @@ def pictures(models):
     return found, {"resnet20": resnet.plan(), "gpt2": gpt.plan()}
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (*ARGUMENTS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options=options, service=ChromeService(executable_path=DRIVER))
-    yield driver
-    driver.quit()
-
-
-def show_page(browser, path):
-    """Opens a page, and waits until its picture is there: on a busy machine `get` comes back before."""
-    browser.get(path.as_uri())
-    is_ready = "return document.body !== null && document.body.dataset.ready === 'true'"
-    WebDriverWait(browser, 30, poll_frequency=0.02).until(lambda browser: browser.execute_script(is_ready))
-
-
 @pytest.fixture
-def opened(browser, pictures, tmp_path):
+def opened(browser, show_page, pictures, tmp_path):
     """opened(name) → the browser, showing the page of that picture."""
 
     def show(name):
@@ -127,7 +101,7 @@ def opened(browser, pictures, tmp_path):
         assert path.stat().st_size < 5 * 2**20
         browser.get_log("performance")
         browser.get_log("browser")
-        show_page(browser, path)
+        show_page(path)
         return browser
 
     return show
@@ -284,7 +258,7 @@ def test_the_slider_goes_through_the_passes(opened, pictures):
     assert browser.get_log("browser") == []
 
 
-def test_colors_and_figures_of_the_debugger(browser, tmp_path):
+def test_colors_and_figures_of_the_debugger(browser, show_page, tmp_path):
     """Colors, legend and details are the numbers of the debugger."""
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -292,7 +266,7 @@ def test_colors_and_figures_of_the_debugger(browser, tmp_path):
     qmodel = qcompiler.compile(model, "tensor-int4", backend="eager")
     with qcompiler.debug(qmodel) as d:
         qmodel(torch.randn(16, 8)).square().mean().backward()
-    show_page(browser, qcompiler.draw(qmodel, tmp_path / "harm.html", debug=d))
+    show_page(qcompiler.draw(qmodel, tmp_path / "harm.html", debug=d))
     browser.find_element("id", "unfold").click()
     harms = {site: d.recording.harm(site) for site in d.recording.tallies}
     for heat in range(5):
@@ -330,7 +304,7 @@ def test_zoom_and_pan(opened):
     assert browser.execute_script(where) == before
 
 
-def test_hostile_names_are_text(browser, tmp_path):
+def test_hostile_names_are_text(browser, show_page, tmp_path):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -345,7 +319,7 @@ def test_hostile_names_are_text(browser, tmp_path):
     qmodel = qcompiler.compile(Model(), "hyperblock-int8", backend="eager")
     qmodel(torch.randn(2, 4)).sum().backward()
     browser.get_log("browser")
-    show_page(browser, qcompiler.draw(qmodel, tmp_path / "hostile.html"))
+    show_page(qcompiler.draw(qmodel, tmp_path / "hostile.html"))
     assert browser.execute_script("return document.scripts.length") == 4
     assert count(browser, "img") == 0
     assert "<script>" in browser.execute_script("return document.getElementById('scene').textContent")

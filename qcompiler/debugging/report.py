@@ -136,8 +136,12 @@ class DebugReport:
             f"{self.recipe}, {self.steps} step{'s' if self.steps != 1 else ''}",
         )
         layers, gradients = ([row.cells() for row in rows] for rows in (self.layers, self.gradients))
-        quantizers = Table(f"Quantizers of {steps}", _SITE_HEAD, [site.cells() for site in self.sites])
-        tables = Table("Against float", head, layers), Table("Gradients of parameters against float", head, gradients)
+        cells, parted = [site.cells() for site in self.sites], {"quantizer": ".", "spec": ":"}
+        quantizers = Table(f"Quantizers of {steps}", _SITE_HEAD, cells, parted)
+        tables = [
+            Table("Against float", head, layers, {"result": "."}),
+            Table("Gradients of parameters against float", head, gradients, {"result": "."}),
+        ]
         return to_text([quantizers, *tables, self.advice])
 
 

@@ -1,5 +1,6 @@
 """A picture in the language of Graphviz."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from qcompiler.sight.picture import HARMS, Picture, Shape
@@ -19,7 +20,7 @@ def dot(picture: Picture) -> str:
     shapes = [shape for shape in picture.shapes if shape.stages & bit]
     lines = [line for line in picture.lines if line.stages & bit]
     saved = {shape.id for shape in shapes if shape.kind == "saved"}
-    body = [*_cluster("", shapes)]
+    body = [*_cluster("", shapes, picture.parents)]
     for line in lines:
         style = " [style=dashed]" if {line.source, line.target} & saved else ""
         body.append(f"  {_quote(line.source)} -> {_quote(line.target)}{style};")
@@ -27,17 +28,12 @@ def dot(picture: Picture) -> str:
     return "\n".join([head, *body, "}"]) + "\n"
 
 
-def _cluster(path: str, shapes: list[Shape]) -> list[str]:
-    """The nodes of one module and the clusters of the modules in it."""
+def _cluster(path: str, shapes: list[Shape], parents: Mapping[str, str]) -> list[str]:
+    """The nodes of one module and the clusters of the modules in it; a module of which nothing is drawn has none."""
     lines = [f"  {_quote(shape.id)} [{_style(shape)}];" for shape in shapes if shape.module == path]
-    depth = path.count(".") + 1 if path else 0
-    inner = dict.fromkeys(
-        ".".join(shape.module.split(".")[: depth + 1])
-        for shape in shapes
-        if shape.module != path and (not path or shape.module.startswith(f"{path}."))
-    )
-    for child in inner:
-        lines += [f"  subgraph {_quote(f'cluster {child}')} {{ label={_quote(child)};", *_cluster(child, shapes), "  }"]
+    for child in (inner for inner, outer in parents.items() if outer == path):
+        if body := _cluster(child, shapes, parents):
+            lines += [f"  subgraph {_quote(f'cluster {child}')} {{ label={_quote(child)};", *body, "  }"]
     return lines
 
 

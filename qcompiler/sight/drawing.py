@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
 import networkx
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.files import check_writable, replacing
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 _PARTS: Final = 120
 _HATCH: Final = (
     '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="7" height="7" fill="#fff"/><rect width="3.5" height="7" fill="#f5d97a"/></pattern>'
+    '<rect class="hatch" width="7" height="7"/><rect class="hatch stripe" width="3.5" height="7"/></pattern>'
 )
+#: what is pure, for Python too, and what needs a page; in the order in which they are read
+_LAYOUT: Final = ("tree.js", "words.js", "layout.js")
+_PAGE: Final = ("page.js", "details.js", "keys.js", "start.js")
 
 
 class DrawError(ValueError):
@@ -118,9 +122,22 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
     rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
     title = f"{type(qmodel._model).__name__}, {qmodel.recipe.name}"
-    made = picture(title, [(name, count, network(stages)) for name, count, stages in shown])
+    drawn = [(name, count, network(stages)) for name, count, stages in shown]
+    made = picture(title, drawn, containers(qmodel._model))
     _add_ranges(made, qmodel.ranges())
     return made if report is None else _with_figures(made, frames, report)
+
+
+def containers(model: nn.Module) -> frozenset[str]:
+    """The paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
+    # the same module may have two paths, and either may name a node
+    modules = model.named_modules(remove_duplicate=False)
+    return frozenset(path for path, module in modules if path and not _has_forward(module))
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """True unless forward is the one of nn.Module itself, which refuses every call."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
 
 
 def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
@@ -159,10 +176,15 @@ def page(shown: Picture) -> str:
     # `<` could end the script element that the names of the user's model stand in
     text = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     data = text.replace("<", "\\u003c")
-    names = {"css": "scene.css", "d3": "d3.min.js", "layout": "layout.js", "page": "page.js"}
-    parts = {key: _asset(name) for key, name in names.items()}
-    parts["css"] += _asset("page.css")
-    return Template(_asset("page.html")).substitute(parts, picture=data, hatch=_HATCH)
+    light = "".join(f"--{name}: {color}; " for name, color in _light().items())
+    css = f":root {{ {light}}}\n{_assets('theme.css', 'scene.css', 'page.css')}"
+    scripts = {"d3": _asset("d3.min.js"), "layout": _assets(*_LAYOUT), "page": _assets(*_PAGE)}
+    return Template(_asset("page.html")).substitute(scripts, css=css, picture=data, hatch=_HATCH)
+
+
+def _light() -> dict[str, str]:
+    """The light theme: name of a color → color."""
+    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _asset("theme.css")))
 
 
 def _svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
@@ -176,7 +198,7 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
         DrawError: mini-racer, which runs the layout, is not installed.
     """
     with _engine()() as engine:
-        engine.eval(_asset("layout.js"))
+        engine.eval(_assets(*_LAYOUT))
         state = {"stage": len(shown.stages) - 1, "budget": budget, "color": "harm" if shown.watched else "role"}
         call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
         made = json.loads(str(engine.eval(call)))
@@ -184,7 +206,10 @@ def svg(shown: Picture, budget: int = _PARTS) -> str:
     size = f'width="{made["width"]:.0f}" height="{made["height"]:.0f}"'
     view = f'viewBox="0 0 {made["width"]:.0f} {made["height"]:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
-    style = f"<style>{_asset('scene.css')}</style>\n<defs>{_HATCH}</defs>"
+    # light, and without variables, which some programs that read SVG do not know
+    colors = _light()
+    css = re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], _asset("scene.css"))
+    style = f"<style>{css}</style>\n<defs>{_HATCH}</defs>"
     return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
 
 
@@ -251,3 +276,7 @@ _WRITERS: Final[dict[str, Callable[[QuantizedModule, bool, "Debugger | None"], s
 
 def _asset(name: str) -> str:
     return resources.files("qcompiler.sight").joinpath("viewer", name).read_text(encoding="utf-8")
+
+
+def _assets(*names: str) -> str:
+    return "\n".join(map(_asset, names))

@@ -110,12 +110,12 @@ class Explanation:
             [q.name, q.role, q.spec, list(q.shape), ", ".join(q.consumers), q.placed, f"{q.saved_bytes:,}"]
             for q in self.quantizers
         ]
-        yield Table(f"Quantizers of {self.recipe}", head, rows)
+        yield Table(f"Quantizers of {self.recipe}", head, rows, {"quantizer": ".", "spec": ":"})
         products = [
             [c.name, c.operator, "; ".join(f"{name}: {how}" for name, how in c.operands.items())]
             for c in self.contractions
         ]
-        yield Table("Contractions", ["contraction", "operator", "operands"], products)
+        yield Table("Contractions", ["contraction", "operator", "operands"], products, {"contraction": "."})
         totals = [[name.replace("_", " "), f"{n:,}"] for name, n in vars(self.totals).items()]
         yield Table("Totals", ["total", "value"], totals)
 

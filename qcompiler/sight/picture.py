@@ -5,7 +5,8 @@ value for all stages: each node and line says in which of them it is there.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import networkx
@@ -61,12 +62,15 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Everything that is drawn. `ranks` are the rows of boxes: path → row in the box around it."""
+    """Everything that is drawn."""
 
     title: str
     stages: tuple[tuple[str, int], ...]
     shapes: tuple[Shape, ...]
     lines: tuple[Line, ...]
+    #: path of a box → path of the box around it
+    parents: dict[str, str]
+    #: `box ` and the path of a box → its row in the box around it
     ranks: dict[str, int]
     #: training steps that the debugger has watched; 0 where there are no figures
     watched: int = 0
@@ -76,32 +80,48 @@ class Picture:
         return dataclasses.asdict(self) | {"harms": HARMS}
 
 
-def picture(title: str, stages: Sequence[tuple[str, int, Graph]]) -> Picture:
+def picture(title: str, stages: Sequence[tuple[str, int, Graph]], containers: Collection[str] = frozenset()) -> Picture:
     """The picture of a graph at several stages, in order; nodes are named alike in all of them.
 
     Args:
         title: what stands above it.
         stages: name, places changed, and the graph of each stage.
+        containers: paths of modules that get no box; their parts stand in the box around.
     """
     shapes: dict[str, Shape] = {}
     lines: dict[tuple[str, str], Line] = {}
     for index, (_, _, graph) in enumerate(stages):
-        view = _View(graph)
+        view = _View(graph, containers)
         for shape in view.shapes():
             before = shapes.get(shape.id)
             shapes[shape.id] = dataclasses.replace(shape, stages=1 << index | (before.stages if before else 0))
         for source, target in view.lines():
             lines.setdefault((source, target), Line(source, target)).stages |= 1 << index
-    boxes = ranks(list(shapes.values()), list(lines.values()))
+    parents = _parents((shape.module for shape in shapes.values()), containers)
+    rows = ranks(list(shapes.values()), list(lines.values()), parents)
     names = tuple((name, changes) for name, changes, _ in stages)
-    return Picture(title, names, tuple(shapes.values()), tuple(lines.values()), boxes)
+    return Picture(title, names, tuple(shapes.values()), tuple(lines.values()), parents, rows)
+
+
+def _boxes(module: str, containers: Collection[str]) -> list[str]:
+    """The paths of the boxes around a part of a module, outermost first: `a.b` → "", "a", "a.b"."""
+    parts = module.split(".") if module else []
+    paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
+    return ["", *(path for path in paths if path not in containers)]
+
+
+def _parents(modules: Iterable[str], containers: Collection[str]) -> dict[str, str]:
+    """Box → the box around it, for all modules."""
+    pairs = (itertools.pairwise(_boxes(module, containers)) for module in modules)
+    return {inner: outer for chain in pairs for outer, inner in chain}
 
 
 class _View:
     """One stage: what of its graph is drawn."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, containers: Collection[str]) -> None:
         self.graph = graph
+        self.containers = containers
         self.drawn: dict[str, str | None] = {}
         self.chips: dict[str, Shape] = {}
         self.is_lowered = graph.graph["stage"] == "lowered"
@@ -163,7 +183,7 @@ class _View:
         form = self.form(node)
         details = {"tensor": owner["name"] or start, "as": form, "bytes": size, "shape": owner["shape"]}
         label = f"{form} {human(size)}"
-        chip = Shape(self.chip_id(node), "saved", 1, owner["module"], label, bytes=size, details=details)
+        chip = Shape(self.chip_id(node), "saved", 1, self.box(owner), label, bytes=size, details=details)
         chip.role = owner.get("role", "")
         self.chips[chip.id] = chip
 
@@ -171,8 +191,10 @@ class _View:
         return f"saved {self.form(node)} {self.representative(node)}"
 
     def form(self, node: str) -> str:
-        """codes, mask, or the dtype of a tensor that is saved as it is."""
+        """codes, random key, mask, or the dtype of a tensor that is saved as it is."""
         data = self.graph.nodes[node]
+        if data["kind"] == "key":
+            return "random key"
         source = self.representative(node)
         if source is not None and self.graph.nodes[source]["kind"] == "quantizer":
             return f"{self.graph.nodes[source]['format']} codes"
@@ -208,21 +230,28 @@ class _View:
         kept = data.get("kept", "")
         lane = 0 if data["lane"] == "forward" else 2
         role = data.get("role", "")
-        return Shape(node, data["kind"], lane, data["module"], _label(data), role, data["bytes"], kept, details=details)
+        box = self.box(data)
+        return Shape(node, data["kind"], lane, box, _label(data, box), role, data["bytes"], kept, details=details)
+
+    def box(self, data: dict[str, Any]) -> str:
+        """The path of the innermost box around a node."""
+        return _boxes(data["module"], self.containers)[-1]
 
 
-def _label(data: dict[str, Any]) -> str:
-    kind, name = data["kind"], data["name"]
+def _label(data: dict[str, Any], box: str) -> str:
+    """What stands on a node; the path of the box around it is not said again."""
+    kind, name = data["kind"], str(data["name"])
     if kind == "quantizer":
         return f"{data['format']} {data['block']}"
     if kind == "contraction":
         whole = not data["operands"]  # a fused kernel, whose operands nobody knows
-        return _plain(data) if whole else str(name.rpartition(".")[2])
+        return _plain(data) if whole else name.removeprefix(f"{box} ").rpartition(".")[2]
     if kind == "key":
         return "random key"
-    if kind == "tangent":
-        return f"gradient of {name}"
-    return str(name) if kind in INPUTS or kind == "output" else _plain(data)
+    if kind not in INPUTS and kind != "output":
+        return _plain(data)
+    what, of, tensor = ("gradient", " of ", name) if kind == "tangent" else name.rpartition(" of ")
+    return f"{what}{of}{tensor.removeprefix(f'{box}.')}"
 
 
 def _plain(data: dict[str, Any]) -> str:

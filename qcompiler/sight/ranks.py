@@ -5,7 +5,7 @@ stands beside the layer.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import networkx
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from qcompiler.sight.picture import Line, Shape
 
 
-def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"]) -> dict[str, int]:
-    """Sets the rank of every shape in its box; returns that of every box in the box around it.
+def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[str, str]) -> dict[str, int]:
+    """Sets the rank of every shape in its box; returns the rank of every box in the box around it.
 
     A line between two boxes counts where they meet: between the parts of the innermost box around both.
+
+    Args:
+        shapes: the nodes.
+        lines: what joins them.
+        parents: path of a box → path of the box around it.
     """
-    places = {shape.id: [*_parents(shape.module), shape.id] for shape in shapes}
+    places = {shape.id: [*_around(shape.module, parents), shape.id] for shape in shapes}
     graphs: dict[str, networkx.DiGraph[str]] = {}
     order = _order(shapes, places)
     for shape in shapes:
@@ -39,10 +44,9 @@ def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"]) -> dict[str, int]:
     return {part: rank for part, rank in found.items() if part not in places}
 
 
-def _parents(module: str) -> list[str]:
-    """`a.b` → the boxes around it, outermost first: "", "box a", "box a.b"."""
-    parts = module.split(".") if module else []
-    return ["", *(f"box {'.'.join(parts[: index + 1])}" for index in range(len(parts)))]
+def _around(module: str, parents: Mapping[str, str]) -> list[str]:
+    """`a.b` → the boxes around its parts, outermost first: "", "box a", "box a.b"."""
+    return [*_around(parents[module], parents), f"box {module}"] if module else [""]
 
 
 def _order(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:

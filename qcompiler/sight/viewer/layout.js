@@ -1,119 +1,7 @@
-// From a picture (qcompiler/picture.py) to primitives with coordinates. Pure: no DOM, so Python draws SVG with it too.
+// From a tree to primitives with coordinates. Pure: no DOM, so Python draws SVG with it too.
 "use strict";
 
-const CHAR = 6.7, LINE = 24, GAP = 14, ROW = 26, PAD = 12, HEAD = 24, CHIP = 18, MIDDLE = 190, RAIL = 8;
-
-/** Boxes by module path, each with its parts (boxes and shapes) and the lines that meet in it. */
-function buildTree(picture) {
-  const root = {id: "", name: picture.title, parent: null, rank: 0, parts: [], lines: [], passing: [], depth: 0};
-  const boxes = new Map([["", root]]), shapes = new Map();
-  const box = path => {
-    if (boxes.has(path)) return boxes.get(path);
-    const cut = path.lastIndexOf("."), parent = box(cut < 0 ? "" : path.slice(0, cut));
-    const made = {id: "box " + path, path, name: path.slice(cut + 1), parent, rank: picture.ranks["box " + path],
-                  parts: [], lines: [], passing: [], depth: parent.depth + 1, isBox: true};
-    boxes.set(path, made);
-    parent.parts.push(made);
-    return made;
-  };
-  for (const data of picture.shapes) {
-    const shape = {...data, parent: box(data.module)};
-    shape.parent.parts.push(shape);
-    shapes.set(shape.id, shape);
-  }
-  const lines = picture.lines.map(line => ({...line, from: shapes.get(line.source), to: shapes.get(line.target)}));
-  const byId = new Map([...boxes.values()].map(b => [b.id, b]).concat([...shapes]));
-  for (const line of lines) {
-    const [above, below] = meet(line.from, line.to);
-    line.ends = [above, below];
-    above.parent.lines.push(line);
-    for (const [end, part] of [[line.from, above], [line.to, below]])
-      for (let inner = end; inner !== part; inner = inner.parent)
-        inner.parent.passing.push({line, part: inner, isAbove: (end === line.to) === (line.from.lane === 0)});
-  }
-  return {root, boxes, shapes, lines, byId, harms: picture.harms};
-}
-
-/** The parts of one box that two shapes stand in, or are. */
-function meet(a, b) {
-  const depth = x => x.isBox ? x.depth : x.parent.depth + 1;
-  while (depth(a) > depth(b)) a = a.parent;
-  while (depth(b) > depth(a)) b = b.parent;
-  while (a.parent !== b.parent) { a = a.parent; b = b.parent; }
-  return [a, b];
-}
-
-/** Opens boxes that hold products, from the outside inwards, while about `budget` parts are to be seen. */
-function defaultOpen(tree, stage, budget) {
-  const open = new Set([""]), queue = [tree.root];
-  const there = box => box.parts.filter(part => isThere(part, stage));
-  const multiplies = box => there(box).some(part => part.isBox ? multiplies(part) : part.kind === "contraction");
-  let count = 0;
-  while (queue.length) {
-    const box = queue.shift(), parts = there(box);
-    if (box !== tree.root && count + parts.length > budget) continue;
-    count += parts.length;
-    open.add(box.path || "");
-    queue.push(...parts.filter(part => part.isBox && multiplies(part)));
-  }
-  return open;
-}
-
-function isThere(part, stage) {
-  return part.isBox ? part.parts.some(inner => isThere(inner, stage)) : (part.stages >> stage & 1) === 1;
-}
-
-/** What a closed box holds: quantizers by their paint, contractions in float, operators, bytes saved; for each lane. */
-function summary(box, shown, paintOf, out) {
-  out = out || {lanes: [0, 0, 0], paints: [{}, {}, {}], kept: [0, 0, 0], operators: [new Set(), new Set(), new Set()], bytes: 0, saved: 0};
-  for (const part of box.parts) {
-    if (part.isBox) summary(part, shown, paintOf, out);
-    else if (shown(part)) {
-      out.lanes[part.lane]++;
-      if (part.kind === "quantizer") out.paints[part.lane][paintOf(part)] = (out.paints[part.lane][paintOf(part)] || 0) + 1;
-      if (part.kind === "operator") out.operators[part.lane].add(part.label);
-      if (part.kept) out.kept[part.lane]++;
-      if (part.kind === "saved") { out.bytes += part.bytes; out.saved++; }
-    }
-  }
-  return out;
-}
-
-function human(size) {
-  const units = ["B", "KiB", "MiB", "GiB"];
-  let unit = 0;
-  while (size >= 1024 && unit < 3) { size /= 1024; unit++; }
-  return (size >= 100 || unit === 0 ? size.toFixed(0) : size.toFixed(1)) + " " + units[unit];
-}
-
-/** The longest names first: they say most. */
-const operatorNames = names => [...names].sort((a, b) => b.length - a.length).join(", ");
-const shorten = (text, most) => text.length > most ? text.slice(0, most - 1) + "…" : text;
-const plural = (count, word) => count + " " + word + (count === 1 ? "" : "s");
-
-/** Figure → where the color changes, from harmless to bad; those of harm come with the picture. */
-const EDGES = {sqnr: [40, 30, 20, 10], clipped: [1e-12, 0.001, 0.01, 0.1], underflowed: [1e-12, 0.001, 0.01, 0.1]};
-const PAINTS = ["role-weight", "role-activation", "role-gradient", "role-output", "heat-4", "heat-3", "heat-2", "heat-1", "heat-0", "heat-none"];
-
-/** The class that colors a quantizer: `role-weight`, or `heat-0` … `heat-4` by one of its figures. */
-function paint(tree, shape, color) {
-  if (!color || color === "role") return "role-" + shape.role;
-  const value = shape.figures[color], edges = color === "harm" ? tree.harms : EDGES[color];
-  if (value === undefined) return "heat-none";
-  if (value === "nan") return "heat-4";
-  const number = value === "inf" ? Infinity : value === "-inf" ? -Infinity : value;
-  return "heat-" + edges.filter(edge => color === "sqnr" ? number <= edge : number >= edge).length;
-}
-
-/** What a class of `paint` means. */
-function paintName(tree, cls, color) {
-  if (cls.startsWith("role-")) return cls.slice(5);
-  if (cls === "heat-none") return "not watched";
-  const edges = color === "harm" ? tree.harms : EDGES[color], step = Number(cls.slice(5)), name = color === "sqnr" ? "SQNR" : color;
-  if (color === "sqnr") return step ? `${name} ≤ ${edges[step - 1]} dB` : `${name} > ${edges[0]} dB`;
-  if (color === "harm") return step ? `${name} ≥ ${edges[step - 1]}` : `${name} < ${edges[0]}`;
-  return step === 0 ? `${name} none` : step === 1 ? `${name} < ${100 * edges[1]} %` : `${name} ≥ ${100 * edges[step - 1]} %`;
-}
+const CHAR = 6.7, LINE = 24, GAP = 14, ROW = 26, PAD = 12, HEAD = 24, CHIP = 20, MIDDLE = 190, RAIL = 8, DOT = 6;
 
 /**
  * Primitives of the picture in one state.
@@ -148,7 +36,7 @@ function layout(tree, state) {
     orderRows(part);
     const rails = part.rails = findRails(part);
     const inside = lane => Math.max(0, ...part.rows.map(row => span(row.parts[lane], lane)));
-    const name = part === tree.root ? 0 : CHAR * (shorten(part.path || "", 40).length + 5) + 10 + 2 * RAIL * Math.max(rails[0], rails[2]);
+    const name = part === tree.root ? 0 : CHAR * (shortenPath(part.path || "", 40).length + 5) + 10 + 2 * RAIL * Math.max(rails[0], rails[2]);
     const has = lane => part.rows.some(row => row.parts[lane].length);
     part.size = [0, 2].map(lane => has(lane) ? Math.max(inside(lane) + 2 * PAD + 2 * RAIL * rails[lane], name) : 0);
     part.size = [part.size[0], has(1) ? MIDDLE : 0, part.size[1]];
@@ -165,11 +53,24 @@ function layout(tree, state) {
   function measureClosed(box) {
     const sum = box.sum = summary(box, shown, paintOf);
     sum.text = [0, 1, 2].map(lane => Object.keys(sum.paints[lane]).length || sum.kept[lane] ? "" : shorten(operatorNames(sum.operators[lane]), 24));
-    const wide = lane => Math.max(CHAR * (shorten(box.name, 30).length + 4) + 16, CHAR * sum.text[lane].length + 20,
-                                  36 * Object.keys(sum.paints[lane]).length + (sum.kept[lane] ? 80 : 0) + 16, 90);
+    sum.counts = [0, 1, 2].map(lane => placeCounts(sum, lane));
+    const wide = lane => Math.max(CHAR * (shortenPath(box.name, 30).length + 4) + 16, CHAR * sum.text[lane].length + 20,
+                                  sum.counts[lane].wide, 90);
     box.size = [sum.lanes[0] ? wide(0) : 0, sum.saved ? MIDDLE - 30 : 0, sum.lanes[2] ? wide(2) : 0];
     box.high = 44;
     return box;
+  }
+
+  /** Dots with their counts beside each other, and how wide they are together; offsets from the left of the box. */
+  function placeCounts(sum, lane) {
+    let x = 10;
+    const dots = PAINTS.filter(cls => sum.paints[lane][cls]).map(cls => {
+      const dot = {cls, x: x + DOT, text: String(sum.paints[lane][cls])};
+      x += 2 * DOT + 4 + CHAR * dot.text.length + 10;
+      return dot;
+    });
+    const kept = sum.kept[lane] ? sum.kept[lane] + " in float" : "";
+    return {dots, kept, keptAt: x, wide: x + CHAR * kept.length + (kept ? 10 : 0)};
   }
 
   /** Open boxes whose saved tensors would meet in the middle get rows of their own. */
@@ -238,6 +139,8 @@ function layout(tree, state) {
 
   const items = [], places = new Map();
   const add = (type, cls, fields) => items.push({type, cls, ...fields});
+  /** A rectangle that can be chosen: its key is unlike all others, its id is that of the shape or box. */
+  const addNode = (cls, part, lane, fields) => add("rect", cls, {...fields, id: part.id, key: part.id + "|" + lane});
 
   function place(part, center, y, chip) {
     const at = lane => ({x: center[lane] - part.size[lane] / 2, y, w: part.size[lane], h: part.high});
@@ -303,7 +206,7 @@ function layout(tree, state) {
     for (const side of [0, 2]) {
       const p = places.get(box.id + "|" + side);
       if (!p) continue;
-      add("rect", "module open depth" + box.depth % 4, {...p, r: 8, id: box.id});
+      addNode("module open depth" + box.depth % 4, box, side, {...p, r: 8, title: boxWords(box, side, true)});
     }
 
   // lines
@@ -371,7 +274,7 @@ function layout(tree, state) {
   // names of open boxes, over the lines that pass through them
   for (const box of drawn) if (box.rows)
     for (const side of [0, 2]) {
-      const p = places.get(box.id + "|" + side), name = (side ? "∇ " : "") + shorten(box.path, 40);
+      const p = places.get(box.id + "|" + side), name = (side ? "∇ " : "") + shortenPath(box.path, 40);
       if (p) add("text", "module-name", {x: p.x + 8 + (side ? 0 : RAIL * box.rails[0]), y: p.y + 16, text: "▾ " + name, id: box.id});
     }
 
@@ -380,21 +283,20 @@ function layout(tree, state) {
     for (const side of [0, 2]) {
       const p = places.get(box.id + "|" + side);
       if (!p) continue;
-      add("rect", "module closed" + (box.sum.kept[side] ? " kept" : ""), {...p, r: 8, id: box.id});
-      add("text", "module-name", {x: p.x + 10, y: p.y + 17, text: "▸ " + (side ? "∇ " : "") + shorten(box.name, 30), id: box.id});
-      let x = p.x + 16;
-      for (const cls of PAINTS) if (box.sum.paints[side][cls]) {
-        add("circle", "dot " + cls, {x, y: p.y + 31, r: 6, id: box.id});
-        add("text", "count", {x: x + 10, y: p.y + 35, text: String(box.sum.paints[side][cls]), id: box.id});
-        x += 36;
+      addNode("module closed" + (box.sum.kept[side] ? " kept" : ""), box, side, {...p, r: 8, title: boxWords(box, side, false)});
+      add("text", "module-name closed", {x: p.x + 10, y: p.y + 17, text: "▸ " + (side ? "∇ " : "") + shortenPath(box.name, 30), id: box.id});
+      const counts = box.sum.counts[side];
+      for (const dot of counts.dots) {
+        add("circle", "dot " + dot.cls, {x: p.x + dot.x, y: p.y + 31, r: DOT, id: box.id});
+        add("text", "count", {x: p.x + dot.x + DOT + 4, y: p.y + 35, text: dot.text, id: box.id});
       }
       if (box.sum.text[side]) add("text", "count operators", {x: p.x + 10, y: p.y + 35, text: box.sum.text[side], id: box.id});
-      if (box.sum.kept[side]) add("text", "count kept", {x: x - 6, y: p.y + 35, text: box.sum.kept[side] + " in float", id: box.id});
+      if (counts.kept) add("text", "count kept", {x: p.x + counts.keptAt, y: p.y + 35, text: counts.kept, id: box.id});
     }
     const p = places.get(box.id + "|1");
     if (p) {
-      add("rect", "shape saved", {...p, r: 9, id: box.id});
-      add("text", "label saved", {x: p.x + p.w / 2, y: p.y + 13, text: human(box.sum.bytes) + " in " + box.sum.saved, anchor: "middle", id: box.id});
+      addNode("shape saved", box, 1, {...p, r: CHIP / 2, title: boxWords(box, 1, false)});
+      add("text", "label saved", {x: p.x + p.w / 2, y: p.y + 14, text: savedWords(box.sum), anchor: "middle", id: box.id});
     }
   }
 
@@ -406,25 +308,12 @@ function layout(tree, state) {
     const goes = state.stage + 1 < tree.count && !(shape.stages >> (state.stage + 1) & 1) ? " goes" : "";
     const role = shape.kind === "quantizer" ? " " + paintOf(shape) : shape.role && !isHeat ? " role-" + shape.role : "", again = shape.details.recomputed ? " again" : "";
     const cls = "shape " + shape.kind + role + (shape.kept ? " kept" : "") + isNew + goes + again;
-    const r = shape.kind === "quantizer" ? 12 : shape.kind === "saved" ? 9 : shape.kind === "contraction" ? 3 : 5;
-    add("rect", cls, {...p.box, r, id: shape.id, title: shape.kept});
+    const r = shape.kind === "quantizer" ? 12 : shape.kind === "saved" ? CHIP / 2 : shape.kind === "contraction" ? 3 : 5;
+    addNode(cls, shape, shape.lane, {...p.box, r, title: shapeWords(shape)});
     const y = p.box.y + p.box.h / 2 + 4;
     add("text", "label " + shape.kind + role, {x: p.box.x + p.box.w / 2, y, text: label(shape), anchor: "middle", id: shape.id});
   }
   return {items, width, height, places};
-}
-
-function label(shape) {
-  const star = shape.kind === "quantizer" ? "★ " : "";
-  return star + shorten(shape.kind === "parameter" || shape.kind === "buffer" ? shape.label.slice(shape.label.lastIndexOf(".") + 1) : shape.label, shape.lane === 1 ? 23 : 34);
-}
-
-/** The entry of the legend that a shape belongs to. */
-function legendClass(shape, paintOf) {
-  if (shape.kind === "quantizer") return paintOf(shape).replace("role-", "");
-  if (shape.kind === "contraction") return shape.kept ? "kept" : "contraction";
-  if (shape.kind === "saved" || shape.kind === "operator") return shape.kind;
-  return "ends";
 }
 
 /** For Python: the primitives of one state. */

@@ -1,16 +1,19 @@
-// The page around the picture: zoom, folding, search, legend, details, and the slider through the passes.
+// The page around the picture: zoom, folding, search, legend, theme, and the slider through the passes.
 "use strict";
 
 const picture = JSON.parse(document.getElementById("picture").textContent);
 const tree = buildTree(picture);
 tree.count = picture.stages.length;
 const SVG = "http://www.w3.org/2000/svg", by = id => document.getElementById(id);
-const state = {stage: tree.count - 1, open: null, hidden: new Set(), chosen: null, color: picture.watched ? "harm" : "role"};
-state.open = defaultOpen(tree, state.stage, 60);
+const state = {stage: tree.count - 1, open: null, hidden: new Set(), chosen: null, color: picture.watched ? "harm" : "role",
+               stop: null, moved: false};  // the node that Tab goes to; whether the user has folded or moved anything
 const svg = d3.select("#canvas"), zoom = d3.zoom().scaleExtent([0.02, 4]);
 let drawn;
 
-svg.call(zoom.on("zoom", event => by("scene").setAttribute("transform", event.transform))).on("dblclick.zoom", null);
+svg.call(zoom.on("zoom", event => {
+  by("scene").setAttribute("transform", event.transform);
+  if (event.sourceEvent) state.moved = true;
+})).on("dblclick.zoom", null);
 
 function element(item) {
   const made = document.createElementNS(SVG, item.type);
@@ -25,11 +28,14 @@ function element(item) {
     made.textContent = item.text;
   }
   if (item.id !== undefined) set("data-id", item.id);
+  if (item.key) makeStop(made, item);
+  else set("aria-hidden", "true");
   if (item.title) made.appendChild(document.createElementNS(SVG, "title")).textContent = item.title;
   return made;
 }
 
 function draw() {
+  const hadFocus = by("scene").contains(document.activeElement);
   drawn = layout(tree, state);
   const parts = document.createDocumentFragment();
   for (const item of drawn.items) {
@@ -38,6 +44,7 @@ function draw() {
     parts.appendChild(made);
   }
   by("scene").replaceChildren(parts);
+  setStop(state.stop, hadFocus);
   const [name, changes] = picture.stages[state.stage];
   const now = countThere(state.stage), before = state.stage ? countThere(state.stage - 1, state.stage) : null;
   by("stage-name").textContent = `${state.stage + 1}/${tree.count} ${name}` + (changes ? `: ${plural(changes, "place")}` : "")
@@ -57,12 +64,45 @@ function countThere(stage, next) {
   return {quantizers, added, removed};
 }
 
+const canvasSize = () => by("canvas").getBoundingClientRect();
+
 function fit() {
-  const size = by("canvas").getBoundingClientRect(), scale = Math.min(1, size.width / drawn.width);
+  const size = canvasSize(), scale = Math.min(1, size.width / drawn.width);
   svg.call(zoom.transform, d3.zoomIdentity.translate((size.width - drawn.width * scale) / 2, 0).scale(scale));
 }
 
+const LEGIBLE = 0.75;  // of the size of the letters: 8 pixels high
+
+/** The first picture: as many modules unfolded as can be read in a window of this width. */
+function begin() {
+  for (const budget of [60, 30, 15, 0]) {
+    state.open = defaultOpen(tree, state.stage, budget);
+    draw();
+    if (drawn.width * LEGIBLE <= canvasSize().width) break;
+  }
+  fit();
+}
+
+let width = 0;
+/** Another width of the window: the first picture again, or, once the user has moved it, the same middle. */
+function refit() {
+  const before = width;
+  width = canvasSize().width;
+  if (!state.moved) begin();
+  else svg.call(zoom.translateBy, (width - before) / 2 / d3.zoomTransform(by("canvas")).k, 0);
+}
+
+/** Moves the picture as little as will show a place of it. */
+function bring(place) {
+  const now = d3.zoomTransform(by("canvas")), size = canvasSize(), edge = 12;
+  const shift = (low, high, most) => high > most - edge ? Math.max(most - edge - high, edge - low) : low < edge ? edge - low : 0;
+  const x = shift(now.applyX(place.x), now.applyX(place.x + place.w), size.width);
+  const y = shift(now.applyY(place.y), now.applyY(place.y + Math.min(place.h, LINE)), size.height);
+  if (x || y) { state.moved = true; svg.call(zoom.translateBy, x / now.k, y / now.k); }
+}
+
 function fold(box) {
+  state.moved = true;
   state.open.has(box.path) ? state.open.delete(box.path) : state.open.add(box.path);
   const before = corner(box);
   draw();
@@ -73,49 +113,12 @@ function fold(box) {
 const corner = box => drawn.places.get(box.id + "|0") || drawn.places.get(box.id + "|2");
 
 function reveal(shape) {
+  state.moved = true;
   for (let box = shape.parent; box; box = box.parent) state.open.add(box.path || "");
   draw();
-  const p = drawn.places.get(shape.id + "|" + shape.lane), size = by("canvas").getBoundingClientRect();
-  if (p) svg.call(zoom.transform, d3.zoomIdentity.translate(size.width / 2 - p.x - p.w / 2, size.height / 2 - p.y).scale(1));
-}
-
-function choose(id) {
-  state.chosen = id;
-  const part = tree.byId.get(id), panel = by("details");
-  panel.replaceChildren();
-  if (part && part.isBox) table(panel, part.path, boxDetails(part));
-  else if (part) table(panel, part.details.name || part.label, {kind: part.kind, node: part.id, module: part.module, ...part.details});
-  if (part && part.figures && Object.keys(part.figures).length) table(panel, "debugger, " + plural(picture.watched, "step"), part.figures);
-  mark();
-}
-
-function boxDetails(box) {
-  const sum = summary(box, shape => isThere(shape, state.stage), paintOf), counts = {};
-  for (const lane of sum.paints) for (const cls in lane) {
-    const name = "quantizers, " + paintName(tree, cls, state.color);
-    counts[name] = (counts[name] || 0) + lane[cls];
-  }
-  return {kind: "module", ...counts, "left in float": sum.kept[0] + sum.kept[2], "saved for backward": human(sum.bytes)};
-}
-
-function table(panel, title, rows) {
-  const heading = panel.appendChild(document.createElement("h2"));
-  heading.textContent = title;
-  const body = panel.appendChild(document.createElement("table"));
-  for (const [name, value] of Object.entries(rows)) {
-    if (value === "" || value === null || value === undefined) continue;
-    const row = body.insertRow();
-    row.insertCell().textContent = name.replaceAll("_", " ");
-    row.insertCell().textContent = show(name, value);
-  }
-}
-
-function show(name, value) {
-  if (name.includes("bytes")) return value.toLocaleString("en") + " (" + human(value) + ")";
-  if (name === "shape") return "[" + value.join(", ") + "]";
-  if (name === "consumers") return value.map(id => { const s = tree.shapes.get(id); return s ? s.details.name || s.label : id; }).join(", ");
-  if (typeof value === "number") return String(Number(value.toPrecision(4)));
-  return Array.isArray(value) ? value.join(", ") : String(value);
+  const p = drawn.places.get(shape.id + "|" + shape.lane), size = canvasSize();
+  const middle = drawn.width < size.width ? drawn.width / 2 : p && p.x + p.w / 2;  // of the picture, where all of it fits
+  if (p) svg.call(zoom.transform, d3.zoomIdentity.translate(size.width / 2 - middle, size.height / 2 - p.y).scale(1));
 }
 
 /** Marks what is chosen, and every line that touches it: the consumers of a quantizer, through what is saved. */
@@ -130,11 +133,14 @@ function mark() {
   }
 }
 
-by("canvas").addEventListener("click", event => {
-  const id = event.target.dataset && event.target.dataset.id, part = id && tree.byId.get(id);
+/** A click or Enter: a module folds or unfolds, everything is chosen. */
+function press(id) {
+  const part = id && tree.byId.get(id);
   if (part && part.isBox) fold(part);
   choose(id || null);
-});
+}
+
+by("canvas").addEventListener("click", event => press(event.target.dataset && event.target.dataset.id));
 
 const paintOf = shape => paint(tree, shape, state.color);
 const LEGEND = [...PAINTS.map(cls => [cls.replace("role-", ""), cls]), ["contraction", "contraction"], ["kept", "left in float"],
@@ -147,7 +153,9 @@ function legend() {
   const found = new Set(shapes.map(shape => legendClass(shape, paintOf)));
   for (const [key, name] of LEGEND) {
     if (!found.has(key)) continue;
-    const entry = by("legend").appendChild(document.createElement("label")), box = document.createElement("input");
+    const entry = by("legend").appendChild(document.createElement("label")), isHeat = key.startsWith("heat-");
+    entry.title = isHeat ? HEAT_ENTRY : ENTRIES[key];
+    const box = document.createElement("input");
     box.type = "checkbox";
     box.checked = !state.hidden.has(key);
     box.id = "legend-" + key;
@@ -171,7 +179,7 @@ function search(step) {
   hits = text ? [...tree.shapes.values()].filter(s => isThere(s, state.stage) && haystack(s).includes(text)) : [];
   hit = hits.length ? (hit + step + hits.length) % hits.length : -1;
   by("found").textContent = text ? (hits.length ? `${hit + 1}/${hits.length}` : "none") : "";
-  if (hits.length) { reveal(hits[hit]); choose(hits[hit].id); }
+  if (hits.length) { choose(hits[hit].id); reveal(hits[hit]); }
 }
 const haystack = s => [s.id, s.label, s.module, s.kind, s.role, s.kept, s.details.name, s.details.op].join(" ").toLowerCase();
 by("search").addEventListener("input", () => { hit = -1; search(1); });
@@ -180,12 +188,19 @@ by("search").addEventListener("keydown", event => { if (event.key === "Enter") s
 by("stage").max = tree.count - 1;
 by("stage").value = state.stage;
 by("stage").addEventListener("input", event => { state.stage = Number(event.target.value); legend(); draw(); });
-by("fold").addEventListener("click", () => { state.open = new Set([""]); draw(); fit(); });
-by("unfold").addEventListener("click", () => { state.open = new Set([...tree.boxes.keys()]); draw(); });
+by("fold").addEventListener("click", () => { state.moved = true; state.open = new Set([""]); draw(); fit(); });
+by("unfold").addEventListener("click", () => { state.moved = true; state.open = new Set([...tree.boxes.keys()]); draw(); });
 by("fit").addEventListener("click", fit);
-by("title").textContent = document.title = picture.title;
+window.addEventListener("resize", refit);
 
-legend();
-draw();
-fit();
-document.body.dataset.ready = "true";
+/** The theme is that of the system until the button asks for the other one. */
+const system = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (document.documentElement.style.colorScheme || (system.matches ? "dark" : "light")) === "dark";
+const showTheme = () => by("theme").setAttribute("aria-pressed", isDark());
+by("theme").addEventListener("click", () => {
+  const dark = !isDark();
+  document.documentElement.style.colorScheme = dark === system.matches ? "" : dark ? "dark" : "light";
+  showTheme();
+});
+system.addEventListener("change", showTheme);
+by("title").textContent = document.title = picture.title;
