@@ -26,46 +26,52 @@ def activation_shift(q: Quantizer) -> int:
     onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
     leaves the old type in an attribute, and refuses the file.
     """
-    return 128 if storage_type(q.spec.format) == ir.DataType.INT8 else 0
+    one_scale = simple_axis(q.edges) == -1
+    return 128 if one_scale and storage_type(q.spec.format) == ir.DataType.INT8 else 0
 
 
 def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
-    """(codes, values) by QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does.
+    """(codes, values) of a known range.
 
-    Codes and zero point have `shift` added.
+    1. One scale: QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does. Codes and
+       zero point have `shift` added.
+    2. Several scales: the functions of measured ranges. onnxruntime takes a QuantizeLinear along an axis into integer
+       kernels that have one scale alone, and then refuses the file.
+    3. Floats: a cast, or a function.
     """
-    scale, kind, form = by_dimension(array(q.scale), q.edges), storage_type(q.spec.format), q.spec.format
-    axis = simple_axis(q.edges)
-    if axis is None:
-        raise ExportError(f"export: {q.site}: a static range over blocks {q.spec.block} changes along several axes")
+    scale, form = factor(by_dimension(array(q.scale), q.edges)), q.spec.format
     if isinstance(form, FloatFormat):
         # no QuantizeLinear: with 8-bit floats outputs were wrong by half under onnxruntime 1.31's optimizations
-        steps = q.constant(
-            "scale", spread(q.edges, factor(scale), [d for d, n in enumerate(q.edges.extents) if n is None])
-        )
+        steps = _repeated(q, "scale", scale)
         levels = _minifloat(q, form, q.op("Div", q.merged(q.float_input()), steps))
         return levels, _joined(q, q.op("Mul", _as_float(q, levels), steps))
-    factors = q.along(factor(scale), axis)
-    points = q.along(np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges), axis)
-    attributes: dict[str, Any] = {} if axis < 0 else {"axis": axis}
-    kind = ir.DataType.UINT8 if shift else kind
+    points = np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges)
+    if simple_axis(q.edges) != -1:
+        parts = _repeated(q, "scale", scale), _repeated(q, "zero_point", points.astype(np.float32))
+        codes = q.op("RangeQuantize", q.merged(q.float_input()), *parts, **_ends(form))
+        return codes, q.shaped(q.unmerged(q.op("RangeDequantize", codes, *parts)))
+    kind = ir.DataType.UINT8 if shift else storage_type(form)
+    scale, points = scale.reshape(()), points.reshape(())
     parts = (
-        q.constant("scale", factors),
+        q.constant("scale", scale),
         q.constant("zero_point", ir.Tensor((points + shift).astype(kind.numpy()), dtype=kind)),
     )
-    codes = q.op("QuantizeLinear", q.merged(_cut_to_codes(q, form, factors, points, axis)), *parts, **attributes)
-    if not q.edges.joined:
-        q.shaped(codes, kind)
-    return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", codes, *parts, **attributes)))
+    codes = q.shaped(q.op("QuantizeLinear", _cut_to_codes(q, form, scale, points), *parts), kind)
+    return codes, q.shaped(q.op("DequantizeLinear", codes, *parts))
 
 
-def _cut_to_codes(q: Quantizer, form: IntFormat, factors: np.ndarray, points: np.ndarray, axis: int) -> ir.Value:
+def _repeated(q: Quantizer, name: str, numbers: np.ndarray) -> ir.Value:
+    """Numbers of one a block as a constant that has the extents of the tensor, or 1 where they do not change."""
+    same = [dim for dim, count in enumerate(q.edges.counts) if count is None or count == 1]
+    return q.constant(name, spread(q.edges, numbers, same))
+
+
+def _cut_to_codes(q: Quantizer, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
     """The tensor, cut to the values of the first and the last code where the type has codes beyond them."""
     x, kind = q.float_input(), storage_type(form)
-    shape = [-1 if dim == axis else 1 for dim in range(len(q.edges.edges))] if axis >= 0 else []
     for name, op_type, end, of_type in (("low", "Max", form.qmin, kind.min), ("high", "Min", form.qmax, kind.max)):
         if end != of_type:
-            bound = ((end - points.astype(np.float32)) * factors).astype(np.float32).reshape(shape)
+            bound = ((end - point.astype(np.float32)) * scale).astype(np.float32)
             x = q.shaped(q.op(op_type, x, q.constant(name, bound)))
     return x
 

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.writer import constant, replace_node, source
+from qcompiler.deploy.writer import constant, negate_twice, replace_node, source
 
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -54,8 +54,7 @@ def _put_behind(graph: ir.Graph, node: ir.Node) -> None:
     x, weight, bias = (*node.inputs, None)[:3]
     bare = ir.node(node.op_type, [x, weight], node.attributes, name=node.name)
     if bias is None or bias.const_value is None or not bias.const_value.numpy().any():
-        turned = ir.node("Neg", bare.outputs, name=f"{node.name}/Turned")
-        behind = [turned, ir.node("Neg", turned.outputs, name=f"{node.name}/Back")]
+        behind = negate_twice(bare.outputs[0], str(node.name))
     else:
         spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
         numbers = (-bias.const_value.numpy() * np.float32(_factor(node))).reshape(spread)

@@ -31,18 +31,34 @@ def keep_products(graph: ir.Graph) -> None:
 
 
 def keep_clips(graph: ir.Graph) -> None:
-    """Beside quantizers of 4 bits, makes each Clip a Max and a Min: onnxruntime 1.31 refuses Clips in front of one."""
-    points = [node.inputs[2] for node in graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
-    if all(point is None or point.dtype not in _FOUR_BITS for point in points):
-        return
-    for node in [node for node in graph if node.op_type == "Clip"]:
+    """Beside quantizers of 4 bits, makes each Clip a Max and a Min, and each Relu a Max.
+
+    onnxruntime refuses Clips in front of such a quantizer. A Relu there it leaves out, whatever the zero point: where
+    that is not the first code, half of the codes were wrong.
+    """
+    points = four_bit_points(graph)
+    first = all(point.const_value is not None and (array(point) == point.dtype.min).all() for point in points)
+    for node in [node for node in graph if points and node.op_type in ("Clip", "Relu")[: 1 if first else 2]]:
+        bounds = node.inputs[1:] if node.op_type == "Clip" else (_zero_like(graph, node),)
         made: list[ir.Node] = []
-        for op_type, bound in zip(("Max", "Min"), (*node.inputs[1:], None, None), strict=False):
+        for op_type, bound in zip(("Max", "Min"), (*bounds, None, None), strict=False):
             if bound is not None:
                 last = made[-1].outputs[0] if made else node.inputs[0]
                 made.append(ir.node(op_type, [last, bound], name=f"{node.name}/{op_type}"))
         if made:
             replace_node(graph, node, made)
+
+
+def _zero_like(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """0 in the type of a node."""
+    kind = node.outputs[0].dtype or ir.DataType.FLOAT
+    return constant(graph, f"zero/{kind.name}", np.zeros((), kind.numpy()))
+
+
+def four_bit_points(graph: ir.Graph) -> list[ir.Value]:
+    """The zero points of the quantizers of 4 bits."""
+    points = [node.inputs[2] for node in graph if node.op_type == "QuantizeLinear" and len(node.inputs) > 2]
+    return [point for point in points if point is not None and point.dtype in _FOUR_BITS]
 
 
 def keep_layers(graph: ir.Graph) -> None:

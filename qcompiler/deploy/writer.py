@@ -12,7 +12,7 @@ from qcompiler.deploy.trace import ExportError
 from qcompiler.runtime.spec import parse_spec
 
 #: what onnxruntime moves DequantizeLinear over
-_MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
+MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
 
 
 class Quantizer:
@@ -100,7 +100,7 @@ def constant(graph: ir.Graph, name: str, numbers: ir.Tensor | np.ndarray) -> ir.
 def source(value: ir.Value | None) -> ir.Node | None:
     """The node that computes a value, in front of those over which onnxruntime moves DequantizeLinear."""
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
+    while node is not None and node.op_type in MOVERS and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
 
@@ -111,6 +111,30 @@ def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> Non
         one.outputs[0].type, one.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         one.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
+
+
+def negate_twice(value: ir.Value, name: str) -> list[ir.Node]:
+    """−(−x): the same number to the bit, which no optimization of onnxruntime takes out or looks through."""
+    turned = ir.node("Neg", [value], name=f"{name}/Turned")
+    return [turned, ir.node("Neg", turned.outputs, name=f"{name}/Back")]
+
+
+def put_behind(graph: ir.Graph, node: ir.Node) -> None:
+    """Node → node and a barrier behind it."""
+    bare = ir.node(node.op_type, node.inputs, node.attributes, name=node.name)
+    replace_node(graph, node, [bare, *negate_twice(bare.outputs[0], str(node.name))])
+
+
+def put_in_front(graph: ir.Graph, node: ir.Node) -> None:
+    """A barrier in front of the first input of a node."""
+    value = node.inputs[0]
+    assert value is not None
+    made = negate_twice(value, str(node.name))
+    for one in made:
+        one.outputs[0].type, one.outputs[0].shape = value.type, value.shape
+        one.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, made)
+    node.replace_input_with(0, made[-1].outputs[0])
 
 
 def array(value: ir.Value | None) -> np.ndarray:
