@@ -7,6 +7,7 @@ from typing import Final
 from torch.fx import Graph, Node
 
 from qcompiler.passes.graph import InputKind, aten, get_input, is_backward, is_size, is_view, value, view_root
+from qcompiler.passes.masks import is_masked_sum
 from qcompiler.runtime import ops
 
 BATCH_NORMS: Final = frozenset(
@@ -45,12 +46,13 @@ def layer_end(node: Node) -> Node:
 
 
 def residual_sums(graph: Graph) -> Iterator[Node]:
-    """Forward sums of two floating tensors of one shape that both depend on the input of the model."""
+    """Forward sums of two floating tensors of one shape that both depend on the input of the model, none a mask."""
     varies = _depends_on_input(graph)
     for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         terms = [term for term in node.args[:2] if isinstance(term, Node) and varies.get(term)]
         alike = len(terms) == 2 and all(value(term).shape == value(node).shape for term in terms)
-        if alike and not is_backward(node) and value(node).is_floating_point() and value(node).ndim > 1:
+        alike = alike and value(node).is_floating_point() and value(node).ndim > 1
+        if alike and not is_backward(node) and not is_masked_sum(node):
             yield node
 
 

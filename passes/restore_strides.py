@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import operator
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
@@ -71,7 +71,7 @@ def _read_copies(node: Node, changed: Iterable[tuple[int, Node]], copies: _Copie
             key = (source, strides, is_backward(node))
             copies[key] = copied[place] = copies.get(key) or _lay_out(source, strides, node)
     places = itertools.count()
-    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: copied.get(next(places), arg))  # type: ignore[assignment, misc]
+    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: copied.get(next(places), arg))
 
 
 def _lay_out(source: Node, strides: Strides, reader: Node) -> Node:

@@ -27,7 +27,7 @@ def record_strides(graph: Graph) -> None:
 def list_arguments(node: Node) -> list[Any]:
     """Return the arguments of a node without their nesting; a node that stands there twice is listed twice."""
     leaves: list[Any] = []
-    map_aggregate((node.args, node.kwargs), leaves.append)  # type: ignore[arg-type]
+    map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
 
 
