@@ -1,6 +1,7 @@
 """The plumbing between passes and torch.fx: the only file that reads or writes `node.meta`.
 
-One key of ours holds one typed value a node: an `Input` on placeholders, a `Contraction` on contractions.
+One key of ours holds one typed value a node: an `Input` on placeholders, a `Contraction` on contractions. Two more keys
+hold what a node reads: the strides that it was traced with (passes/strides.py), the fake values it was inferred from.
 """
 
 import ast
@@ -21,6 +22,8 @@ from qcompiler.runtime import ops
 aten = torch.ops.aten
 
 _KEY: Final = "qcompiler"
+_STRIDES_READ: Final = "qcompiler_strides_read"
+_INFERRED_FROM: Final = "qcompiler_inferred_from"
 
 
 class InputKind(enum.StrEnum):
@@ -140,6 +143,21 @@ def record(node: Node, arg: int, **changes: Any) -> None:
 def value(node: Node) -> torch.Tensor:
     """The fake tensor that a node produces: shape, strides, dtype, device."""
     return cast(torch.Tensor, node.meta["val"])
+
+
+def set_value(node: Node, val: Any) -> None:
+    """Writes the fake value that a node produces."""
+    node.meta["val"] = val
+
+
+def strides_read(node: Node) -> tuple[tuple[int, ...] | None, ...] | None:
+    """The strides that a node of a captured graph reads, one for each argument; None for a node that a pass wrote."""
+    return node.meta.get(_STRIDES_READ)
+
+
+def set_strides_read(node: Node, strides: tuple[tuple[int, ...] | None, ...]) -> None:
+    """Attaches the strides that a node reads."""
+    node.meta[_STRIDES_READ] = strides
 
 
 def has_value(node: Node) -> bool:
@@ -306,6 +324,7 @@ VIEWS: Final = frozenset(
         aten.detach.default,
         aten.alias.default,
         aten.contiguous.default,
+        ops.LAY_OUT,
     }
 )
 
@@ -396,6 +415,17 @@ def infer(node: Node) -> None:
     kwargs = torch.fx.map_arg(node.kwargs, lambda a: a.meta["val"])
     with fake_mode(node.graph), torch.no_grad():
         node.meta["val"] = cast(Callable[..., Any], node.target)(*args, **kwargs)
+    node.meta[_INFERRED_FROM] = _values_read(node)
+
+
+def is_outdated(node: Node) -> bool:
+    """True where a node that a pass wrote was inferred from other fake values than it reads now."""
+    before, now = node.meta.get(_INFERRED_FROM, ()), _values_read(node)
+    return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
+
+
+def _values_read(node: Node) -> tuple[Any, ...]:
+    return tuple(source.meta.get("val") for source in node.all_input_nodes)
 
 
 def fake_mode(graph: Graph) -> FakeTensorMode:

@@ -17,6 +17,7 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
+from qcompiler.passes.masks import is_masked_sum
 from qcompiler.runtime import ops
 
 BATCH_NORMS: Final = frozenset(
@@ -57,14 +58,14 @@ def layer_end(node: Node) -> Node:
 def residual_sums(graph: Graph) -> Iterator[Node]:
     """Forward sums of two floating tensors of one shape that both depend on the input of the model.
 
-    Sums are those that the model writes: none inside of an interpolation or a recurrent cell.
+    Sums are those that the model writes: none inside of an interpolation or a recurrent cell, and none with a mask.
     """
     varies = _depends_on_input(graph)
     for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         terms = [term for term in node.args[:2] if isinstance(term, Node) and varies.get(term)]
         alike = len(terms) == 2 and all(value(term).shape == value(node).shape for term in terms)
         floating = value(node).is_floating_point() and value(node).ndim > 1
-        if alike and floating and not is_backward(node) and is_written_sum(node):
+        if alike and floating and not is_backward(node) and is_written_sum(node) and not is_masked_sum(node):
             yield node
 
 

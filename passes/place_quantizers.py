@@ -27,6 +27,7 @@ from qcompiler.passes.graph import (
     view_root,
 )
 from qcompiler.passes.layers import end_layout, layer_end, residual_sums, sum_layout
+from qcompiler.passes.masks import adds_mask, split_mask
 from qcompiler.passes.rules import ADDITION, Behind, Position, Product, Role, Rule, Sign, first_match
 from qcompiler.passes.signs import is_nonnegative
 from qcompiler.runtime import ops
@@ -49,6 +50,8 @@ class PlaceQuantizers:
     5. A rule that names a product puts it into the site, `…/grad.weight-gradient`: the two quantizers of one tensor
        round with bits of their own.
     6. A rule for outputs that names `addition` puts one behind residual sums.
+    7. An attention mask is no data: baddbmm(mask, A, B) with a quantized output becomes bmm(A, B) + mask, with the
+       quantizer behind the contraction alone; a sum in front of a softmax is no residual sum (passes/masks.py).
     """
 
     name: ClassVar[str] = "place-quantizers"
@@ -60,17 +63,23 @@ class PlaceQuantizers:
         found = list(contractions(module.graph))
         outputs = sum(self.place_output(node, fact) for node, fact in found)
         outputs += self.place_sums(module)
+        found = list(contractions(module.graph))
         return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
 
     def place_output(self, node: Node, fact: Contraction) -> int:
         """Case 4: a quantizer behind a forward contraction, or its layer, for all its readers."""
-        end = layer_end(node)
+        masked = adds_mask(node)
+        end = node if masked else layer_end(node)
         match = self._match_output(fact, node, end)
-        if match is None or not fact.layout or fact.output_rule is not None or value(node).numel() == 0:
+        val = value(node)
+        if match is None or not fact.layout or fact.output_rule is not None:
             return 0
         index, rule = match
-        if rule.spec is None:
+        if rule.spec is None or val.numel() == 0 or not val.is_floating_point():
             return 0
+        if masked:
+            node = end = split_mask(node, fact)
+            fact = get_contraction(node) or fact
         set_fact(node, dataclasses.replace(fact, output_rule=index))
         end = end if rule.behind is Behind.LAYER else node
         _quantize_for_all(end, rule.spec, end_layout(fact.layout, end), f"{fact.site}/output")

@@ -6,15 +6,16 @@ from typing import ClassVar, cast
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.graph import aten, insert_call, value
+from qcompiler.passes.graph import aten, infer, insert_call, pin_to_backward, value
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitConvolutionBackward:
     """convolution_backward(G, X, W, mask=[T, T, b]) → input gradient (mask [T, F, F]) and weight gradient ([F, T, b]).
 
-    Bitwise the same: the kernels compute the two products one after the other in any case. Each product uses one of X
-    and W for its shape only; there a broadcast scalar of that shape takes its place, so nothing else is kept alive.
+    Bitwise the same: the kernels compute the two contractions one after the other in any case. Each contraction uses
+    one of X and W for its shape and strides only. An empty tensor of that shape and those strides takes its place, so
+    nothing else is kept alive. The kernels choose the memory format of their result by the strides of both operands.
     """
 
     name: ClassVar[str] = "split-convolution-backward"
@@ -34,6 +35,7 @@ def _split(node: Node) -> int:
     if dx and dw:
         weight = insert_call(node.graph, node.target, (*head, [False, dw, db]), before=node)
         node.args = (*head, [True, False, False])
+        infer(node)
         for item in list(node.users):
             if item.target is operator.getitem and item.args[1] in (1, 2):
                 item.replace_input_with(node, weight)
@@ -46,9 +48,8 @@ def _split(node: Node) -> int:
 
 
 def is_shape_only(node: Node) -> bool:
-    """True for the broadcast scalar that stands in for an operand of which only the shape is read."""
-    source = node.args[0] if node.target is aten.expand.default else None
-    return isinstance(source, Node) and source.target is aten.full.default
+    """Return True for the empty tensor that stands in for an operand of which only shape and strides are read."""
+    return node.target is aten.empty_strided.default
 
 
 def _shape_only(node: Node, arg: int) -> int:
@@ -58,7 +59,7 @@ def _shape_only(node: Node, arg: int) -> int:
         return 0
     like = value(source)
     options = {"dtype": like.dtype, "device": like.device}
-    scalar = insert_call(node.graph, aten.full.default, ([1] * like.ndim, 0.0), options, before=node)
-    wide = insert_call(node.graph, aten.expand.default, (scalar, list(like.shape)), before=node)
-    node.update_arg(arg, wide)
+    empty = insert_call(node.graph, aten.empty_strided.default, (list(like.shape), like.stride()), options, before=node)
+    pin_to_backward(empty)
+    node.update_arg(arg, empty)
     return 1

@@ -1,5 +1,6 @@
 """What a legal graph is: a table of rules that is checked after every pass, and on both halves after the partition."""
 
+import operator
 from collections.abc import Callable
 from typing import Final
 
@@ -12,9 +13,11 @@ from qcompiler.passes.graph import (
     is_backward,
     is_view,
     quantizers,
+    strides_read,
     value,
     view_root,
 )
+from qcompiler.passes.strides import changed_reads, get_strides, may_read_any
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import view_blocks
 from qcompiler.runtime.rounding import Rounding
@@ -59,6 +62,22 @@ def verify_saved(forward: GraphModule, saved: list[Node]) -> None:
         root = view_root(node)
         if root.target in (ops.DEQUANTIZE, ops.UNPACK):
             raise VerifyError(f"{node.name}: saved for backward as {value(node).dtype}, but its codes would do")
+
+
+def verify_strides(module: GraphModule) -> None:
+    """Checks, after all passes, that every traced operator but contractions reads the strides that were traced.
+
+    Raises:
+        VerifyError: names the reader, the tensor and both strides.
+    """
+    for node in module.graph.nodes:
+        traced = strides_read(node)
+        if traced is None or may_read_any(node) or node.target is operator.getitem:
+            continue
+        for place, source in changed_reads(node):
+            if 0 not in (traced[place] or ()):  # a dense tensor in place of an expanded one: no copy can be expanded
+                found = get_strides(source)
+                raise VerifyError(f"{node.name}: reads {source.name} with strides {found}; traced: {traced[place]}")
 
 
 def _spec(node: Node) -> tuple[QuantSpec, str]:

@@ -15,6 +15,7 @@ from qcompiler.naming import PLAIN, FrameNames
 from qcompiler.numbers import NONE, BakedInError, Numbers, replace_numbers
 from qcompiler.passes.frame import WHOLE, Frame
 from qcompiler.passes.graph import Input, InputKind, aten, is_backward, rename_modules, set_fact
+from qcompiler.passes.strides import record_strides
 from qcompiler.runtime.step import Write, WriteKind
 
 #: outputs that share memory with an input or with one another, by AOTAutograd's names
@@ -179,6 +180,7 @@ def _annotate(
         else:
             raise CaptureError(f"input {node.name} is a {type(description).__name__}, which is not supported")
     _tag_halves(graph)
+    record_strides(graph.graph)
     differentiable = tuple(bool(info.requires_grad) for info in metadata.output_info)
     return Captured(graph, tuple(facts), writes, differentiable, tuple(tangents), bool(tangents))
 

@@ -52,7 +52,7 @@ def is_number(node: Any) -> bool:
 
 
 def assigns_data(node: Node) -> bool:
-    """Return True for `parameter.data = value` in a Dynamo graph: `set_` up to torch 2.14, `shallow_copy_data_` since."""
+    """Return True for `parameter.data = value` in a Dynamo graph: `set_`, or `shallow_copy_data_` since torch 2.15."""
     return node.target is torch.Tensor.set_ or str(node.target) == "aten.shallow_copy_data_"
 
 

@@ -16,13 +16,15 @@ from qcompiler.passes.graph import (
     aten,
     copy_graph,
     fake_mode,
+    finish,
     get_input,
     infer,
     is_backward,
     value,
     view_root,
 )
-from qcompiler.passes.verify import verify, verify_saved
+from qcompiler.passes.restore_strides import RestoreStrides
+from qcompiler.passes.verify import verify, verify_saved, verify_strides
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.state import RangeStore, StateSite
@@ -96,8 +98,11 @@ def split(captured: Captured) -> tuple[GraphModule, GraphModule, list[Node]]:
         _infer_missing(half)
     save_codes(first, second, outputs)
     saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
-    verify(first)
-    verify(second)
+    for half in (first, second):
+        RestoreStrides()(half)
+        finish(half)
+        verify(half)
+        verify_strides(half)
     verify_saved(first, saved)
     return first, second, saved
 
@@ -242,6 +247,7 @@ def _compile(
             is_backward=is_backward,
             is_inference=not captured.is_joint,
             static_inputs=() if is_backward else captured.static_inputs,
+            fixed_outputs=None if is_backward else captured.forward_outputs,
         )
     except Exception as error:
         if backend == "inductor":

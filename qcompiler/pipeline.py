@@ -9,6 +9,7 @@ from qcompiler.passes.hoist_views import HoistViews
 from qcompiler.passes.learn_ranges import LearnRanges
 from qcompiler.passes.mask_gradients import MaskGradients
 from qcompiler.passes.place_quantizers import PlaceQuantizers
+from qcompiler.passes.restore_strides import RestoreStrides
 from qcompiler.passes.rotate_operands import RotateOperands
 from qcompiler.passes.round_biases import RoundBiases
 from qcompiler.passes.save_quantized import SaveQuantized
@@ -38,5 +39,6 @@ def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> P
             ThreadRanges(frozen),  # ranges of the past, in and out
             RoundBiases(active=frozen and recipe.integer_biases),  # as integer engines add them, in eval
             SaveQuantized(),  # codes, scales and bits for backward
+            RestoreStrides(),  # as traced, for every operator that is no contraction
         )
     )

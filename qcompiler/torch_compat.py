@@ -146,14 +146,24 @@ def retrace(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) ->
 
 
 def compile_inductor(
-    module: GraphModule, inputs: Sequence[Any], *, is_backward: bool, is_inference: bool, static_inputs: Sequence[int]
+    module: GraphModule,
+    inputs: Sequence[Any],
+    *,
+    is_backward: bool,
+    is_inference: bool,
+    static_inputs: Sequence[int],
+    fixed_outputs: int | None,
 ) -> Callable[[list[Any]], Sequence[Any]]:
     """The graph compiled by Inductor; called with a list, which it empties.
 
+    The first `fixed_outputs` outputs (None: all) have the strides that they were traced with, others as is fastest.
     Backward is compiled after Dynamo has left; the tracing context that it needs to use Inductor's cache is made anew.
     """
     modes = [value.fake_mode for value in inputs if isinstance(value, FakeTensor)]
     context = tracing(TracingContext(modes[0])) if modes else contextlib.nullcontext()
+    output = module.graph.output_node()
+    outputs = list(output.args[0])[:fixed_outputs]  # type: ignore[arg-type]
+    output.meta["user_visible_output_idxs"] = [i for i, node in enumerate(outputs) if isinstance(node, Node)]
     with torch.no_grad(), inductor_config.patch(_INDUCTOR), context:
         return compile_fx_inner(
             module,

@@ -219,6 +219,11 @@ def unpack(packed: Tensor, shape: list[int], bits: int, signed: bool) -> Tensor:
     return packing.unpack(packed, tuple(shape), bits, signed)
 
 
+def lay_out(x: Tensor, stride: list[int]) -> Tensor:
+    """A copy of `x` with these strides, in which no two elements share memory."""
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def draw_key(device: torch.device) -> Tensor:
     """int32 [2]: the random key of one step, drawn from torch's default generator of the CPU.
 
@@ -296,6 +301,10 @@ def _fake_pack(codes: Tensor, bits: int) -> Tensor:
     return torch.empty_like(codes.narrow(dim, 0, codes.shape[dim] // parts), dtype=torch.uint8)
 
 
+def _fake_lay_out(x: Tensor, stride: list[int]) -> Tensor:
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device)
+
+
 def _fake_draw_key(device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int32, device=device)
 
@@ -353,6 +362,7 @@ ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate,
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
 PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
 UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
+LAY_OUT: Final = _define("lay_out(Tensor x, int[] stride) -> Tensor", lay_out, _fake_lay_out)
 INTEGER_BIAS: Final = _define(
     "integer_bias(Tensor? bias, Tensor x_scale, Tensor weight_scale, Tensor? gamma=None, Tensor? beta=None, "
     "Tensor? mean=None, Tensor? var=None, float eps=0.0) -> Tensor",
@@ -377,5 +387,6 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     CHECKED: checked,
     PACK: pack,
     UNPACK: unpack,
+    LAY_OUT: lay_out,
     INTEGER_BIAS: integer_bias,
 }

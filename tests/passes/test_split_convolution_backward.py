@@ -1,10 +1,12 @@
 """split-convolution-backward: one product a node, bit for bit the same gradients."""
 
+import operator
+
 import pytest
 import torch
 from torch import nn
 
-from qcompiler.passes.graph import aten, graph_text, value
+from qcompiler.passes.graph import aten, graph_text, infer, is_backward, value
 from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward, is_shape_only
 
 SPLIT = SplitConvolutionBackward()
@@ -65,12 +67,34 @@ def test_a_gradient_of_one_operand_only_loses_the_other(
     assert [is_shape_only(node.args[i]) for i in (1, 2)] == [argument == 1, argument == 2]
 
 
-def test_the_stand_in_has_one_element_in_memory(joint, settle):
-    captured = joint(nn.Conv2d(2, 4, 3), torch.randn(2, 2, 5, 5))
+def test_the_stand_in_has_the_strides_of_its_operand_and_is_made_in_backward(joint, settle):
+    x = torch.randn(2, 2, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    captured = joint(nn.Conv2d(2, 4, 3), x)
     settle(captured, SPLIT)
-    (node,) = captured.module.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)
-    stand_in = value(node.args[2])
-    assert (stand_in.shape, stand_in.untyped_storage().nbytes()) == ((4, 2, 3, 3), 4)
+    graph = captured.module.graph
+    weight, of_input = graph.find_nodes(op="call_function", target=aten.convolution_backward.default)
+    assert value(of_input.args[1]).stride() == x.stride() != value(weight.args[2]).stride()
+    assert all(is_backward(node) for node in graph.find_nodes(op="call_function", target=aten.empty_strided.default))
+
+
+@pytest.mark.parametrize("input_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("grad_format", [torch.contiguous_format, torch.channels_last])
+def test_results_keep_their_strides_for_every_pairing(input_format, weight_format, grad_format, joint, settle):
+    x = torch.randn(2, 2, 5, 5).contiguous(memory_format=input_format).requires_grad_()
+    module = nn.Conv2d(2, 4, 3).to(memory_format=weight_format)
+    captured = joint(lambda x: module(x).clone(memory_format=grad_format), x)
+    before = {node.name: value(node).stride() for node in results(captured)}
+    settle(captured, SPLIT)
+    for node in results(captured):
+        infer(node.args[0])
+        assert value(node.args[0])[node.args[1]].stride() == before[node.name]
+
+
+def results(captured):
+    """What is taken out of the gradients of convolutions."""
+    found = captured.module.graph.find_nodes(op="call_function", target=operator.getitem)
+    return [node for node in found if node.args[0].target is aten.convolution_backward.default]
 
 
 def test_several_gradients(joint, settle, run_graph, same_bits):

@@ -14,7 +14,14 @@ from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import RangeStore
 
 #: passes that leave every bit of every output as it is, if quantizers round to nearest
-SILENT = {"split-convolution-backward", "annotate-roles", "hoist-views", "dedupe-quantizers", "save-quantized"}
+SILENT = {
+    "split-convolution-backward",
+    "annotate-roles",
+    "hoist-views",
+    "dedupe-quantizers",
+    "save-quantized",
+    "restore-strides",
+}
 
 
 def leaf(*shape):
