@@ -295,7 +295,7 @@ def luminance(color):
 ROLES = ("weight", "activation", "gradient", "output")
 LETTERS = [
     *(("ink", ground) for ground in ("paper", "closed", "shape", "operator", "state", "end")),
-    *((text, ground) for text in ("faint", "name") for ground in ("paper", "closed")),
+    *((text, ground) for text in ("faint", "name") for ground in ("paper", "closed", "shape")),
     *(("role-ink", role) for role in ROLES),
     *((f"heat-{heat}-ink", f"heat-{heat}") for heat in range(5)),
     *(("kept-ink", ground) for ground in ("kept", "kept-stripe")),
