@@ -1,5 +1,6 @@
 """First sight of the page of draw(): themes, narrow windows, the keyboard, words on hover, nothing over another."""
 
+import dataclasses
 import re
 from importlib import resources
 
@@ -294,7 +295,7 @@ def luminance(color):
 ROLES = ("weight", "activation", "gradient", "output")
 LETTERS = [
     *(("ink", ground) for ground in ("paper", "closed", "shape", "operator", "state", "end")),
-    *((text, ground) for text in ("faint", "name") for ground in ("paper", "closed")),
+    *((text, ground) for text in ("faint", "name") for ground in ("paper", "closed", "shape")),
     *(("role-ink", role) for role in ROLES),
     *((f"heat-{heat}-ink", f"heat-{heat}") for heat in range(5)),
     *(("kept-ink", ground) for ground in ("kept", "kept-stripe")),
@@ -329,3 +330,15 @@ def test_an_svg_has_plain_colors():
     assert "var(" not in text
     assert "light-dark" not in text
     assert ".shape.role-weight, .dot.role-weight { fill: #" in text
+
+
+def test_a_graph_without_backward_has_one_lane():
+    pytest.importorskip("py_mini_racer")
+    both = crowded(watched=False)
+    forward = dataclasses.replace(both, shapes=tuple(shape for shape in both.shapes if shape.lane == 0))
+    names = [
+        re.findall(r"(forward ↓|saved for backward|backward ↑)</text>", svg(one, budget=1)) for one in (both, forward)
+    ]
+    assert names == [["forward ↓", "saved for backward", "backward ↑"], ["forward ↓"]]
+    wide = [float(re.search(r'width="(\d+)"', svg(one, budget=1))[1]) for one in (both, forward)]
+    assert wide[1] < wide[0] / 2

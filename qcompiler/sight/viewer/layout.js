@@ -181,8 +181,9 @@ function layout(tree, state) {
   measure(tree.root);
   for (const part of tree.byId.values()) part.at = null;
   const margin = 20, left = tree.root.size[0] / 2 + margin;
-  const right = left + tree.root.size[0] / 2 + MIDDLE + tree.root.size[2] / 2;
-  const middle = left + tree.root.size[0] / 2 + MIDDLE / 2;
+  const between = tree.root.size[1] || tree.root.size[2] ? MIDDLE : 0;  // of a graph without backward only forward is there
+  const right = left + tree.root.size[0] / 2 + between + tree.root.size[2] / 2;
+  const middle = left + tree.root.size[0] / 2 + between / 2;
   const remeasured = [left, middle, right];
   place(tree.root, remeasured, 30);
   const width = right + tree.root.size[2] / 2 + margin, height = tree.root.high + 50;
@@ -193,7 +194,7 @@ function layout(tree, state) {
     add("text", "lane-name " + cls, {x: x + w / 2, y: 30, text, anchor: "middle"});
   };
   lane(left - tree.root.size[0] / 2 - 6, tree.root.size[0] + 12, "forward", "forward ↓");
-  add("text", "lane-name middle", {x: middle, y: 30, text: "saved for backward", anchor: "middle"});
+  if (between) add("text", "lane-name middle", {x: middle, y: 30, text: "saved for backward", anchor: "middle"});
   if (tree.root.size[2]) lane(right - tree.root.size[2] / 2 - 6, tree.root.size[2] + 12, "backward", "backward ↑");
 
   // open boxes, outermost first
