@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
+from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
 from qcompiler import torch_compat
@@ -81,12 +82,14 @@ def build(
                 dynamo=True,
                 opset_version=opset,
                 custom_translation_table=TRANSLATIONS,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            NameFixPass()(program.model)  # a call `t` beside a parameter `t`: folded, both would be initializers
+            program.optimize()
     except Exception as error:
         raise ExportError(f"export: {_layer(traced, error)}{_reason(error)}") from error
-    assert program is not None
     model: ir.Model = program.model
     written = model.opset_imports.get("")
     if written != opset:
