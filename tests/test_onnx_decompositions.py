@@ -62,6 +62,7 @@ ROWS = {
     "cosine": lambda m, x: F.cosine_similarity(m.a(x), m.b(x)),
     "tensor split": lambda m, x: m.b(torch.cat(torch.tensor_split(m.a(x), 3, 1)[::-1], 1)),
     "log-add-exp": lambda m, x: m.b(torch.logaddexp(m.a(x), x)),
+    "index": lambda m, x: m.b(m.a(x)[:, :, None][..., 0][:]),
     "std": lambda m, x: m.b(m.a(x) / x.std(1, keepdim=True)),
 }
 
