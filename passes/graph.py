@@ -320,6 +320,7 @@ VIEWS: Final = frozenset(
         aten.squeeze.dims,
         aten.unsqueeze.default,
         aten.expand.default,
+        aten.slice.Tensor,  # of a whole dimension: x[:, None] where that dimension is free
         aten.clone.default,
         aten.detach.default,
         aten.alias.default,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
+from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
 from qcompiler import torch_compat
@@ -73,21 +74,7 @@ def build(
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
     """
-    try:
-        with torch_compat.quiet_exporter():
-            program = torch.onnx.export(
-                traced.frozen.program,
-                (),
-                dynamo=True,
-                opset_version=opset,
-                custom_translation_table=TRANSLATIONS,
-                optimize=True,
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(f"export: {_layer(traced, error)}{_reason(error)}") from error
-    assert program is not None
-    model: ir.Model = program.model
+    model = _translate(traced, opset)
     written = model.opset_imports.get("")
     if written != opset:
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
@@ -103,16 +90,41 @@ def build(
     }
     model.metadata_props.clear()
     model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
-    sites = [one.to_json() | _changes(traced, one.site) for one in exported]
-    folded = [
-        {"site": site, "kind": "folded", "values": (), "checksum": checksum(codes)} | _changes(traced, site)
-        for site, codes in traced.frozen.folded.items()
-    ]
-    model.metadata_props[SITES] = json.dumps(sites + folded)
+    model.metadata_props[SITES] = json.dumps([*_sites(traced, exported)])
     model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
     return model, exported, floats
+
+
+def _translate(traced: Traced, opset: int) -> ir.Model:
+    """What torch's exporter makes of a traced program, stand-ins of quantizers included."""
+    try:
+        with torch_compat.quiet_exporter():
+            program = torch.onnx.export(
+                traced.frozen.program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=TRANSLATIONS,
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            NameFixPass()(program.model)  # a call `t` beside a parameter `t`: folded, both would be initializers
+            program.optimize()
+    except Exception as error:
+        raise ExportError(f"export: {_layer(traced, error)}{_reason(error)}") from error
+    model: ir.Model = program.model
+    return model
+
+
+def _sites(traced: Traced, exported: Sequence[Exported]) -> Iterator[dict[str, Any]]:
+    """The quantizers of the file for its metadata, and those whose codes are part of a weight's."""
+    for one in exported:
+        yield one.to_json() | _changes(traced, one.site)
+    for site, codes in traced.frozen.folded.items():
+        yield {"site": site, "kind": "folded", "values": (), "checksum": checksum(codes)} | _changes(traced, site)
 
 
 def _changes(traced: Traced, site: str) -> dict[str, Any]:
@@ -127,18 +139,17 @@ def _rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
     if not names:
         return
     symbol = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+
+    def named(size: int | ir.SymbolicDim) -> int | str | None:
+        if isinstance(size, int):
+            return size
+        text = size.value
+        return text if text is None else symbol.sub(lambda found: names[found[0]], text)
+
     made = (value for node in model.graph.all_nodes() for value in node.outputs)
     for value in (*model.graph.inputs, *model.graph.outputs, *made):
-        sizes = [size if isinstance(size, int) else size.value for size in value.shape or ()]
-        if any(isinstance(size, str) for size in sizes):
-            named = (
-                symbol.sub(lambda found: names[found[0]], size) if isinstance(size, str) else size for size in sizes
-            )
-            value.shape = ir.Shape(named)
-
-
-def _by(names: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
-    return lambda found: names[found[0]]
+        if value.shape is not None:
+            value.shape = ir.Shape([named(size) for size in value.shape])
 
 
 def _layer(traced: Traced, error: BaseException | None) -> str:
@@ -158,11 +169,9 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     text = str(error).strip().partition("\n")[0].removeprefix("export: ") or type(error).__name__
     missing = re.match(r"No ONNX function found for <OpOverload\(op='(.*?)', overload='(.*?)'\)>", text)
-    return (
-        f"{missing[1]}.{missing[2]} has no form in ONNX; valid: other operators, or that layer outside"
-        if missing
-        else text
-    )
+    if missing is None:
+        return text
+    return f"{missing[1]}.{missing[2]} has no form in ONNX; valid: a model that computes this by other operators"
 
 
 def _name_nodes(model: ir.Model) -> None:

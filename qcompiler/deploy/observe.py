@@ -13,7 +13,7 @@ from torch.fx import Interpreter, Node
 from qcompiler import torch_compat
 from qcompiler.deploy.blocks import find_edges
 from qcompiler.deploy.trace import Traced
-from qcompiler.passes.graph import InputKind
+from qcompiler.passes.graph import InputKind, is_size
 from qcompiler.passes.plan import Site
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR, view_blocks
@@ -79,22 +79,35 @@ class Observer(Interpreter):
 
 
 class InDouble(Observer):
-    """Runs the same graph in float64, also where the model names float32; the states of ranges stay as they are."""
+    """Runs the same graph in float64, also where the model names float32; the states of ranges stay as they are.
+
+    What depends on no tensor of the model or the call, such as the indices of an interpolation, is computed as it is.
+    """
+
+    def __init__(
+        self, traced: Traced, states: Mapping[str, Tensor], calibrated: Mapping[str, Sequence[Any]] | None = None
+    ):
+        super().__init__(traced, states, calibrated)
+        self.varies: dict[Node, bool] = {}
+        for node in self.graph.nodes:
+            found = node.op == "placeholder" or any(self.varies[source] for source in node.all_input_nodes)
+            self.varies[node] = found and not is_size(node)
 
     def held(self, kind: InputKind, value: Any) -> Any:
         """A tensor of floats in float64, unless it is a state."""
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating and kind is not InputKind.STATE else value
 
-    def run_node(self, n: Node) -> Any:
-        """As everywhere; a tensor made of no other, such as `torch.full(…)`, in float64 too."""
-        result = super().run_node(n)
-        made = n.op == "call_function" and not n.all_input_nodes and isinstance(result, Tensor)
-        return result.double() if made and result.dtype is torch.float32 else result
+    def map_nodes_to_values(self, args: Any, n: Node) -> Any:
+        """Operands as they are, float64 for every float32 in what varies."""
 
-    def fetch_args_kwargs_from_env(self, n: Node) -> Any:
-        """Operands as they are, and float64 for every float32."""
-        return torch_compat.map_leaves(_widen, super().fetch_args_kwargs_from_env(n))
+        def load(source: Node) -> Any:
+            given = self.env[source]
+            made = isinstance(given, Tensor) and given.dtype is torch.float32 and not self.varies[source]
+            return given.double() if made and self.varies[n] else given
+
+        loaded = torch.fx.map_arg(args, load)
+        return torch_compat.map_leaves(_widen, loaded) if self.varies[n] else loaded
 
 
 def _widen(one: Any) -> Any:

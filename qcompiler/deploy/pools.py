@@ -135,10 +135,17 @@ def close_windows(graph: ir.Graph) -> None:
         axes = list(zip(sizes, reach, stride, pads, strict=False))
         if any(size is None and step + pad > edge for size, edge, step, pad in axes):
             raise ExportError(f"export: {node.name}: {_FREE}")
-        if all(size is not None for size in sizes):
+        if all(size is not None for size in sizes) and any(_is_behind(*one) for one in axes):
             over, _ = _cut_windows(*zip(*axes, strict=True))
             pads[len(kernel) :] = [pad + more for pad, more in zip(pads[len(kernel) :], over, strict=True)]
             given["ceil_mode"], given["pads"] = ir.AttrInt64("ceil_mode", 0), ir.AttrInt64s("pads", pads)
+
+
+def _is_behind(size: int | None, kernel: int, stride: int, padding: int) -> bool:
+    """True where ONNX counts a window that begins behind the tensor."""
+    return size is not None and len(_starts(size, kernel, stride, padding)) <= -(
+        -(size + 2 * padding - kernel) // stride
+    )
 
 
 def _each(numbers: Sequence[int], dims: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as SpecKind
+from torch.fx import Graph
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.base import PassError
-from qcompiler.passes.graph import Input, InputKind, aten, get_input, set_fact, value
+from qcompiler.passes.graph import Input, InputKind, aten, get_input, module_path, set_fact, value
 from qcompiler.passes.plan import QuantPlan
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.state import RangeStore
@@ -105,6 +107,7 @@ def trace(
         elif node.target is aten.clamp.default and value(node).is_floating_point():  # 0 and 0.5 have no overload
             node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
     module.graph.eliminate_dead_code()
+    _refuse_inexact_sizes(module.graph)
     torch_compat.reserve_names(module.graph)
     try:
         pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
@@ -144,6 +147,18 @@ def _export(
             if "Constraints violated" in reason:
                 reason += _EQUAL if "must always be equal" in reason else _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
+
+
+def _refuse_inexact_sizes(graph: Graph) -> None:
+    """Raises where a free size is multiplied by a number such as 2.3: a file has it in float32, so 23.0 may be 22."""
+    for node in graph.find_nodes(op="call_function", target=operator.mul):
+        factor = next((one for one in node.args if isinstance(one, float)), 1.0)
+        if not (factor * 2**8).is_integer() and isinstance(node.meta["val"], torch.SymFloat):
+            raise ExportError(
+                f"export: {module_path(node) or 'the model'}: a scale factor of {factor} over a free dimension, whose "
+                "new size and indices a file would round otherwise; valid: one of at most 8 binary places, such as 2 "
+                "or 1.5, a size, or that dimension fixed"
+            )
 
 
 def _inputs(program: ExportedProgram) -> tuple[Input, ...]:
