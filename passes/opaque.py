@@ -4,8 +4,6 @@ import functools
 import re
 from typing import Any, Final
 
-import torch
-
 from qcompiler.passes.graph import aten
 
 #: patterns of operator names, tried in order → why their contractions cannot be reached
@@ -49,7 +47,8 @@ _REACHED: Final = frozenset(
 _FOREIGN: Final = re.compile(
     r"conv(?!ert)|attention|attn|matmul|gemm|(?:^|_)(?:linear|lstm|gru|rnn|moe|b?mm)(?:_|$)", re.IGNORECASE
 )
-_OURS: Final = ("aten", "prims", "prim", "qcompiler", "higher_order")
+#: libraries whose operators are known one by one; functions of torch in graphs that are not taken apart are its own
+_KNOWN: Final = ("aten", "prims", "prim", "qcompiler", "higher_order", "torch")
 
 
 def explain(target: Any) -> str:
@@ -72,14 +71,12 @@ def is_opaque(target: Any) -> bool:
 
 @functools.cache
 def _explain(library: str, name: str) -> str:
-    if library not in _OURS:
+    if library not in _KNOWN:
         return f"operator of {library}, which multiplies inside of its own kernel" if _FOREIGN.search(name) else ""
     return next((reason for pattern, reason in OPAQUE.items() if re.search(pattern, name)), "")
 
 
 def _split_name(target: Any) -> tuple[str, str]:
     """Return the library and the name of an operator, a higher-order operator, or a function of torch."""
-    if isinstance(target, torch._ops.OpOverload):
-        library, _, name = target.name().partition("::")
-        return library, name.partition(".")[0]
-    return "higher_order", str(getattr(target, "__name__", target))
+    name = str(getattr(target, "__name__", target))
+    return str(getattr(target, "namespace", "torch")), name.partition(".")[0]
