@@ -27,6 +27,7 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
+from qcompiler.passes.opaque import explain
 from qcompiler.passes.rules import Position, Role
 
 #: products of matrices → the arguments that are multiplied
@@ -35,32 +36,6 @@ MATRIX_PRODUCTS: Final = {
     aten.addmm.default: (1, 2),
     aten.bmm.default: (0, 1),
     aten.baddbmm.default: (1, 2),
-}
-
-#: parts of operator names → why their products cannot be reached
-OPAQUE: Final = {
-    "scaled_dot_product": "fused attention: its two products are inside one kernel",
-    "flash_attention": "fused attention: its two products are inside one kernel",
-    "efficient_attention": "fused attention: its two products are inside one kernel",
-    "transformer_encoder_layer_fwd": "fused inference kernel of a whole encoder layer",
-    "native_multi_head_attention": "fused inference kernel of multi-head attention",
-    "_rnn_": "fused recurrent kernel",
-    "_cudnn_rnn": "fused recurrent kernel",
-    "lstm_cell": "fused recurrent kernel",
-    "gru_cell": "fused recurrent kernel",
-    "aten.dot.": "vector product",
-    "aten.vdot.": "vector product",
-    "aten.addr.": "vector product",
-    "aten.mv.": "matrix-vector product",
-    "aten.addmv.": "matrix-vector product",
-    "_trilinear": "trilinear product",
-    "aten.addbmm.": "sum of products in one kernel",
-    "conv_tbc": "convolution with channels last, of a kernel of its own",
-    "_cdist": "distance kernel",
-    "_euclidean_dist": "distance kernel",
-    "_int_mm": "already an integer product",
-    "_scaled_mm": "already a scaled product",
-    "grouped_mm": "grouped product of a fused kernel",
 }
 
 
@@ -137,6 +112,8 @@ class _Annotator:
 
     def annotate_backward(self, node: Node) -> Contraction:
         """Case 3. Keeps a product that has no forward contraction, or two gradients for operands, with the reason."""
+        if not value(node.args[0]).is_floating_point():  # type: ignore[arg-type]
+            return _kept(node, f"nothing to quantize: {value(node.args[0]).dtype}")  # type: ignore[arg-type]
         args = _arguments(node)
         grads = [a for a in args if self.is_gradient[_arg(node, a)]]
         if len(grads) != 1:
@@ -197,11 +174,6 @@ class _Annotator:
 def is_contraction(target: object) -> bool:
     """Return True for the operators of forward whose operands can be quantized."""
     return target is aten.convolution.default or target in MATRIX_PRODUCTS
-
-
-def is_opaque(target: object) -> bool:
-    """Return True for kernels that multiply inside, where nothing can be quantized."""
-    return any(part in str(target) for part in OPAQUE)
 
 
 _CONV_BACKWARD: Final = aten.convolution_backward.default
@@ -305,8 +277,8 @@ def _kept(node: Node, reason: str) -> Contraction:
 
 
 def _annotate_opaque(node: Node) -> bool:
-    reason = next((reason for part, reason in OPAQUE.items() if part in str(node.target)), None)
-    if reason is None:
+    reason = explain(node.target)
+    if not reason:
         return False
     set_fact(node, _kept(node, reason))
     return True

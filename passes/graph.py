@@ -4,7 +4,6 @@ One key of ours holds one typed value a node: an `Input` on placeholders, a `Con
 hold what a node reads: the strides that it was traced with (passes/strides.py), the fake values it was inferred from.
 """
 
-import ast
 import dataclasses
 import enum
 import re
@@ -17,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler.passes.rules import Position, Product, Role
+from qcompiler.passes.source_names import clean_path
 from qcompiler.runtime import ops
 
 aten = torch.ops.aten
@@ -258,43 +258,6 @@ def copy_nodes(graph: Graph) -> Graph:
 def copy_graph(module: GraphModule) -> GraphModule:
     """A module with a copy of the graph, over the same attributes."""
     return GraphModule(module, copy_nodes(module.graph))
-
-
-_INDEX: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
-_ROOT: Final = re.compile(rf"(?:getattr\()*([LG])\[({_INDEX})\]")
-#: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next of them
-_STEP: Final = re.compile(
-    rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_INDEX})[\])]|\.((?:(?!(?:\[|, ){_INDEX}[\])])[^.])+)"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where Dynamo has found a value: a variable of the frame, and the keys and attributes from there."""
-
-    #: L for a local variable, G for a global one
-    scope: str
-    variable: str
-    steps: tuple[str | int, ...]
-
-
-def parse_source(text: str) -> Source | None:
-    """Return the parts of `L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]`; None without a root.
-
-    Dynamo writes keys as `repr` does, and leaves out brackets and quotes of some.
-    """
-    root = _ROOT.match(text)
-    if root is None:
-        return None
-    steps = (match.groups() for match in _STEP.finditer(text, root.end()))
-    variable = str(ast.literal_eval(root.group(2)))
-    return Source(root.group(1), variable, tuple(ast.literal_eval(key or f"'{name}'") for key, name in steps))
-
-
-def clean_path(source: str) -> str:
-    """`L['self']._modules['layer1']._modules['0']` → `layer1.0`, as in `named_modules()`; without a root as it is."""
-    parsed = parse_source(source)
-    return source if parsed is None else ".".join(map(str, parsed.steps))
 
 
 def rename_modules(node: Node, path_of: Callable[[str], str], root: str) -> None:

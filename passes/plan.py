@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.graph import Contraction, contractions, dequantizers, is_view, quantizers, value
 from qcompiler.passes.rules import Role
+from qcompiler.passes.subgraphs import contractions_inside
 from qcompiler.passes.tables import Table, to_text
 from qcompiler.runtime import ops
 from qcompiler.runtime.packing import per_byte
@@ -180,4 +181,5 @@ def _kept(module: GraphModule) -> list[Kept]:
             for o in fact.operands
             if o.kept and not fact.is_bias
         ]
-    return found
+    inside = contractions_inside(module)
+    return found + [Kept(one.operator, one.module or "(root)", one.reason) for one in inside]

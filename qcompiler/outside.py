@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.passes.annotate_roles import is_contraction, is_opaque
+from qcompiler.passes.annotate_roles import is_contraction
+from qcompiler.passes.opaque import is_opaque
 from qcompiler.passes.plan import Kept
 
 _LIBRARIES = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler))

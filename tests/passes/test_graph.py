@@ -17,7 +17,6 @@ from qcompiler.passes.graph import (
     InputKind,
     Operand,
     aten,
-    clean_path,
     contractions,
     fake_mode,
     finish,
@@ -40,6 +39,7 @@ from qcompiler.passes.graph import (
     view_root,
 )
 from qcompiler.passes.rules import Role, Rule
+from qcompiler.passes.source_names import clean_path
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
 
@@ -310,11 +310,11 @@ def test_text_is_stable(joint):
     assert graph_text(first) == graph_text(second)
 
 
-def test_the_one_key_of_ours(joint, apply):
+def test_the_keys_of_ours(joint, apply):
     captured = joint(nn.Linear(4, 3), leaf(2, 4))
     apply(captured, AnnotateRoles())
     ours = {key for node in captured.module.graph.nodes for key in node.meta if "qcompiler" in str(key)}
-    assert ours == {"qcompiler"}
+    assert ours == {"qcompiler", "qcompiler_strides_read"}
 
 
 @pytest.mark.parametrize("path", sorted(Path(plumbing.__file__).parent.glob("*.py")), ids=lambda path: path.name)
