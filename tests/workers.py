@@ -108,6 +108,23 @@ def ranks(folder: Path, rank: int) -> None:
     os._exit(0)
 
 
+def buckets(folder: Path) -> None:
+    """A model above the first bucket of DistributedDataParallel, alone and in it: outputs, gradients and sites."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+    found = []
+    for wrap in (lambda model: model, nn.parallel.DistributedDataParallel):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        layers = [nn.Linear(32, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU()]
+        model = qcompiler.compile(nn.Sequential(*layers, nn.Linear(600, 4)), "hyperblock-int4", backend="eager")
+        outputs = wrap(model)(torch.randn(8, 32))
+        outputs.sum().backward()
+        sites = [site.name for site in model.plan().sites]
+        found.append({"outputs": outputs.detach(), "grad": model[0].weight.grad, "sites": sites})
+    torch.save(found, folder / "buckets")
+    os._exit(0)  # see above
+
+
 def learn(rank: int, wrap: Callable[[nn.Module], nn.Module]) -> list[dict[str, Tensor]]:
     """The learned ranges and their gradients after each of two backwards, which accumulate, on inputs of a rank."""
     torch._dynamo.reset()
@@ -130,5 +147,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "resume":
         resume(Path(sys.argv[2]))
+    elif sys.argv[1] == "buckets":
+        buckets(Path(sys.argv[2]))
     else:
         ranks(Path(sys.argv[2]), int(sys.argv[3]))

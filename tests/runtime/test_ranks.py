@@ -51,3 +51,13 @@ def test_ranks_hold_one_state_the_wider_of_all(tmp_path, workers):
         state = max(afters)
         assert one["(root)/input"][1].item() == state
     assert parse_range("hindsight(0.75,0.02)").guard < 1 / 30
+
+
+def test_buckets_do_not_split_a_model(tmp_path, workers):
+    """3.0 MB of weights, and the first bucket ends at 1 MB: first, last and the plan are those of the model."""
+    assert workers.start("buckets", tmp_path).wait(timeout=120) == 0
+    alone, parallel = torch.load(tmp_path / "buckets", weights_only=True)
+    assert torch.equal(alone["outputs"], parallel["outputs"])
+    assert torch.equal(alone["grad"], parallel["grad"])
+    assert alone["sites"] == parallel["sites"]
+    assert {name.partition("/")[0] for name in alone["sites"]} == {"0", "2", "4", "6"}
