@@ -45,7 +45,7 @@ def _has_other_kernel(node: ir.Node) -> bool:
 def keep_quantizers_apart(graph: ir.Graph) -> None:
     """Puts a barrier between two quantizers of other ranges where nothing that stays in the graph is between them.
 
-    onnxruntime leaves out products with 1, sums with 0, copies, casts, relus that a range implies, and views that cancel
+    onnxruntime leaves out factors of 1, sums with 0, copies, casts, relus that a range implies, and views that undo
     each other. Two quantizers side by side become one, of a third range: the common part of both.
     """
     for node in [node for node in graph if node.op_type == "QuantizeLinear" and not node.domain]:

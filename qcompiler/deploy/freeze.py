@@ -267,7 +267,7 @@ class _Freezer:
         # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor
         folded = dataclasses.replace(spec, block=block, range=Current(), vjp=Vjp.PASS)
         self._reset(codes, parts, str(folded), str(layout))
-        product.update_arg(2, self._constant((before * gain + offset).float(), f"{site}#bias"))
+        product.update_arg(2, self._constant((before * gain + offset).to(value(product).dtype), f"{site}#bias"))
         for result in list(norm.users):
             result.replace_all_uses_with(product)
         return ""

@@ -18,6 +18,9 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR, view_blocks
 from qcompiler.runtime.formats import FloatFormat
 
+#: a difference of outputs that sums of floats in another order make without any flip, relative to the largest
+SAME = 1e-6
+
 
 class Observer(Interpreter):
     """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site.
@@ -78,7 +81,7 @@ class Observer(Interpreter):
 
 
 class InDouble(Observer):
-    """Runs the same graph in float64, also where the model names float32; the states of ranges stay as they are."""
+    """Runs the same graph in float64, also where the model names another type; states of ranges stay as they are."""
 
     def held(self, kind: InputKind, value: Any) -> Any:
         """A tensor of floats in float64, unless it is a state."""
@@ -89,15 +92,19 @@ class InDouble(Observer):
         """As everywhere; a tensor made of no other, such as `torch.full(…)`, in float64 too."""
         result = super().run_node(n)
         made = n.op == "call_function" and not n.all_input_nodes and isinstance(result, Tensor)
-        return result.double() if made and result.dtype is torch.float32 else result
+        return result.double() if made and result.dtype in _NARROW else result
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
-        """Operands as they are, and float64 for every float32."""
+        """Operands as they are, and float64 for every float32 and float16."""
         return torch_compat.map_leaves(_widen, super().fetch_args_kwargs_from_env(n))
 
 
 def _widen(one: Any) -> Any:
-    return torch.float64 if one is torch.float32 else one
+    return torch.float64 if isinstance(one, torch.dtype) and one in _NARROW else one
+
+
+#: types of floats that a model may compute in
+_NARROW = (torch.float32, torch.float16)
 
 
 def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
