@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
-from qcompiler.deploy.barriers import keep_float_kernels, keep_largest, keep_quantizers_apart
+from qcompiler.deploy.barriers import keep_float_kernels, keep_four_bits, keep_quantizers_apart
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.guards import keep_clips, keep_layers, keep_norms, keep_products
@@ -47,7 +47,7 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     keep_layers(model.graph)
     keep_clips(model.graph)
     keep_norms(model.graph)
-    keep_largest(model.graph)
+    keep_four_bits(model.graph)
     keep_float_kernels(model.graph)
     keep_quantizers_apart(model.graph)
     RemoveUnusedNodesPass()(model)
