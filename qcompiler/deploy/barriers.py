@@ -23,7 +23,6 @@ def keep_float_kernels(graph: ir.Graph) -> None:
     1. Softmax: QLinearSoftmax multiplies powers from a table of integers; 1 of 50 codes is another one.
     2. AveragePool with ceil_mode: QLinearAveragePool counts what a cut window does not hold. With dilations there is no
        such kernel, and onnxruntime refuses its own graph.
-    3. Resize between equal ranges, but for the nearest neighbor: sums of codes are cut, not rounded.
     """
     for node in list(graph):
         if _has_other_kernel(node) and any(find_dequantizer(value) is not None for value in node.inputs):
@@ -35,7 +34,7 @@ def _has_other_kernel(node: ir.Node) -> bool:
     if node.op_type == "AveragePool":
         dilations = given["dilations"].as_ints() if "dilations" in given else ()
         return bool(given.get_int("ceil_mode", 0)) or any(step != 1 for step in dilations)
-    return node.op_type == "Softmax" or (node.op_type == "Resize" and given.get_string("mode", "nearest") != "nearest")
+    return node.op_type == "Softmax"
 
 
 def keep_quantizers_apart(graph: ir.Graph) -> None:
