@@ -83,9 +83,9 @@ class Recorder(torch_compat.DispatchMode):
 
 
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the module path of each contraction of one forward, in order; found by a forward of a copy of the model.
+    """Return the module path of each contraction of one forward, in order.
 
-    Nothing of the model, its inputs and the random generators changes. What forward prints appears once.
+    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators changes. What forward prints appears once.
 
     Raises:
         Exception: the model cannot be copied, or its forward raises.
@@ -97,7 +97,13 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
                 del hooks[key]  # closures write to what the copy shares with the model
     inputs, options = torch_compat.map_leaves(_copy_tensor, (args, dict(kwargs)))
     recorder = Recorder(twin)
-    with _kept_generators(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), recorder:
+    with (
+        _kept_generators(),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        recorder,
+    ):
         warnings.simplefilter("ignore")
         twin(*inputs, **options)
     return recorder.order

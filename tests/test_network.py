@@ -78,7 +78,7 @@ def test_the_saved_bytes_are_those_that_autograd_keeps(models, eager, name, reci
 
 def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
     """The stages are made anew: their text is the one of the graph that the compiler lowered."""
-    module, lowered = sys.modules["qcompiler.compile"], []
+    module, lowered = sys.modules["qcompiler.graph_compiler"], []
     lower = module.lower
 
     def spy(captured, *args):
