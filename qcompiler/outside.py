@@ -85,7 +85,8 @@ class Recorder(torch_compat.DispatchMode):
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Return the module path of each contraction of one forward, in order.
 
-    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators changes. What forward prints appears once.
+    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators
+    changes. What forward prints appears once.
 
     Raises:
         Exception: the model cannot be copied, or its forward raises.
