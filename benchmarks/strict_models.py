@@ -222,11 +222,14 @@ ODD: Final[dict[str, Case]] = {
 }
 
 
+def zoo() -> dict[str, Case]:
+    """Return the models of the tests."""
+    cases = load_test_models().CASES
+    return {name: Case(case.build, lambda case=case: (case.inputs(), {})) for name, case in cases.items()}
+
+
 def all_cases() -> dict[str, Case]:
     """Return every model by name."""
-    from strict_transformers import TRANSFORMERS
+    from strict_transformers import TRANSFORMERS  # late: its import takes seconds
 
-    zoo = {
-        name: Case(case.build, lambda case=case: (case.inputs(), {})) for name, case in load_test_models().CASES.items()
-    }
-    return {**zoo, **TRANSFORMERS, **ODD}
+    return {**zoo(), **TRANSFORMERS, **ODD}
