@@ -208,7 +208,7 @@ def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoi
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
-    found = verify_onnx(qmodel.eval(), path, args, kwargs=kwargs)
+    found = verify_onnx(qmodel.eval(), path, args, example_kwargs=kwargs)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
     if not found.exact:
         raise click.exceptions.Exit(3)

@@ -84,18 +84,20 @@ class ModelNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
         if frame is None:
             return PLAIN
-        owner = frame.locals.get("self")
         modules: dict[int, str] = {}
         tensors: dict[int, str] = {}
         if self.model is not None:
             modules = {id(module): name for name, module in self.model.named_modules()}
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
+        # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
+        owner = next((x for x in map(frame.locals.get, ("self", "fn")) if id(x) in modules), None)
         root = modules.get(id(owner), "")
         resumed = frame.function.startswith(_RESUMED)
         is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
         # a function outside of modules is told by the parameters that it is called with
-        owned = root or ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
+        named = ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
+        owned = named if owner is None else root
         key = (frame.file, frame.function, frame.line, owned)
         scopes = {"L": frame.locals, "G": frame.globals}
         return FrameNames(key, root, is_whole, modules, tensors, scopes)

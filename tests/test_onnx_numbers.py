@@ -124,7 +124,7 @@ def test_nor_for_a_weight_without_a_transposition(bias, tmp_path):
 def test_a_product_in_fewer_bits_is_noted():
     assert list(_approximate({"QGemm": 1})) == []
     assert list(_approximate({"MatMulNBits": 2})) == [
-        "onnxruntime makes 2 products MatMulNBits, which rounds floats to 8 bits"
+        "onnxruntime makes 2 operators MatMulNBits, which rounds floats to 8 bits"
     ]
 
 

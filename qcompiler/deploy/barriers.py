@@ -9,14 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.deploy.guards import four_bit_points
-from qcompiler.deploy.writer import MOVERS, put_behind, put_in_front
+from qcompiler.deploy.writer import may_go, operand, put_behind, put_in_front
 
-#: operators that give back their input where the other operand is this number
-_NEUTRAL: Final = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1}
-#: operators that give back their input if it is the only one
-_JOINS: Final = frozenset({"Concat", "Max", "Min", "Sum", "Mean"})
 #: operators that onnxruntime leaves out in front of a quantizer that makes the same codes without them
-_CUTS: Final = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast", "Expand", "Tile", "Pad"})
+_CUTS: Final = frozenset({"Relu", "Clip"})
 #: operators that are moved into 4-bit codes, for which they have no kernel
 _LARGEST: Final = frozenset({"MaxPool", "ReduceMax", "ReduceMin"})
 
@@ -27,7 +23,6 @@ def keep_float_kernels(graph: ir.Graph) -> None:
     1. Softmax: QLinearSoftmax multiplies powers from a table of integers; 1 of 50 codes is another one.
     2. AveragePool with ceil_mode: QLinearAveragePool counts what a cut window does not hold. With dilations there is no
        such kernel, and onnxruntime refuses its own graph.
-    3. Resize between equal ranges, but for the nearest neighbor: sums of codes are cut, not rounded.
     """
     for node in list(graph):
         if _has_other_kernel(node) and any(find_dequantizer(value) is not None for value in node.inputs):
@@ -39,13 +34,13 @@ def _has_other_kernel(node: ir.Node) -> bool:
     if node.op_type == "AveragePool":
         dilations = given["dilations"].as_ints() if "dilations" in given else ()
         return bool(given.get_int("ceil_mode", 0)) or any(step != 1 for step in dilations)
-    return node.op_type == "Softmax" or (node.op_type == "Resize" and given.get_string("mode", "nearest") != "nearest")
+    return node.op_type == "Softmax"
 
 
 def keep_quantizers_apart(graph: ir.Graph) -> None:
     """Puts a barrier between two quantizers of other ranges where nothing that stays in the graph is between them.
 
-    onnxruntime leaves out products with 1, sums with 0, copies, casts, relus that a range implies, and views that cancel
+    onnxruntime leaves out factors of 1, sums with 0, copies, casts, relus that a range implies, and views that undo
     each other. Two quantizers side by side become one, of a third range: the common part of both.
     """
     for node in [node for node in graph if node.op_type == "QuantizeLinear" and not node.domain]:
@@ -54,10 +49,17 @@ def keep_quantizers_apart(graph: ir.Graph) -> None:
             put_in_front(graph, node)
 
 
-def keep_largest(graph: ir.Graph) -> None:
-    """Beside quantizers of 4 bits, puts barriers around largest and smallest numbers: no kernel has them of 4 bits."""
-    if four_bit_points(graph):
-        for node in [node for node in graph if node.op_type in _LARGEST and len(node.outputs) == 1]:
+def keep_four_bits(graph: ir.Graph) -> None:
+    """Puts barriers around operators that onnxruntime would compute on 4-bit codes, for which it has no kernel.
+
+    It makes a QLinearConv of a convolution between any two quantizers of one type, and moves 4-bit codes over largest
+    and smallest numbers.
+    """
+    found = [node for node in graph if len(node.outputs) == 1] if four_bit_points(graph) else []
+    for node in found:
+        if node.op_type == "Conv" and find_dequantizer(node.inputs[0]) is not None:
+            put_behind(graph, node)
+        elif node.op_type in _LARGEST:
             put_in_front(graph, node)
             put_behind(graph, node)
 
@@ -65,18 +67,9 @@ def keep_largest(graph: ir.Graph) -> None:
 def find_dequantizer(value: ir.Value | None, but: frozenset[str] = frozenset()) -> ir.Node | None:
     """The DequantizeLinear that a value comes from through nothing that onnxruntime keeps; not through `but`."""
     node = None if value is None else value.producer()
-    while node is not None and node.op_type not in but and _may_go(node):
-        operands = [one for one in node.inputs if one is not None and one.const_value is None]
-        node = operands[0].producer() if operands else None
+    while node is not None and node.op_type not in but and (node.op_type in _CUTS or may_go(node)):
+        node = operand(node)
     return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _may_go(node: ir.Node) -> bool:
-    """True for a node that onnxruntime moves quantizers over, or leaves out."""
-    if node.op_type in _NEUTRAL:
-        known = [one.const_value.numpy() for one in node.inputs if one is not None and one.const_value is not None]
-        return len(known) == 1 and bool((known[0] == _NEUTRAL[node.op_type]).all())
-    return node.op_type in MOVERS or node.op_type in _CUTS or (node.op_type in _JOINS and len(node.inputs) == 1)
 
 
 def _is_same_range(first: ir.Node, last: ir.Node) -> bool:

@@ -57,7 +57,8 @@ def _put_behind(graph: ir.Graph, node: ir.Node) -> None:
         behind = negate_twice(bare.outputs[0], str(node.name))
     else:
         spread = (-1,) if node.op_type == "Gemm" else (-1, *[1] * (_rank(node) - 2))
-        numbers = (-bias.const_value.numpy() * np.float32(_factor(node))).reshape(spread)
+        held = bias.const_value.numpy()
+        numbers = (-held * held.dtype.type(_factor(node))).reshape(spread)
         negative = constant(graph, f"{node.name}/negative_bias", numbers)
         behind = [ir.node("Sub", [bare.outputs[0], negative], name=f"{node.name}/Bias")]
     replace_node(graph, node, [bare, *behind])

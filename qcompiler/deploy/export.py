@@ -239,9 +239,11 @@ def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
 
 
 def _approximate(kernels: Mapping[str, int]) -> Iterator[str]:
-    """What is to be said of products that onnxruntime computes in fewer bits than the file says."""
-    if count := kernels.get("MatMulNBits"):
-        yield f"onnxruntime makes {count} products MatMulNBits, which rounds floats to 8 bits"
+    """What is to be said of operators that onnxruntime computes with other numbers than the file says."""
+    _, run = _tools()
+    for name, why in run.APPROXIMATE.items():
+        if count := kernels.get(name):
+            yield f"onnxruntime makes {count} operators {name}, which {why}"
 
 
 def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:

@@ -213,12 +213,12 @@ class _Freezer:
         self._reset(codes, turned, str(text), str(layout)[::-1])
 
     def _reads_static(self, product: Node, weight: Node) -> bool:
-        """True where the other operand of a product is dequantized by a scale that is known."""
+        """True where the other operand of a product is dequantized by a scale that is known, to float32."""
         for node in product.all_input_nodes:
             while node.target in _VIEWS:
                 node = cast(Node, node.args[0])
             if node is not weight and node.target is ops.DEQUANTIZE:
-                return self._value(cast(Node, node.args[1])) is not None
+                return self._value(cast(Node, node.args[1])) is not None and value(node).dtype is torch.float32
         return False
 
     def _reset(self, codes: Node, parts: Mapping[str, Node], text: str, layout: str) -> None:
@@ -274,7 +274,7 @@ class _Freezer:
         # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor
         folded = dataclasses.replace(spec, block=block, range=Current(), vjp=Vjp.PASS)
         self._reset(codes, parts, str(folded), str(layout))
-        product.update_arg(2, self._constant((before * gain + offset).float(), f"{site}#bias"))
+        product.update_arg(2, self._constant((before * gain + offset).to(value(product).dtype), f"{site}#bias"))
         for result in list(norm.users):
             result.replace_all_uses_with(product)
         return ""

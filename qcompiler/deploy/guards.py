@@ -22,6 +22,8 @@ def keep_products(graph: ir.Graph) -> None:
         turn = None if right is None else right.producer()
         floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
         stored = None if floats is None else floats.producer()
+        if stored is not None and stored.op_type == "Cast":  # of a model in float16
+            stored = None if stored.inputs[0] is None else stored.inputs[0].producer()
         if stored is None or stored.op_type != "DequantizeLinear" or left is None or left.shape is None:
             continue
         given = product.attributes
@@ -37,7 +39,7 @@ def keep_clips(graph: ir.Graph) -> None:
     that is not the first code, half of the codes were wrong.
     """
     points = four_bit_points(graph)
-    first = all(point.const_value is not None and (array(point) == point.dtype.min).all() for point in points)
+    first = all((array(point) == (0 if point.dtype == ir.DataType.UINT4 else -8)).all() for point in points)
     for node in [node for node in graph if points and node.op_type in ("Clip", "Relu")[: 1 if first else 2]]:
         bounds = node.inputs[1:] if node.op_type == "Clip" else (_zero_like(graph, node),)
         made: list[ir.Node] = []
@@ -85,10 +87,12 @@ def keep_norms(graph: ir.Graph) -> None:
     α = γ/√(variance + ε) and β′ = β − mean · α are rounded as by torch's kernels; this is x · α + β′, with one rounding
     more than their fused sum. onnxruntime decodes such a weight when it loads the file, and folds what follows into its
     values, which are rounded once more: 3 times as many codes flipped (MobileNet, hfp8). It does not look behind a Neg.
-    A weight of DequantizeLinear is not decoded early, and nothing is folded into it.
+    A weight of DequantizeLinear is not decoded early, and nothing is folded into it. Models in float16, whose norms
+    round far more, keep theirs.
     """
     for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
-        layer = None if norm.inputs[0] is None else norm.inputs[0].producer()
+        x = norm.inputs[0]
+        layer = None if x is None or x.dtype != ir.DataType.FLOAT else x.producer()
         if layer is not None and layer.op_type in ("Conv", "ConvTranspose") and _is_decoded(layer.inputs[1]):
             _open_norm(graph, norm)
 

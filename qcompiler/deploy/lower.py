@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
-from qcompiler.deploy.barriers import keep_float_kernels, keep_largest, keep_quantizers_apart
+from qcompiler.deploy.barriers import keep_float_kernels, keep_four_bits, keep_quantizers_apart
 from qcompiler.deploy.blocks import Edges
 from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
 from qcompiler.deploy.guards import keep_clips, keep_layers, keep_norms, keep_products
@@ -47,7 +47,7 @@ def lower(model: ir.Model, *, signed_weights: bool = False) -> list[Exported]:
     keep_layers(model.graph)
     keep_clips(model.graph)
     keep_norms(model.graph)
-    keep_largest(model.graph)
+    keep_four_bits(model.graph)
     keep_float_kernels(model.graph)
     keep_quantizers_apart(model.graph)
     RemoveUnusedNodesPass()(model)
@@ -79,6 +79,9 @@ def _lower(q: Quantizer, signed: bool) -> Exported:
     for reader in [use.node for use in q.node.outputs[0].uses()]:
         _replace(q, reader, values)
     q.graph.remove(q.node, safe=True)
+    if q.x.dtype != ir.DataType.FLOAT:
+        # onnxruntime computes float16 in float32, and does not round in front of this cast
+        source = f"{q.site}/Float:0"
     held = (str(codes.name),) if kind == "weight" else (source, str(codes.name))
     return Exported(q.site, kind, held, q.edges, shift, saturates)
 

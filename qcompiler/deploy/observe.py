@@ -19,6 +19,9 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR, view_blocks
 from qcompiler.runtime.formats import FloatFormat
 
+#: a difference of outputs that sums of floats in another order make without any flip, relative to the largest
+SAME = 1e-6
+
 
 class Observer(Interpreter):
     """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site.
@@ -79,7 +82,7 @@ class Observer(Interpreter):
 
 
 class InDouble(Observer):
-    """Runs the same graph in float64, also where the model names float32; the states of ranges stay as they are.
+    """Runs the same graph in float64, also where the model names another type; states of ranges stay as they are.
 
     What depends on no tensor of the model or the call, such as the indices of an interpolation, is computed as it is.
     """
@@ -99,11 +102,11 @@ class InDouble(Observer):
         return value.double() if floating and kind is not InputKind.STATE else value
 
     def map_nodes_to_values(self, args: Any, n: Node) -> Any:
-        """Operands as they are, float64 for every float32 in what varies."""
+        """Operands as they are, float64 for every float32 and float16 in what varies."""
 
         def load(source: Node) -> Any:
             given = self.env[source]
-            made = isinstance(given, Tensor) and given.dtype is torch.float32 and not self.varies[source]
+            made = isinstance(given, Tensor) and given.dtype in _NARROW and not self.varies[source]
             return given.double() if made and self.varies[n] else given
 
         loaded = torch.fx.map_arg(args, load)
@@ -111,7 +114,11 @@ class InDouble(Observer):
 
 
 def _widen(one: Any) -> Any:
-    return torch.float64 if one is torch.float32 else one
+    return torch.float64 if isinstance(one, torch.dtype) and one in _NARROW else one
+
+
+#: types of floats that a model may compute in
+_NARROW = (torch.float32, torch.float16)
 
 
 def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:

@@ -20,40 +20,66 @@ from torch import Tensor
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.build import CHECKSUMS, SITES
+from qcompiler.deploy.observe import SAME
 from qcompiler.deploy.trace import ExportError, eval_mode
 from qcompiler.deploy.writer import array
 
-#: the operators of onnxruntime that multiply or add codes
+#: the operators of onnxruntime that compute on codes
 INTEGER = (
     "QLinearConv",
+    "QLinearConvTranspose",
     "QLinearAdd",
     "QLinearMul",
     "QLinearMatMul",
     "QGemm",
     "QLinearGlobalAveragePool",
-    "MatMulInteger",
-    "ConvInteger",
     "QLinearAveragePool",
+    "QLinearReduceMean",
     "QLinearConcat",
-    "MatMulNBits",
+    "QLinearWhere",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearSoftmax",
+    "QAttention",
+    "QEmbedLayerNormalization",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulInteger16",
     "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "GatherBlockQuantized",
     "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
 )
+#: those that give other numbers than the operators that they stand for, and why
+APPROXIMATE = {
+    "MatMulNBits": "rounds floats to 8 bits",
+    "DynamicQuantizeMatMul": "rounds floats to 8 bits",
+    "DynamicQuantizeLSTM": "rounds floats to 8 bits",
+    "QLinearSoftmax": "takes powers from a table of integers",
+    "QAttention": "takes powers and products of integers",
+    "QEmbedLayerNormalization": "rounds embeddings to 8 bits",
+}
 
 
-def session(path: Path, *, optimize: bool = True, keep: Path | None = None) -> onnxruntime.InferenceSession:
+def session(
+    path: Path, *, optimize: bool = True, keep: Path | None = None, layouts: bool = True
+) -> onnxruntime.InferenceSession:
     """A session on the CPU, with no operator but onnxruntime's own.
 
     Args:
         optimize: with all of onnxruntime's optimizations; False: with none.
-        keep: where the optimized graph goes.
+        keep: where the optimized graph goes, with its tensors in a file beside it.
+        layouts: False leaves out those that change layouts alone.
     """
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    all_of_them = levels.ORT_ENABLE_ALL if layouts else levels.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = all_of_them if optimize else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # an error is raised; it need not be printed too
     if keep is not None:
         options.optimized_model_filepath = str(keep)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{keep.name}.data")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -139,6 +165,13 @@ def inner(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = False
 ) -> dict[str, np.ndarray]:
     """Inner values of one call: by a copy of the file that returns them too."""
+    return _shown(path, names, args, kwargs, optimize)[0]
+
+
+def _shown(
+    path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], optimize: bool
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """(inner values of one call by name, what the file returns beside them)."""
     model = ir.load(path)
     known = {value.name: value for node in model.graph for value in node.outputs}
     stored = {name: model.graph.initializers[name] for name in names if name in model.graph.initializers}
@@ -153,10 +186,36 @@ def inner(
         ir.save(model, copied, external_data="inner.data")
         running = session(copied, optimize=optimize)
         fed = feeds(running, args, kwargs)
-        found = dict(zip((one.name for one in running.get_outputs()), running.run(None, fed), strict=True))
+        returned = running.run(None, fed)
+        found = dict(zip((one.name for one in running.get_outputs()), returned, strict=True))
     values = {name: found.get(f"{name}/as_float", found.get(name)) for name in extra}
     values |= {name: fed[name] for name in names if name in given}
-    return values | {name: array(value) for name, value in stored.items()}
+    return values | {name: array(value) for name, value in stored.items()}, list(returned[: len(before)])
+
+
+def fused(
+    path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """(inner values of one call in the graph that onnxruntime optimizes, names of those that are not in it).
+
+    No optimization takes out a value that a file returns. So the file is optimized as it is, and what is left in that
+    graph is looked at. Values that are not left come from a file that returns them. They are named where that file
+    returns other numbers than the plain one: what it computes is then something else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "optimized.onnx"
+        session(path, keep=kept, layouts=False)
+        left = {value for node in onnx.load(str(kept), load_external_data=False).graph.node for value in node.output}
+        stored = {one.name for one in onnx.load(str(path), load_external_data=False).graph.initializer}
+        values = inner(kept, [name for name in names if name in left], args, kwargs)
+    gone = [name for name in dict.fromkeys(names) if name not in left | stored]
+    values |= inner(path, [name for name in names if name in stored], args, kwargs)
+    plain, merged = outputs(path, args, kwargs) if gone else [], []
+    for name in gone:
+        shown, returned = _shown(path, [name], args, kwargs, optimize=True)
+        values |= shown
+        merged += [name] if difference(returned, plain) > SAME else []
+    return values, tuple(merged)
 
 
 def reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.checksums import changed, checksum
 from qcompiler.deploy.inputs import check_inputs, copy_tensors, free_as
-from qcompiler.deploy.observe import InDouble, Observer, as_trained, count_different
+from qcompiler.deploy.observe import SAME, InDouble, Observer, as_trained, count_different
 from qcompiler.deploy.trace import ExportError, errors_of, trace
 from qcompiler.passes.tables import Table, to_text
 
@@ -26,7 +27,7 @@ class SiteCheck:
     wrong: int
     #: codes that differ where each reads its own tensor: the noise of the layers in front
     flipped: int
-    #: the same with onnxruntime's optimizations
+    #: the same in the graph that onnxruntime optimizes
     optimized: int
     #: the same between PyTorch in float32 and in float64
     own: int
@@ -47,6 +48,10 @@ class VerifyReport:
     spread: float
     #: parameters and buffers of the module that are not those that the file was made of
     changed: tuple[str, ...] = ()
+    #: quantizers that onnxruntime merged with others, so that the file computes other numbers than it says
+    merged: tuple[str, ...] = ()
+    #: the operators of onnxruntime's optimized graph that compute on codes, with their counts
+    integer_kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -57,10 +62,15 @@ class VerifyReport:
     def close(self) -> bool:
         """True where no arithmetic moves outputs by more than twice the spread: neither floats, nor integer kernels.
 
+        Nor may onnxruntime's optimizations merge quantizers, or flip many more codes than floats do: four times as many
+        and 20, which chance makes of counts that are alike.
+
         Flips are rare and their effect is large, so `spread` is known only where some of the inputs show one: give a
         few hundred.
         """
-        return max(self.plain, self.optimized) <= 2 * max(self.spread, _FLOAT)
+        flipped, optimized, own = (sum(getattr(site, key) for site in self.sites) for key in _COUNTS)
+        near = max(self.plain, self.optimized) <= 2 * max(self.spread, SAME)
+        return near and not self.merged and optimized <= 4 * max(flipped, own) + 20
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -72,18 +82,19 @@ class VerifyReport:
             (s.name, f"{s.elements:,}", s.wrong, *(_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)))
             for s in self.sites
         ]
-        others = [f"the file was made of another {', '.join(self.changed)}"] if self.changed else []
+        kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
         lines = (
-            *others,
+            *([f"the file was made of another {', '.join(self.changed)}"] if self.changed else []),
+            *([f"merged by onnxruntime, with other numbers: {', '.join(self.merged)}"] if self.merged else []),
+            f"integer kernels of onnxruntime: {kernels or 'none'}",
             f"outputs: {self.plain:.2g} of the largest, {self.optimized:.2g} with optimizations",
             f"PyTorch in float32 beside float64: {self.spread:.2g}",
-            *(() if self.close else ("the file is off by more than twice that; with few inputs, by chance too",)),
+            *(() if self.close else ("the file is off by more than floats are; with few inputs, by chance too",)),
         )
         return to_text([Table("Codes of ONNX beside those of PyTorch", columns, rows), *lines])
 
 
-#: a difference that sums of floats in another order make without any flip
-_FLOAT = 1e-6
+_COUNTS = ("flipped", "optimized", "own")
 
 
 def _share(count: int, elements: int) -> str:
@@ -96,6 +107,7 @@ def verify_onnx(
     path: str | os.PathLike[str],
     inputs: tuple[Any, ...],
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> VerifyReport:
     """Runs both on `inputs`; compares the codes of every quantizer, and the outputs.
@@ -103,17 +115,22 @@ def verify_onnx(
     Args:
         qmodel: the module that the file was exported from, unchanged since.
         path: the file.
-        inputs, kwargs: what the model is called with; a few hundred samples for `VerifyReport.close` to mean something.
+        inputs, example_kwargs: what the model is called with; a few hundred samples for `VerifyReport.close` to mean
+            something.
+        kwargs: another name of `example_kwargs`.
 
     Raises:
-        ExportError: the file is not one of `export_onnx`, or has other quantizers than the module.
+        ExportError: the file is not one of `export_onnx`, or has other quantizers than the module; both names of the
+            keyword inputs are given.
         OSError: the file cannot be read.
     """
     try:
         from qcompiler.deploy import run
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
-    path, options = Path(path), dict(kwargs or {})
+    if kwargs is not None and example_kwargs is not None:
+        raise ExportError("verify: got example_kwargs and kwargs; valid: one of them, they are the same")
+    path, options = Path(path), dict(example_kwargs or kwargs or {})
     held = run.read(path)
     check_inputs(qmodel._model, inputs, options)
     inputs, options = copy_tensors(inputs, options)
@@ -125,12 +142,15 @@ def verify_onnx(
     given = _in_order(list(held.inputs), single.given(inputs, options))
     expected = run.reference(qmodel, inputs, options)
     plain, optimized = (run.outputs(path, given, {}, optimize=optimize) for optimize in (False, True))
+    shown, merged = run.fused(path, [one["values"][-1] for one in held.sites.values() if one["values"]], given, {})
     return VerifyReport(
-        _sites(path, held.sites, given, single, double),
+        _sites(path, held.sites, given, single, double, shown),
         optimized=run.difference(optimized, expected),
         plain=run.difference(plain, expected),
         spread=run.difference(expected, exact),
         changed=changed(qmodel._model, held.tensors),
+        merged=tuple(name for name, one in held.sites.items() if one["values"] and one["values"][-1] in merged),
+        integer_kernels=run.kernels(path),
     )
 
 
@@ -146,15 +166,15 @@ def _sites(
     given: tuple[Any, ...],
     single: Observer,
     double: Observer,
+    shown: Mapping[str, np.ndarray],
 ) -> tuple[SiteCheck, ...]:
-    """Every quantizer of the file, by the codes that PyTorch found in float32 and in float64."""
+    """Every quantizer of the file, by the codes that PyTorch found in float32 and in float64, and `shown` optimized."""
     from qcompiler.deploy import run
 
     if single.sites.keys() != exported.keys():
         others = ", ".join(sorted(single.sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
     values = run.inner(path, [name for one in exported.values() for name in one["values"]], given, {})
-    fused = run.inner(path, [one["values"][-1] for one in exported.values() if one["values"]], given, {}, optimize=True)
     own, checks = single.found, []
     for name, site in single.sites.items():
         apart = int((own[name] != double.found[name]).sum())
@@ -166,7 +186,7 @@ def _sites(
         same = own[name]
         if source:
             same = single.made(name, torch.from_numpy(values[source[0]].copy()))
-        found, optimized = (as_trained(of[codes], exported[name]) for of in (values, fused))
+        found, optimized = (as_trained(of[codes], exported[name]) for of in (values, shown))
         wrong, flipped, fused_flips = (
             count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))
         )

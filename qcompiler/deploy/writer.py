@@ -12,7 +12,13 @@ from qcompiler.deploy.trace import ExportError
 from qcompiler.runtime.spec import parse_spec
 
 #: what onnxruntime moves DequantizeLinear over
-MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool", "Identity"})
+_MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool"})
+#: what it leaves out, at least for some operands
+_COPIES: Final = frozenset({"Identity", "Dropout", "Expand", "Tile", "Pad"})
+#: operators that give back their input if the other operand is this number
+_NEUTRAL: Final = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1}
+#: operators that give back their input if it is the only one
+_JOINS: Final = frozenset({"Concat", "Max", "Min", "Sum", "Mean"})
 
 
 class Quantizer:
@@ -98,11 +104,27 @@ def constant(graph: ir.Graph, name: str, numbers: ir.Tensor | np.ndarray) -> ir.
 
 
 def source(value: ir.Value | None) -> ir.Node | None:
-    """The node that computes a value, in front of those over which onnxruntime moves DequantizeLinear."""
+    """The node that computes a value, in front of those that onnxruntime moves DequantizeLinear over or leaves out."""
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in MOVERS and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    while node is not None and may_go(node):
+        node = operand(node)
     return node
+
+
+def operand(node: ir.Node) -> ir.Node | None:
+    """The node that computes the first operand that is no constant."""
+    operands = [one for one in node.inputs if one is not None and one.const_value is None]
+    return operands[0].producer() if operands else None
+
+
+def may_go(node: ir.Node) -> bool:
+    """True for a node that onnxruntime moves quantizers over, or leaves out."""
+    if node.op_type in _NEUTRAL:
+        known = [one.const_value.numpy() for one in node.inputs if one is not None and one.const_value is not None]
+        return len(known) == 1 and bool((known[0] == _NEUTRAL[node.op_type]).all())
+    if node.op_type == "Cast":
+        return node.inputs[0] is not None and node.inputs[0].dtype == node.outputs[0].dtype
+    return node.op_type in _MOVERS | _COPIES or (node.op_type in _JOINS and len(node.inputs) == 1)
 
 
 def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> None:
