@@ -69,6 +69,8 @@ class _Annotator:
         self.is_weight = _descends_only_from_parameters(graph)
         self.is_gradient = _descends_from_tangents(graph)
         self.forward: dict[int | None, list[Node]] = {}
+        #: (forward contraction, index of the operand that its gradient reads): each gradient is made once
+        self.matched: set[tuple[Node, int]] = set()
         self.seen: Counter[str] = Counter()
 
     def run(self) -> int:
@@ -119,7 +121,7 @@ class _Annotator:
         if len(grads) != 1:
             return _kept(node, "not the gradient of a product: it multiplies two gradients, or none")
         (other,) = (a for a in args if a != grads[0])
-        match = self.match(node, other)
+        match = self.match(node, grads[0], other)
         if match is None:
             return _kept(node, "no forward product belongs to this gradient")
         forward, index = match
@@ -131,17 +133,32 @@ class _Annotator:
             operands = _matrix_gradient_operands(node, grads[0], other, fact, index)
         return dataclasses.replace(fact, operands=tuple(operands), gradient_of=1 - index, layout="")
 
-    def match(self, node: Node, other: int) -> tuple[Node, int] | None:
-        """(forward contraction, which of its operands the backward one reads), by sequence number and tensor."""
-        root = view_root(_arg(node, other))
-        for forward in self.forward.get(sequence_number(node), []):
-            args = _arguments(forward)
-            hits = [k for k, a in enumerate(args) if view_root(_arg(forward, a)) is root]
+    def match(self, node: Node, grad: int, other: int) -> tuple[Node, int] | None:
+        """(forward contraction, which of its operands the backward one reads), by sequence number and tensor.
+
+        Each gradient of a contraction is made once. Nodes in the backward of a custom autograd.Function have the number
+        of another operator: for them the last forward contraction counts that reads the tensor and lacks this gradient.
+        """
+        for forward in [*self.forward.get(sequence_number(node), []), *self.find_fitting(node, grad)]:
+            hits = self.find_open(forward, view_root(_arg(node, other)))
             if len(hits) == 2:
-                hits = [_which(node, other, [_arg(forward, a) for a in args])]
+                hits = [_which(node, other, [_arg(forward, a) for a in _arguments(forward)])]
             if hits:
+                self.matched.add((forward, hits[0]))
                 return forward, hits[0]
         return None
+
+    def find_fitting(self, node: Node, grad: int) -> list[Node]:
+        """The forward contractions, last one first, whose result is as large as the output gradient of a node."""
+        is_convolution, size = node.target is _CONV_BACKWARD, value(_arg(node, grad)).numel()
+        forward = [n for nodes in self.forward.values() for n in nodes]
+        fitting = [n for n in forward if value(n).numel() == size]
+        return [n for n in reversed(fitting) if (n.target is aten.convolution.default) == is_convolution]
+
+    def find_open(self, forward: Node, root: Node) -> list[int]:
+        """The operands of a forward contraction that are views of a tensor, and that no gradient reads so far."""
+        places = [(k, view_root(_arg(forward, arg))) for k, arg in enumerate(_arguments(forward))]
+        return [k for k, source in places if source is root and (forward, k) not in self.matched]
 
     def annotate_bias(self, node: Node) -> bool:
         """A sum of an output gradient over everything but the channels reads the same codes as the products do."""

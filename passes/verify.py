@@ -35,7 +35,7 @@ def verify(module: GraphModule) -> None:
         VerifyError: with the first node that breaks a rule.
     """
     for node in module.graph.nodes:
-        if node.op == "call_function" and not has_value(node):
+        if node.op == "call_function" and not has_value(node) and returns_something(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
     for nodes, rules in ((quantizers(module.graph), _QUANTIZE), (dequantizers(module.graph), _DEQUANTIZE)):
         for node in nodes:
@@ -50,6 +50,12 @@ def verify(module: GraphModule) -> None:
                 raise VerifyError(
                     f"{node.name}: layout {operand.layout!r} for {value(tensor).ndim} dimensions of {tensor.name}"
                 )
+
+
+def returns_something(node: Node) -> bool:
+    """False for an operator without a result: the check of a value, as F.one_hot makes it."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or bool(schema.returns)
 
 
 def verify_saved(forward: GraphModule, saved: list[Node]) -> None:

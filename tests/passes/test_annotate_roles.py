@@ -275,6 +275,44 @@ def test_gradients_of_no_product_say_so(joint, apply, function):
     ]
 
 
+class ByHand(torch.autograd.Function):
+    """x @ w with the gradients of it; torch gives these the sequence number of the operator behind."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad @ w.t(), x.t() @ grad
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13, of itself
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x: m.layer(ByHand.apply(x, m.w)),  # another weight behind
+        lambda m, x: m.layer(ByHand.apply(x, m.layer.weight)),  # the same weight behind
+        lambda m, x: ByHand.apply(ByHand.apply(x, m.w).relu(), m.w),
+        lambda m, x: ByHand.apply(x, m.layer(x)),
+        lambda m, x: ByHand.apply(m.layer(x), m.layer(x)),
+    ],
+    ids=["other", "same", "twice", "activations", "two layers"],
+)
+def test_gradients_by_hand_belong_to_their_contraction(call, joint, apply, function):
+    """Every forward contraction has both of its gradients, each once."""
+    captured = joint(function(call, w=parameter(4, 4), layer=nn.Linear(4, 4)), leaf(4, 4))
+    apply(captured, ANNOTATE)
+    facts = [fact for _, fact in contractions(captured.module.graph) if not fact.is_bias]
+    forward = [fact.site for fact in facts if fact.gradient_of is None]
+    assert {fact.kept for fact in facts} == {""}
+    assert len({*forward}) == len(forward) >= 2
+    gradients = [(fact.site, fact.gradient_of) for fact in facts if fact.gradient_of is not None]
+    assert sorted(gradients) == sorted((site, side) for site in forward for side in (0, 1))
+
+
 def test_a_layer_without_outputs(operands, function):
     model = function(lambda m, x: F.linear(x, m.w, m.b), w=parameter(0, 4), b=parameter(0))
     assert "0 gradient grad: bc over b=2" in operands(model, leaf(2, 4))

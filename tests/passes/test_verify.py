@@ -185,6 +185,16 @@ def test_refuses_what_is_missing(spec, argument, complaint, placed):
         verify(captured.module)
 
 
+def test_an_operator_without_a_result_needs_no_value(joint):
+    """F.one_hot checks its classes by one."""
+    captured = joint(
+        lambda x: x * nn.functional.one_hot(x.argmax(-1), num_classes=4), torch.randn(3, 4, requires_grad=True)
+    )
+    targets = [node.target for node in captured.module.graph.nodes]
+    assert aten._assert_async.msg in targets
+    verify(captured.module)
+
+
 def test_a_graph_without_quantizers_is_legal(joint):
     verify(joint(nn.Linear(4, 3), leaf(2, 4)).module)
 
