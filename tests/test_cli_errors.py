@@ -103,7 +103,7 @@ LONG = "x" * 300 + ".dot"
     ],
 )  # fmt: skip
 def test_before_anything_is_captured(call, monkeypatch, arguments, code, message):
-    monkeypatch.setattr(sys.modules["qcompiler.compile"], "capture", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(sys.modules["qcompiler.graph_compiler"], "capture", lambda *_: pytest.fail("captured"))
     found, text = call(*arguments)
     assert found == code, text
     assert message in text

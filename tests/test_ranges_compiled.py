@@ -45,7 +45,7 @@ def compiled_code(text, layout, *shape):
     plain = torch_compat.retrace(make_fx(quantizer(text, layout))(x, state), fakes, mode)
     half = torch_compat.compile_inductor
     result, (code,) = run_and_get_code(
-        lambda: half(plain, fakes, is_backward=False, is_inference=True, static_inputs=())([x, state])
+        lambda: half(plain, fakes, is_backward=False, is_inference=True, static_inputs=(), fixed_outputs=0)([x, state])
     )
     for got, expected in zip(result, quantizer(text, layout)(x, state), strict=True):
         assert torch.equal(got, expected)

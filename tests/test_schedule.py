@@ -153,7 +153,7 @@ def test_one_capture_a_change(monkeypatch):
         captured.append(args)
         return plain(*args)
 
-    module = sys.modules["qcompiler.compile"]
+    module = sys.modules["qcompiler.graph_compiler"]
     plain = module.capture
     monkeypatch.setattr(module, "capture", capture)
     back_and_forth = Schedule(tuple((step, ("hbfp4", "hbfp6")[step % 2]) for step in range(6)))
