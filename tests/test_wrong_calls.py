@@ -153,6 +153,9 @@ def test_data_of_another_shape(models, eager):
 
     compiled, x = eager(models.Function(forward, layer=nn.Linear(4, 4, bias=False))), torch.ones(2, 4)
     compiled(x, False)
+    if torch.__version__ >= "2.15":  # Dynamo breaks the graph there, and the shape changes as in eager
+        assert compiled(x, True).shape == compiled(x, False).shape == (2, 2)
+        return
     with pytest.raises(CaptureError, match=r"^layer.weight.data: got the shape \[2, 4\]; valid: \[4, 4\], as before$"):
         compiled(x, True)
     assert compiled(x, False).shape == (2, 4)
