@@ -268,7 +268,7 @@ class _Retrying:
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: Any) -> Any:
         if self._given_up is not None and self._grown[frame.f_code] >= GROWN:
-            return ConvertFrameReturn(apply_to_code=False, skip_reason="a list grows")
+            return ConvertFrameReturn(apply_to_code=False)
         before, reasons = _count_exceptions(), len(guard_failures.get(frame.f_code, ()))
         result = self._convert(frame, cache_entry, frame_state)
         may_be_captured = cache_entry is not None or is_foreign_context() or _count_exceptions() > before
