@@ -217,7 +217,7 @@ class Row:
     verdict: str
 
     def __str__(self) -> str:
-        verdict = "accepts" if self.verdict == "accepts" else f"raises: {self.verdict.removeprefix('strict: ')[:70]}"
+        verdict = self.verdict.replace("strict: ", "raises: ", 1)[:76]
         differences = "; ".join([*self.named, *(f"UNNAMED: {text}" for text in self.unnamed)]) or "none"
         return f"{self.name:<24} {self.plain:<10} {self.planned:<8} {differences:<76} {verdict}"
 
