@@ -282,10 +282,6 @@ def _fake_range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> T
     return grad.new_empty((parse_spec(spec).range.width, 1), dtype=torch.float32)
 
 
-def _fake_scale_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
-    return torch.empty_like(grad)
-
-
 def _fake_checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     return torch.empty_like(scale)
 
@@ -356,7 +352,7 @@ RANGE_GRADIENT: Final = _define(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", range_gradient, _fake_range_gradient
 )
 SCALE_GRADIENT: Final = _define(
-    "scale_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", scale_gradient, _fake_scale_gradient
+    "scale_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", scale_gradient, scale_gradient
 )
 ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate, _fake_rotate)
 CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
