@@ -27,7 +27,7 @@ from qcompiler.passes.graph import (
     value,
     view_root,
 )
-from qcompiler.passes.opaque import explain
+from qcompiler.passes.opaque import explain, is_reached
 from qcompiler.passes.rules import Position, Role
 
 #: products of matrices → the arguments that are multiplied
@@ -190,7 +190,7 @@ class _Annotator:
 
 def is_contraction(target: object) -> bool:
     """Return True for the operators of forward whose operands can be quantized."""
-    return target is aten.convolution.default or target in MATRIX_PRODUCTS
+    return is_reached(target) and target is not _CONV_BACKWARD
 
 
 _CONV_BACKWARD: Final = aten.convolution_backward.default

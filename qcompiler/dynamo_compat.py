@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import types
@@ -223,6 +224,7 @@ def compile_with(
     return compiled.forward  # type: ignore[no-any-return]
 
 
+@functools.cache
 def trace_checkpoint_sequential() -> None:
     """Let Dynamo capture torch.utils.checkpoint.checkpoint_sequential, which it leaves in float by default."""
     with contextlib.suppress(ValueError):  # somebody else has done it

@@ -1,7 +1,7 @@
 """Ranges of a copy that averages the weights of another model (EMA, SWA)."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,13 +28,17 @@ class Following:
         source, weights = self._source(), [*weights]
         if source is None or own.commits != self._commits:
             return False
-        # `tensor.data.mul_(…)` changes values and no version
-        changed = _versions(weights) != self._versions or not torch.equal(_sample(weights), self._sample)
-        self._has_changed = self._has_changed or changed
-        if self._has_changed and source.commits != self._taken:
+        if source.commits != self._taken and self._have_changed(weights):
             own.load_state_dict(source.state_dict())
             self._taken = source.commits
         return True
+
+    def _have_changed(self, weights: Sequence[Tensor]) -> bool:
+        if not self._has_changed:
+            # `tensor.data.mul_(…)` changes values and no version
+            same = _versions(weights) == self._versions and torch.equal(_sample(weights), self._sample)
+            self._has_changed = not same
+        return self._has_changed
 
 
 def _versions(weights: Iterable[Tensor]) -> list[int]:

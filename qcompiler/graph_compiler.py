@@ -122,13 +122,12 @@ class GraphCompiler:
 
     def give_up(self, code: types.CodeType, reason: str) -> None:
         """Notes that the parts of a function are captured alone from now on."""
-        place = f"{code.co_filename}:{code.co_firstlineno}"
-        note = f"{code.co_name} at {place} is captured in parts, since every call of it needs a new capture: {reason}"
+        file, name, line = function = (code.co_filename, code.co_name, code.co_firstlineno)
+        note = f"{name} at {file}:{line} is captured in parts, since every call of it needs a new capture: {reason}"
         logger.warning("%s", note)
         self.breaks.append(note)
-        self.names.release(code.co_filename, code.co_name, code.co_firstlineno)
-        kept = [key for key in self.plans if key[:3] == (code.co_filename, code.co_name, code.co_firstlineno)]
-        for key in kept:
+        self.names.release(function)
+        for key in [key for key in self.plans if key[:3] == function]:
             del self.plans[key], self.captures[key]
 
     def _add_outside(self, found: Sequence[Kept]) -> None:

@@ -107,10 +107,9 @@ class ModelNames:
 
         def claim(layer: str) -> int:
             claims = self._claims.setdefault(layer, [])
-            if names.key not in claims and None in claims:
-                claims[claims.index(None)] = names.key
-            elif names.key not in claims:
-                claims.append(names.key)
+            if names.key not in claims:
+                free = claims.index(None) if None in claims else len(claims)
+                claims[free : free + 1] = [names.key]
             return claims.index(names.key) + 1
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
@@ -120,11 +119,11 @@ class ModelNames:
         placed: Positions = whole_model if names.is_whole else positions
         return Frame(claim, placed)
 
-    def release(self, file: str, function: str, line: int) -> None:
-        """Give the names of a part that is not captured any more to the parts that take its place."""
+    def release(self, function: tuple[str, str, int]) -> None:
+        """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
         for claims in self._claims.values():
-            claims[:] = [None if key is not None and key[:3] == (file, function, line) else key for key in claims]
-        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != (file, function, line)}
+            claims[:] = [None if key is not None and key[:3] == function else key for key in claims]
+        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != function}
 
     def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
         """Return the positions of the contractions of a part, from the order of all those of the model."""

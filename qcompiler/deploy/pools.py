@@ -16,39 +16,21 @@ from qcompiler.passes.graph import aten
 op: Any = opset21
 
 
-def _pool1d(
-    x: Any,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil: bool = False,
-    with_padding: bool = True,
-) -> Any:
-    return _average_pool(x, 1, kernel, stride, padding, ceil, with_padding, None)
+def _translate_pool(dims: int) -> Callable[..., Any]:
+    """The translation for average pools of so many dimensions; in one dimension torch gives no divisor."""
 
+    def translate(
+        x: Any,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil: bool = False,
+        with_padding: bool = True,
+        divisor: int | None = None,
+    ) -> Any:
+        return _average_pool(x, dims, kernel, stride, padding, ceil, with_padding, divisor)
 
-def _pool2d(
-    x: Any,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil: bool = False,
-    with_padding: bool = True,
-    divisor: int | None = None,
-) -> Any:
-    return _average_pool(x, 2, kernel, stride, padding, ceil, with_padding, divisor)
-
-
-def _pool3d(
-    x: Any,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil: bool = False,
-    with_padding: bool = True,
-    divisor: int | None = None,
-) -> Any:
-    return _average_pool(x, 3, kernel, stride, padding, ceil, with_padding, divisor)
+    return translate
 
 
 def _average_pool(
@@ -111,8 +93,13 @@ def _cut_windows(
 
 def _starts(size: int, kernel: int, stride: int, padding: int) -> list[int]:
     """Where the windows of one dimension begin, with ceil_mode: none in the padding behind the tensor."""
-    count = -(-(size + 2 * padding - kernel) // stride) + 1
-    return [at for at in (stride * i - padding for i in range(count)) if at < size]
+    windows = range(_count_windows(size, kernel, stride, padding))
+    return [at for at in (stride * i - padding for i in windows) if at < size]
+
+
+def _count_windows(size: int, kernel: int, stride: int, padding: int) -> int:
+    """How many windows ONNX counts with ceil_mode."""
+    return -(-(size + 2 * padding - kernel) // stride) + 1
 
 
 def close_windows(graph: ir.Graph) -> None:
@@ -143,9 +130,9 @@ def close_windows(graph: ir.Graph) -> None:
 
 def _is_behind(size: int | None, kernel: int, stride: int, padding: int) -> bool:
     """True where ONNX counts a window that begins behind the tensor."""
-    return size is not None and len(_starts(size, kernel, stride, padding)) <= -(
-        -(size + 2 * padding - kernel) // stride
-    )
+    if size is None:
+        return False
+    return len(_starts(size, kernel, stride, padding)) < _count_windows(size, kernel, stride, padding)
 
 
 def _each(numbers: Sequence[int], dims: int) -> list[int]:
@@ -174,7 +161,7 @@ def _trilinear(
 #: for `torch.onnx.export(custom_translation_table=…)`
 TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     aten._trilinear.default: _trilinear,
-    aten.avg_pool1d.default: _pool1d,
-    aten.avg_pool2d.default: _pool2d,
-    aten.avg_pool3d.default: _pool3d,
+    aten.avg_pool1d.default: _translate_pool(1),
+    aten.avg_pool2d.default: _translate_pool(2),
+    aten.avg_pool3d.default: _translate_pool(3),
 }
