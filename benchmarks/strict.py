@@ -34,8 +34,8 @@ from strict_counts import Halves, Recorder, count_of
 
 import qcompiler
 from qcompiler import Recipe, Rule
-from qcompiler.passes.graph import contractions, is_backward
-from qcompiler.passes.plan import Kept, QuantPlan
+from qcompiler.passes.ir.meta import contractions, is_backward
+from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.runtime.spec import parse_spec
 
 #: forward operator → the contractions of its gradients

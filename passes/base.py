@@ -6,8 +6,8 @@ from typing import ClassVar, Protocol
 
 from torch.fx import GraphModule
 
-from qcompiler.passes.graph import finish
-from qcompiler.passes.verify import verify
+from qcompiler.passes.ir.edit import finish
+from qcompiler.passes.ir.verify import verify
 
 
 class Pass(Protocol):

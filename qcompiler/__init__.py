@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qcompiler.deploy.verify import VerifyReport, verify_onnx
     from qcompiler.errors import CaptureError, CompileError
     from qcompiler.files import save
-    from qcompiler.passes.plan import QuantPlan
+    from qcompiler.passes.ir.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
     from qcompiler.recipes import RECIPES
@@ -72,7 +72,7 @@ _EXPORTS = {
     "qcompiler.deploy.export": ("ExportReport", "export_onnx"),
     "qcompiler.deploy.trace": ("ExportError",),
     "qcompiler.deploy.verify": ("VerifyReport", "verify_onnx"),
-    "qcompiler.passes.plan": ("QuantPlan",),
+    "qcompiler.passes.ir.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler import dynamo_compat
 from qcompiler.errors import CaptureError
+from qcompiler.passes.ir.meta import get_example, set_example
 
 #: calls of a Dynamo graph that give the same memory
 _ALIASES: Final = ("_get_data_attr", "detach", "alias")
@@ -48,7 +49,7 @@ def copy_assigned(module: GraphModule, inputs: Sequence[Any], names: Sequence[st
 
 
 def _check_shape(given: torch.Tensor, value: Node, name: str) -> None:
-    shape = value.meta["example_value"].shape
+    shape = get_example(value).shape
     if shape != given.shape:
         raise CaptureError(f"{name}.data: got the shape {list(shape)}; valid: {list(given.shape)}, as before")
 
@@ -65,14 +66,14 @@ def _find_source(value: Node, placeholders: Sequence[Node], name: str) -> Node |
         source = source.args[0]  # type: ignore[assignment]
     if source in placeholders:
         return source
-    storage = value.meta["example_value"].untyped_storage()._cdata
+    storage = get_example(value).untyped_storage()._cdata
     if any(_storage(node) == storage for node in placeholders):
         raise CaptureError(f"{name}.data: got a part of another input; valid: a whole tensor, or a copy, as by clone()")
     return None
 
 
 def _storage(node: Node) -> int | None:
-    example = node.meta.get("example_value")
+    example = get_example(node)
     return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else None
 
 
@@ -86,6 +87,6 @@ def _keep_old_values(target: Node, node: Node) -> None:
         if late and _storage(alias) is not None and _storage(alias) in old:
             with target.graph.inserting_after(alias):
                 kept = target.graph.call_method("clone", (alias,))
-            kept.meta["example_value"] = alias.meta["example_value"].clone()
+            set_example(kept, get_example(alias).clone())
             for user in late:
                 user.replace_input_with(alias, kept)

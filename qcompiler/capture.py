@@ -13,9 +13,11 @@ from qcompiler.assignments import copy_assigned
 from qcompiler.errors import CaptureError
 from qcompiler.naming import PLAIN, FrameNames
 from qcompiler.numbers import NONE, BakedInError, Numbers, replace_numbers
-from qcompiler.passes.frame import WHOLE, Frame
-from qcompiler.passes.graph import Input, InputKind, aten, is_backward, rename_modules, set_fact
-from qcompiler.passes.strides import record_strides
+from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.frame import WHOLE, Frame
+from qcompiler.passes.ir.meta import get_description, has_half, is_backward, rename_modules, set_fact, set_half
+from qcompiler.passes.ir.strides import record_strides
+from qcompiler.passes.ir.views import aten
 from qcompiler.runtime.step import Write, WriteKind
 
 #: outputs that share memory with an input or with one another, by AOTAutograd's names
@@ -160,13 +162,13 @@ def _annotate(
     metadata: Any,
     assigned: dict[int, int | None],
 ) -> Captured:
-    names = [type(description).__name__ for description in graph.graph.output_node().meta["desc"]]
+    names = [type(description).__name__ for description in get_description(graph.graph.output_node())]
     count = names.count("InputMutationAOTOutput")
-    mutated = [d.mutated_input.idx for d in graph.graph.output_node().meta["desc"][:count]]
+    mutated = [d.mutated_input.idx for d in get_description(graph.graph.output_node())[:count]]
     writes = tuple(_write(index, metadata.input_info[index], inputs[index], assigned) for index in mutated)
     tangents = []
     for node in _placeholders(graph):
-        description = node.meta["desc"]
+        description = get_description(node)
         if type(description).__name__ == "TangentAOTInput":
             of = description.output
             write = mutated.index(of.mutated_input.idx) if hasattr(of, "mutated_input") else None
@@ -214,6 +216,7 @@ def _drop_tangent(tangent: Node) -> bool:
 def _tag_halves(graph: GraphModule) -> None:
     """Gives every node the tag of its half: AOTAutograd tags the backward of a custom autograd.Function as forward."""
     for node in graph.graph.nodes:
-        node.meta.setdefault("partitioner_tag", "is_forward")
+        if not has_half(node):
+            set_half(node, backward=False)
         if node.op == "call_function" and not is_backward(node) and any(map(is_backward, node.all_input_nodes)):
-            node.meta["partitioner_tag"] = "is_backward"
+            set_half(node, backward=True)

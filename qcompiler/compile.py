@@ -21,7 +21,7 @@ from qcompiler.errors import CompileError
 from qcompiler.following import Following
 from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.naming import ModelNames
-from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore

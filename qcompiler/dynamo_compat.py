@@ -34,12 +34,13 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from qcompiler.passes.ir.meta import get_example, get_graph_argument
 from qcompiler.torch_compat import leaves
 
 
 def placeholder_source(node: Node) -> str:
     """The expression behind a placeholder of a Dynamo graph: `L['self']._modules['fc']._parameters['weight']`."""
-    return _source_name(getattr(node.meta.get("grapharg"), "source", None))
+    return _source_name(getattr(get_graph_argument(node), "source", None))
 
 
 def _source_name(source: Any) -> str:
@@ -49,7 +50,7 @@ def _source_name(source: Any) -> str:
 
 def is_number(node: Any) -> bool:
     """Return True for an input of a Dynamo graph that is a float for its caller."""
-    return isinstance(node, Node) and getattr(node.meta.get("grapharg"), "is_tensor", True) is False
+    return isinstance(node, Node) and getattr(get_graph_argument(node), "is_tensor", True) is False
 
 
 def assigns_data(node: Node) -> bool:
@@ -59,7 +60,7 @@ def assigns_data(node: Node) -> bool:
 
 def has_symbolic_sizes(module: GraphModule) -> bool:
     """Return True if a tensor of a Dynamo graph has a size that is no number."""
-    examples = [node.meta.get("example_value") for node in module.graph.nodes]
+    examples = [get_example(node) for node in module.graph.nodes]
     tensors = [tensor for tensor in leaves(examples) if isinstance(tensor, torch.Tensor)]
     return any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
 
@@ -150,7 +151,7 @@ def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> N
     """
     tracer = InstructionTranslator.current_tx()
     scopes = {"L": tracer.f_locals, "G": tracer.f_globals}
-    sources = [getattr(node.meta.get("grapharg"), "source", None) for node in module.graph.find_nodes(op="placeholder")]
+    sources = [getattr(get_graph_argument(node), "source", None) for node in module.graph.find_nodes(op="placeholder")]
     for source in [LocalSource("self"), *(source for source in sources if source is not None)]:
         chain = [source]
         while hasattr(chain[-1], "base"):

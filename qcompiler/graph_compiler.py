@@ -16,8 +16,8 @@ from qcompiler.errors import CompileError
 from qcompiler.lower import Lowered, lower
 from qcompiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.outside import Recorder, forward_order
-from qcompiler.passes.graph import copy_graph
-from qcompiler.passes.plan import Kept, QuantPlan
+from qcompiler.passes.ir.edit import copy_graph
+from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import RangeStore

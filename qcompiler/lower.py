@@ -7,24 +7,26 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler import torch_compat
 from qcompiler.capture import Captured
-from qcompiler.passes.graph import (
-    InputKind,
-    aten,
-    copy_graph,
-    fake_mode,
-    finish,
+from qcompiler.passes.ir.arguments import get_argument, has_argument, set_arguments
+from qcompiler.passes.ir.edit import copy_graph, fake_mode, finish, infer_value
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import (
+    copy_meta,
+    drop_description,
+    find_value,
+    follow_policy,
     get_input,
-    infer,
+    get_value,
+    has_value,
     is_backward,
-    value,
-    view_root,
+    is_recomputed,
 )
-from qcompiler.passes.restore_strides import RestoreStrides
-from qcompiler.passes.verify import verify, verify_saved, verify_strides
+from qcompiler.passes.ir.verify import verify, verify_saved, verify_strides
+from qcompiler.passes.ir.views import aten, view_root
+from qcompiler.passes.joint.restore_strides import RestoreStrides
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.state import RangeStore, StateSite
@@ -113,8 +115,8 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
     for node in module.graph.find_nodes(op="placeholder"):
         fact = get_input(node)
         if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
-            (text,) = {str(user.args[1]) for user in node.users if user.target is ops.SCALE}
-            spec, val = parse_spec(text), value(node)
+            (text,) = {str(get_argument(user, "spec")) for user in node.users if user.target is ops.SCALE}
+            spec, val = parse_spec(text), get_value(node)
             meaning = spec.range.meaning(spec.format.bits)
             sites.append(StateSite(fact.name, spec.range, tuple(val.shape), val.device, meaning))
     return sites
@@ -133,7 +135,7 @@ def _order_outputs(captured: Captured) -> int:
     forward = [state for state in states if not is_backward(state)]
     backward = [state for state in states if is_backward(state)]
     output.args = ((*outputs[:split], *forward, *outputs[split:end], *learned, *backward),)
-    output.meta.pop("desc", None)  # AOTAutograd's list of what the outputs are, which the partitioner would cut up
+    drop_description(output)  # the partitioner would cut the list up
     return split + len(forward)
 
 
@@ -165,10 +167,10 @@ def _updates(module: GraphModule) -> bool:
 def _copy(module: GraphModule, *, first: bool) -> GraphModule:
     """A half for `first` steps and what follows them: such steps are rare, so it is never compiled."""
     copied = copy_graph(module)
-    for target, index in ((ops.SCALE, 4), (ops.ZERO_POINT, 5), (ops.UPDATE, 4)):
+    for target in (ops.SCALE, ops.ZERO_POINT, ops.UPDATE):
         for node in copied.graph.find_nodes(op="call_function", target=target):
-            if len(node.args) > index:
-                node.update_arg(index, first)
+            if has_argument(node, "state"):
+                set_arguments(node, first=first)
     _relax_views(copied)
     return copied
 
@@ -176,12 +178,11 @@ def _copy(module: GraphModule, *, first: bool) -> GraphModule:
 def _recompute_floats(module: GraphModule) -> None:
     """In a region that the user checkpoints, dequantizes are computed again with their readers; codes are saved."""
     for reader in reversed(module.graph.nodes):
-        tag = reader.meta.get("recompute")
-        if tag not in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
+        if not is_recomputed(reader):
             continue
         for source in reader.all_input_nodes:
             if view_root(source).target is ops.DEQUANTIZE and not is_backward(source):
-                source.meta.setdefault("recompute", tag)
+                follow_policy(source, reader)
 
 
 def _draw_in_forward(forward: GraphModule, backward: GraphModule, tangents: int) -> None:
@@ -194,7 +195,7 @@ def _draw_in_forward(forward: GraphModule, backward: GraphModule, tangents: int)
         first_tangent = backward.graph.find_nodes(op="placeholder")[-tangents]
         with backward.graph.inserting_before(first_tangent):
             saved = backward.graph.placeholder(key.name)
-        saved.meta = dict(key.meta)
+        copy_meta(key, saved)
         key.replace_all_uses_with(saved)
         backward.graph.erase_node(key)
 
@@ -202,13 +203,13 @@ def _draw_in_forward(forward: GraphModule, backward: GraphModule, tangents: int)
 def _infer_missing(half: GraphModule) -> None:
     """Infers what the partitioner leaves open: the random states that it carries into checkpointed regions."""
     for node in half.graph.nodes:
-        if node.op == "call_function" and "val" not in node.meta:
-            infer(node)
+        if node.op == "call_function" and not has_value(node):
+            infer_value(node)
 
 
 def _half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool) -> Half:
     """One half, compiled or interpreted."""
-    inputs = [value(node) for node in module.graph.find_nodes(op="placeholder")]
+    inputs = [get_value(node) for node in module.graph.find_nodes(op="placeholder")]
     return _compile(module, inputs, captured, backend, notes, is_backward=is_backward)
 
 
@@ -299,13 +300,13 @@ def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...]
 def _tangents(captured: Captured) -> list[Tangent]:
     nodes = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
     return [
-        Tangent(output, tuple(value(n).shape), value(n).stride(), value(n).dtype, value(n).device)
+        Tangent(output, tuple(get_value(n).shape), get_value(n).stride(), get_value(n).dtype, get_value(n).device)
         for output, n in zip(captured.tangents, nodes, strict=True)
     ]
 
 
 def _devices(captured: Captured) -> tuple[str, ...]:
-    values = [n.meta.get("val") for n in captured.module.graph.nodes]
+    values = [find_value(n) for n in captured.module.graph.nodes]
     return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
 
 
@@ -313,7 +314,9 @@ def saved_size(node: Node) -> int:
     """Bytes that a node takes where it is saved for backward; 0 for inputs and parameters, which are there anyway."""
     if view_root(node).op == "placeholder":
         return 0
-    return int(value(node).numel()) * value(node).element_size()  # int(): the size of a random state is symbolic
+    return (
+        int(get_value(node).numel()) * get_value(node).element_size()
+    )  # int(): the size of a random state is symbolic
 
 
 def saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:

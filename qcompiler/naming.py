@@ -8,9 +8,9 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from qcompiler.dynamo_compat import TracedFrame
-from qcompiler.passes.frame import Frame, Positions, whole_model
+from qcompiler.passes.ir.frame import Frame, Positions, whole_model
+from qcompiler.passes.ir.source_names import clean_path, parse_source
 from qcompiler.passes.rules import Position
-from qcompiler.passes.source_names import clean_path, parse_source
 
 #: one part of the model: file, function and line, and the module whose method it is, or its parameters
 FrameKey: TypeAlias = tuple[str, str, int, str]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qcompiler import dynamo_compat
+from qcompiler.passes.ir.meta import get_example
 
 #: calls on numbers alone that give the same on tensors of no dimension
 _ARITHMETIC: Final = frozenset(
@@ -98,7 +99,7 @@ class _Rewriter:
 
     def take_input(self, node: Node) -> None:
         """Case 1."""
-        if isinstance(node.meta.get("example_value"), torch.SymInt):
+        if isinstance(get_example(node), torch.SymInt):
             self.inputs.append(self.count)
             self.tensors[node] = (node, True)
             node.type = None
@@ -146,8 +147,8 @@ def _as_tensor(number: int | torch.SymInt) -> Tensor:
 
 def _keeps_type(node: Node) -> bool:
     """Return True for a floating tensor and a number: a tensor of integers would take the type of the other tensor."""
-    found = node.meta.get("example_value")
-    examples = [source.meta.get("example_value") for source in node.all_input_nodes]
+    found = get_example(node)
+    examples = [get_example(source) for source in node.all_input_nodes]
     given = [example for example in examples if isinstance(example, Tensor)]
     if not isinstance(found, Tensor) or len(given) != 1:
         return False

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.passes.annotate_roles import is_contraction
-from qcompiler.passes.opaque import is_opaque
-from qcompiler.passes.plan import Kept
+from qcompiler.passes.ir.opaque import is_opaque
+from qcompiler.passes.ir.plan import Kept
+from qcompiler.passes.joint.annotate_roles import is_contraction
 
 _LIBRARIES = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler))
 

@@ -1,20 +1,20 @@
 """The order of the passes: the table of contents of the compiler."""
 
-from qcompiler.passes.annotate_roles import AnnotateRoles
 from qcompiler.passes.base import Pipeline
-from qcompiler.passes.choose_blocks import ChooseBlocks
-from qcompiler.passes.dedupe_quantizers import DedupeQuantizers
-from qcompiler.passes.frame import WHOLE, Frame
-from qcompiler.passes.hoist_views import HoistViews
-from qcompiler.passes.learn_ranges import LearnRanges
-from qcompiler.passes.mask_gradients import MaskGradients
-from qcompiler.passes.place_quantizers import PlaceQuantizers
-from qcompiler.passes.restore_strides import RestoreStrides
-from qcompiler.passes.rotate_operands import RotateOperands
-from qcompiler.passes.round_biases import RoundBiases
-from qcompiler.passes.save_quantized import SaveQuantized
-from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
-from qcompiler.passes.thread_ranges import ThreadRanges
+from qcompiler.passes.ir.frame import WHOLE, Frame
+from qcompiler.passes.joint.annotate_roles import AnnotateRoles
+from qcompiler.passes.joint.choose_blocks import ChooseBlocks
+from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
+from qcompiler.passes.joint.hoist_views import HoistViews
+from qcompiler.passes.joint.learn_ranges import LearnRanges
+from qcompiler.passes.joint.mask_gradients import MaskGradients
+from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
+from qcompiler.passes.joint.restore_strides import RestoreStrides
+from qcompiler.passes.joint.rotate_operands import RotateOperands
+from qcompiler.passes.joint.round_biases import RoundBiases
+from qcompiler.passes.joint.save_quantized import SaveQuantized
+from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
+from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.recipe import Recipe
 
 

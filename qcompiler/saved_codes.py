@@ -4,10 +4,13 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.graph import insert_call, is_view, value, view_root
+from qcompiler.passes.ir.arguments import pack_arguments
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.meta import copy_meta, get_value
+from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
+from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.runtime import ops
 from qcompiler.runtime.packing import per_byte
-from qcompiler.runtime.spec import parse_spec
 
 
 def save_codes(forward: GraphModule, backward: GraphModule, outputs: int) -> None:
@@ -54,28 +57,28 @@ class _Halves:
         self.last = next(reversed(self.saved.values()))
         self.backward.graph.erase_node(placeholder)
 
-    def _floats(self, root: Node, reader: Node) -> Node:
+    def _floats(self, root: Node, place: Node) -> Node:
         """The dequantize `root` of forward, anew in backward."""
-        codes, scale, point, text, layout, dtype, *beside = root.args
-        assert isinstance(codes, Node)
-        assert isinstance(scale, Node)
-        if beside:
-            scale = self._beside(scale, ops.CHECKED, (scale, beside[0], text, layout), root)
-        form = parse_spec(str(text)).format
+        reader = Dequantizer(root)
+        codes, scale, point = reader.codes, reader.scale, reader.zero_point
+        shared = {"spec": reader.text, "layout": reader.layout}
+        if reader.shown is not None:
+            scale = self._beside(scale, ops.CHECKED, {"scale": scale, "x": reader.shown, **shared}, root)
+        form = reader.spec.format
         if per_byte(form.bits) == 1:
             whole = self._saved(codes)
         else:
-            packed = self._saved(self._beside(codes, ops.PACK, (codes, form.bits), root))
-            shape = list(value(codes).shape)
-            whole = insert_call(
-                self.backward.graph, ops.UNPACK, (packed, shape, form.bits, form.dtype.is_signed), before=reader
-            )
-        zero = self._saved(point) if isinstance(point, Node) else None
-        args = (whole, self._saved(scale), zero, text, layout, dtype)
-        return insert_call(self.backward.graph, ops.DEQUANTIZE, args, before=reader)
+            packed = self._saved(self._beside(codes, ops.PACK, {"codes": codes, "bits": form.bits}, root))
+            shape, signed = list(get_value(codes).shape), form.dtype.is_signed
+            given = {"packed": packed, "shape": shape, "bits": form.bits, "signed": signed}
+            whole = insert_operator(self.backward.graph, ops.UNPACK, given, before=place)
+        zero = None if point is None else self._saved(point)
+        given = {"codes": whole, "scale": self._saved(scale), "zero_point": zero, **shared, "dtype": reader.dtype}
+        return insert_operator(self.backward.graph, ops.DEQUANTIZE, given, before=place)
 
-    def _beside(self, source: Node, target: Any, args: tuple[Any, ...], before: Node) -> Node:
+    def _beside(self, source: Node, target: Any, given: dict[str, Any], before: Node) -> Node:
         """The call of forward that `source` has already, or a new one."""
+        args = pack_arguments(target, given)
         known = [user for user in source.users if user.target is target and user.args == args]
         return known[0] if known else insert_call(self.forward.graph, target, args, before=before)
 
@@ -84,6 +87,6 @@ class _Halves:
         if node not in self.saved:
             with self.backward.graph.inserting_after(self.last):
                 made = self.backward.graph.placeholder(node.name)
-            made.meta = dict(node.meta)
+            copy_meta(node, made)
             self.saved[node] = self.last = made
         return self.saved[node]

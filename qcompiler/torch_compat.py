@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qcompiler.passes.ir.meta import set_visible_outputs
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.state import Engine
 
@@ -163,7 +164,7 @@ def compile_inductor(
     context = tracing(TracingContext(modes[0])) if modes else contextlib.nullcontext()
     output = module.graph.output_node()
     outputs = list(output.args[0])[:fixed_outputs]  # type: ignore[arg-type]
-    output.meta["user_visible_output_idxs"] = [i for i, node in enumerate(outputs) if isinstance(node, Node)]
+    set_visible_outputs(output, [i for i, node in enumerate(outputs) if isinstance(node, Node)])
     with torch.no_grad(), inductor_config.patch(_INDUCTOR), context:
         return compile_fx_inner(
             module,

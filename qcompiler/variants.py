@@ -7,7 +7,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from qcompiler.capture import Captured, SharedMemoryError
-from qcompiler.passes.graph import InputKind, copy_graph
+from qcompiler.passes.ir.edit import copy_graph
+from qcompiler.passes.ir.facts import InputKind
 from qcompiler.runtime.step import Step
 from qcompiler.shared_memory import NONE, Sharing, check_shared, find_shared, join_inputs, merge_shared
 

@@ -10,8 +10,10 @@ from torch import nn
 from torch.fx import Node
 
 import qcompiler
-from qcompiler.passes.graph import contractions, graph_text, is_view
-from qcompiler.passes.plan import describe
+from qcompiler.passes.ir.meta import contractions
+from qcompiler.passes.ir.plan import describe
+from qcompiler.passes.ir.text import graph_text
+from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
 from qcompiler.sight.stages import StageError
 

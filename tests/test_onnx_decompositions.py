@@ -7,8 +7,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.passes.graph import aten
-from qcompiler.passes.layers import residual_sums
+from qcompiler.passes.ir.layers import residual_sums
+from qcompiler.passes.ir.views import aten
 
 #: what holds no arithmetic: it shows where a tensor is copied, or that autograd has seen it
 _SILENT = {aten.detach.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default}
@@ -119,7 +119,8 @@ def test_residual_sums_are_those_that_the_model_writes():
 
 def _with_inputs(model, args):
     """An exported graph whose inputs are described."""
-    from qcompiler.passes.graph import Input, InputKind, set_fact
+    from qcompiler.passes.ir.facts import Input, InputKind
+    from qcompiler.passes.ir.meta import set_fact
 
     graph = exported(model, args)
     for node in graph.find_nodes(op="placeholder"):

@@ -7,9 +7,9 @@ from torch import nn
 import qcompiler
 from qcompiler.errors import CaptureError
 from qcompiler.passes.base import PassError
-from qcompiler.passes.place_quantizers import PlaceQuantizers
+from qcompiler.passes.ir.verify import VerifyError
+from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.passes.verify import VerifyError
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import Block, parse_block, view_blocks

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.passes.annotate_roles import MATRIX_PRODUCTS
-from qcompiler.passes.choose_blocks import legal_spec
-from qcompiler.passes.graph import Contraction, Operand, aten
+from qcompiler.passes.ir.facts import Contraction, Operand
+from qcompiler.passes.ir.views import aten
+from qcompiler.passes.joint.annotate_roles import MATRIX_PRODUCTS
+from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.runtime.figures import quantized, ratio
 from qcompiler.runtime.spec import QuantSpec
 

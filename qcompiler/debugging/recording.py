@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import statistics
-from typing import Any
 
 from torch import Tensor
 
 from qcompiler.debugging.products import Loss, Product
 from qcompiler.debugging.remedies import Trial
-from qcompiler.passes.graph import Operand
-from qcompiler.passes.plan import role_of
+from qcompiler.debugging.shadow import QuantizeCall
+from qcompiler.passes.ir.facts import Operand
+from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
 from qcompiler.runtime.figures import Agreement, Tally, agreement, ratio, simulate, tally
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -55,12 +55,12 @@ class Recording:
         self._given: str | None = None
         self._is_lost = False
 
-    def quantized(self, site: str, args: tuple[Any, ...], codes: Tensor) -> None:
+    def quantized(self, site: str, call: QuantizeCall, codes: Tensor) -> None:
         """Adds one quantizer of one step."""
-        x, scale, point, _, text, layout, _ = args
-        spec = parse_spec(text)
-        self.tallies[site] = self.tallies.get(site, Tally()) + tally(x, codes, scale, point, spec, layout)
-        self.held[site] = Held(x, spec, layout)
+        spec = parse_spec(call.spec)
+        counted = tally(call.x, codes, call.scale, call.zero_point, spec, call.layout)
+        self.tallies[site] = self.tallies.get(site, Tally()) + counted
+        self.held[site] = Held(call.x, spec, call.layout)
 
     def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
         """Adds what each operand's quantizer costs one product. The sum of a bias gradient is none."""
@@ -127,6 +127,6 @@ class Recording:
 
 
 def _harm(site: str, losses: list[float], seen: Tally) -> float:
-    own = role_of(site) is Role.OUTPUT or not losses
+    own = get_role(site) is Role.OUTPUT or not losses
     total = sum(losses) + (ratio(seen.noise, seen.signal) if own else 0.0)
     return math.inf if math.isnan(total) else total

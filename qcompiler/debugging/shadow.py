@@ -7,9 +7,9 @@ outputs, and no quantizer. It writes no buffer, no gradient and no range.
 
 import contextlib
 import dataclasses
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,19 +20,13 @@ from qcompiler.capture import Captured
 from qcompiler.debugging.products import Product
 from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.lower import Lowered, lower
-from qcompiler.passes.graph import (
-    Contraction,
-    Input,
-    InputKind,
-    codes_behind,
-    contractions,
-    get_contraction,
-    get_input,
-    is_view,
-    quantizers,
-    view_root,
-)
-from qcompiler.passes.plan import describe
+from qcompiler.passes.ir.facts import Contraction, Input, InputKind
+from qcompiler.passes.ir.meta import contractions, get_contraction, get_input
+from qcompiler.passes.ir.plan import describe
+from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
+from qcompiler.passes.ir.site_name import Numbering
+from qcompiler.passes.ir.views import is_view, view_root
+from qcompiler.passes.ir.walk import find_quantizer
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
@@ -40,11 +34,23 @@ from qcompiler.runtime.state import Moment, RangeStore
 from qcompiler.runtime.step import Half, Step
 
 
+class QuantizeCall(NamedTuple):
+    """What a quantize node was given: the arguments of `ops.quantize`."""
+
+    x: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    key: Tensor | None
+    spec: str
+    layout: str
+    site: str
+
+
 class Log(Protocol):
     """What is told of every step that is watched."""
 
-    def quantized(self, site: str, args: tuple[Any, ...], codes: Tensor) -> None:
-        """A quantizer ran, with the arguments of `ops.quantize`."""
+    def quantized(self, site: str, call: "QuantizeCall", codes: Tensor) -> None:
+        """A quantizer ran."""
 
     def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
         """A contraction ran; argument → the operand behind its quantizer."""
@@ -166,8 +172,8 @@ class QuantizedWatch(Watch):
         self.operands = {labels[node.name]: self._operands(node, fact) for node, fact in _products(module.graph)}
 
     def _operands(self, node: Node, fact: Contraction) -> dict[int, str]:
-        codes = {o.arg: codes_behind(arg) for o in fact.operands if isinstance(arg := node.args[o.arg], Node)}
-        return {arg: self.sites[source.name] for arg, source in codes.items() if source is not None}
+        found = {operand.arg: find_quantizer(node.args[operand.arg]) for operand in fact.operands}
+        return {arg: self.sites[one.codes.name] for arg, one in found.items() if one is not None}
 
     def before(self, node: Node) -> None:
         """Remembers the generators in front of what draws from them."""
@@ -180,11 +186,12 @@ class QuantizedWatch(Watch):
         if log is None:
             return
         if node.target is ops.QUANTIZE:
-            site = self.sites.get(node.name, str(args[6]))
+            site = self.sites.get(node.name, Quantizer(node).site)
             if site not in self.record.tensors:
-                args = (_own(node.args[0], args[0]), *args[1:])
-                self.record.tensors[site] = args[0]
-                log.quantized(site, args, result)
+                values = QuantizeCall(*args)
+                values = values._replace(x=_own(Quantizer(node).tensor, values.x))
+                self.record.tensors[site] = values.x
+                log.quantized(site, values, result)
         fact, label = get_contraction(node), self.labels.get(node.name)
         if fact is None or label is None or label in self.record.seen:
             return
@@ -339,17 +346,13 @@ def site_names(module: GraphModule) -> dict[str, str]:
 
 def numbered_sites(graph: Graph) -> dict[str, str]:
     """The same of a graph with quantizers that has not been split yet."""
-    return _numbered((node.name, str(node.args[6])) for node in quantizers(graph))
+    return _numbered((quantizer.codes.name, quantizer.site) for quantizer in list_quantizers(graph))
 
 
 def _numbered(names: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Key → name, with #2, #3 … behind a name that was there before."""
-    seen: Counter[str] = Counter()
-    result = {}
-    for key, name in names:
-        seen[name] += 1
-        result[key] = name if seen[name] == 1 else f"{name}#{seen[name]}"
-    return result
+    numbering = Numbering()
+    return {key: numbering.number(name) for key, name in names}
 
 
 def _own(arg: Any, value: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ import glob
 from collections.abc import Callable
 
 from qcompiler.debugging.recording import Recording
-from qcompiler.passes.graph import Contraction
-from qcompiler.passes.plan import role_of
+from qcompiler.passes.ir.facts import Contraction
+from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import QuantSpec
@@ -43,7 +43,7 @@ def site_rules(
 def _deciders(recording: Recording, recipe: Recipe, site: str) -> list[tuple[Contraction, Role, Rule]]:
     """(layer, role, rule) of all that read the site; for the role output the layer whose result it is."""
     found = [(product.fact, operand.role, operand.rule) for product, operand in recording.readers(site)]
-    if role_of(site) is Role.OUTPUT:
+    if get_role(site) is Role.OUTPUT:
         name = site.partition("#")[0]
         facts = [product.fact for product in recording.products.values()]
         forward = [fact for fact in facts if fact.gradient_of is None and not fact.is_bias]

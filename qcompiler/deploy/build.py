@@ -25,7 +25,7 @@ from qcompiler.deploy.lower import Exported, lower
 from qcompiler.deploy.pools import close_windows
 from qcompiler.deploy.stand_ins import TRANSLATIONS
 from qcompiler.deploy.trace import ExportError, Traced
-from qcompiler.passes.graph import module_path
+from qcompiler.passes.ir.meta import module_path
 
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"

@@ -10,7 +10,7 @@ from torch import Tensor
 from qcompiler.deploy.freeze import Calibrated
 from qcompiler.deploy.observe import Observer
 from qcompiler.deploy.trace import ExportError, Traced
-from qcompiler.passes.plan import Site
+from qcompiler.passes.ir.plan import Site
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR

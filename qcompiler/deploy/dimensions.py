@@ -10,6 +10,7 @@ from torch.export.graph_signature import InputKind
 
 from qcompiler import torch_compat
 from qcompiler.deploy.trace import ExportError
+from qcompiler.passes.ir.meta import get_value
 
 
 def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
@@ -50,7 +51,7 @@ def names_of_symbols(program: ExportedProgram, model: nn.Module, shapes: Any) ->
     for node, spec in zip(nodes, _specs(model, args, kwargs, shapes), strict=True):
         for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
             root = getattr(dim, "root", dim)  # 2 * batch is made of batch
-            found = torch_compat.symbols(node.meta["val"].shape[axis])
+            found = torch_compat.symbols(get_value(node).shape[axis])
             if isinstance(root, Dim) and len(found) == 1:
                 names[found[0]] = str(root.__name__)
     return names

@@ -19,7 +19,8 @@ from qcompiler.deploy.dimensions import as_dims, names_of_symbols
 from qcompiler.deploy.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.deploy.trace import ExportError, eval_mode, trace
 from qcompiler.files import check_writable, replacing
-from qcompiler.passes.plan import Kept, QuantPlan, role_of
+from qcompiler.passes.ir.plan import Kept, QuantPlan
+from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
 from qcompiler.passes.tables import Table, to_text
 from qcompiler.recipe import Recipe
@@ -273,7 +274,7 @@ def _unread(qmodel: QuantizedModule, plan: QuantPlan) -> Iterator[str]:
         rule.spec is not None and rule.spec.range.has_state and rule.role in (None, Role.GRADIENT)
         for rule in qmodel.recipe.rules
     )
-    held = [name for name in qmodel.ranges() if not (gradients and role_of(name) is Role.GRADIENT)]
+    held = [name for name in qmodel.ranges() if not (gradients and get_role(name) is Role.GRADIENT)]
     others = sorted(set(held) - {site.name for site in plan.sites if site.spec.range.has_state})
     if others:
         yield (

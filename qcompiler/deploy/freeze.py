@@ -11,8 +11,14 @@ from torch.export.graph_signature import ExportGraphSignature, InputSpec, Output
 from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph, Node
 
-from qcompiler.passes.graph import InputKind, aten, fake_mode, get_input, infer, module_path, quantizers, value
-from qcompiler.passes.layers import BATCH_NORMS
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import fake_mode, infer_value
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.layers import BATCH_NORMS
+from qcompiler.passes.ir.meta import get_input, get_value, module_path, set_value
+from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
+from qcompiler.passes.ir.views import aten
+from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.runtime import ops
 from qcompiler.runtime.biases import batch_norm_affine
 from qcompiler.runtime.blocks import TENSOR, WHOLE, Block
@@ -77,13 +83,13 @@ def freeze(
     """
     freezer = _Freezer(program, ranges)
     freezer.freeze_biases()
-    for codes in quantizers(freezer.graph):
-        if codes.args[6] in calibrated:
-            freezer.calibrate(codes, calibrated[str(codes.args[6])])
-        freezer.unite(codes)
-        freezer.freeze(codes)
-    for codes in quantizers(freezer.graph):
-        freezer.transpose(codes)
+    for quantizer in list_quantizers(freezer.graph):
+        if quantizer.site in calibrated:
+            freezer.calibrate(quantizer, calibrated[quantizer.site])
+        freezer.unite(quantizer)
+        freezer.freeze(quantizer)
+    for quantizer in list_quantizers(freezer.graph):
+        freezer.transpose(quantizer)
     notes = freezer.fold() if fold_batch_norm else ()
     built = freezer.rebuilt()
     return Frozen(built, freezer.order, freezer.negated, notes, calibrated, freezer.folded())
@@ -126,109 +132,99 @@ class _Freezer:
     def _value(self, node: Node) -> Tensor | None:
         """What a node holds whatever the input of the model; None where it depends on that."""
         if node not in self.known and node in self.fixed:
-            args = node.args
+            given, options = torch.fx.map_arg((node.args, node.kwargs), self._value)
             if _is_static(node):
-                args = (
-                    torch.zeros([n if isinstance(n, int) else 1 for n in value(cast(Node, args[0])).shape]),
-                    *args[1:],
-                )
-            given, options = torch.fx.map_arg((args, node.kwargs), self._value)
+                shape = get_value(get_argument(node, "x")).shape
+                any_tensor = torch.zeros([extent if isinstance(extent, int) else 1 for extent in shape])
+                given = (any_tensor, *given[1:])
             with torch.no_grad():
                 self.known[node] = cast(Callable[..., Any], node.target)(*given, **options)
         return self.known.get(node)
 
-    def freeze(self, codes: Node) -> None:
+    def freeze(self, quantizer: Quantizer) -> None:
         """Cases 1 to 3 for one quantizer."""
-        _, scale, point, _, _, _, site = codes.args
-        held = self._value(codes)
-        for node, name in ((scale, "scale"), (point, "zero_point")):
-            if isinstance(node, Node) and (known := self._value(node)) is not None:
+        site, held = quantizer.site, self._value(quantizer.codes)
+        for node, name in ((quantizer.scale, "scale"), (quantizer.zero_point, "zero_point")):
+            if node is not None and (known := self._value(node)) is not None:
                 node.replace_all_uses_with(self._constant(known, f"{site}#{name}"))
         if held is not None:
-            self.codes[str(site)] = held
-            codes.update_arg(0, self._constant(held, f"{site}#codes"))
-        for floats in [user for user in codes.users if user.target is ops.DEQUANTIZE]:
-            floats.args = floats.args[:6]
+            self.codes[site] = held
+            quantizer.read(self._constant(held, f"{site}#codes"))
+        for reader in quantizer.dequantizers:
+            reader.show(None)
 
     def freeze_biases(self) -> None:
         """Case 6; first of all, since scales get other shapes on the way."""
         for bias in self.graph.find_nodes(op="call_function", target=ops.INTEGER_BIAS):
             bias.replace_all_uses_with(self._constant(cast(Tensor, self._value(bias)), f"{bias.name}#rounded"))
 
-    def calibrate(self, codes: Node, found: Calibrated) -> None:
+    def calibrate(self, quantizer: Quantizer, found: Calibrated) -> None:
         """Case 2 for a quantizer whose range was measured on data."""
-        self._make_one_block(codes, found.scale, found.point, "calibrated")
+        self._make_one_block(quantizer, found.scale, found.point, "calibrated")
 
-    def unite(self, codes: Node) -> None:
+    def unite(self, quantizer: Quantizer) -> None:
         """Case 7 for one quantizer."""
-        tensor, scale, point, _, text, _, _ = codes.args
-        spec, steps = parse_spec(str(text)), self._value(cast(Node, scale))
+        spec, point, steps = quantizer.spec, quantizer.zero_point, self._value(quantizer.scale)
         alike = steps is not None and not spec.range.has_state and len(steps.unique()) == 1
-        if steps is None or not alike or spec.block == TENSOR or self._value(cast(Node, tensor)) is not None:
+        if steps is None or not alike or spec.block == TENSOR or self._value(quantizer.tensor) is not None:
             return
         first = (slice(1),) * steps.ndim
-        known = self._value(point) if isinstance(point, Node) else None
-        self._make_one_block(codes, steps[first], None if known is None else known[first], "one")
+        known = None if point is None else self._value(point)
+        self._make_one_block(quantizer, steps[first], None if known is None else known[first], "one")
 
-    def _make_one_block(self, codes: Node, scale: Tensor, point: Tensor | None, name: str) -> None:
+    def _make_one_block(self, quantizer: Quantizer, scale: Tensor, point: Tensor | None, name: str) -> None:
         """Gives a quantizer one scale and zero point for all of its tensor."""
-        tensor, _, _, _, text, layout, site = codes.args
-        parts = {"codes": cast(Node, tensor), "scale": self._constant(scale, f"{site}#scale.{name}")}
+        site, zero_point = quantizer.site, None
+        step = self._constant(scale, f"{site}#scale.{name}")
         if point is not None:
-            parts["zero_point"] = self._constant(point, f"{site}#zero_point.{name}")
-        whole = dataclasses.replace(parse_spec(str(text)), block=TENSOR)
-        self._reset(codes, parts, str(whole), str(layout))
+            zero_point = self._constant(point, f"{site}#zero_point.{name}")
+        whole = dataclasses.replace(quantizer.spec, block=TENSOR)
+        quantizer.fix(quantizer.tensor, step, zero_point, whole, quantizer.layout)
 
-    def transpose(self, codes: Node) -> None:
+    def transpose(self, quantizer: Quantizer) -> None:
         """Case 4 for one quantizer."""
-        floats = [user for user in codes.users if user.target is ops.DEQUANTIZE]
+        floats = [reader.floats for reader in quantizer.dequantizers]
         readers = [(source, reader) for source in floats for reader in source.users]
-        layout = str(codes.args[5])
-        if codes.args[0] not in self.known or not len(set(layout)) == len(layout) == 2 or not readers:
+        layout = quantizer.layout
+        if quantizer.tensor not in self.known or not len(set(layout)) == len(layout) == 2 or not readers:
             return
         if all(reader.target is aten.t.default for _, reader in readers):
             if all(self._reads_static(product, view) for _, view in readers for product in view.users):
-                self._turn(codes)
+                self._turn(quantizer)
                 for source, view in readers:
                     view.replace_all_uses_with(source)
         elif all(_is_right(reader, source) and not self._reads_static(reader, source) for source, reader in readers):
-            self._turn(codes)
+            self._turn(quantizer)
             for source in floats:
                 with self.graph.inserting_after(source):
                     view = self.graph.call_function(aten.t.default, (source,))
-                infer(view)
+                infer_value(view)
                 for reader in [reader for reader in source.users if reader is not view]:
                     reader.replace_input_with(source, view)
 
-    def _turn(self, codes: Node) -> None:
+    def _turn(self, quantizer: Quantizer) -> None:
         """Transposes the codes and scales of a weight."""
-        tensor, scale, point, _, text, layout, site = codes.args
-        self.order[str(site)] = (1, 0)
-        parts = {"codes": tensor, "scale": scale, "zero_point": point}
-        turned = {
-            name: self._constant(cast(Tensor, self._value(node)).t().contiguous(), f"{site}#{name}.t")
-            for name, node in parts.items()
-            if isinstance(node, Node)
-        }
-        self._reset(codes, turned, str(text), str(layout)[::-1])
+        self.order[quantizer.site] = (1, 0)
+        point = quantizer.zero_point
+        codes, scale = (
+            self._turned(quantizer, "codes", quantizer.tensor),
+            self._turned(quantizer, "scale", quantizer.scale),
+        )
+        zero_point = None if point is None else self._turned(quantizer, "zero_point", point)
+        quantizer.fix(codes, scale, zero_point, quantizer.spec, quantizer.layout[::-1])
+
+    def _turned(self, quantizer: Quantizer, name: str, node: Node) -> Node:
+        return self._constant(cast(Tensor, self._value(node)).t().contiguous(), f"{quantizer.site}#{name}.t")
 
     def _reads_static(self, product: Node, weight: Node) -> bool:
         """True where the other operand of a product is dequantized by a scale that is known, to float32."""
         for node in product.all_input_nodes:
             while node.target in _VIEWS:
                 node = cast(Node, node.args[0])
-            if node is not weight and node.target is ops.DEQUANTIZE:
-                return self._value(cast(Node, node.args[1])) is not None and value(node).dtype is torch.float32
+            reader = get_dequantizer(node)
+            if node is not weight and reader is not None:
+                return self._value(reader.scale) is not None and reader.dtype is torch.float32
         return False
-
-    def _reset(self, codes: Node, parts: Mapping[str, Node], text: str, layout: str) -> None:
-        """Gives a frozen quantizer and its readers other constants, another spec and layout."""
-        point = parts.get("zero_point")
-        codes.args = (parts["codes"], parts["scale"], point, None, text, layout, codes.args[6])
-        infer(codes)
-        for reader in list(codes.users):
-            reader.args = (codes, parts["scale"], point, text, layout, reader.args[5])
-            infer(reader)
 
     def fold(self) -> tuple[str, ...]:
         """Case 5 for every batch norm."""
@@ -247,12 +243,13 @@ class _Freezer:
             return "it stands behind a transposed convolution, which onnxruntime computes in float in any case"
         if product.target is not aten.convolution.default or len(product.users) > 1:
             return f"it reads {product.name}, which is not a convolution that it alone reads"
-        floats = cast(Node, product.args[1])
-        codes = cast(Node, floats.args[0]) if floats.target is ops.DEQUANTIZE else None
-        if codes is None or (held := self._value(cast(Node, codes.args[0]))) is None or len(codes.users) > 1:
+        floats = get_dequantizer(product.args[1])
+        quantizer = None if floats is None else Quantizer(floats.codes)
+        held = None if quantizer is None else self._value(quantizer.tensor)
+        if quantizer is None or held is None or len(quantizer.codes.users) > 1:
             return "the weight is not quantized for this convolution alone"
-        _, scale, _, _, text, layout, site = codes.args
-        spec, steps = parse_spec(str(text)), cast(Tensor, self._value(cast(Node, scale)))
+        site = quantizer.site
+        spec, steps = quantizer.spec, cast(Tensor, self._value(quantizer.scale))
         if spec.scale.dtype is not torch.float32 or steps.numel() not in (1, len(steps)) or spec.has_zero_point:
             return f"the weight has other scales than one for each output channel: {spec}"
         if not isinstance(spec.format, IntFormat):
@@ -264,17 +261,15 @@ class _Freezer:
         sign = torch.where(gain < 0, -1, 1).reshape(shape).to(held.dtype)
         steps = steps.double() * gain.abs().reshape(shape)
         held = held * sign
-        self.negated[str(site)] = tuple((gain < 0).nonzero().flatten().tolist())
+        self.negated[site] = tuple((gain < 0).nonzero().flatten().tolist())
         block = Block(out=1, in_=WHOLE, space=WHOLE, batch=WHOLE, channel=WHOLE, group=WHOLE)
-        parts = {
-            "codes": self._constant(held, f"{site}#codes.folded"),
-            # a factor of 0 leaves sums of codes times 2^-126, which no bias sees
-            "scale": self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded"),
-        }
+        codes = self._constant(held, f"{site}#codes.folded")
+        # a factor of 0 leaves sums of codes times 2^-126, which no bias sees
+        scale = self._constant(steps.clamp(min=2.0**-126).float(), f"{site}#scale.folded")
         # the file needs neither a range nor a gradient, and some gradients allow no block but the tensor
         folded = dataclasses.replace(spec, block=block, range=Current(), vjp=Vjp.PASS)
-        self._reset(codes, parts, str(folded), str(layout))
-        product.update_arg(2, self._constant((before * gain + offset).to(value(product).dtype), f"{site}#bias"))
+        quantizer.fix(codes, scale, None, folded, quantizer.layout)
+        product.update_arg(2, self._constant((before * gain + offset).to(get_value(product).dtype), f"{site}#bias"))
         for result in list(norm.users):
             result.replace_all_uses_with(product)
         return ""
@@ -293,7 +288,7 @@ class _Freezer:
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
             made = self.graph.placeholder(f"c_{len(self.constants)}")
-        made.meta["val"] = fake_mode(self.graph).from_tensor(held, static_shapes=True)
+        set_value(made, fake_mode(self.graph).from_tensor(held, static_shapes=True))
         self.known[made] = held
         self.constants[made.name] = (name, held)
         return made
@@ -332,7 +327,7 @@ class _Freezer:
 
     def folded(self) -> dict[str, Tensor]:
         """Case 8: the quantizers that nothing reads any more in the graph that was built."""
-        left = {codes.args[6] for codes in quantizers(self.graph)}
+        left = {quantizer.site for quantizer in list_quantizers(self.graph)}
         return {site: codes for site, codes in self.codes.items() if site not in left}
 
     def _outputs(self) -> list[OutputSpec]:
@@ -354,4 +349,4 @@ def _is_static(node: Node) -> bool:
     """True for a scale or zero point that does not depend on the tensor in front."""
     if node.target not in (ops.SCALE, ops.ZERO_POINT):
         return False
-    return parse_spec(next(arg for arg in node.args if isinstance(arg, str))).has_known_scale
+    return parse_spec(get_argument(node, "spec")).has_known_scale

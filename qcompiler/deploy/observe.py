@@ -13,8 +13,10 @@ from torch.fx import Interpreter, Node
 from qcompiler import torch_compat
 from qcompiler.deploy.blocks import find_edges
 from qcompiler.deploy.trace import Traced
-from qcompiler.passes.graph import InputKind, is_size
-from qcompiler.passes.plan import Site
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import is_size
+from qcompiler.passes.ir.plan import Site
+from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
 from qcompiler.runtime.blocks import TENSOR, view_blocks
 from qcompiler.runtime.formats import FloatFormat
@@ -68,7 +70,8 @@ class Observer(Interpreter):
         """Shows what a quantizer reads and returns."""
         result = super().run_node(n)
         if n.target is ops.QUANTIZE:
-            self.see(str(n.args[6]), self.env[cast(Node, n.args[0])], result)
+            quantizer = Quantizer(n)
+            self.see(quantizer.site, self.env[quantizer.tensor], result)
         return result
 
     def see(self, site: str, x: Tensor, codes: Tensor) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxscript.onnx_opset import opset21
 
 from qcompiler.deploy.trace import ExportError
-from qcompiler.passes.graph import aten
+from qcompiler.passes.ir.views import aten
 
 op: Any = opset21
 

@@ -16,8 +16,10 @@ from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
 from qcompiler.passes.base import PassError
-from qcompiler.passes.graph import Input, InputKind, aten, get_input, module_path, set_fact, value
-from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
+from qcompiler.passes.ir.plan import QuantPlan
+from qcompiler.passes.ir.views import aten
 from qcompiler.pipeline import pipeline
 from qcompiler.runtime.state import RangeStore
 
@@ -104,7 +106,7 @@ def trace(
     for node in list(module.graph.nodes):
         if node.target in _CHECKS:
             module.graph.erase_node(node)
-        elif node.target is aten.clamp.default and value(node).is_floating_point():  # 0 and 0.5 have no overload
+        elif node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
             node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
     module.graph.eliminate_dead_code()
     _refuse_inexact_sizes(module.graph)
@@ -153,7 +155,7 @@ def _refuse_inexact_sizes(graph: Graph) -> None:
     """Raises where a free size is multiplied by a number such as 2.3: a file has it in float32, so 23.0 may be 22."""
     for node in graph.find_nodes(op="call_function", target=operator.mul):
         factor = next((one for one in node.args if isinstance(one, float)), 1.0)
-        if not (factor * 2**8).is_integer() and isinstance(node.meta["val"], torch.SymFloat):
+        if not (factor * 2**8).is_integer() and isinstance(find_value(node), torch.SymFloat):
             raise ExportError(
                 f"export: {module_path(node) or 'the model'}: a scale factor of {factor} over a free dimension, whose "
                 "new size and indices a file would round otherwise; valid: one of at most 8 binary places, such as 2 "

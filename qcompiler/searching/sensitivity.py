@@ -17,8 +17,8 @@ from qcompiler.compile import compile  # noqa: A004
 from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.shadow import WatchedCompiler
 from qcompiler.debugging.site_rules import site_rules
-from qcompiler.passes.choose_blocks import legal_spec
-from qcompiler.passes.plan import role_of
+from qcompiler.passes.ir.site_name import get_role
+from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.blocks import parse_block, view_blocks
@@ -143,7 +143,7 @@ class Sensitivity:
         if any(legal_spec(spec, operand) is None for _, operand in readers):
             return None
         losses = [p.try_spec(operand.arg, spec).whole for p, operand in readers if not p.fact.is_bias]
-        if losses and role_of(site) is not Role.OUTPUT:
+        if losses and get_role(site) is not Role.OUTPUT:
             return sum(losses)
         held = self.recording.held[site]
         seen = simulate(held.x, spec, held.layout).tally
@@ -188,7 +188,7 @@ class Sensitivity:
             return held.x.numel() * spec.format.bits + 8 * words * blocks
         backward = any(product.fact.gradient_of is not None for product, _ in self.recording.readers(site))
         codes = math.ceil(held.x.numel() / per_byte(spec.format.bits)) * spec.format.dtype.itemsize
-        return float(codes + words * blocks) if backward and role_of(site) is not Role.GRADIENT else 0.0
+        return float(codes + words * blocks) if backward and get_role(site) is not Role.GRADIENT else 0.0
 
     @property
     def scale(self) -> float:

@@ -10,7 +10,8 @@ from qcompiler.capture import Captured
 from qcompiler.debugging.shadow import Watch, site_names
 from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.lower import Lowered, lower
-from qcompiler.passes.graph import codes_behind, dequantizers
+from qcompiler.passes.ir.quantizer import list_dequantizers
+from qcompiler.passes.ir.walk import unpack_codes
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.state import RangeStore
@@ -29,9 +30,9 @@ class SoloWatch(Watch):
     def __init__(self, module: GraphModule, solo: Solo) -> None:
         self.solo = solo
         self.sites = site_names(module)
-        sources = ((node.name, codes_behind(node)) for node in dequantizers(module.graph))
+        found = [(reader.floats.name, unpack_codes(reader.codes)) for reader in list_dequantizers(module.graph)]
         #: name of a dequantize → its site
-        self.readers = {name: self.sites[codes.name] for name, codes in sources if codes is not None}
+        self.readers = {name: self.sites[quantizer.codes.name] for name, quantizer in found if quantizer is not None}
         self.tensors: dict[str, Tensor] = {}
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:

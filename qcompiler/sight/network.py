@@ -12,19 +12,13 @@ from torch.fx import Graph, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import saved_size
-from qcompiler.passes.graph import (
-    Contraction,
-    InputKind,
-    get_contraction,
-    get_input,
-    is_backward,
-    is_view,
-    owner,
-    source_line,
-)
-from qcompiler.passes.plan import describe, role_of
+from qcompiler.passes.ir.facts import Contraction, InputKind
+from qcompiler.passes.ir.meta import find_value, get_contraction, get_input, get_owner, is_backward, source_line
+from qcompiler.passes.ir.plan import describe
+from qcompiler.passes.ir.quantizer import Quantizer
+from qcompiler.passes.ir.site_name import get_role
+from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
-from qcompiler.runtime.spec import parse_spec
 from qcompiler.sight.stages import Stage
 
 #: the operators of quantizers → what they are to a reader of the graph
@@ -175,8 +169,8 @@ def _describe(node: Node) -> dict[str, Any]:
     fact, contraction = get_input(node), get_contraction(node)
     kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
     kind = "key" if node.op == "placeholder" and fact is None else kind
-    data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": owner(node)}
-    data |= _tensor(node.meta.get("val")) | {"source": source_line(node)}
+    data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": get_owner(node)}
+    data |= _tensor(find_value(node)) | {"source": source_line(node)}
     if contraction is not None:
         return data | _contraction(contraction) | {"elements": _elements(node)}
     return data | _quantizer(node) if kind == "quantizer" else data
@@ -200,7 +194,7 @@ def _tensor(value: Any) -> dict[str, Any]:
 
 def _elements(node: Node) -> int:
     """How many numbers a contraction makes; one that torch writes with several results makes one of them here."""
-    made = node.meta["val"]
+    made = find_value(node)
     parts = made if isinstance(made, list | tuple) else [made]
     return max((int(part.numel()) for part in parts if isinstance(part, torch.Tensor)), default=0)
 
@@ -223,14 +217,14 @@ def _contraction(fact: Contraction) -> dict[str, Any]:
 
 
 def _quantizer(node: Node) -> dict[str, Any]:
-    text, layout, name = map(str, node.args[4:7])
-    spec = parse_spec(text)
+    quantizer = Quantizer(node)
+    spec, name = quantizer.spec, quantizer.site
     fields = {key: str(getattr(spec, key)) for key in ("format", "scale", "block", "rounding", "vjp", "range")}
     return {
         "name": name,
-        "role": str(role_of(name)),
-        "spec": text,
-        "layout": layout,
+        "role": str(get_role(name)),
+        "spec": quantizer.text,
+        "layout": quantizer.layout,
         **fields,
         "bits": spec.format.bits,
     }

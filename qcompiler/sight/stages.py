@@ -8,7 +8,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import split
-from qcompiler.passes.graph import copy_graph, copy_nodes, graph_text
+from qcompiler.passes.ir.edit import copy_graph, copy_nodes
+from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.pipeline import pipeline
 from qcompiler.recipe import Recipe

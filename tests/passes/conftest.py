@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 
 from qcompiler.capture import Captured, capture
-from qcompiler.passes.annotate_roles import AnnotateRoles
 from qcompiler.passes.base import Pass, Pipeline
-from qcompiler.passes.graph import InputKind, contractions, get_input, graph_text, value
-from qcompiler.passes.place_quantizers import PlaceQuantizers
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import contractions, get_input, get_value
+from qcompiler.passes.ir.text import graph_text
+from qcompiler.passes.joint.annotate_roles import AnnotateRoles
+from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
+from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.passes.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.runtime.spec import parse_spec
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -81,7 +83,7 @@ def arguments() -> Callable[..., tuple[list[Any], list[Tensor]]]:
         inputs, tangents = [*captured.module.meta["inputs"]], []
         for node in captured.module.graph.find_nodes(op="placeholder")[len(inputs) :]:
             assert get_input(node).kind is InputKind.TANGENT
-            traced = value(node)
+            traced = get_value(node)
             tangent = torch.empty_strided(traced.shape, traced.stride(), dtype=traced.dtype)
             tangents.append(tangent.copy_(torch.randn(traced.shape)))
         return inputs, tangents

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from qcompiler.passes.base import PassError, Pipeline
-from qcompiler.passes.graph import aten, insert_call
-from qcompiler.passes.verify import VerifyError
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.verify import VerifyError
+from qcompiler.passes.ir.views import aten
 from qcompiler.pipeline import pipeline
 from qcompiler.recipes import HYPERBLOCK_INT8
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qcompiler import recipes
-from qcompiler.passes.plan import QuantPlan
+from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.pipeline import pipeline
 
 

@@ -1,0 +1,134 @@
+"""Changes of a graph: new calls, inputs and outputs, each with its value inferred."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+
+from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.meta import (
+    copy_meta,
+    copy_origin,
+    find_value,
+    get_inferred_from,
+    get_value,
+    is_backward,
+    set_fact,
+    set_half,
+    set_inferred_from,
+    set_value,
+)
+
+
+def copy_nodes(graph: Graph) -> Graph:
+    """The same nodes, names and facts in a graph of their own."""
+    copied = Graph()
+    outputs = copied.graph_copy(graph, {})
+    copy_meta(graph.output_node(), copied.output(outputs))
+    return copied
+
+
+def copy_graph(module: GraphModule) -> GraphModule:
+    """A module with a copy of the graph, over the same attributes."""
+    return GraphModule(module, copy_nodes(module.graph))
+
+
+def last_placeholder(graph: Graph) -> Node:
+    """The last of the inputs, which stand at the head of the graph."""
+    nodes: list[Node] = list(graph.find_nodes(op="placeholder"))
+    return nodes[-1]
+
+
+def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, backward: bool) -> Node:
+    """A new input of the graph, behind all others, of the half that reads it.
+
+    The partitioner knows the inputs of backward by "tangents" in their names.
+    """
+    count = len(graph.find_nodes(op="placeholder"))
+    with graph.inserting_after(last_placeholder(graph)):
+        node = graph.placeholder(f"tangents_{kind}_{count}" if backward else f"{kind}_{count}")
+    set_half(node, backward=backward)
+    with fake_mode(graph):
+        set_value(node, torch.empty_like(like))
+    set_fact(node, Input(kind, name))
+    return node
+
+
+def add_output(graph: Graph, node: Node | None) -> None:
+    """One more output of the graph, behind all others."""
+    output = graph.output_node()
+    (outputs,) = output.args
+    output.args = ((*cast(tuple[Any, ...], outputs), node),)
+
+
+def remove_outputs(graph: Graph, nodes: Sequence[Node]) -> None:
+    """Takes nodes out of the outputs of the graph."""
+    output = graph.output_node()
+    (outputs,) = output.args
+    output.args = (tuple(out for out in cast(tuple[Any, ...], outputs) if out not in nodes),)
+
+
+def insert_call(
+    graph: Graph,
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    after: Node | None = None,
+    before: Node | None = None,
+) -> Node:
+    """A new call with its shape inferred and the partitioner tag of its place; one of `after`, `before` is given.
+
+    The tag is that of the neighbor, or backward where any argument is.
+    """
+    place = after if after is not None else before
+    assert place is not None
+    if after is not None and after.op == "placeholder":
+        after = last_placeholder(graph)
+    with graph.inserting_after(after) if after is not None else graph.inserting_before(before):
+        name = str(getattr(target, "__name__", target)).partition(".")[0]
+        node = graph.create_node("call_function", target, args, kwargs or {}, name=name)
+    neighbors = [a for a in args if isinstance(a, Node)]
+    backward = any(is_backward(a) for a in neighbors) or (before is not None and is_backward(before))
+    set_half(node, backward=backward)
+    copy_origin(place, node)
+    infer_value(node)
+    return node
+
+
+def infer_value(node: Node) -> None:
+    """Computes the fake value of a call from those of its arguments."""
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), get_value)
+    with fake_mode(node.graph), torch.no_grad():
+        set_value(node, cast(Callable[..., Any], node.target)(*args, **kwargs))
+    set_inferred_from(node, _list_values_read(node))
+
+
+def is_outdated(node: Node) -> bool:
+    """True where a node that a pass wrote was inferred from other fake values than it reads now."""
+    before, now = get_inferred_from(node), _list_values_read(node)
+    return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
+
+
+def _list_values_read(node: Node) -> tuple[Any, ...]:
+    return tuple(map(find_value, node.all_input_nodes))
+
+
+def fake_mode(graph: Graph) -> FakeTensorMode:
+    """The mode that the graph's fake tensors belong to."""
+    for node in graph.nodes:
+        mode = getattr(find_value(node), "fake_mode", None)
+        if mode is not None:
+            return cast(FakeTensorMode, mode)
+    raise ValueError(
+        "graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')"
+    )
+
+
+def finish(module: GraphModule) -> None:
+    """After a pass: drops what nothing reads, checks the links, recompiles."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()

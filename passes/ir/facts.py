@@ -1,0 +1,87 @@
+"""What passes know of a node: an `Input` of a placeholder, a `Contraction` of a node that sums products."""
+
+import dataclasses
+import enum
+
+from qcompiler.passes.rules import Position, Product, Role
+
+
+class InputKind(enum.StrEnum):
+    """What a placeholder of the joint graph stands for."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    INPUT = "input"
+    #: an int or float of Python that changes from call to call
+    NUMBER = "number"
+    TANGENT = "tangent"
+    #: the range of a quantizer, kept between steps; named by its site
+    STATE = "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A placeholder: its kind, and the user's name for it (`layer1.0.conv1.weight`)."""
+
+    kind: InputKind
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One tensor that a contraction reads."""
+
+    #: index in the node's arguments
+    arg: int
+    role: Role
+    #: input, weight, left, right or grad: the last part of the site's name
+    name: str
+    #: a letter for each dimension, as the contraction sees the tensor (runtime/blocks.py)
+    layout: str
+    #: the letter that is summed over
+    contracted: str
+    #: elements summed over along that letter in one product (channels of a group in a grouped convolution)
+    extent: int
+    #: why this operand stays in float; empty: it is quantized
+    kept: str = ""
+    #: True where a rule of the recipe keeps it, False where nothing else was possible
+    asked: bool = False
+    #: index of the recipe's rule that decided; None: no rule matched
+    rule: int | None = None
+    #: what was asked for this operand, quantized or not, and could not be done
+    remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """A sum of products in the graph, forward or backward, and what the passes know of its operands."""
+
+    #: module path of the layer, which rules match: `layer1.0.conv1`, empty for the model itself
+    module: str
+    #: the unique name: the path, with /matmul for products of activations and #2, #3 … where a module multiplies again
+    site: str
+    #: convolution, linear or matmul
+    operator: str
+    positions: frozenset[Position]
+    operands: tuple[Operand, ...]
+    #: a letter for each dimension of the result; empty where nobody asks (backward)
+    layout: str = ""
+    #: index of the recipe's rule that quantizes the result; None: it stays in float
+    output_rule: int | None = None
+    #: the operand of the forward contraction whose gradient this is; None in forward and for the bias gradient
+    gradient_of: int | None = None
+    #: True for the sum that makes a bias gradient: no product, but it reads the same codes of the gradient
+    is_bias: bool = False
+    #: why nothing here can be quantized; empty where the operands decide
+    kept: str = ""
+
+    @property
+    def product(self) -> Product:
+        """Which of the layer's products this is; of a product of activations the right one counts as the weight."""
+        if self.is_bias:
+            return Product.WEIGHT_GRADIENT
+        if self.gradient_of is None:
+            return Product.FORWARD
+        with_weight = any(operand.role is Role.WEIGHT for operand in self.operands)
+        is_input = with_weight if self.operator != "matmul" else self.gradient_of == 0
+        return Product.INPUT_GRADIENT if is_input else Product.WEIGHT_GRADIENT

@@ -1,0 +1,184 @@
+"""What a legal graph is: a table of rules that is checked after every pass, and on both halves after the partition."""
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.meta import contractions, get_value, has_value, is_backward, strides_read
+from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
+from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
+from qcompiler.passes.ir.views import is_view, view_root
+from qcompiler.passes.ir.walk import find_dequantizer
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import view_blocks
+from qcompiler.runtime.rounding import Rounding
+
+
+class VerifyError(Exception):
+    """The graph breaks a rule; the message names the node, what it has and what would be legal."""
+
+
+def verify(module: GraphModule) -> None:
+    """Checks every rule on one graph, whole or half.
+
+    Raises:
+        VerifyError: with the first node that breaks a rule.
+    """
+    for node in module.graph.nodes:
+        if node.op == "call_function" and not has_value(node) and returns_something(node):
+            raise VerifyError(f"{node.name}: no value inferred for {node.target}")
+    for quantizer in list_quantizers(module.graph):
+        _check(quantizer.codes, quantizer, _QUANTIZER)
+    for reader in list_dequantizers(module.graph):
+        _check(reader.floats, reader, _DEQUANTIZER)
+    for node, fact in contractions(module.graph):
+        for operand in fact.operands:
+            tensor = node.args[operand.arg]
+            if isinstance(tensor, Node) and len(operand.layout) != get_value(tensor).ndim:
+                raise VerifyError(
+                    f"{node.name}: layout {operand.layout!r} for {get_value(tensor).ndim} dimensions of {tensor.name}"
+                )
+
+
+def _check(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -> None:
+    for rule in rules:
+        complaint = rule(view)
+        if complaint:
+            raise VerifyError(f"{node.name}: {complaint}")
+
+
+def returns_something(node: Node) -> bool:
+    """False for an operator without a result: the check of a value, as F.one_hot makes it."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or bool(schema.returns)
+
+
+def verify_saved(forward: GraphModule, saved: list[Node]) -> None:
+    """Checks the partition: no tensor that codes were turned back into is saved as float.
+
+    Raises:
+        VerifyError: names the saved tensor.
+    """
+    for node in saved:
+        root = view_root(node)
+        if root.target in (ops.DEQUANTIZE, ops.UNPACK):
+            raise VerifyError(f"{node.name}: saved for backward as {get_value(node).dtype}, but its codes would do")
+
+
+def verify_strides(module: GraphModule) -> None:
+    """Checks, after all passes, that every traced operator but contractions reads the strides that were traced.
+
+    Raises:
+        VerifyError: names the reader, the tensor and both strides.
+    """
+    for node in module.graph.nodes:
+        traced = strides_read(node)
+        if traced is None or may_read_any(node) or node.target is operator.getitem:
+            continue
+        for place, source in changed_reads(node):
+            if 0 not in (traced[place] or ()):  # a dense tensor in place of an expanded one: no copy can be expanded
+                found = get_strides(source)
+                raise VerifyError(f"{node.name}: reads {source.name} with strides {found}; traced: {traced[place]}")
+
+
+def _spec_is_canonical(quantizer: Quantizer) -> str:
+    text = quantizer.text
+    try:
+        spec = quantizer.spec
+        view_blocks(tuple(get_value(quantizer.tensor).shape), quantizer.layout, spec.block)
+    except ValueError as error:
+        return str(error)
+    return "" if str(spec) == text else f"spec {text!r} is not canonical; valid: {str(spec)!r}"
+
+
+def _reads_a_float(quantizer: Quantizer) -> str:
+    tensor = quantizer.tensor
+    if not get_value(tensor).is_floating_point():
+        return f"quantizes {tensor.name} of {get_value(tensor).dtype}; valid: a floating tensor"
+    if find_dequantizer(tensor) is not None:
+        return f"quantizes {tensor.name}, which codes were turned back into: a second quantization of one tensor"
+    return ""
+
+
+def _has_its_own_scale(quantizer: Quantizer) -> str:
+    scale = quantizer.scale
+    if not isinstance(scale, Node):
+        return f"scale {scale!r} is not a node"
+    if scale.op == "placeholder":
+        return ""
+    if scale.target is not ops.SCALE or any(
+        get_argument(scale, name) != get_argument(quantizer.codes, name) for name in ("x", "spec", "layout")
+    ):
+        return f"its scale {scale.name} belongs to another tensor, spec or layout"
+    return ""
+
+
+def _has_what_its_spec_needs(quantizer: Quantizer) -> str:
+    spec, point, key = quantizer.spec, quantizer.zero_point, quantizer.key
+    if spec.has_zero_point != (point is not None):
+        return f"spec {spec} {'needs a' if spec.has_zero_point else 'has no'} zero point"
+    if (spec.rounding is Rounding.STOCHASTIC) != (key is not None):
+        return f"spec {spec} {'needs a' if key is None else 'has no use for a'} random key"
+    return ""
+
+
+def _codes_have_the_format(quantizer: Quantizer) -> str:
+    found, valid = get_value(quantizer.codes).dtype, quantizer.spec.format.dtype
+    return "" if found is valid else f"codes are {found}; valid: {valid}"
+
+
+def _dequantizes_its_own_codes(reader: Dequantizer) -> str:
+    codes, scale, shown = reader.codes, reader.scale, reader.shown
+    saved = codes.op == "placeholder"  # the partitioner may compute floats again beside codes that it saves
+    own = Quantizer(codes) if codes.target is ops.QUANTIZE else None
+    if shown is not None and not saved and (own is None or shown is not own.tensor):
+        return f"shows what is not finite in {shown}, which is not the tensor of its codes {codes.name}"
+    if saved or codes.target is ops.UNPACK:
+        return ""
+    if own is None:
+        return f"dequantizes {codes.name}, which is no quantize node"
+    if isinstance(scale, Node) and scale.target is ops.CHECKED:
+        checked = tuple(get_argument(scale, name) for name in ("x", "spec", "layout"))
+        if checked[0] is not own.tensor or checked[1:] != (reader.text, reader.layout):
+            return f"its scale {scale.name} checks another tensor, spec or layout than its codes {codes.name}"
+        scale = get_argument(scale, "scale")
+    if (scale, reader.zero_point, reader.text, reader.layout) != (own.scale, own.zero_point, own.text, own.layout):
+        return f"scale, zero point, spec or layout differ from those of its codes {codes.name}"
+    return ""
+
+
+def _scale_fits(reader: Dequantizer) -> str:
+    counts = view_blocks(tuple(get_value(reader.codes).shape), reader.layout, reader.spec.block).counts
+    kind, found = reader.spec.scale.dtype, get_value(reader.scale)
+    if tuple(found.shape) != counts or found.dtype is not kind:
+        return f"scale is {found.dtype} {list(found.shape)}; valid: {kind} {list(counts)}"
+    return ""
+
+
+def _backward_reads_codes(dequantizer: Dequantizer) -> str:
+    """Only a dequantize that is pinned to backward leaves codes, not floats, for the partitioner to save."""
+    node = dequantizer.floats
+    readers = list(node.users)
+    for reader in readers:
+        if is_view(reader):
+            readers += [user for user in reader.users if user not in readers]
+        if is_backward(reader) and not is_backward(node):
+            return f"{reader.name} reads it in backward; valid: a dequantize of its own, pinned to backward"
+    return ""
+
+
+_QUANTIZER: Final[tuple[Callable[[Quantizer], str], ...]] = (
+    _spec_is_canonical,
+    _reads_a_float,
+    _has_its_own_scale,
+    _has_what_its_spec_needs,
+    _codes_have_the_format,
+)
+_DEQUANTIZER: Final[tuple[Callable[[Dequantizer], str], ...]] = (
+    _dequantizes_its_own_codes,
+    _scale_fits,
+    _backward_reads_codes,
+)

@@ -1,0 +1,49 @@
+"""Nodes that hold the elements of another node, arranged otherwise."""
+
+from typing import Final, cast
+
+import torch
+from torch.fx import Node
+
+from qcompiler.passes.ir.meta import get_value
+from qcompiler.runtime import ops
+
+aten = torch.ops.aten
+
+
+VIEWS: Final = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.expand.default,
+        aten.slice.Tensor,  # of a whole dimension: x[:, None] where that dimension is free
+        aten.clone.default,
+        aten.detach.default,
+        aten.alias.default,
+        aten.contiguous.default,
+        ops.LAY_OUT,
+    }
+)
+
+
+def is_view(node: Node) -> bool:
+    """True where the node holds the same elements as its first argument, arranged otherwise (copies included)."""
+    if node.op != "call_function" or node.target not in VIEWS:
+        return False
+    source = node.args[0]
+    return isinstance(source, Node) and get_value(source).numel() == get_value(node).numel()
+
+
+def view_root(node: Node) -> Node:
+    """The tensor that a chain of views starts from."""
+    while is_view(node):
+        node = cast(Node, node.args[0])
+    return node

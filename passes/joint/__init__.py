@@ -1,0 +1,1 @@
+"""The passes over the joint graph, forward and backward together."""

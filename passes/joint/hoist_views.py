@@ -1,0 +1,160 @@
+"""Move quantizers above views, to the tensor that all readers share."""
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar, Final
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.meta import get_value, is_backward, pin_to_backward
+from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
+from qcompiler.passes.ir.views import aten, is_view
+from qcompiler.runtime import ops
+from qcompiler.runtime.blocks import WHOLE, Block, check_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class HoistViews:
+    """dequantize(quantize(view(X))) → view(dequantize(quantize(X))), where the same elements share scales.
+
+    1. A permutation permutes the letters of the layout.
+    2. A reshape gives each dimension of X the letter of the dimensions that it becomes, if that is one letter.
+    3. A copy or an alias changes nothing.
+    4. Refused where an axis would be flattened in another order and its edge is neither 1 nor whole, where two letters
+       meet in one dimension, or where spatial edges would tile other rows.
+    5. A clip mask moves with its quantizer: in_range(view(X)) → view(in_range(X)).
+    6. A stochastic quantizer moves above a permutation too; its random bits then follow the elements of X.
+    """
+
+    name: ClassVar[str] = "hoist-views"
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of views that quantizers moved above."""
+        moved = 0
+        for quantizer in list_quantizers(module.graph):
+            above = _hoist(quantizer)
+            while above is not None:
+                moved += 1
+                above = _hoist(above)
+        return moved
+
+
+def _hoist(quantizer: Quantizer) -> Quantizer | None:
+    """Moves one quantizer above one view and returns it; None where there is no view or it is refused (case 4)."""
+    view, scale = quantizer.tensor, quantizer.scale
+    above = layout_above(view, quantizer.layout, quantizer.spec.block) if is_view(view) else None
+    if above is None:
+        return None
+    hoisted = quantizer.write_beside(view.all_input_nodes[0], above)
+    # codes that were packed lie in memory as new: a view of them may need a copy
+    target = aten.reshape.default if view.target in _RESHAPES else view.target
+    for reader in quantizer.dequantizers:
+        plain = hoisted.insert_dequantizer(reader.dtype, reader.floats)
+        reader.floats.replace_all_uses_with(_view_like(plain, view, target, reader.floats))
+        view.graph.erase_node(reader.floats)
+    for mask in [user for user in scale.users if user.target is ops.IN_RANGE]:
+        whole = hoisted.insert_mask()
+        for node in list(mask.users):
+            node.replace_input_with(mask, _view_like(whole, view, target, node))
+        view.graph.erase_node(mask)
+    # of one scale a tensor, which no view changes
+    for gradient in [user for user in scale.users if user.target in (ops.RANGE_GRADIENT, ops.SCALE_GRADIENT)]:
+        gradient.replace_input_with(scale, hoisted.scale)
+    quantizer.remove()
+    return hoisted
+
+
+def _view_like(source: Node, like: Node, target: Any, reader: Node) -> Node:
+    """The view `like` of another tensor, in front of a reader and in its half."""
+    view = insert_call(source.graph, target, (source, *like.args[1:]), dict(like.kwargs), before=reader)
+    if is_backward(reader):
+        pin_to_backward(view)
+    return view
+
+
+_RESHAPES: Final = (aten.view.default, aten._unsafe_view.default)
+
+
+def layout_above(view: Node, layout: str, block: Block) -> str | None:
+    """The layout of a view's source that makes the same blocks, or None where there is none."""
+    source = view.args[0]
+    assert isinstance(source, Node)
+    order = _permutation(view)
+    if order is not None:
+        letters = [""] * len(order)
+        for dim, letter in zip(order, layout, strict=True):
+            letters[dim] = letter
+        above = "".join(letters)
+        return above if _same_order(above, layout, order, block) else None
+    if view.target in (aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default):
+        return layout
+    return _reshaped(tuple(get_value(source).shape), tuple(get_value(view).shape), layout, block)
+
+
+def _permutation(view: Node) -> list[int] | None:
+    """The dimension of the source behind each dimension of a permuting view; None for any other view."""
+    ndim = get_value(view).ndim
+    order = list(range(ndim))
+    if view.target is aten.permute.default:
+        return [int(d) % ndim for d in view.args[1]]  # type: ignore[union-attr, arg-type]
+    if view.target is aten.t.default:
+        return order[::-1]
+    if view.target is aten.transpose.int:
+        a, b = (int(d) % ndim for d in view.args[1:3])  # type: ignore[arg-type]
+        order[a], order[b] = order[b], order[a]
+        return order
+    return None
+
+
+def _same_order(above: str, below: str, order: list[int], block: Block) -> bool:
+    """Case 4 for permutations: equal letters stay side by side and, where the edge matters, in the same order."""
+    try:
+        check_layout(above, len(above))
+    except ValueError:
+        return False
+    for letter in set(above):
+        dims = [dim for dim, at in zip(order, below, strict=True) if at == letter]
+        if dims != sorted(dims) and letter != "s" and block.edge(letter) not in (1, WHOLE):
+            return False
+    return True
+
+
+def _reshaped(source: tuple[int, ...], shape: tuple[int, ...], layout: str, block: Block) -> str | None:
+    """Case 2: splits both shapes into the smallest groups of equal size, and carries letters group by group."""
+    letters: list[str] = []
+    for dims, outs in _groups(source, shape):
+        here = [layout[o] for o in outs if shape[o] != 1] or [layout[o] for o in outs]
+        kinds = set(here)
+        if len(dims) == len(here) and [source[d] for d in dims] == [shape[o] for o in outs if shape[o] != 1]:
+            letters += here
+        elif len(kinds) == 1 and not ("s" in kinds and block.space not in (1, WHOLE)):
+            letters += here[:1] * len(dims)
+        elif not here:  # a dimension of extent 1 that the view drops
+            letters += (letters[-1:] or ["b"]) * len(dims)
+        elif dims:
+            return None
+    above = "".join(letters)
+    runs = [letter for letter, _ in itertools.groupby(above)]
+    return above if len(runs) == len(set(runs)) and len(above) == len(source) else None
+
+
+def _groups(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Dimensions of two shapes in the smallest groups with equal products; those of extent 1 join the group before."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(source) or j < len(shape):
+        dims: list[int] = []
+        outs: list[int] = []
+        left = right = 1
+        while not dims or not outs or left != right:
+            if (left <= right and i < len(source)) or j >= len(shape):
+                if i >= len(source):
+                    break
+                dims.append(i)
+                left, i = left * source[i], i + 1
+            else:
+                outs.append(j)
+                right, j = right * shape[j], j + 1
+        groups.append((dims, outs))
+    return groups

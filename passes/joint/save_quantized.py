@@ -1,0 +1,106 @@
+"""Save codes and scales for backward, packed, instead of floats."""
+
+import dataclasses
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, pin_saved, pin_to_backward
+from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
+from qcompiler.passes.ir.views import aten, view_root
+from qcompiler.runtime import ops
+from qcompiler.runtime.packing import per_byte
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveQuantized:
+    """1. Codes of a forward tensor that backward reads are pinned as saved, with their scale and zero point.
+
+    2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
+    3. The gradient of relu asks only where its output was positive. Where that output is quantized, one bit an element
+       takes the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
+    4. A clip mask is saved as one bit an element too.
+
+    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay as they were.
+    """
+
+    name: ClassVar[str] = "save-quantized"
+
+    def __call__(self, module: GraphModule) -> int:
+        """Returns the number of saved tensors that were rewritten or pinned."""
+        graph = module.graph
+        changes = sum(map(_save_codes, list_quantizers(graph)))
+        for node in graph.find_nodes(op="call_function", target=aten.threshold_backward.default):
+            changes += _save_relu_mask(node)
+        for mask in graph.find_nodes(op="call_function", target=ops.IN_RANGE):
+            changes += _save_mask(mask)
+        return changes
+
+
+def _save_codes(quantizer: Quantizer) -> int:
+    """Cases 1 and 2 for one quantizer."""
+    codes, readers = quantizer.codes, [one for one in quantizer.dequantizers if is_backward(one.floats)]
+    if is_backward(codes) or not readers:
+        return 0
+    for part in (readers[0].scale, quantizer.zero_point):
+        if part is not None:
+            pin_saved(part)
+    form = quantizer.spec.format
+    if per_byte(form.bits) == 1:
+        pinned = is_pinned_saved(codes)
+        pin_saved(codes)
+        return 0 if pinned else 1
+    floats = [reader.floats for reader in readers]
+    whole = _through_bytes(codes, form.bits, form.dtype.is_signed, min(floats))
+    for reader in floats:
+        reader.replace_input_with(codes, whole)
+    return 1
+
+
+def _through_bytes(source: Node, bits: int, signed: bool, reader: Node) -> Node:
+    """unpack(pack(source)) with the packed bytes saved, unpacked in front of a backward reader."""
+    packed = insert_call(source.graph, ops.PACK, (source, bits), after=source)
+    pin_saved(packed)
+    shape = list(get_value(source).shape)
+    whole = insert_call(source.graph, ops.UNPACK, (packed, shape, bits, signed), before=reader)
+    pin_to_backward(whole)
+    return whole
+
+
+def _save_relu_mask(node: Node) -> int:
+    """Case 3 for one gradient of relu."""
+    grad, output, threshold = node.args
+    assert isinstance(output, Node)
+    root = view_root(output)
+    if is_backward(root) or not _is_quantized(root) or get_value(root).shape != get_value(output).shape:
+        return 0
+    zero = insert_call(node.graph, aten.le.Scalar, (root, threshold), after=root)
+    mask = _through_bytes(zero, 1, False, node)
+    masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
+    node.replace_all_uses_with(masked)
+    node.graph.erase_node(node)
+    return 1
+
+
+def _save_mask(mask: Node) -> int:
+    """Case 4 for one clip mask."""
+    readers = [user for user in mask.users if is_backward(user)]
+    if not readers:
+        return 0
+    small = _through_bytes(mask, 1, False, min(readers))
+    for reader in readers:
+        reader.replace_input_with(mask, small)
+    return 1
+
+
+def _is_quantized(root: Node) -> bool:
+    """True where some view of the tensor is read by a quantizer."""
+    readers = [root]
+    for reader in readers:
+        for user in reader.users:
+            if user.target is ops.QUANTIZE:
+                return True
+            if user not in readers and user.op == "call_function" and view_root(user) is view_root(root):
+                readers.append(user)
+    return False
