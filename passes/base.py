@@ -2,50 +2,52 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-from torch.fx import GraphModule
-
-from qcompiler.passes.ir.edit import finish
-from qcompiler.passes.ir.verify import verify
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
-class Pass(Protocol):
-    """A rewrite of one graph in place: verified graph in, verified graph out. Its fields are its options."""
+class Pass(Protocol[T_contra]):
+    """A rewrite of one subject in place: verified subject in, verified subject out. Its fields are its options.
+
+    A subject is a joint graph, the two halves of one, a frozen graph, or an ONNX model.
+    """
 
     name: ClassVar[str]
 
-    def __call__(self, module: GraphModule) -> int:
-        """Rewrites the graph; returns the number of places it changed. Run again at once, it returns 0."""
+    def __call__(self, subject: T_contra, /) -> int:
+        """Rewrites the subject; returns the number of places it changed. Run again at once, it returns 0."""
         ...
 
 
 class PassError(Exception):
-    """A pass failed, or left an illegal graph; names the pass and those that ran before it."""
+    """A pass failed, or left an illegal subject; names the pass and those that ran before it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """Passes in order. After each one the graph is cleaned, verified and handed to `observe(name, changes, module)`."""
+class Pipeline(Generic[T]):
+    """Passes in order, and the check that every one of them has to leave behind."""
 
-    passes: tuple[Pass, ...]
+    passes: tuple[Pass[T], ...]
+    #: cleans a subject and raises if the subject breaks a rule
+    verify: Callable[[T], None]
 
-    def __call__(self, module: GraphModule, observe: Callable[[str, int, GraphModule], None] | None = None) -> None:
-        """Runs every pass.
+    def __call__(self, subject: T, observe: Callable[[str, int, T], None] | None = None) -> None:
+        """Runs every pass; after each one the subject is verified and handed to `observe(name, changes, subject)`.
 
         Raises:
-            PassError: a pass raised, or the graph after it breaks a rule of passes/verify.py.
+            PassError: a pass raised, or the subject after it breaks a rule.
         """
         done: list[str] = []
         for step in self.passes:
             try:
-                changes = step(module)
-                finish(module)
-                verify(module)
+                changes = step(subject)
+                self.verify(subject)
             except Exception as error:
                 before = ", ".join(done) or "none"
                 reason = str(error).partition("\n")[0]  # torch.fx appends the whole graph
                 raise PassError(f"pass {step.name} failed (ran before it: {before}): {reason}") from error
             done.append(step.name)
             if observe is not None:
-                observe(step.name, changes, module)
+                observe(step.name, changes, subject)

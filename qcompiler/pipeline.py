@@ -1,7 +1,10 @@
 """The order of the passes: the table of contents of the compiler."""
 
+from torch.fx import GraphModule
+
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.ir.frame import WHOLE, Frame
+from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.choose_blocks import ChooseBlocks
 from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
@@ -18,7 +21,7 @@ from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.recipe import Recipe
 
 
-def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline:
+def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
     """Return the passes that quantize a captured graph by a recipe.
 
     Args:
@@ -40,5 +43,6 @@ def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> P
             RoundBiases(active=frozen and recipe.integer_biases),  # as integer engines add them, in eval
             SaveQuantized(),  # codes, scales and bits for backward
             RestoreStrides(),  # as traced, for every operator that is no contraction
-        )
+        ),
+        finish_and_verify,
     )

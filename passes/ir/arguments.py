@@ -1,11 +1,11 @@
 """Arguments of operator calls by the names of the schema. Nobody else counts positions of our operators."""
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 from torch.fx import Node
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 
 
 def get_argument(node: Node, name: str) -> Any:
@@ -48,6 +48,34 @@ def list_arguments(node: Node) -> list[Any]:
     leaves: list[Any] = []
     map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
+
+
+def number_arguments(node: Node) -> Iterator[tuple[int, Node]]:
+    """Yield place and node of every argument; those in lists and keywords are counted on behind the others."""
+    extra = len(node.args)
+    for place, argument in enumerate(node.args):
+        if isinstance(argument, Node):
+            yield place, argument
+    inside = [leaf for argument in node.args if isinstance(argument, list | tuple) for leaf in argument]
+    for source in (*inside, *node.kwargs.values()):
+        if isinstance(source, Node):
+            yield extra, source
+            extra += 1
+
+
+def map_arguments(node: Node, replace: Callable[[Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call, by position and by keyword, with something else for each node among them."""
+    args, kwargs = map_arg((node.args, node.kwargs), replace)
+    return args, kwargs
+
+
+def run_call(node: Node, replace: Callable[[Node], Any], **given: Any) -> Any:
+    """Return what a call gives for other values of its nodes; `given` are further arguments by name."""
+    args, kwargs = map_arguments(node, replace)
+    places = {name: place for place, name in enumerate(_names(node.target))} if given else {}
+    by_place = {places[name]: value for name, value in given.items()}
+    args = tuple(by_place.get(place, argument) for place, argument in enumerate(args))
+    return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
 def replace_arguments(node: Node, replaced: Mapping[int, Node]) -> None:

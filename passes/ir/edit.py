@@ -1,12 +1,13 @@
 """Changes of a graph: new calls, inputs and outputs, each with its value inferred."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
+from qcompiler.passes.ir.arguments import run_call
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import (
     copy_meta,
@@ -100,9 +101,8 @@ def insert_call(
 
 def infer_value(node: Node) -> None:
     """Computes the fake value of a call from those of its arguments."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), get_value)
     with fake_mode(node.graph), torch.no_grad():
-        set_value(node, cast(Callable[..., Any], node.target)(*args, **kwargs))
+        set_value(node, run_call(node, get_value))
     set_inferred_from(node, _list_values_read(node))
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import finish
 from qcompiler.passes.ir.meta import contractions, get_value, has_value, is_backward, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
@@ -54,6 +55,16 @@ def returns_something(node: Node) -> bool:
     """False for an operator without a result: the check of a value, as F.one_hot makes it."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or bool(schema.returns)
+
+
+def finish_and_verify(module: GraphModule) -> None:
+    """Drop what nothing reads, and check every rule on what is left: the check after each pass over a joint graph.
+
+    Raises:
+        VerifyError: with the first node that breaks a rule.
+    """
+    finish(module)
+    verify(module)
 
 
 def verify_saved(forward: GraphModule, saved: list[Node]) -> None:

@@ -1,7 +1,7 @@
 """Replace what an exported graph need not compute: weights become codes, ranges of the past become scales."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputSpec, Output
 from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph, Node
 
-from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.arguments import get_argument, run_call
 from qcompiler.passes.ir.edit import fake_mode, infer_value
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.layers import BATCH_NORMS
@@ -132,13 +132,9 @@ class _Freezer:
     def _value(self, node: Node) -> Tensor | None:
         """What a node holds whatever the input of the model; None where it depends on that."""
         if node not in self.known and node in self.fixed:
-            given, options = torch.fx.map_arg((node.args, node.kwargs), self._value)
-            if _is_static(node):
-                shape = get_value(get_argument(node, "x")).shape
-                any_tensor = torch.zeros([extent if isinstance(extent, int) else 1 for extent in shape])
-                given = (any_tensor, *given[1:])
+            given = {"x": _make_any_tensor(get_argument(node, "x"))} if _is_static(node) else {}
             with torch.no_grad():
-                self.known[node] = cast(Callable[..., Any], node.target)(*given, **options)
+                self.known[node] = run_call(node, self._value, **given)
         return self.known.get(node)
 
     def freeze(self, quantizer: Quantizer) -> None:
@@ -343,6 +339,11 @@ class _Freezer:
 def _is_right(product: Node, weight: Node) -> bool:
     """True where a product of matrices reads a weight as its right operand."""
     return product.target in (aten.mm.default, aten.addmm.default) and product.all_input_nodes[-1] is weight
+
+
+def _make_any_tensor(like: Node) -> Tensor:
+    """Return zeros for what does not depend on the values of a tensor; a free dimension is one."""
+    return torch.zeros([extent if isinstance(extent, int) else 1 for extent in get_value(like).shape])
 
 
 def _is_static(node: Node) -> bool:

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import saved_size
+from qcompiler.passes.ir.arguments import number_arguments
 from qcompiler.passes.ir.facts import Contraction, InputKind
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_input, get_owner, is_backward, source_line
 from qcompiler.passes.ir.plan import describe
@@ -127,7 +128,7 @@ class _Builder:
         self.names[node] = name = f"{name}@backward" if recomputed else name
         data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
-        arguments = list(_arguments(node))
+        arguments = list(number_arguments(node))
         if (
             data["kind"] == "operator"
             and not data["saved"]
@@ -228,19 +229,6 @@ def _quantizer(node: Node) -> dict[str, Any]:
         **fields,
         "bits": spec.format.bits,
     }
-
-
-def _arguments(node: Node) -> Iterator[tuple[int, Node]]:
-    """(position, node) of every argument; what stands in a list or a keyword is counted on behind the others."""
-    extra = len(node.args)
-    for index, arg in enumerate(node.args):
-        if isinstance(arg, Node):
-            yield index, arg
-    inside = [a for arg in node.args if isinstance(arg, list | tuple) for a in arg]
-    for source in (*inside, *node.kwargs.values()):
-        if isinstance(source, Node):
-            yield extra, source
-            extra += 1
 
 
 def _outputs(captured: Captured) -> list[tuple[str, str]]:

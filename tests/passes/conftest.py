@@ -14,6 +14,7 @@ from qcompiler.passes.base import Pass, Pipeline
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import contractions, get_input, get_value
 from qcompiler.passes.ir.text import graph_text
+from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
@@ -124,7 +125,7 @@ def apply() -> Callable[..., list[int]]:
 
     def run(captured: Captured, *passes: Pass) -> list[int]:
         counts: list[int] = []
-        Pipeline(passes)(captured.module, lambda name, changes, module: counts.append(changes))
+        Pipeline(passes, finish_and_verify)(captured.module, lambda name, changes, module: counts.append(changes))
         return counts
 
     return run

@@ -12,7 +12,7 @@ from torch import nn
 
 from qcompiler.passes.base import PassError, Pipeline
 from qcompiler.passes.ir.edit import insert_call
-from qcompiler.passes.ir.verify import VerifyError
+from qcompiler.passes.ir.verify import VerifyError, finish_and_verify
 from qcompiler.passes.ir.views import aten
 from qcompiler.pipeline import pipeline
 from qcompiler.recipes import HYPERBLOCK_INT8
@@ -59,27 +59,31 @@ def negations(module):
 def test_passes_run_in_order_and_are_observed(captured):
     seen = []
     passes = (Negate(), Negate(loose=True), Negate())
-    Pipeline(passes)(captured.module, lambda name, changes, module: seen.append((name, changes, negations(module))))
+    Pipeline(passes, finish_and_verify)(
+        captured.module, lambda name, changes, module: seen.append((name, changes, negations(module)))
+    )
     assert seen == [("negate", 1, 1), ("negate", 1, 1), ("negate", 1, 2)]
 
 
 def test_the_graph_is_recompiled(captured, run_graph):
     (before, *_), inputs = run_graph(captured), captured.module.meta["inputs"]
-    Pipeline((Negate(),))(captured.module)
+    Pipeline((Negate(),), finish_and_verify)(captured.module)
     assert torch.equal(run_graph(captured)[0], -before)
     assert torch.equal(captured.module([*inputs], [torch.zeros_like(before)])[0][0], -before)
 
 
 def test_no_passes_change_nothing(captured, run_graph, same_bits):
     outputs = run_graph(captured)
-    Pipeline(())(captured.module)
+    Pipeline((), finish_and_verify)(captured.module)
     assert same_bits(run_graph(captured), outputs)
 
 
 def test_a_pass_that_raises_is_named(captured):
     seen = []
     with pytest.raises(PassError, match=r"^pass fail failed \(ran before it: negate, negate\): 'lost'$") as error:
-        Pipeline((Negate(), Negate(), Fail(), Negate()))(captured.module, lambda name, *_: seen.append(name))
+        Pipeline((Negate(), Negate(), Fail(), Negate()), finish_and_verify)(
+            captured.module, lambda name, *_: seen.append(name)
+        )
     assert isinstance(error.value.__cause__, KeyError)
     assert seen == ["negate", "negate"]
 
@@ -87,7 +91,7 @@ def test_a_pass_that_raises_is_named(captured):
 def test_a_pass_that_leaves_an_illegal_graph_is_named(captured):
     message = r"^pass negate failed \(ran before it: none\): neg: no value inferred for aten.neg.default$"
     with pytest.raises(PassError, match=message) as error:
-        Pipeline((Negate(broken=True),))(captured.module)
+        Pipeline((Negate(broken=True),), finish_and_verify)(captured.module)
     assert isinstance(error.value.__cause__, VerifyError)
 
 

@@ -12,7 +12,7 @@ from qcompiler.passes.ir.edit import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward
 from qcompiler.passes.ir.strides import changed_reads, get_strides, list_arguments, may_read_any, record_strides
 from qcompiler.passes.ir.text import graph_text
-from qcompiler.passes.ir.verify import VerifyError, verify_strides
+from qcompiler.passes.ir.verify import VerifyError, finish_and_verify, verify_strides
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.restore_strides import RestoreStrides
 from qcompiler.pipeline import pipeline
@@ -42,7 +42,7 @@ def drifted(joint):
         captured = joint(model, x)
         passes = pipeline(recipes.get(recipe)).passes
         assert passes[-1] == RESTORE
-        Pipeline(passes[:-1])(captured.module)
+        Pipeline(passes[:-1], finish_and_verify)(captured.module)
         return captured
 
     return make
