@@ -102,12 +102,12 @@ def show(
     """Print the joint graph of MODEL as text, after any pass."""
     if after and diff:
         raise click.UsageError("--after and --diff do not go together; leave one out")
-    from qcompiler.sight.stages import stage_text
+    from qcompiler.sight.stages import QUANTIZED, stage_text
 
     qmodel = _captured(model, recipe, inputs, evaluate)
     with progress("running the passes"):
         frames = qmodel.stages(training=not evaluate)
-    names = diff or (after or frames[0][-2].name,)
+    names = diff or (after or QUANTIZED,)
     texts = [stage_text(frames, name) for name in names]
     if as_json:
         click.echo(json.dumps(dict(zip(names, texts, strict=True)), indent=1))

@@ -26,7 +26,7 @@ from qcompiler.passes.rules import Role, did_you_mean
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
 from qcompiler.sight.network import network
-from qcompiler.sight.stages import Stage, pick, run_stages, stage_text
+from qcompiler.sight.stages import QUANTIZED, Stage, pick, run_stages, stage_text
 
 logger = logging.getLogger("qcompiler")
 
@@ -248,7 +248,7 @@ class QuantizedModule(nn.Module):
         """
         self.check_captured("graph_text", training)
         frames = self.stages(training=training)
-        return stage_text(frames, frames[0][-2].name)
+        return stage_text(frames, QUANTIZED)
 
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
         """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/sight/stages.py).

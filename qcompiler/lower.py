@@ -10,28 +10,22 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from qcompiler import torch_compat
 from qcompiler.capture import Captured
-from qcompiler.passes.ir.arguments import get_argument, has_argument, set_arguments
-from qcompiler.passes.ir.edit import copy_graph, fake_mode, finish, infer_value
+from qcompiler.passes.halves.halves import Halves, verify_halves
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import (
-    copy_meta,
-    drop_description,
     find_value,
-    follow_policy,
     get_input,
     get_value,
-    has_value,
     is_backward,
-    is_recomputed,
 )
-from qcompiler.passes.ir.verify import verify, verify_saved, verify_strides
-from qcompiler.passes.ir.views import aten, view_root
-from qcompiler.passes.joint.restore_strides import RestoreStrides
+from qcompiler.passes.ir.views import view_root
+from qcompiler.pipeline import halves_pipeline, start_pipeline
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.state import RangeStore, StateSite
 from qcompiler.runtime.step import Half, Ranges, Step, Tangent
-from qcompiler.saved_codes import save_codes
 
 logger = logging.getLogger("qcompiler")
 
@@ -61,14 +55,16 @@ def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
     notes: list[str] = []
     sites = [_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
-        ranges = _ranges(store, sites, captured.module, None, backend, ())
-        forward = _half(captured.module, captured, backend, notes, is_backward=False)
+        (whole,) = split(captured).graphs
+        ranges = _ranges(store, sites, whole, None, backend, ())
+        forward = _half(whole, captured, backend, notes, is_backward=False)
         step = Step(
             forward, None, captured.writes, captured.differentiable, device_types=_devices(captured), ranges=ranges
         )
         return Lowered(step, 0, 0, notes)
     depends, states = _dependencies(captured)
-    first, second, saved = split(captured)
+    halves = split(captured)
+    first, second = halves.graphs
     ranges = _ranges(store, sites, first, second, backend, states)
     step = Step(
         forward=_half(first, captured, backend, notes, is_backward=False),
@@ -80,33 +76,27 @@ def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
         device_types=_devices(captured),
         ranges=ranges,
     )
-    return Lowered(step, *saved_bytes(saved), notes)
+    return Lowered(step, *saved_bytes(halves.saved), notes)
 
 
-def split(captured: Captured) -> tuple[GraphModule, GraphModule, list[Node]]:
-    """The two halves of a joint graph, verified, and the nodes of forward that are saved.
+def split(captured: Captured, observe: Callable[[str, int, Halves], None] | None = None) -> Halves:
+    """Return the halves of a graph after the joint passes, verified. Changes the graph.
 
-    The first inputs of backward are what is saved, in the same order. Changes the joint graph.
+    Args:
+        captured: the graph after the joint passes.
+        observe: called after each pass with its name and count.
 
     Raises:
-        VerifyError: a half breaks a rule, or a float is saved for which there are codes.
+        PassError: a pass failed, or a half breaks a rule.
+        VerifyError: a float is saved for which there are codes, or an operator reads other strides than traced.
     """
-    backward_sites = len(_sites(captured.module, True))
-    _recompute_floats(captured.module)
-    outputs = _order_outputs(captured)
-    first, second = torch_compat.partition(captured.module, outputs, captured.static_inputs)
-    _draw_in_forward(first, second, len(captured.tangents) + backward_sites)
-    for half in (first, second):
-        _infer_missing(half)
-    save_codes(first, second, outputs)
-    saved = list(first.graph.output_node().args[0])[outputs:]  # type: ignore[arg-type]
-    for half in (first, second):
-        RestoreStrides()(half)
-        finish(half)
-        verify(half)
-        verify_strides(half)
-    verify_saved(first, saved)
-    return first, second, saved
+    if captured.is_joint:
+        halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
+    else:
+        halves = Halves.of_forward(captured.module, captured.forward_outputs)
+    halves_pipeline()(halves, observe)
+    verify_halves(halves)
+    return halves
 
 
 def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
@@ -122,23 +112,6 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
     return sites
 
 
-def _order_outputs(captured: Captured) -> int:
-    """Moves the states after forward in front of the gradients; returns the number of forward's outputs.
-
-    Then: states after forward, gradients of inputs, gradients of learned ranges, states after backward.
-    """
-    output = captured.module.graph.output_node()
-    outputs = list(output.args[0])  # type: ignore[arg-type]
-    split, end = captured.forward_outputs, captured.forward_outputs + len(captured.inputs)
-    states = [node for node in outputs[end:] if node is not None and node.target is ops.UPDATE]
-    learned = [node for node in outputs[end:] if node not in states]
-    forward = [state for state in states if not is_backward(state)]
-    backward = [state for state in states if is_backward(state)]
-    output.args = ((*outputs[:split], *forward, *outputs[split:end], *learned, *backward),)
-    drop_description(output)  # the partitioner would cut the list up
-    return split + len(forward)
-
-
 def _ranges(
     store: RangeStore,
     sites: Sequence[list[StateSite]],
@@ -152,10 +125,10 @@ def _ranges(
         return None
     run = backend if callable(backend) else _interpret
     halves = [
-        run(_copy(half, first=True)) if half is not None and found else None
+        run(_copy_for(half, first=True)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
     ]
-    plain = None if backward is None else run(_copy(backward, first=False))
+    plain = None if backward is None else run(_copy_for(backward, first=False))
     learns = any(half is not None and _updates(half) for half in (forward, backward))
     return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), backward_depends, halves[0], halves[1], plain)
 
@@ -164,47 +137,12 @@ def _updates(module: GraphModule) -> bool:
     return bool(list(module.graph.find_nodes(op="call_function", target=ops.UPDATE)))
 
 
-def _copy(module: GraphModule, *, first: bool) -> GraphModule:
-    """A half for `first` steps and what follows them: such steps are rare, so it is never compiled."""
-    copied = copy_graph(module)
-    for target in (ops.SCALE, ops.ZERO_POINT, ops.UPDATE):
-        for node in copied.graph.find_nodes(op="call_function", target=target):
-            if has_argument(node, "state"):
-                set_arguments(node, first=first)
-    _relax_views(copied)
-    return copied
-
-
-def _recompute_floats(module: GraphModule) -> None:
-    """In a region that the user checkpoints, dequantizes are computed again with their readers; codes are saved."""
-    for reader in reversed(module.graph.nodes):
-        if not is_recomputed(reader):
-            continue
-        for source in reader.all_input_nodes:
-            if view_root(source).target is ops.DEQUANTIZE and not is_backward(source):
-                follow_policy(source, reader)
-
-
-def _draw_in_forward(forward: GraphModule, backward: GraphModule, tangents: int) -> None:
-    """Saves a random key that the partitioner has moved to backward: run twice, backward must round alike."""
-    for key in backward.graph.find_nodes(op="call_function", target=ops.DRAW_KEY):
-        output = forward.graph.output_node()
-        with forward.graph.inserting_before(output):
-            drawn = forward.graph.node_copy(key)
-        output.args = ((*output.args[0], drawn),)  # type: ignore[misc]
-        first_tangent = backward.graph.find_nodes(op="placeholder")[-tangents]
-        with backward.graph.inserting_before(first_tangent):
-            saved = backward.graph.placeholder(key.name)
-        copy_meta(key, saved)
-        key.replace_all_uses_with(saved)
-        backward.graph.erase_node(key)
-
-
-def _infer_missing(half: GraphModule) -> None:
-    """Infers what the partitioner leaves open: the random states that it carries into checkpointed regions."""
-    for node in half.graph.nodes:
-        if node.op == "call_function" and not has_value(node):
-            infer_value(node)
+def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
+    """Return a half for `first` steps, or for what follows them: such steps are rare, so it is never compiled."""
+    copied = Halves.of_forward(copy_graph(half), 0)
+    start_pipeline(first=first)(copied)
+    (module,) = copied.graphs
+    return module
 
 
 def _half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool) -> Half:
@@ -235,7 +173,6 @@ def _compile(
     *,
     is_backward: bool,
 ) -> Half:
-    _relax_views(module)
     if callable(backend):
         return backend(module)
     if backend == "eager":
@@ -271,13 +208,6 @@ def _interpret(module: GraphModule) -> Half:
     return run
 
 
-def _relax_views(module: GraphModule) -> None:
-    """view → reshape: the strides of saved tensors are the compiler's choice, and a view of them may need a copy."""
-    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default
-    module.recompile()
-
-
 def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:
     """Return the tangents that gradients and states descend from.
 
@@ -290,7 +220,7 @@ def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...]
     for node in captured.module.graph.nodes:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
-    outputs = list(captured.module.graph.output_node().args[0])[captured.forward_outputs :]  # type: ignore[arg-type]
+    outputs = list_outputs(captured.module.graph)[captured.forward_outputs :]
     states = [node for node in outputs if isinstance(node, Node) and node.target is ops.UPDATE]
     grads = [node for node in outputs if node not in states]
     depends = tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)

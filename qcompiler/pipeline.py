@@ -2,7 +2,17 @@
 
 from torch.fx import GraphModule
 
+from qcompiler import torch_compat
 from qcompiler.passes.base import Pipeline
+from qcompiler.passes.halves.draw_in_forward import DrawInForward
+from qcompiler.passes.halves.halves import Halves, finish_halves
+from qcompiler.passes.halves.order_outputs import OrderOutputs
+from qcompiler.passes.halves.partition import Partition
+from qcompiler.passes.halves.recompute_floats import RecomputeFloats
+from qcompiler.passes.halves.relax_views import RelaxViews
+from qcompiler.passes.halves.restore_halves import RestoreHalves
+from qcompiler.passes.halves.save_codes import SaveCodes
+from qcompiler.passes.halves.start_ranges import StartRanges
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
@@ -46,3 +56,24 @@ def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> P
         ),
         finish_and_verify,
     )
+
+
+def halves_pipeline() -> Pipeline[Halves]:
+    """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half."""
+    return Pipeline(
+        (
+            RecomputeFloats(),  # codes, not floats, of what the user checkpoints
+            OrderOutputs(),  # states after forward in front of the gradients
+            Partition(torch_compat.partition),  # what is saved, and what is computed again
+            DrawInForward(),  # one random key, so that backward can run twice
+            SaveCodes(),  # in place of floats that backward computes with again
+            RestoreHalves(),  # strides as traced, in what backward computes anew
+            RelaxViews(),  # of tensors whose strides the compiler chooses
+        ),
+        finish_halves,
+    )
+
+
+def start_pipeline(*, first: bool) -> Pipeline[Halves]:
+    """Return the passes that make, of a half that runs, the copy for first steps, or for the steps that follow them."""
+    return Pipeline((StartRanges(first),), finish_halves)

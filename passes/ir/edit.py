@@ -57,18 +57,25 @@ def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, b
     return node
 
 
+def list_outputs(graph: Graph) -> list[Any]:
+    """Return the outputs of a graph: nodes, numbers and None."""
+    (outputs,) = graph.output_node().args
+    return list(cast(tuple[Any, ...], outputs))
+
+
+def set_outputs(graph: Graph, outputs: Sequence[Any]) -> None:
+    """Make a graph return other outputs."""
+    graph.output_node().args = (tuple(outputs),)
+
+
 def add_output(graph: Graph, node: Node | None) -> None:
-    """One more output of the graph, behind all others."""
-    output = graph.output_node()
-    (outputs,) = output.args
-    output.args = ((*cast(tuple[Any, ...], outputs), node),)
+    """Add an output behind all others."""
+    set_outputs(graph, [*list_outputs(graph), node])
 
 
 def remove_outputs(graph: Graph, nodes: Sequence[Node]) -> None:
-    """Takes nodes out of the outputs of the graph."""
-    output = graph.output_node()
-    (outputs,) = output.args
-    output.args = (tuple(out for out in cast(tuple[Any, ...], outputs) if out not in nodes),)
+    """Take nodes out of the outputs of a graph."""
+    set_outputs(graph, [output for output in list_outputs(graph) if output not in nodes])
 
 
 def insert_call(

@@ -8,13 +8,17 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.capture import Captured
 from qcompiler.lower import split
+from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes
 from qcompiler.passes.ir.text import graph_text
+from qcompiler.passes.joint.restore_strides import RestoreStrides
 from qcompiler.passes.rules import did_you_mean
-from qcompiler.pipeline import pipeline
+from qcompiler.pipeline import halves_pipeline, pipeline
 from qcompiler.recipe import Recipe
 
 CAPTURED: Final = "captured"
+#: the whole graph after all joint passes
+QUANTIZED: Final = RestoreStrides.name
 LOWERED: Final = "lowered"
 
 
@@ -55,12 +59,12 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
     pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
-    return [*stages, _lower(captured, work)]
+    return [*stages, *_lower(captured, work)]
 
 
 def lower_plain(captured: Captured) -> Stage:
     """The halves that would run without any pass: training in float."""
-    return _lower(captured, copy_graph(captured.module))
+    return _lower(captured, copy_graph(captured.module))[-1]
 
 
 def check_stage(name: str) -> None:
@@ -69,7 +73,8 @@ def check_stage(name: str) -> None:
     Raises:
         StageError: there is none of that name.
     """
-    _check(name, [CAPTURED, *(step.name for step in pipeline(Recipe(name="any", rules=())).passes), LOWERED])
+    names = [step.name for line in (pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes]
+    _check(name, [CAPTURED, *names, LOWERED])
 
 
 def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
@@ -97,9 +102,15 @@ def _check(name: str, names: Sequence[str]) -> None:
         raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _lower(captured: Captured, module: GraphModule) -> Stage:
-    """The graph split into the halves that run; one without backward is one half already. Changes the module."""
-    if not captured.is_joint:
-        return Stage(LOWERED, 0, captured, module.graph, saved=())
-    forward, backward, saved = split(dataclasses.replace(captured, module=module))
-    return Stage(LOWERED, 0, captured, forward.graph, backward.graph, tuple(saved))
+def _lower(captured: Captured, module: GraphModule) -> list[Stage]:
+    """The stages from the joint graph to the halves that run; the last one is called "lowered". Changes the module."""
+    stages: list[Stage] = []
+
+    def observe(name: str, changes: int, halves: Halves) -> None:
+        graphs = [copy_nodes(graph.graph) for graph in halves.graphs]
+        copies = dict(zip(halves.graphs[0].graph.nodes, graphs[0].nodes, strict=True))
+        saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))
+        stages.append(Stage(name, changes, captured, graphs[0], graphs[1] if len(graphs) > 1 else None, saved))
+
+    split(dataclasses.replace(captured, module=module), observe)
+    return [*stages, dataclasses.replace(stages[-1], name=LOWERED, changes=0)]

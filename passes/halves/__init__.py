@@ -1,0 +1,1 @@
+"""The passes from the quantized joint graph to the two halves that run."""

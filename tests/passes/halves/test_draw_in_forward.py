@@ -1,0 +1,51 @@
+"""One key a step: backward that runs twice rounds alike."""
+
+import torch
+from torch import nn
+
+from qcompiler.passes.halves.draw_in_forward import DrawInForward
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipe import Recipe
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import parse_spec
+
+#: only gradients round stochastically, so that the partitioner moves the key to backward if nothing pins it
+GRADIENTS = Recipe(
+    name="gradients", rules=(Rule(role=Role.GRADIENT, spec=parse_spec("int8:fit:tensor:stochastic:pass")),)
+)
+
+
+def leaf():
+    return torch.randn(3, 4, requires_grad=True)
+
+
+def keys(half):
+    return list(half.graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
+
+
+def move_to_backward(halves):
+    """Puts the key where a partitioner that computes it again would: out of what is saved, into backward."""
+    (drawn,) = keys(halves.forward)
+    saved = next(node for node in halves.backward.graph.find_nodes(op="placeholder") if node.name == drawn.name)
+    with halves.backward.graph.inserting_before(next(n for n in halves.backward.graph.nodes if n.op != "placeholder")):
+        key = halves.backward.graph.node_copy(drawn, lambda node: node)
+    saved.replace_all_uses_with(key)
+    halves.backward.graph.erase_node(saved)
+    output = halves.forward.graph.output_node()
+    output.args = (tuple(node for node in output.args[0] if node is not drawn),)
+    halves.forward.graph.erase_node(drawn)
+
+
+def test_golden_draw(in_front_of, settle_halves, text, golden):
+    halves = in_front_of(DrawInForward, GRADIENTS, nn.Linear(4, 2, bias=False), leaf())
+    move_to_backward(halves)
+    before = text(halves)
+    assert settle_halves(halves, DrawInForward()) == 1
+    assert (len(keys(halves.forward)), keys(halves.backward)) == (1, [])
+    assert halves.saved[-1] is keys(halves.forward)[0]
+    golden(before=before, after=text(halves))
+
+
+def test_does_not_fire_on_a_saved_key(in_front_of, settle_halves):
+    halves = in_front_of(DrawInForward, GRADIENTS, nn.Linear(4, 2), leaf())
+    assert settle_halves(halves, DrawInForward()) == 0
