@@ -37,6 +37,7 @@ from qcompiler import Recipe, Rule
 from qcompiler.passes.ir.meta import contractions, is_backward
 from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.runtime.spec import parse_spec
+from qcompiler.sight.stages import QUANTIZED, find_stage
 
 #: forward operator → the contractions of its gradients
 GRADIENTS: Final = {
@@ -122,7 +123,7 @@ def count_planned(case: strict_models.Case) -> Planned:
     compiler = qmodel._compilers[True]
     counts, places, nodes = Halves(), Counter[tuple[str, str]](), 0
     for stages in qmodel.stages() if compiler.captures else []:
-        for node, fact in contractions(stages[-2].graph):
+        for node, fact in contractions(find_stage(stages, QUANTIZED).graph):
             kind = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
             kind, count = TWINS.get(kind) or (kind, 0 if fact.is_bias else count_of(kind, node.args))
             half = "backward" if is_backward(node) else "forward"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.passes.ir.opaque import is_opaque
+from qcompiler.passes.ir.opaque import explain_call
 from qcompiler.passes.ir.plan import Kept
 from qcompiler.passes.joint.annotate_roles import is_contraction
 
@@ -52,13 +52,15 @@ class Recorder(torch_compat.DispatchMode):
         self, func: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Note a contraction, and run every operator as it is."""
-        if not self._is_paused() and (is_contraction(func) or is_opaque(func)):
+        result = func(*args, **(kwargs or {}))
+        given = (*args, *(kwargs or {}).values())
+        if not self._is_paused() and (is_contraction(func) or explain_call(func, given, result)):
             path, line = self._find_place()
             path = self._find_owner(path, args)
             if is_contraction(func):
                 self.order.append(path)
             self.found[Kept(str(func), path or "(root)", f"runs outside of the captured graphs, at {line}")] = None
-        return func(*args, **(kwargs or {}))
+        return result
 
     def _find_place(self) -> tuple[str, str]:
         """Return the path of the innermost module that runs, and the innermost line of the user."""

@@ -70,8 +70,9 @@ class Running(Range):
 class Hindsight(Range):
     """In-hindsight: the state alone, q_t = m·q_{t−1} + (1−m)·(lowest, highest)_{t−1}, one pass.
 
-    Where more than `guard` of the elements were clipped (`Observed.clipped`), the next step takes the present tensor's
-    own range, and the third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours).
+    If more than `guard` of the elements were clipped (`Observed.clipped`), the range is widened by the present one, and
+    the third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours). Widened, not
+    replaced: a gradient that is positive in one step and negative in the next would be clipped to zero in every step.
     """
 
     name: ClassVar[str] = "hindsight"
@@ -100,16 +101,17 @@ class Hindsight(Range):
         return state[0], state[1]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The moving average, or the present range where the guard fires."""
+        """The moving average; if the guard fires, what holds both the state and the present range."""
         now = torch.stack(seen.ends)
         fired = seen.clipped((state[0], state[1])) > self.guard
-        ends = torch.where(fired, now, _mix(self.momentum, state[:2], now))
+        both = torch.stack([torch.minimum(state[0], now[0]), torch.maximum(state[1], now[1])])
+        ends = torch.where(fired, both, _mix(self.momentum, state[:2], now))
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])
 
     def remark(self, state: Tensor) -> str:
         """How often the guard has fired."""
         fired = int(state[2].nan_to_num().max())  # NaN: nothing finite has been seen yet
-        return f"more than {self.guard:.2%} was clipped in {fired} steps; the range started anew" if fired else ""
+        return f"more than {self.guard:.2%} was clipped in {fired} steps; the range was widened" if fired else ""
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """The wider range, the larger count."""

@@ -2,7 +2,10 @@
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any, Final
+
+import torch
 
 from qcompiler.passes.ir.views import aten
 
@@ -54,19 +57,40 @@ _KNOWN: Final = ("aten", "prims", "prim", "qcompiler", "higher_order", "torch")
 def explain(target: Any) -> str:
     """Return why the contractions of an operator cannot be reached; empty for one that has none, or that passes reach.
 
-    Operators of other libraries are known by their names alone.
+    Operators of other libraries are known by their names alone; see `explain_call`.
     """
     return "" if target in _REACHED else _explain(*_split_name(target))
+
+
+def explain_call(target: Any, given: Iterable[Any], returned: Any) -> str:
+    """Return `explain`, and for an operator of another library that may multiply, a reason that says so.
+
+    Such an operator takes two floating tensors of two and more dimensions and returns a floating tensor. The name need
+    not tell: `mine::project(x, w)`. One that only combines elements is named too, since nobody can know.
+
+    Args:
+        target: the operator.
+        given: tensors among its arguments, or their fake values; anything else is passed over.
+        returned: what it returned, or the fake values of that.
+    """
+    library, _name = _split_name(target)
+    reason = explain(target)
+    if reason or library in _KNOWN:
+        return reason
+    results = returned if isinstance(returned, list | tuple) else [returned]
+    matrices = [one for one in given if _is_floating(one) and one.ndim > 1]
+    if len(matrices) < 2 or not any(map(_is_floating, results)):
+        return ""
+    return f"operator of {library}: nobody knows whether it multiplies; if so, in float"
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def is_reached(target: Any) -> bool:
     """Return True for the contractions that passes annotate, forward and backward."""
     return target in _REACHED
-
-
-def is_opaque(target: Any) -> bool:
-    """Return True for kernels that multiply inside, where nothing can be quantized."""
-    return bool(explain(target))
 
 
 @functools.cache

@@ -5,14 +5,14 @@ Passes do not enter these graphs. The plan lists what they multiply.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import list_arguments
 from qcompiler.passes.ir.facts import InputKind
-from qcompiler.passes.ir.meta import get_input, is_backward, module_path
-from qcompiler.passes.ir.opaque import explain, is_reached
+from qcompiler.passes.ir.meta import find_value, get_input, is_backward, module_path
+from qcompiler.passes.ir.opaque import explain_call, is_reached
 from qcompiler.passes.ir.views import VIEWS
 
 #: input of a subgraph → the parameter of the model that it is
@@ -52,10 +52,15 @@ def _enter(outer: GraphModule, node: Node, known: _Parameters, place: str, backw
             parameters = _match_inputs(inner, node, known)
             here = f"{source.target} of {node.name}{f', {place}' if place else ''}"
             for inside in inner.graph.nodes:
-                if is_reached(inside.target) or explain(inside.target):
+                if is_reached(inside.target) or explain_call(inside.target, *_values(inside)):
                     path = _find_module(inside, parameters) or module_path(node)
                     yield Inside(str(inside.target), path, f"{inside.name} in {here}", backward)
                 yield from _enter(inner, inside, parameters, here, backward)
+
+
+def _values(node: Node) -> tuple[list[Any], Any]:
+    """Return the fake values that a node reads, and those that it returns."""
+    return [find_value(source) for source in node.all_input_nodes], find_value(node)
 
 
 def _match_inputs(inner: GraphModule, node: Node, known: _Parameters) -> _Parameters:

@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind, Operand
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.meta import (
+    find_value,
     get_contraction,
     get_input,
     get_owner,
@@ -20,7 +21,7 @@ from qcompiler.passes.ir.meta import (
     sequence_number,
     set_fact,
 )
-from qcompiler.passes.ir.opaque import explain, is_reached
+from qcompiler.passes.ir.opaque import explain_call, is_reached
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.rules import Position, Role
@@ -288,7 +289,7 @@ def _kept(node: Node, reason: str) -> Contraction:
 
 
 def _annotate_opaque(node: Node) -> bool:
-    reason = explain(node.target)
+    reason = explain_call(node.target, map(find_value, node.all_input_nodes), find_value(node))
     if not reason:
         return False
     set_fact(node, _kept(node, reason))

@@ -18,7 +18,7 @@ from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.files import check_writable, replacing
 from qcompiler.sight.network import network
 from qcompiler.sight.picture import Picture, picture
-from qcompiler.sight.stages import QUANTIZED, Stage
+from qcompiler.sight.stages import QUANTIZED, Stage, find_stage
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
@@ -161,10 +161,7 @@ def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "Deb
     sites: dict[str, str] = {}
     for number, stages in enumerate(frames, start=1):
         prefix = f"{number}:" if len(frames) > 1 else ""
-        sites |= {
-            prefix + node: site
-            for node, site in numbered_sites(next(one for one in stages if one.name == QUANTIZED).graph).items()
-        }
+        sites |= {prefix + node: site for node, site in numbered_sites(find_stage(stages, QUANTIZED).graph).items()}
     for shape in made.shapes:
         shape.figures = figures.get(sites.get(shape.id, ""), {})
     return dataclasses.replace(made, watched=report.steps)

@@ -87,6 +87,11 @@ def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
     return [stage for stages in frames for stage in stages if stage.name == name]
 
 
+def find_stage(stages: Sequence[Stage], name: str) -> Stage:
+    """The stage of one name of one captured graph."""
+    return next(stage for stage in stages if stage.name == name)
+
+
 def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
     """The stage of one name of every captured graph as text; forward and then backward when lowered.
 

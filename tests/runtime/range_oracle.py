@@ -128,7 +128,8 @@ def _hindsight(case: Case, x: Array, state: Array) -> tuple[Array, Array, Array]
     momentum, guard = case.numbers
     now = np.stack(present(case, x))
     fired = beyond_codes(case, x, state[0], state[1]) > F32(guard)
-    ends = now if fired else mix(momentum, state[:2], now)
+    both = np.stack([np.minimum(state[0], now[0]), np.maximum(state[1], now[1])])
+    ends = both if fired else mix(momentum, state[:2], now)
     return state[0], state[1], np.concatenate([ends, state[2:] + F32(fired)])
 
 

@@ -371,7 +371,7 @@ def test_the_guard_fires_and_is_counted() -> None:
         x[:outside, 0] = 4.0
         after = ops.UPDATE(x, state, text, "bc")
         # a range of its own for each channel, one guard for the tensor
-        ends = [4.0, 0.5] if fired else [0.75 * 1 + 0.25 * 4, 0.75 * 8 + 0.25 * 0.5]
+        ends = [4.0, 8.0] if fired else [0.75 * 1 + 0.25 * 4, 0.75 * 8 + 0.25 * 0.5]
         assert after.squeeze(1).tolist() == [[-end for end in ends], ends, [float(fired), 5.0 + fired]]
 
 

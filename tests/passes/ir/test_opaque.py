@@ -7,9 +7,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry
 
-from qcompiler.passes.ir.opaque import explain, is_opaque, is_reached
+from qcompiler.passes.ir.opaque import explain, explain_call, is_reached
 
 aten = torch.ops.aten
+
+
+def is_opaque(target):
+    return bool(explain(target))
 
 
 def overloads(packet):
@@ -105,3 +109,22 @@ def test_operators_of_other_libraries_are_known_by_their_names(name, expected, f
 def test_functions_in_graphs_that_are_not_taken_apart():
     assert all(map(is_opaque, (F.linear, torch.matmul, torch.conv2d, F.scaled_dot_product_attention)))
     assert not any(map(is_opaque, (F.relu, torch.add, operator.getitem)))
+
+
+@pytest.mark.parametrize(
+    ("given", "returned", "suspected"),
+    [
+        (((2, 3), (4, 3)), torch.float32, True),
+        (((2, 3), (4, 3)), torch.complex64, True),
+        (((2, 3), (4, 3)), torch.int64, False),  # boxes to keep, for one
+        (((2, 3), (3,)), torch.float32, False),
+        (((2, 3),), torch.float32, False),
+    ],
+)
+def test_an_operator_of_a_neutral_name_that_may_multiply(given, returned, suspected, foreign):
+    target = foreign(f"project{len(given)}{returned}{given[-1]}".translate({ord(c): "_" for c in ".(), "}))
+    tensors = [torch.empty(shape) for shape in given]
+    result = torch.empty(2, dtype=returned)
+    for results in (result, (None, result)):
+        assert explain_call(target, [*tensors, None, 2], results).startswith("operator of") == suspected
+    assert explain_call(aten.add.Tensor, tensors, result) == ""
