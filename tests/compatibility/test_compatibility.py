@@ -1,0 +1,70 @@
+"""What the commit before the house was rebuilt wrote still loads, and gives the same: tests/compatibility/make.py."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import qcompiler
+
+FOLDER = Path(__file__).parent
+AFTER, EXPORTED, YAML, NAMES = (
+    json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("after", "exported", "recipes", "names")
+)
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The script that wrote the folder."""
+    spec = importlib.util.spec_from_file_location("qcompiler_tests_compatibility", FOLDER / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("recipe", AFTER)
+def test_a_checkpoint_with_ranges_goes_on_as_it_would_have(recipe, made):
+    then = AFTER[recipe]
+    qmodel, optimizer = made.resume(recipe)
+    saved = torch.load(FOLDER / f"{recipe}.pt")
+    qmodel.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    with torch.no_grad():
+        assert qmodel.eval()(made.batch(9)[0]).tolist() == then["evaluated"]
+    qmodel.train()
+    assert made.train(qmodel, optimizer, range(3, 6)) == then["losses"]
+    assert list(qmodel.state_dict()) == then["keys"]
+    plan = qmodel.plan()
+    assert [[site.name, str(site.spec), list(site.consumers)] for site in plan.sites] == then["sites"]
+    assert (plan.placed, [plan.saved_bytes, plan.saved_code_bytes]) == (then["placed"], then["saved"])
+    assert qmodel.graph_text() == then["graph"]
+
+
+@pytest.mark.parametrize("recipe", EXPORTED)
+def test_exported_files_have_the_same_nodes(recipe, made, tmp_path):
+    qmodel, optimizer = made.resume(recipe)
+    made.train(qmodel, optimizer, range(2))
+    qcompiler.export_onnx(qmodel.eval(), tmp_path / "model.onnx", (made.batch(9)[0],))
+    assert json.loads(json.dumps(made.nodes(tmp_path / "model.onnx"))) == EXPORTED[recipe]
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_recipe_files_mean_the_same(name):
+    assert qcompiler.Recipe.from_yaml(YAML[name]) == qcompiler.RECIPES[name]
+    assert qcompiler.RECIPES[name].to_yaml() == YAML[name]
+
+
+def test_public_names_and_their_parameters(made):
+    now = made.signatures()
+    assert {name: now.get(name) for name in NAMES["signatures"]} == NAMES["signatures"]
+
+
+def test_the_command_line(made):
+    now = made.commands()
+    missing = {name: {*options} - {*now.get(name, ())} for name, options in NAMES["commands"].items()}
+    assert not any(missing.values())
