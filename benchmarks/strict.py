@@ -120,7 +120,7 @@ def train_step(case: strict_models.Case, *, strict: bool) -> qcompiler.Quantized
 def count_planned(case: strict_models.Case) -> Planned:
     """Count the contractions of the plan, in the captured graphs after all passes."""
     qmodel = train_step(case, strict=False)
-    compiler = qmodel._compilers[True]
+    compiler = qmodel._session.get_compiler(True)
     counts, places, nodes = Halves(), Counter[tuple[str, str]](), 0
     for stages in qmodel.stages() if compiler.captures else []:
         for node, fact in contractions(find_stage(stages, QUANTIZED).graph):

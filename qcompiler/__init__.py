@@ -2,17 +2,16 @@
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qcompiler.compile import QuantizedModule, compile  # noqa: A004
     from qcompiler.debugging.debugger import DebugError, Debugger, debug
     from qcompiler.deploy.export import ExportReport, export_onnx
     from qcompiler.deploy.trace import ExportError
     from qcompiler.deploy.verify import VerifyReport, verify_onnx
     from qcompiler.errors import CaptureError, CompileError
     from qcompiler.files import save
+    from qcompiler.module import QuantizedModule, compile  # noqa: A004
     from qcompiler.passes.ir.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
     from qcompiler.recipe import Recipe, RecipeError
@@ -63,7 +62,7 @@ __all__ = [
 
 #: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
 _EXPORTS = {
-    "qcompiler.compile": ("QuantizedModule", "compile"),
+    "qcompiler.module": ("QuantizedModule", "compile"),
     "qcompiler.errors": ("CaptureError", "CompileError"),
     "qcompiler.debugging.debugger": ("DebugError", "Debugger", "debug"),
     "qcompiler.sight.drawing": ("DrawError", "draw"),
@@ -84,27 +83,17 @@ _EXPORTS = {
 }
 
 
-class _Package(ModuleType):
-    """The package: imports a public name at its first use, and keeps `compile` the function.
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-    Python sets the module of that name on the package whenever something imports it.
-    """
 
-    def __getattr__(self, name: str) -> Any:
-        for module, names in _EXPORTS.items():
-            if name in names:
-                setattr(self, name, getattr(importlib.import_module(module), name))
-                return vars(self)[name]
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and name in __all__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        modules = [name for name in vars(self) if f"{__name__}.{name}" in sys.modules]
-        return sorted({*__all__, *modules, *(name for name in vars(self) if name.startswith("__"))})
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    modules = [name for name in globals() if f"{__name__}.{name}" in sys.modules]
+    return sorted({*__all__, *modules, *(name for name in globals() if name.startswith("__"))})

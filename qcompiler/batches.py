@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
-from qcompiler.compile import QuantizedModule
 from qcompiler.models import ModelError, as_call, named, told
+from qcompiler.module import QuantizedModule, get_session
 
 #: (model, batch) → loss
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -68,7 +68,7 @@ def _told(loss: Loss, what: str) -> Loss:
     """
 
     def checked(model: nn.Module, batch: Any) -> Tensor:
-        plain = model._model if isinstance(model, QuantizedModule) else model
+        plain = get_session("batches", model).model if isinstance(model, QuantizedModule) else model
         with told(what, lambda: loss(plain, batch)):
             value = loss(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:

@@ -15,7 +15,7 @@ from qcompiler.cli_training import debug, demo, search
 from qcompiler.errors import in_short
 
 if TYPE_CHECKING:
-    from qcompiler.compile import QuantizedModule
+    from qcompiler.module import QuantizedModule
 
 
 class _Group(click.Group):
@@ -178,13 +178,17 @@ def export(
     from qcompiler.batches import batches_of
     from qcompiler.deploy.export import export_onnx
     from qcompiler.models import as_call, compiled, describe, told
+    from qcompiler.module import get_session
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
     examples = None if calibration is None else map(as_call, batches_of("--calibration", calibration))
     if checkpoint is None:
         click.echo("note: no --checkpoint: weights as the callable made them", err=True)
-    with told(describe(model, input=inputs, calibration=calibration), lambda: qmodel._model(*args, **kwargs)):
+    with told(
+        describe(model, input=inputs, calibration=calibration),
+        lambda: get_session("plan", qmodel).model(*args, **kwargs),
+    ):
         made = export_onnx(
             qmodel.eval(),
             path,

@@ -71,11 +71,13 @@ def captured(
     Args:
         training: False captures the graph of eval mode.
     """
+    from qcompiler.module import get_session
+
     qmodel, arguments = compiled(model, recipe, inputs)
     qmodel.train(training)
     with torch.set_grad_enabled(training):
         args, kwargs = as_call(arguments)
-        with told(describe(model, input=inputs), lambda: qmodel._model(*args, **kwargs)):
+        with told(describe(model, input=inputs), lambda: get_session("plan", qmodel).model(*args, **kwargs)):
             qmodel(*args, **kwargs)
     return qmodel
 

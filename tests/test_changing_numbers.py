@@ -62,7 +62,7 @@ def build(models, forward):
 @pytest.mark.parametrize("forward", MODELS, ids=lambda f: f.__name__)
 def test_as_in_eager_and_few_captures(models, eager, monkeypatch, forward):
     """Twenty values, and at most eight captures of a function; bit by bit."""
-    monkeypatch.setattr(sys.modules["qcompiler.compile"], "CAPTURES", 8)
+    monkeypatch.setattr(sys.modules["qcompiler.session"], "CAPTURES", 8)
     model = build(models, forward)
     twin = copy.deepcopy(model)
     compiled = eager(twin)
@@ -127,7 +127,7 @@ def test_a_list_that_grows(models, eager, caplog):
 
 
 def test_the_error_names_the_value_and_its_line(models, eager, monkeypatch):
-    monkeypatch.setattr(sys.modules["qcompiler.compile"], "CAPTURES", 3)
+    monkeypatch.setattr(sys.modules["qcompiler.session"], "CAPTURES", 3)
     model = build(models, remember)
     model.seen = []
     compiled = eager(model)

@@ -283,7 +283,7 @@ def test_copies(models, eager, how):
         file.seek(0)
         other = torch.load(file, weights_only=False)
     assert isinstance(other, qcompiler.QuantizedModule)
-    assert (other.recipe, other._options) == (compiled.recipe, compiled._options)
+    assert (other.recipe, other._session.backend) == (compiled.recipe, compiled._session.backend)
     assert torch.equal(other(x), expected)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -372,10 +372,10 @@ def test_another_recipe_is_captured_once_and_ranges_stay():
     compilers = []
     for name in ("hyperblock-int4", "in-hindsight-w8a8g8", "hyperblock-int4"):
         assert qmodel.use(name) is qmodel
-        compilers.append(qmodel._compilers[True])
+        compilers.append(qmodel._session.get_compiler(True))
         with torch.no_grad():
             fresh = qcompiler.compile(copy.deepcopy(model), name, backend="eager")
-            fresh._store.load_state_dict(qmodel._store.state_dict())
+            fresh._session.store.load_state_dict(qmodel._session.store.state_dict())
             assert torch.equal(qmodel(x), fresh(x))
         assert qmodel.recipe.name == name
     assert compilers[0] is compilers[2]

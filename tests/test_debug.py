@@ -117,16 +117,15 @@ def test_off_it_costs_nothing(eager):
     """The same functions run before and after, and nothing is captured again."""
     qmodel, x = eager(nn.Linear(8, 4), "hyperblock-int8"), torch.randn(4, 8)
     qmodel(x).sum().backward()
-    functions, compilers = qmodel._functions, qmodel._compilers
+    modes = qmodel._session._modes
     plan, captured = str(qmodel.plan()), counters["stats"]["unique_graphs"]
     with qcompiler.debug(qmodel) as d:
         qmodel(x).sum().backward()
         assert counters["stats"]["unique_graphs"] == captured + 1
-    runs = compilers[True].runs
+    runs = modes[True][0].runs
     qmodel(x).sum().backward()
-    assert qmodel._functions is functions
-    assert qmodel._compilers is compilers
-    assert compilers[True].runs == runs + 1
+    assert qmodel._session._modes is modes
+    assert modes[True][0].runs == runs + 1
     assert counters["stats"]["unique_graphs"] == captured + 1
     assert (d.recording.steps, str(qmodel.plan())) == (1, plan)
     with qcompiler.debug(qmodel) as again:  # nor where it is entered again
@@ -341,10 +340,10 @@ def test_use_inside_ends_the_watching(eager):
 
 def test_an_error_inside_puts_everything_back(eager):
     qmodel = eager(student(), recipe())
-    functions = qmodel._functions
+    modes = qmodel._session._modes
     with pytest.raises(RuntimeError, match="fake tensor call"), qcompiler.debug(qmodel):
         qmodel(torch.randn(4, 3))
-    assert qmodel._functions is functions
+    assert qmodel._session._modes is modes
 
 
 def test_errors(eager):

@@ -82,7 +82,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def test_the_sources_are_found():
-    assert {"qcompiler/compile.py", "passes/ir/edit.py", "runtime/ops.py"} <= SOURCES.keys()
+    assert {"qcompiler/module.py", "passes/ir/edit.py", "runtime/ops.py"} <= SOURCES.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("runtime/")])
@@ -151,7 +151,7 @@ def test_importing_the_package_is_cheap():
     source = """
 import sys, qcompiler
 assert "torch" not in sys.modules
-from qcompiler.compile import CompileError
+from qcompiler.errors import CompileError
 assert qcompiler.compile.__name__ == "compile" and qcompiler.CompileError is CompileError
 """
     run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)

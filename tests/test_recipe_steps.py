@@ -319,4 +319,4 @@ def test_twenty_steps(name, eager, calls):
 
 def parameters_of(model):
     """Site → learned range."""
-    return {site: state for site, state in model._store.states.items() if isinstance(state, nn.Parameter)}
+    return {site: state for site, state in model._session.store.states.items() if isinstance(state, nn.Parameter)}

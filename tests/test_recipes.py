@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qcompiler import literature, recipes
-from qcompiler.compile import CompileError
+from qcompiler.errors import CompileError
 from qcompiler.passes.rules import ADDITION, OPERATORS, Position, Product, Role, Sign, first_match
 from qcompiler.recipe import Recipe, RecipeError
 from qcompiler.recipes import RECIPES, get

@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
-from qcompiler.compile import CAPTURES, NO_GRAPH
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
+from qcompiler.session import CAPTURES, NO_GRAPH
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -272,7 +272,7 @@ def test_dynamo_switched_off_is_not_silent(models, eager, caplog):
 
 def test_too_many_signatures(models, eager, monkeypatch):
     """An error, where Dynamo alone would go on in float."""
-    monkeypatch.setattr(sys.modules["qcompiler.compile"], "CAPTURES", 3)  # qcompiler.compile itself is the function
+    monkeypatch.setattr(sys.modules["qcompiler.session"], "CAPTURES", 3)  # qcompiler.compile itself is the function
     compiled = eager(models.mlp(), "hyperblock-int8")
     for size in (1, 2, 3):
         compiled(torch.randn(size, 12))

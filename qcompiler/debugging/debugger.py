@@ -5,12 +5,12 @@ import statistics
 from types import TracebackType
 from typing import Final, Self
 
-from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.debugging.report import DebugReport, LayerFigures, SiteFigures
 from qcompiler.debugging.shadow import WatchedCompiler
 from qcompiler.debugging.site_rules import site_rules
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -37,7 +37,7 @@ def debug(qmodel: QuantizedModule) -> "Debugger":
     Raises:
         DebugError: `qmodel` is not what `qcompiler.compile` returned.
     """
-    check_compiled("debug", qmodel, DebugError)
+    get_session("debug", qmodel, DebugError)
     return Debugger(qmodel)
 
 

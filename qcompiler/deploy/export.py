@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.deploy.calibration import calibrate
 from qcompiler.deploy.dimensions import as_dims, names_of_symbols
 from qcompiler.deploy.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.deploy.trace import ExportError, eval_mode, trace
 from qcompiler.files import check_writable, replacing
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
@@ -118,7 +118,7 @@ def export_onnx(
             of range, a package that is not installed.
         OSError: the file cannot be written.
     """
-    check_compiled("export", qmodel, ExportError)
+    get_session("export", qmodel, ExportError)
     build, run = _tools()
     build.check_opset(opset)
     model, kwargs, shapes = qmodel._model, dict(example_kwargs or {}), dynamic_shapes

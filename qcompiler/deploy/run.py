@@ -18,11 +18,11 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from qcompiler import torch_compat
-from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.build import CHECKSUMS, SITES
 from qcompiler.deploy.observe import SAME
 from qcompiler.deploy.trace import ExportError, eval_mode
 from qcompiler.deploy.writer import array
+from qcompiler.module import QuantizedModule
 
 #: the operators of onnxruntime that compute on codes
 INTEGER = (

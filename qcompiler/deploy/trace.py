@@ -13,8 +13,8 @@ from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph
 
 from qcompiler import torch_compat
-from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
+from qcompiler.module import QuantizedModule
 from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
@@ -116,7 +116,7 @@ def trace(
     except PassError as error:  # a shape that depends on data, mostly
         raise ExportError(f"export: {error}") from error
     plan = QuantPlan.of(module)
-    _refuse(plan, qmodel.ranges(), qmodel._store)
+    _refuse(plan, qmodel.ranges(), qmodel._session.store)
     if not frozen:
         return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _inputs(program))
     with torch_compat.quiet_exporter():

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from qcompiler.compile import QuantizedModule
 from qcompiler.deploy.checksums import changed, checksum
 from qcompiler.deploy.inputs import check_inputs, copy_tensors, free_as
 from qcompiler.deploy.observe import SAME, InDouble, Observer, as_trained, count_different
 from qcompiler.deploy.trace import ExportError, errors_of, trace
+from qcompiler.module import QuantizedModule
 from qcompiler.passes.tables import Table, to_text
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import recipes
-from qcompiler.compile import QuantizedModule
+from qcompiler.module import QuantizedModule
 from qcompiler.passes.tables import Table, to_text
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.figures import decibels

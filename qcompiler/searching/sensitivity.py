@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from qcompiler.compile import compile  # noqa: A004
 from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.shadow import WatchedCompiler
 from qcompiler.debugging.site_rules import site_rules
+from qcompiler.module import compile  # noqa: A004
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.passes.rules import Role, Rule

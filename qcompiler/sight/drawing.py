@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import networkx
 from torch import Tensor, nn
 
-from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.files import check_writable, replacing
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.sight.network import network
 from qcompiler.sight.picture import Picture, picture
 from qcompiler.sight.stages import QUANTIZED, Stage, find_stage
@@ -63,7 +63,7 @@ def draw(
             is that of another model or recipe, has watched nothing, or the graph is that of eval mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
-    check_compiled("draw", qmodel)
+    get_session("draw", qmodel)
     path = check(path, colored=debug is not None)
     if debug is not None:
         _check_debugger(qmodel, training, debug)
@@ -121,9 +121,10 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
     frames = qmodel.stages(training=training) if debug is None else debug.stages()
     rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
-    title = f"{type(qmodel._model).__name__}, {qmodel.recipe.name}"
+    session = get_session("draw", qmodel)
+    title = f"{type(session.model).__name__}, {qmodel.recipe.name}"
     drawn = [(name, count, network(stages)) for name, count, stages in shown]
-    made = picture(title, drawn, containers(qmodel._model))
+    made = picture(title, drawn, containers(session.model))
     _add_ranges(made, qmodel.ranges())
     return made if report is None else _with_figures(made, frames, report)
 

@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 
 import networkx
 
-from qcompiler.compile import QuantizedModule, check_compiled
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.tables import Table, to_markdown, to_text
 from qcompiler.sight.network import network, operand_readers
 from qcompiler.sight.stages import lower_plain, pick
@@ -132,7 +132,7 @@ def explain(qmodel: QuantizedModule, *, training: bool = True) -> Explanation:
     Raises:
         CompileError: no compiled model, or no graph of that mode has been captured.
     """
-    check_compiled("explain", qmodel)
+    get_session("explain", qmodel)
     qmodel.check_captured("explain", training)
     frames = qmodel.stages(training=training)
     graph = network(pick(frames, "lowered"))

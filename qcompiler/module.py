@@ -1,9 +1,8 @@
-"""compile(): the module that a user gets, and the backend that Dynamo calls for each graph of it."""
+"""compile(): the module that a user gets, and the backend of `torch.compile`."""
 
 import contextlib
 import copy
 import inspect
-import logging
 import os
 import types
 from collections import OrderedDict
@@ -15,29 +14,22 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler import dynamo_compat, recipes, torch_compat
+from qcompiler import recipes
 from qcompiler.calling_twin import make_twin
 from qcompiler.errors import CompileError
-from qcompiler.following import Following
 from qcompiler.graph_compiler import GraphCompiler
-from qcompiler.naming import ModelNames
 from qcompiler.passes.ir.plan import QuantPlan
-from qcompiler.passes.rules import Role, did_you_mean
+from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import PREFIX, RangeStore
+from qcompiler.session import Session
 from qcompiler.sight.network import network
-from qcompiler.sight.stages import QUANTIZED, Stage, pick, run_stages, stage_text
-
-logger = logging.getLogger("qcompiler")
+from qcompiler.sight.stages import QUANTIZED, Stage, pick, stage_text
 
 BACKENDS: Final = ("eager", "inductor")
-#: captures of one model (signatures × modes) before an error; Dynamo's own limit of 8 would train on in float
-CAPTURES: Final = 64
 _OPTIONS: Final = ("recipe", "backend", "strict")
-NO_GRAPH: Final = (
-    "no graph ran: a call of the model was in float, outside of the compiler (inside of torch.func or a mode that sees "
-    "every operator, with sparse inputs, or with layers that Dynamo does not capture)"
-)
+
+_C = TypeVar("_C", bound=GraphCompiler)
 
 
 def compile(  # noqa: A001
@@ -47,7 +39,7 @@ def compile(  # noqa: A001
     backend: str | None = None,
     strict: bool = False,
 ) -> "QuantizedModule":
-    """A drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
+    """Return a drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
     It shares the parameters and buffers of the model, and its state_dict keys; each new signature of its inputs is
     captured at its first call. In `eval()` blocks span one sample, so no range depends on batch mates.
@@ -72,27 +64,7 @@ def compile(  # noqa: A001
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
-    return _wrap(model, recipes.get(recipe), backend, strict)
-
-
-def check_compiled(what: str, given: object, error: type[Exception] = CompileError) -> None:
-    """Raises `error`, on behalf of `what`, for anything but a compiled model."""
-    if not isinstance(given, QuantizedModule):
-        raise error(f"{what}: got {type(given).__name__}; valid: what qcompiler.compile returned")
-
-
-def _wrap(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
-    kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
-    return kind(model, recipe, backend, strict)
-
-
-def _check_backend(backend: str | None) -> None:
-    if backend is not None and backend not in BACKENDS:
-        hint = did_you_mean(str(backend), BACKENDS)
-        raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
-
-
-_C = TypeVar("_C", bound=GraphCompiler)
+    return _wrap_model(model, recipes.get(recipe), backend, strict)
 
 
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -116,6 +88,31 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
     return compiler(module, inputs)
 
 
+def get_session(what: str, given: object, error: type[Exception] = CompileError) -> Session:
+    """Return the session of a compiled module: its model, recipe, captures, plans and ranges.
+
+    There is no attribute of that name: attributes of a compiled module are those of the model, which may have a `model`
+    or a `session` of its own.
+
+    Raises:
+        error: on behalf of `what`, for anything but a compiled module.
+    """
+    if not isinstance(given, QuantizedModule):
+        raise error(f"{what}: got {type(given).__name__}; valid: what qcompiler.compile returned")
+    return given._session
+
+
+def _wrap_model(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
+    kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
+    return kind(model, recipe, backend, strict)
+
+
+def _check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        hint = did_you_mean(str(backend), BACKENDS)
+        raise CompileError(f"compile: unknown backend {backend!r}; valid: {', '.join(BACKENDS)} or None{hint}")
+
+
 class QuantizedModule(nn.Module):
     """A model that trains through its quantized joint graph. Made by `qcompiler.compile`.
 
@@ -127,18 +124,14 @@ class QuantizedModule(nn.Module):
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, name, getattr(model, name))
-        self._options = (backend, strict)
-        self._store = RangeStore(torch_compat.ENGINE)
-        self._names = ModelNames(model)
-        #: of a copy: the ranges that it takes over while others average its weights
-        self._following: Following | None = None
         #: what methods of the model see as `self`
         self._twin: nn.Module | None = None
-        #: what `training_through` has made
-        self._through: dict[tuple[Recipe, Any], tuple[Any, Callable[..., Any]]] = {}
-        #: recipe → training and eval mode, each with its compiler and the function that Dynamo guards
-        self._made: dict[Recipe, dict[bool, tuple[GraphCompiler, Callable[..., Any]]]] = {}
-        self.use(recipe)
+        self._session = Session(model, recipe, backend, strict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in use."""
+        return self._session.recipe
 
     def use(self, recipe: str | os.PathLike[str] | Recipe) -> "QuantizedModule":
         """Goes on with another recipe: more bits in the last epoch, say (schedule.py). Parameters stay.
@@ -149,73 +142,16 @@ class QuantizedModule(nn.Module):
         Raises:
             RecipeError: the recipe is unknown or not valid.
         """
-        recipe = recipes.get(recipe)
-        if recipe not in self._made:
-            self._made[recipe] = {True: self._make(recipe, frozen=False), False: self._make(recipe, frozen=True)}
-        self.recipe = recipe
-        modes = self._made[recipe]
-        self._compilers = {mode: compiler for mode, (compiler, _) in modes.items()}
-        self._functions = {mode: function for mode, (_, function) in modes.items()}
+        self._session.use(recipes.get(recipe))
         return self
 
-    def _make(self, recipe: Recipe, *, frozen: bool) -> tuple[GraphCompiler, Callable[..., Any]]:
-        """The compiler of one mode, and the model behind it; `frozen` is eval mode."""
-        backend, strict = self._options
-        dynamo_compat.trace_checkpoint_sequential()
-        rules = recipe.for_eval() if frozen else recipe
-        compiler = GraphCompiler(rules, backend, strict, store=self._store, frozen=frozen, names=self._names)
-        return compiler, dynamo_compat.compile_with(self._model, compiler, compiler.give_up, fullgraph=strict)
-
-    @contextlib.contextmanager
-    def training_through(self, make: Callable[[Recipe, bool, RangeStore], _C]) -> Iterator[_C]:
-        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always.
-
-        What `make` gave for a recipe is kept, so that coming back to it captures nothing.
-        """
-        if (self.recipe, make) not in self._through:
-            new = make(self.recipe, self._options[1], self._store)
-            new.names = self._names
-            function = dynamo_compat.compile_with(self._model, new, new.give_up, fullgraph=new.strict)
-            self._through[self.recipe, make] = (new, function)
-        compiler, function = self._through[self.recipe, make]
-        before, ours = (self._compilers, self._functions), {**self._functions, True: function}
-        self._compilers, self._functions = {**self._compilers, True: compiler}, ours
-        try:
-            yield compiler
-        finally:
-            if self._functions is ours:
-                self._compilers, self._functions = before
+    def training_through(self, make: Callable[[Recipe, bool, RangeStore], _C]) -> contextlib.AbstractContextManager[_C]:
+        """While inside, training runs through `make(recipe, strict, store)`; `use` ends it early. Eval is as always."""
+        return self._session.training_through(make)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through the quantized graph of this mode and signature."""
-        backend, strict = self._options
-        compiler, before = self._compilers[self.training], dynamo_compat.graph_breaks()
-        runs = compiler.runs
-        self._follow()
-        plain_layers = backend != "eager" or bool(self.recipe.rules)
-        with (
-            _own_errors(strict),
-            dynamo_compat.no_silent_eager(CAPTURES),
-            torch_compat.plain_encoder_layers(plain_layers),
-            compiler.calling(self._model, args, kwargs),
-        ):
-            result = self._functions[self.training](*args, **kwargs)
-        breaks = [reason for reason, count in dynamo_compat.graph_breaks().items() if count > before.get(reason, 0)]
-        notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]
-        if compiler.runs == runs:
-            notes.append(NO_GRAPH)
-            if strict:
-                raise CompileError(f"strict: {NO_GRAPH}")
-            compiler.misses += 1
-            if compiler.misses.bit_count() == 1:  # the first, second, fourth … call: not a line a step
-                logger.warning("%s: %s", type(self._model).__name__, NO_GRAPH)
-        compiler.breaks += [note for note in notes if note not in compiler.breaks]
-        return result
-
-    def _follow(self) -> None:
-        """Takes over the ranges of the model that this one was copied from, while its weights follow that one's."""
-        if self._following is not None and not self._following.refresh(self._store, self._model.parameters()):
-            self._following = None
+        return self._session.run(args, kwargs)
 
     def plan(self, *, training: bool = True) -> QuantPlan:
         """The quantizers of the latest capture of each frame, in training or in eval mode.
@@ -223,22 +159,7 @@ class QuantizedModule(nn.Module):
         Raises:
             CompileError: the model has not been called in that mode.
         """
-        compiler = self._compilers[training]
-        self._follow()
-        if not compiler.plans and not compiler.breaks:
-            raise CompileError(f"plan: {_not_called(training)}")
-        plans = [make() for make in compiler.plans.values()]
-        empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
-        nothing = ["nothing was quantized: no product of the model matches a rule"] if empty else []
-        notes = [*compiler.breaks, *nothing, *_unused(compiler.recipe, plans), *self._remarks(plans)]
-        return QuantPlan.merge([*plans, QuantPlan(kept=tuple(compiler.outside))], notes)
-
-    def _remarks(self, plans: Sequence[QuantPlan]) -> list[str]:
-        """What the ranges of the past have to say: how often they were too small."""
-        held = self._store.states
-        sites = {site.name: site.spec.range for plan in plans for site in plan.sites if site.name in held}
-        remarks = {name: estimator.remark(held[name]) for name, estimator in sites.items()}
-        return [f"{name}: {text}" for name, text in remarks.items() if text]
+        return self._session.make_plan(training)
 
     def graph_text(self, *, training: bool = True) -> str:
         """The quantized graphs of that mode as text, forward and backward, one after the other.
@@ -247,8 +168,7 @@ class QuantizedModule(nn.Module):
             CompileError: the model has not been called in that mode.
         """
         self.check_captured("graph_text", training)
-        frames = self.stages(training=training)
-        return stage_text(frames, QUANTIZED)
+        return stage_text(self.stages(training=training), QUANTIZED)
 
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
         """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/sight/stages.py).
@@ -258,11 +178,7 @@ class QuantizedModule(nn.Module):
         Raises:
             CompileError: no graph of that mode has been captured.
         """
-        self.check_captured("stages", training)
-        compiler = self._compilers[training]
-        return [
-            run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()
-        ]
+        return self._session.make_stages(training)
 
     def to_networkx(self, *, stage: str = "lowered", training: bool = True) -> "networkx.MultiDiGraph[str]":
         """The joint graph of forward and backward, of all captured graphs; docs/sight.md lists the attributes.
@@ -280,11 +196,7 @@ class QuantizedModule(nn.Module):
 
     def check_captured(self, what: str, training: bool) -> None:
         """Raises CompileError, on behalf of `what`, where no graph of that mode has been captured."""
-        if not self._compilers[training].captures:
-            mode = "eval()" if training else "train()"
-            other = f"; training={not training} takes the graph of {mode} mode"
-            hint = other if self._compilers[not training].captures else ""
-            raise CompileError(f"{what}: {_not_called(training)}{hint}")
+        self._session.check_captured(what, training)
 
     @property
     def training(self) -> bool:
@@ -303,8 +215,7 @@ class QuantizedModule(nn.Module):
 
     def ranges(self) -> dict[str, torch.Tensor]:
         """A copy of the state of every site that keeps one; its estimator says what the numbers mean."""
-        self._follow()
-        return {name: state.detach().clone() for name, state in self._store.states.items()}
+        return self._session.get_ranges()
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """The learned ranges, for an optimizer group of their own; one number a site, in the order of `ranges()`.
@@ -317,21 +228,15 @@ class QuantizedModule(nn.Module):
             CompileError: the recipe learns ranges, but nothing is captured yet nor loaded: they take their first values
                 from the first batch.
         """
-        specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None and rule.spec.range.is_learned]
-        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
-        self._store.learn({spec.range.meaning(spec.format.bits) for spec in specs}, device)
-        learned = [state for state in self._store.states.values() if isinstance(state, nn.Parameter)]
-        if specs and not learned and not any(compiler.plans for compiler in self._compilers.values()):
-            raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
-        return learned
+        return self._session.list_learned()
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
         """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
-        self._follow()
+        self._session.follow()
         for before in self._state_dict_pre_hooks.values():
             before(self, prefix, keep_vars)
         states = self._model.state_dict(*args, prefix=prefix, keep_vars=keep_vars, **kwargs)
-        states.update({f"{prefix}{key}": state for key, state in self._store.state_dict().items()})
+        states.update({f"{prefix}{key}": state for key, state in self._session.store.state_dict().items()})
         metadata = getattr(states, "_metadata", {}).get(prefix[:-1], {})
         for after in self._state_dict_hooks.values():
             changed = after(self, states, prefix, metadata)
@@ -360,11 +265,8 @@ class QuantizedModule(nn.Module):
 
     def _load_ranges(self, states: dict[str, Any], prefix: str) -> None:
         """Takes the ranges out of a checkpoint."""
-        self._following = None
         keys = [key for key in states if key.startswith(f"{prefix}{PREFIX}")]
-        self._store.load_state_dict({key.removeprefix(prefix): states.pop(key) for key in keys})
-        if self.recipe.has_state and not keys:
-            logger.warning("the checkpoint holds no ranges of recipe %r: they start anew", self.recipe.name)
+        self._session.load_ranges({key.removeprefix(prefix): states.pop(key) for key in keys})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._load_ranges(state_dict, prefix)
@@ -384,17 +286,18 @@ class QuantizedModule(nn.Module):
         return types.MethodType(found.__func__, self._twin)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_own = "_functions" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
+        is_own = "_session" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
         super().__setattr__(name, value) if is_own else setattr(self._model, name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
-        twin = _wrap(copy.deepcopy(self._model, memo), self.recipe, *self._options)
-        twin._store.load_state_dict(self._store.state_dict())
-        twin._following = Following(self._store, twin._store, twin._model.parameters())
+        own = self._session
+        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict)
+        twin._session.follow_source(own)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._model, self.recipe, *self._options, self._store.state_dict())
+        own = self._session
+        return _restore_module, (self._model, own.recipe, own.backend, own.strict, own.store.state_dict())
 
     def extra_repr(self) -> str:
         """Names the recipe when the module is printed."""
@@ -414,43 +317,10 @@ class QuantizedContainer(QuantizedModule):
         return iter(self._model)
 
 
-def _restore(
+def _restore_module(
     model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, ranges: dict[str, torch.Tensor]
 ) -> QuantizedModule:
-    """What pickle calls."""
-    module = _wrap(model, recipe, backend, strict)
-    module._store.load_state_dict(ranges)
+    """Return the module that pickle has stored."""
+    module = _wrap_model(model, recipe, backend, strict)
+    module._session.store.load_state_dict(ranges)
     return module
-
-
-def _not_called(training: bool) -> str:
-    return f"nothing is captured yet; call the model once in {'train()' if training else 'eval()'} mode"
-
-
-@contextlib.contextmanager
-def _own_errors(strict: bool) -> Iterator[None]:
-    """Raises what Dynamo raises for us as our own errors, chained to Dynamo's."""
-    try:
-        with dynamo_compat.unwrapped_errors():
-            yield
-    except dynamo_compat.GRAPH_BREAKS as error:
-        if not strict:
-            raise
-        raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
-    except dynamo_compat.CAPTURE_LIMIT as error:
-        reason = dynamo_compat.latest_recapture()
-        raise CompileError(
-            f"more than {CAPTURES} captures: each new shape, dtype or Python value among the inputs is captured "
-            "anew; call it with fewer different ones (pad to a few shapes, pass numbers as tensors); "
-            f"the latest differs in: {reason}"
-        ) from error
-
-
-def _unused(recipe: Recipe, plans: Sequence[QuantPlan]) -> list[str]:
-    """The rules that people wrote and that decided nothing; named recipes have rules for parts a model may lack."""
-    if recipe.name in recipes.RECIPES:
-        return []
-    matched = {index for plan in plans for index in plan.matched}
-    backward = any(site.role is Role.GRADIENT for plan in plans for site in plan.sites)
-    unused = [rule for rule in recipe.unused(matched) if backward or rule.role is not Role.GRADIENT]
-    return [f"rule matched nothing: {rule}" for rule in unused] if plans else []
