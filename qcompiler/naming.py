@@ -91,12 +91,15 @@ class ModelNames:
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
         # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
-        owner = next((x for x in map(frame.locals.get, ("self", "fn")) if id(x) in modules), None)
+        owners = (*map(frame.locals.get, ("self", "fn")), frame.first)
+        owner = next((x for x in owners if id(x) in modules), None)
         root = modules.get(id(owner), "")
         resumed = frame.function.startswith(_RESUMED)
         is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
-        # a function outside of modules is told by the parameters that it is called with
-        named = ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
+        # a function outside of modules is told by the parameters that it is called with; not by buffers, which
+        # evaluation need not read: batch norm counts batches in training alone
+        parameters = (tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
+        named = ",".join(tensors[id(tensor)] for tensor in parameters if id(tensor) in tensors)
         owned = named if owner is None else root
         key = (frame.file, frame.function, frame.line, owned)
         scopes = {"L": frame.locals, "G": frame.globals}
