@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from qcompiler import dynamo_compat, recipes, torch_compat
 from qcompiler.calling_twin import make_twin
 from qcompiler.errors import CompileError
+from qcompiler.files import RangeKeys
 from qcompiler.following import Following
 from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.naming import ModelNames
@@ -324,6 +325,11 @@ class QuantizedModule(nn.Module):
         if specs and not learned and not any(compiler.plans for compiler in self._compilers.values()):
             raise CompileError("quantizer_parameters: nothing is captured yet; call the model once in train() mode")
         return learned
+
+    @property
+    def qcompiler(self) -> RangeKeys:
+        """What keys of ranges begin with: torch.distributed.checkpoint looks up every part of a key as an attribute."""
+        return RangeKeys()
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
         """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
