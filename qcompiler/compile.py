@@ -62,7 +62,7 @@ def compile(  # noqa: A001
             operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
 
     Raises:
-        CompileError: the model is not a module, is compiled already, or the backend is unknown.
+        CompileError: the model is not a module, is compiled already (by torch.compile too), or the backend is unknown.
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):
@@ -70,6 +70,8 @@ def compile(  # noqa: A001
         raise CompileError(f"compile: {done}; compile the model behind it")
     if not isinstance(model, nn.Module):
         raise CompileError(f"compile: got {type(model).__name__}; valid: a torch.nn.Module")
+    if dynamo_compat.is_optimized(model):
+        raise CompileError("compile: got what torch.compile returned; compile the model behind it, model._orig_mod")
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")

@@ -14,6 +14,7 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.convert_frame import compile_lock
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import (
     BackendCompilerFailed,
     FailOnRecompileLimitHit,
@@ -239,6 +240,11 @@ def compile_with(
     compiled._initialize()
     # its forward, since hooks on all modules would fire once more for the module around the model
     return compiled.forward  # type: ignore[no-any-return]
+
+
+def is_optimized(model: torch.nn.Module) -> bool:
+    """Return True for the module that torch.compile has put around another one."""
+    return isinstance(model, OptimizedModule)
 
 
 @functools.cache
