@@ -233,7 +233,8 @@ class QuantizedModule(nn.Module):
         plans = [make() for make in compiler.plans.values()]
         empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
         nothing = ["nothing was quantized: no product of the model matches a rule"] if empty else []
-        notes = [*compiler.breaks, *nothing, *_unused(compiler.recipe, plans), *self._remarks(plans)]
+        ranges = [*self._remarks(plans), *([] if training else self._without_range(plans))]
+        notes = [*compiler.breaks, *nothing, *_unused(compiler.recipe, plans), *ranges]
         return QuantPlan.merge([*plans, QuantPlan(kept=tuple(compiler.outside))], notes)
 
     def _remarks(self, plans: Sequence[QuantPlan]) -> list[str]:
@@ -242,6 +243,14 @@ class QuantizedModule(nn.Module):
         sites = {site.name: site.spec.range for plan in plans for site in plan.sites if site.name in held}
         remarks = {name: estimator.remark(held[name]) for name, estimator in sites.items()}
         return [f"{name}: {text}" for name, text in remarks.items() if text]
+
+    def _without_range(self, plans: Sequence[QuantPlan]) -> list[str]:
+        """What evaluation quantizes by its own range, since training quantizes no such tensor."""
+        held = self._store.states
+        kept = [site.name for plan in plans for site in plan.sites if site.spec.range.has_state]
+        new = [name for name in dict.fromkeys(kept) if name not in held] if held else []
+        none = "no range from training, which quantizes no such tensor: each call takes the tensor's own"
+        return [f"{', '.join(new)}: {none}"] if new else []
 
     def graph_text(self, *, training: bool = True) -> str:
         """The quantized graphs of that mode as text, forward and backward, one after the other.

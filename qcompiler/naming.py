@@ -71,14 +71,17 @@ class ModelNames:
 
     A layer that several graphs use has a name in each: `layer` in the graph that was captured first, `layer@2` in the
     second. Graphs of the same code and module, such as one captured again for another signature, share the name.
+
+    Training and evaluation count apart, since one may have graph breaks that the other has not (gradient checkpoints
+    that log, say), and evaluation reads the ranges of training. Code that both run has the same name in both.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
-        #: name of a layer → the parts that have contractions of it, in the order of their first capture
-        self._claims: dict[str, list[FrameKey | None]] = {}
-        #: part → how many contractions of each module path it has
-        self._counts: dict[FrameKey, Counter[str]] = {}
+        #: for training and evaluation: name of a layer → the parts that have contractions of it, by their numbers
+        self._claims: dict[bool, dict[str, list[FrameKey | None]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
+        self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
 
     def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
@@ -105,37 +108,50 @@ class ModelNames:
         scopes = {"L": frame.locals, "G": frame.globals}
         return FrameNames(key, root, is_whole, modules, tensors, scopes)
 
-    def frame(self, names: FrameNames, order: Order) -> Frame:
-        """Return what the passes need to know of one graph; `order` is asked to place a part of the model."""
+    def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
+        """Return what the passes need to know of one graph.
 
-        def claim(layer: str) -> int:
-            claims = self._claims.setdefault(layer, [])
-            if names.key not in claims:
-                free = claims.index(None) if None in claims else len(claims)
-                claims[free : free + 1] = [names.key]
-            return claims.index(names.key) + 1
+        Args:
+            names: of the graph.
+            order: is asked to place a part of the model.
+            frozen: True for a graph of evaluation.
+        """
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
-            return whole_model(paths) if found is None else self._place(names.key, paths, found)
+            return whole_model(paths) if found is None else self._place(names.key, paths, found, frozen)
 
         placed: Positions = whole_model if names.is_whole else positions
-        return Frame(claim, placed)
+        return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
 
-    def release(self, function: tuple[str, str, int]) -> None:
+    def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:
+        """Return the number of a part among those that have contractions of a layer."""
+        claims, others = (self._claims[mode].setdefault(layer, []) for mode in (frozen, not frozen))
+        if key not in claims:
+            free = claims.index(None) if None in claims else len(claims)
+            number = others.index(key) if key in others else free
+            number = number if number >= len(claims) or claims[number] is None else free
+            claims.extend([None] * (number + 1 - len(claims)))
+            claims[number] = key
+        return claims.index(key) + 1
+
+    def release(self, function: tuple[str, str, int], *, frozen: bool = False) -> None:
         """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
-        for claims in self._claims.values():
+        for claims in self._claims[frozen].values():
             claims[:] = [None if key is not None and key[:3] == function else key for key in claims]
-        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != function}
+        counts = self._counts[frozen]
+        self._counts[frozen] = {key: count for key, count in counts.items() if key[:3] != function}
 
-    def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
+    def _place(
+        self, key: FrameKey, paths: Sequence[str], order: Sequence[str], frozen: bool
+    ) -> list[frozenset[Position]]:
         """Return the positions of the contractions of a part, from the order of all those of the model."""
         earlier: Counter[str] = Counter()
-        for other, counts in self._counts.items():
+        for other, counts in self._counts[frozen].items():
             if other == key:
                 break
             earlier.update(counts)
-        self._counts[key] = Counter(paths)
+        self._counts[frozen][key] = Counter(paths)
         ends = ((Position.FIRST, (order[0], 1)), (Position.LAST, (order[-1], order.count(order[-1])))) if order else ()
         placed = []
         for path in paths:

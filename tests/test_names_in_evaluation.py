@@ -1,14 +1,18 @@
-"""Names start at the model, whatever its author calls the argument that is the module."""
+"""Evaluation calls layers as training does, so it reads their ranges: whatever breaks the graph of one alone."""
 
+import dataclasses
 import functools
+import logging
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import qcompiler
+from qcompiler.naming import PLAIN, ModelNames
 
 # Dynamo looks at the .grad of its inputs, here tensors between two graphs, and hides the warning, but not from "error"
 pytestmark = [
@@ -133,3 +137,91 @@ def test_modules_without_parameters_have_ranges_of_their_own(eager):
         compiled(X).sum().backward()
     names = {name.split("/")[0] for name in compiled.ranges()}
     assert names == {"0", "1", "2", "3"}
+
+
+def break_in(*modes: bool) -> Any:
+    """A forward with a graph break in some modes."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training in modes:
+            print(end="")
+        return self.b(self.norm(x).relu())
+
+    return forward
+
+
+@pytest.mark.parametrize("modes", [(True,), (False,), (True, False)], ids=str)
+def test_a_break_in_one_mode(eager, modes):
+    model, _ = train(eager, break_in(*modes))
+    twin, _ = train(eager, break_in())
+    for mode in (True, False):
+        names, expected = ({site.name for site in one.plan(training=mode).sites} for one in (model, twin))
+        assert names == expected
+    assert model.ranges().keys() == twin.ranges().keys()
+
+
+class Checkpointed(nn.Module):
+    """A model that logs in training and recomputes a part of it, as large models do."""
+
+    def __init__(self, logs: bool, reentrant: bool) -> None:
+        super().__init__()
+        self.logs, self.reentrant = logs, reentrant
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.b(self.a(x).tanh())
+        if self.logs:
+            logging.getLogger("a model").debug("recomputing")
+        return self.b(checkpoint(self.a, x, use_reentrant=self.reentrant).tanh())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_that_log(eager, reentrant):
+    outs = []
+    for logs in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = eager(Checkpointed(logs, reentrant), "in-hindsight-w8a8g8")
+        for _ in range(2):
+            F.cross_entropy(model(X.clone().requires_grad_()), Y).backward()
+        with torch.no_grad():
+            outs.append(model.eval()(X))
+        plan = model.plan(training=False)
+        assert {site.name.split("/")[0] for site in plan.sites} == {"a", "b"}
+        assert not any("no range from training" in note for note in plan.notes)
+    assert torch.equal(*outs)
+
+
+class Other(nn.Module):
+    """Evaluation runs a layer that training does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if self.training else self.a(x) + self.b(x.sin())
+
+
+def test_a_layer_without_training_is_noted(eager):
+    model = eager(Other(), "in-hindsight-w8a8g8")
+    model(X).sum().backward()
+    with torch.no_grad():
+        model.eval()(X)
+    (note,) = (note for note in model.plan(training=False).notes if "no range from training" in note)
+    assert note.startswith("b/input, b/output: ")
+    assert not any("no range from training" in note for note in model.plan().notes)
+
+
+def test_code_of_both_modes_has_one_name():
+    names = ModelNames(nn.Linear(2, 2))
+    parts = [dataclasses.replace(PLAIN, key=("file", function, 1, "")) for function in "abc"]
+    frames = [[names.frame(part, lambda: None, frozen=mode) for part in parts] for mode in (False, True)]
+    assert [frame.claim("layer") for frame in frames[0][:2]] == [1, 2]
+    assert frames[1][1].claim("layer") == 2  # evaluation may run the second of two parts alone
+    assert frames[1][2].claim("layer") == 1  # a part that training does not have takes the first free number
+    assert frames[1][0].claim("layer") == 3  # which is then taken
+    names.release(("file", "b", 1), frozen=True)
+    assert [frame.claim("layer") for frame in frames[0]] == [1, 2, 3]
