@@ -1,6 +1,7 @@
 """Names that start at the model, whichever part of it Dynamo captures."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -78,8 +79,10 @@ class ModelNames:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
-        #: for training and evaluation: name of a layer → the parts that have contractions of it, by their numbers
-        self._claims: dict[bool, dict[str, list[FrameKey | None]]] = {False: {}, True: {}}
+        #: for training and evaluation: name of a layer → the parts that have had contractions of it, with their numbers
+        self._claims: dict[bool, dict[str, dict[FrameKey, int]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → the layers of its latest capture
+        self._layers: dict[bool, dict[FrameKey, set[str]]] = {False: {}, True: {}}
         #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
         self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
 
@@ -117,6 +120,8 @@ class ModelNames:
             frozen: True for a graph of evaluation.
         """
 
+        self._forget_layers(names.key, frozen)
+
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
             return whole_model(paths) if found is None else self._place(names.key, paths, found, frozen)
@@ -124,21 +129,34 @@ class ModelNames:
         placed: Positions = whole_model if names.is_whole else positions
         return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
 
+    def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
+        """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
+        file, function, _, owned = key
+        rest = f"{_RESUMED}{function}_at_"
+        for part, layers in self._layers[frozen].items():
+            if part == key or (part[0] == file and part[3] == owned and part[1].startswith(rest)):
+                layers.clear()
+
     def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:
-        """Return the number of a part among those that have contractions of a layer."""
-        claims, others = (self._claims[mode].setdefault(layer, []) for mode in (frozen, not frozen))
+        """Return the number of a part among those that have contractions of a layer.
+
+        If a graph break comes or goes, the rest of a function takes over the numbers of layers, or gives them back.
+        """
+        claims, others = (self._claims[mode].setdefault(layer, {}) for mode in (frozen, not frozen))
+        layers = self._layers[frozen]
+        layers.setdefault(key, set()).add(layer)
         if key not in claims:
-            free = claims.index(None) if None in claims else len(claims)
-            number = others.index(key) if key in others else free
-            number = number if number >= len(claims) or claims[number] is None else free
-            claims.extend([None] * (number + 1 - len(claims)))
-            claims[number] = key
-        return claims.index(key) + 1
+            taken = {number for part, number in claims.items() if layer in layers.get(part, ())}
+            free = next(number for number in itertools.count(1) if number not in taken)
+            wanted = others.get(key, free)
+            claims[key] = free if wanted in taken else wanted
+        return claims[key]
 
     def release(self, function: tuple[str, str, int], *, frozen: bool = False) -> None:
         """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
         for claims in self._claims[frozen].values():
-            claims[:] = [None if key is not None and key[:3] == function else key for key in claims]
+            for key in [key for key in claims if key[:3] == function]:
+                del claims[key]
         counts = self._counts[frozen]
         self._counts[frozen] = {key: count for key, count in counts.items() if key[:3] != function}
 

@@ -215,6 +215,31 @@ def test_a_layer_without_training_is_noted(eager):
     assert not any("no range from training" in note for note in model.plan().notes)
 
 
+@pytest.mark.parametrize("switch", [(False, True), (True, False)], ids=str)
+def test_a_break_that_comes_or_goes_while_training(eager, switch):
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.speaks:
+            print(end="")
+        return self.b(self.norm(x).relu())
+
+    module = build(forward)
+    model = eager(module, "in-hindsight-w8a8g8")
+    found = []
+    for module.speaks in switch:
+        F.cross_entropy(model(X), Y).backward()
+        found.append(model.ranges())
+    assert found[0].keys() == found[1].keys()
+    assert not torch.equal(found[0]["b/input"], found[1]["b/input"])
+
+
+def test_a_layer_on_both_sides_keeps_both_numbers_when_captured_again():
+    names = ModelNames(nn.Linear(2, 2))
+    parts = [dataclasses.replace(PLAIN, key=("file", function, 1, "")) for function in "ab"]
+    for _ in range(2):
+        assert [names.frame(part, lambda: None).claim("layer") for part in parts] == [1, 2]
+
+
 def test_code_of_both_modes_has_one_name():
     names = ModelNames(nn.Linear(2, 2))
     parts = [dataclasses.replace(PLAIN, key=("file", function, 1, "")) for function in "abc"]
