@@ -14,6 +14,7 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.convert_frame import compile_lock
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import (
     BackendCompilerFailed,
     FailOnRecompileLimitHit,
@@ -24,6 +25,7 @@ from torch._dynamo.exc import (
 )
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.pgo import FrameStateSizeEntry
+from torch._dynamo.resume_execution import ContinueExecutionCache
 from torch._dynamo.source import LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.symbolic_convert import tls as _dynamo_thread
@@ -128,6 +130,8 @@ class TracedFrame:
     line: int
     locals: Mapping[str, Any]
     globals: Mapping[str, Any]
+    #: what the function is called with first: of a method its object, whatever the author calls it
+    first: Any
     #: True if something breaks the graph, so that the rest of the function is another graph
     is_broken: bool
 
@@ -139,7 +143,20 @@ def traced_frame(module: GraphModule) -> TracedFrame | None:
         return None
     code, reason = tracer.f_code, getattr(module, "compile_subgraph_reason", None)
     broken = bool(getattr(reason, "graph_break", False))
-    return TracedFrame(code.co_filename, code.co_name, code.co_firstlineno, tracer.f_locals, tracer.f_globals, broken)
+    variables = tracer.f_locals
+    first = variables.get(_first_variable(code))
+    if isinstance(first, tuple):  # a wrapper that passes *args on
+        first = first[0] if first else None
+    return TracedFrame(code.co_filename, code.co_name, code.co_firstlineno, variables, tracer.f_globals, first, broken)
+
+
+def _first_variable(code: types.CodeType) -> str:
+    """Return the name of the first argument of a function, or of the rest of it behind a graph break."""
+    resumed = ContinueExecutionCache.generated_code_metadata.get(code)
+    code = code if resumed is None else resumed.code
+    takes_rest_only = not code.co_argcount and code.co_flags & inspect.CO_VARARGS
+    index = code.co_kwonlyargcount if takes_rest_only else 0
+    return code.co_varnames[index] if code.co_varnames else ""
 
 
 def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> None:
@@ -152,7 +169,8 @@ def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> N
     tracer = InstructionTranslator.current_tx()
     scopes = {"L": tracer.f_locals, "G": tracer.f_globals}
     sources = [getattr(get_graph_argument(node), "source", None) for node in module.graph.find_nodes(op="placeholder")]
-    for source in [LocalSource("self"), *(source for source in sources if source is not None)]:
+    owners = {"self", _first_variable(tracer.f_code)}
+    for source in [*map(LocalSource, sorted(owners)), *(source for source in sources if source is not None)]:
         chain = [source]
         while hasattr(chain[-1], "base"):
             chain.append(chain[-1].base)
@@ -223,6 +241,11 @@ def compile_with(
     compiled._initialize()
     # its forward, since hooks on all modules would fire once more for the module around the model
     return compiled.forward  # type: ignore[no-any-return]
+
+
+def is_optimized(model: torch.nn.Module) -> bool:
+    """Return True for the module that torch.compile has put around another one."""
+    return isinstance(model, OptimizedModule)
 
 
 @functools.cache

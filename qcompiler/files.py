@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what others find behind the keys of a checkpoint."""
 
 import contextlib
 import errno
@@ -98,3 +98,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class RangeKeys:
+    """A stand-in with every attribute that the key of a range can consist of, such as `layer1` and `0/input`."""
+
+    def __getattr__(self, name: str) -> "RangeKeys":
+        # what a library asks objects for, and what torch.distributed.checkpoint asks modules for
+        if name.startswith("__") or name == "_fqn_modifiers":
+            raise AttributeError(name)
+        return self

@@ -82,7 +82,7 @@ class GraphCompiler:
         """Captures, rewrites and lowers one graph."""
         self._unrecorded += 1
         captured = capture(module, inputs, names)
-        captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order))
+        captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
         untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
         finish = self.prepare(captured)
         pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
@@ -126,7 +126,7 @@ class GraphCompiler:
         note = f"{name} at {file}:{line} is captured in parts, since every call of it needs a new capture: {reason}"
         logger.warning("%s", note)
         self.breaks.append(note)
-        self.names.release(function)
+        self.names.release(function, frozen=self.frozen)
         for key in [key for key in self.plans if key[:3] == function]:
             del self.plans[key], self.captures[key]
 

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler import recipes
+from qcompiler import dynamo_compat, recipes
 from qcompiler.calling_twin import make_twin
 from qcompiler.errors import CompileError
+from qcompiler.files import RangeKeys
 from qcompiler.graph_compiler import GraphCompiler
 from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.rules import did_you_mean
@@ -53,7 +54,7 @@ def compile(  # noqa: A001
             operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
 
     Raises:
-        CompileError: the model is not a module, is compiled already, or the backend is unknown.
+        CompileError: the model is not a module, is compiled already (by torch.compile too), or the backend is unknown.
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):
@@ -61,6 +62,8 @@ def compile(  # noqa: A001
         raise CompileError(f"compile: {done}; compile the model behind it")
     if not isinstance(model, nn.Module):
         raise CompileError(f"compile: got {type(model).__name__}; valid: a torch.nn.Module")
+    if dynamo_compat.is_optimized(model):
+        raise CompileError("compile: got what torch.compile returned; compile the model behind it, model._orig_mod")
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
@@ -229,6 +232,11 @@ class QuantizedModule(nn.Module):
                 from the first batch.
         """
         return self._session.list_learned()
+
+    @property
+    def qcompiler(self) -> RangeKeys:
+        """What keys of ranges begin with: torch.distributed.checkpoint looks up every part of a key as an attribute."""
+        return RangeKeys()
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
         """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""

@@ -1,6 +1,7 @@
 """Names that start at the model, whichever part of it Dynamo captures."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -71,14 +72,19 @@ class ModelNames:
 
     A layer that several graphs use has a name in each: `layer` in the graph that was captured first, `layer@2` in the
     second. Graphs of the same code and module, such as one captured again for another signature, share the name.
+
+    Training and evaluation count apart, since one may have graph breaks that the other has not (gradient checkpoints
+    that log, say), and evaluation reads the ranges of training. Code that both run has the same name in both.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
-        #: name of a layer → the parts that have contractions of it, in the order of their first capture
-        self._claims: dict[str, list[FrameKey | None]] = {}
-        #: part → how many contractions of each module path it has
-        self._counts: dict[FrameKey, Counter[str]] = {}
+        #: for training and evaluation: name of a layer → the parts that have had contractions of it, with their numbers
+        self._claims: dict[bool, dict[str, dict[FrameKey, int]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → the layers of its latest capture
+        self._layers: dict[bool, dict[FrameKey, set[str]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
+        self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
 
     def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
@@ -91,48 +97,79 @@ class ModelNames:
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
         # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
-        owner = next((x for x in map(frame.locals.get, ("self", "fn")) if id(x) in modules), None)
+        owners = (*map(frame.locals.get, ("self", "fn")), frame.first)
+        owner = next((x for x in owners if id(x) in modules), None)
         root = modules.get(id(owner), "")
         resumed = frame.function.startswith(_RESUMED)
         is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
-        # a function outside of modules is told by the parameters that it is called with
-        named = ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
+        # a function outside of modules is told by the parameters that it is called with; not by buffers, which
+        # evaluation need not read: batch norm counts batches in training alone
+        parameters = (tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
+        named = ",".join(tensors[id(tensor)] for tensor in parameters if id(tensor) in tensors)
         owned = named if owner is None else root
         key = (frame.file, frame.function, frame.line, owned)
         scopes = {"L": frame.locals, "G": frame.globals}
         return FrameNames(key, root, is_whole, modules, tensors, scopes)
 
-    def frame(self, names: FrameNames, order: Order) -> Frame:
-        """Return what the passes need to know of one graph; `order` is asked to place a part of the model."""
+    def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
+        """Return what the passes need to know of one graph.
 
-        def claim(layer: str) -> int:
-            claims = self._claims.setdefault(layer, [])
-            if names.key not in claims:
-                free = claims.index(None) if None in claims else len(claims)
-                claims[free : free + 1] = [names.key]
-            return claims.index(names.key) + 1
+        Args:
+            names: of the graph.
+            order: is asked to place a part of the model.
+            frozen: True for a graph of evaluation.
+        """
+
+        self._forget_layers(names.key, frozen)
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
-            return whole_model(paths) if found is None else self._place(names.key, paths, found)
+            return whole_model(paths) if found is None else self._place(names.key, paths, found, frozen)
 
         placed: Positions = whole_model if names.is_whole else positions
-        return Frame(claim, placed)
+        return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
 
-    def release(self, function: tuple[str, str, int]) -> None:
+    def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
+        """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
+        file, function, _, owned = key
+        rest = f"{_RESUMED}{function}_at_"
+        for part, layers in self._layers[frozen].items():
+            if part == key or (part[0] == file and part[3] == owned and part[1].startswith(rest)):
+                layers.clear()
+
+    def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:
+        """Return the number of a part among those that have contractions of a layer.
+
+        If a graph break comes or goes, the rest of a function takes over the numbers of layers, or gives them back.
+        """
+        claims, others = (self._claims[mode].setdefault(layer, {}) for mode in (frozen, not frozen))
+        layers = self._layers[frozen]
+        layers.setdefault(key, set()).add(layer)
+        if key not in claims:
+            taken = {number for part, number in claims.items() if layer in layers.get(part, ())}
+            free = next(number for number in itertools.count(1) if number not in taken)
+            wanted = others.get(key, free)
+            claims[key] = free if wanted in taken else wanted
+        return claims[key]
+
+    def release(self, function: tuple[str, str, int], *, frozen: bool = False) -> None:
         """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
-        for claims in self._claims.values():
-            claims[:] = [None if key is not None and key[:3] == function else key for key in claims]
-        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != function}
+        for claims in self._claims[frozen].values():
+            for key in [key for key in claims if key[:3] == function]:
+                del claims[key]
+        counts = self._counts[frozen]
+        self._counts[frozen] = {key: count for key, count in counts.items() if key[:3] != function}
 
-    def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
+    def _place(
+        self, key: FrameKey, paths: Sequence[str], order: Sequence[str], frozen: bool
+    ) -> list[frozenset[Position]]:
         """Return the positions of the contractions of a part, from the order of all those of the model."""
         earlier: Counter[str] = Counter()
-        for other, counts in self._counts.items():
+        for other, counts in self._counts[frozen].items():
             if other == key:
                 break
             earlier.update(counts)
-        self._counts[key] = Counter(paths)
+        self._counts[frozen][key] = Counter(paths)
         ends = ((Position.FIRST, (order[0], 1)), (Position.LAST, (order[-1], order.count(order[-1])))) if order else ()
         placed = []
         for path in paths:

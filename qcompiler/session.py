@@ -172,7 +172,8 @@ class Session:
         plans = [make() for make in compiler.plans.values()]
         empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
         nothing = ["nothing was quantized: no contraction of the model matches a rule"] if empty else []
-        notes = [*compiler.breaks, *nothing, *_list_unused(compiler.recipe, plans), *self._remark_ranges(plans)]
+        ranges = [*self._remark_ranges(plans), *([] if training else self._list_without_range(plans))]
+        notes = [*compiler.breaks, *nothing, *_list_unused(compiler.recipe, plans), *ranges]
         return QuantPlan.merge([*plans, QuantPlan(kept=tuple(compiler.outside))], notes)
 
     def _remark_ranges(self, plans: Sequence[QuantPlan]) -> list[str]:
@@ -181,6 +182,14 @@ class Session:
         sites = {site.name: site.spec.range for plan in plans for site in plan.sites if site.name in states}
         remarks = {name: estimator.remark(states[name]) for name, estimator in sites.items()}
         return [f"{name}: {text}" for name, text in remarks.items() if text]
+
+    def _list_without_range(self, plans: Sequence[QuantPlan]) -> list[str]:
+        """Return a note on tensors that evaluation quantizes by their own range, since training quantizes none."""
+        states = self.store.states
+        kept = [site.name for plan in plans for site in plan.sites if site.spec.range.has_state]
+        new = [name for name in dict.fromkeys(kept) if name not in states] if states else []
+        none = "no range from training, which quantizes no such tensor: each call takes the tensor's own"
+        return [f"{', '.join(new)}: {none}"] if new else []
 
     def make_stages(self, training: bool) -> list[list[Stage]]:
         """Return all stages of each captured graph, made anew from the capture.

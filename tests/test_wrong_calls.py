@@ -45,6 +45,10 @@ def test_compile_of_a_compiled_model(models):
         qcompiler.CompileError, match=r"compiled already, by recipe 'hyperblock-int4'; compile the model"
     ):
         qcompiler.compile(compiled)
+    with pytest.raises(
+        qcompiler.CompileError, match=r"^compile: got what torch\.compile returned; .* model\._orig_mod$"
+    ):
+        qcompiler.compile(torch.compile(models.mlp(), backend="eager"))
 
 
 @pytest.mark.parametrize(
