@@ -11,7 +11,7 @@ from qcompiler.lower import split
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.rules import did_you_mean
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 
 CAPTURED: Final = "captured"
@@ -54,7 +54,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
     def observe(name: str, changes: int, module: GraphModule) -> None:
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
-    pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
+    joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
     return [*stages, _lower(captured, work)]
 
 
@@ -69,7 +69,7 @@ def check_stage(name: str) -> None:
     Raises:
         StageError: there is none of that name.
     """
-    _check(name, [CAPTURED, *(step.name for step in pipeline(Recipe(name="any", rules=())).passes), LOWERED])
+    _check(name, [CAPTURED, *(step.name for step in joint_pipeline(Recipe(name="any", rules=())).passes), LOWERED])
 
 
 def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:

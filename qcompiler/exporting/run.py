@@ -19,10 +19,10 @@ from torch import Tensor
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.deploy.build import CHECKSUMS, SITES
-from qcompiler.deploy.observe import SAME
-from qcompiler.deploy.trace import ExportError, eval_mode
-from qcompiler.deploy.writer import array
+from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.observe import SAME
+from qcompiler.exporting.trace import ExportError, eval_mode
+from qcompiler.exporting.writer import array
 
 #: the operators of onnxruntime that compute on codes
 INTEGER = (
