@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.deploy import run
+from qcompiler.exporting import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from qcompiler.demo.nets import ResNet

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import qcompiler
-from qcompiler.deploy import run
+from qcompiler.exporting import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -26,8 +26,8 @@ import cifar
 from cifar10 import train
 
 from qcompiler.demo.nets import ResNet
-from qcompiler.deploy.observe import InDouble
-from qcompiler.deploy.trace import trace
+from qcompiler.exporting.observe import InDouble
+from qcompiler.exporting.trace import trace
 
 BATCH = 250
 

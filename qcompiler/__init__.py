@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import DebugError, Debugger, debug
-    from qcompiler.deploy.export import ExportReport, export_onnx
-    from qcompiler.deploy.trace import ExportError
-    from qcompiler.deploy.verify import VerifyReport, verify_onnx
     from qcompiler.errors import CaptureError, CompileError
+    from qcompiler.exporting.export import ExportReport, export_onnx
+    from qcompiler.exporting.trace import ExportError
+    from qcompiler.exporting.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
     from qcompiler.module import QuantizedModule, compile  # noqa: A004
     from qcompiler.passes.ir.plan import QuantPlan
@@ -68,9 +68,9 @@ _EXPORTS = {
     "qcompiler.sight.drawing": ("DrawError", "draw"),
     "qcompiler.sight.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
-    "qcompiler.deploy.export": ("ExportReport", "export_onnx"),
-    "qcompiler.deploy.trace": ("ExportError",),
-    "qcompiler.deploy.verify": ("VerifyReport", "verify_onnx"),
+    "qcompiler.exporting.export": ("ExportReport", "export_onnx"),
+    "qcompiler.exporting.trace": ("ExportError",),
+    "qcompiler.exporting.verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.passes.ir.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipe": ("Recipe", "RecipeError"),

@@ -176,7 +176,7 @@ def export(
 ) -> None:
     """Write MODEL, trained, to PATH as ONNX, with one quantizer for each trained one."""
     from qcompiler.batches import batches_of
-    from qcompiler.deploy.export import export_onnx
+    from qcompiler.exporting.export import export_onnx
     from qcompiler.models import as_call, compiled, describe, told
     from qcompiler.module import get_session
 
@@ -207,7 +207,7 @@ def export(
 @with_file
 def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
     """Compare the ONNX file at PATH with MODEL, code by code; exit code 3 where one differs."""
-    from qcompiler.deploy.verify import verify_onnx
+    from qcompiler.exporting.verify import verify_onnx
     from qcompiler.models import as_call, compiled
 
     qmodel, values = compiled(model, recipe, inputs, checkpoint)

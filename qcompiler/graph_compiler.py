@@ -18,7 +18,7 @@ from qcompiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.outside import Recorder, forward_order
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.plan import Kept, QuantPlan
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import RangeStore
 from qcompiler.runtime.step import Step
@@ -85,7 +85,7 @@ class GraphCompiler:
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
         untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
         finish = self.prepare(captured)
-        pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
+        joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
         plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
         lowered = finish()

@@ -21,7 +21,7 @@ from qcompiler.passes.ir.meta import (
     is_backward,
 )
 from qcompiler.passes.ir.views import view_root
-from qcompiler.pipeline import halves_pipeline, start_pipeline
+from qcompiler.pipelines import halves_pipeline, start_pipeline
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.state import RangeStore, StateSite

@@ -384,7 +384,7 @@ def test_options_of_export(folder, monkeypatch):
     from click.testing import CliRunner
 
     from qcompiler.cli import main
-    from qcompiler.deploy import export
+    from qcompiler.exporting import export
 
     seen = []
     monkeypatch.setattr(export, "export_onnx", lambda *_, **options: seen.append(options))

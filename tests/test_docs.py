@@ -18,7 +18,7 @@ import qcompiler
 from qcompiler.capture import capture
 from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime.blocks import AXES
 from qcompiler.runtime.formats import BITS, FloatFormat, Kind, parse_format
 from qcompiler.runtime.ranges import ESTIMATORS, Current, parse_range
@@ -196,7 +196,7 @@ def test_the_counts_of_recipes():
     def backend(module, inputs):
         for name, recipe in qcompiler.RECIPES.items():
             graph = capture(module, inputs).module
-            pipeline(recipe)(graph)
+            joint_pipeline(recipe)(graph)
             counts[name] = sum(site.name.startswith("2/") for site in qcompiler.QuantPlan.of(graph).sites)
         return module
 
@@ -227,7 +227,7 @@ def test_every_choice_is_named():
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *Behind, *OPERATORS, ADDITION}
     assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
-    names = {step.name for step in pipeline(qcompiler.RECIPES["identity"]).passes}
+    names = {step.name for step in joint_pipeline(qcompiler.RECIPES["identity"]).passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
     assert BITS == (2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -262,7 +262,7 @@ def test_counts_of_the_readme():
     def backend(module, inputs):
         for recipe in ("channelwise-int4", "hyperblock-int4"):
             graph = capture(module, inputs).module
-            pipeline(qcompiler.RECIPES[recipe])(graph)
+            joint_pipeline(qcompiler.RECIPES[recipe])(graph)
             plan = qcompiler.QuantPlan.of(graph)
             counts.extend([plan.placed, len(plan.sites), len(plan.kept)])
         return module

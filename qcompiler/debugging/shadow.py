@@ -27,7 +27,7 @@ from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.state import Moment, RangeStore
@@ -308,7 +308,7 @@ class WatchedCompiler(GraphCompiler):
         outputs = graph.graph_copy(captured.module.graph, {})
         graph.output(outputs)
         floats = dataclasses.replace(captured, module=GraphModule(captured.module, graph))
-        pipeline(_FLOAT)(floats.module)
+        joint_pipeline(_FLOAT)(floats.module)
         return lambda: self._lower(captured, floats)
 
     def _lower(self, captured: Captured, floats: Captured) -> Lowered:

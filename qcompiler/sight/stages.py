@@ -13,7 +13,7 @@ from qcompiler.passes.ir.edit import copy_graph, copy_nodes
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.restore_strides import RestoreStrides
 from qcompiler.passes.rules import did_you_mean
-from qcompiler.pipeline import halves_pipeline, pipeline
+from qcompiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.recipe import Recipe
 
 CAPTURED: Final = "captured"
@@ -58,7 +58,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
     def observe(name: str, changes: int, module: GraphModule) -> None:
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
-    pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
+    joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
     return [*stages, *_lower(captured, work)]
 
 
@@ -73,7 +73,9 @@ def check_stage(name: str) -> None:
     Raises:
         StageError: there is none of that name.
     """
-    names = [step.name for line in (pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes]
+    names = [
+        step.name for line in (joint_pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes
+    ]
     _check(name, [CAPTURED, *names, LOWERED])
 
 

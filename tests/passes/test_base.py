@@ -14,7 +14,7 @@ from qcompiler.passes.base import PassError, Pipeline
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.verify import VerifyError, finish_and_verify
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipes import HYPERBLOCK_INT8
 
 
@@ -95,7 +95,7 @@ def test_a_pass_that_leaves_an_illegal_graph_is_named(captured):
     assert isinstance(error.value.__cause__, VerifyError)
 
 
-PASSES = pipeline(HYPERBLOCK_INT8).passes
+PASSES = joint_pipeline(HYPERBLOCK_INT8).passes
 
 
 @pytest.mark.parametrize("step", PASSES, ids=[step.name for step in PASSES])

@@ -6,7 +6,7 @@ from torch import nn
 
 from qcompiler import recipes
 from qcompiler.passes.ir.plan import QuantPlan
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 
 
 def leaf(*shape):
@@ -20,7 +20,7 @@ def counts(joint):
 
     def of(recipe, model, *inputs):
         captured = joint(model, *inputs)
-        pipeline(recipes.get(recipe))(captured.module)
+        joint_pipeline(recipes.get(recipe))(captured.module)
         plan = QuantPlan.of(captured.module)
         assert plan.kept == ()
         return plan.placed, len(plan.sites)
@@ -98,7 +98,7 @@ def test_one_scale_a_tensor_costs_as_much_as_hyperblocks(name, counts):
 
 def test_without_rules_there_are_none(joint):
     captured = joint(nn.Linear(4, 6), leaf(4, 4))
-    pipeline(recipes.get("identity"))(captured.module)
+    joint_pipeline(recipes.get("identity"))(captured.module)
     plan = QuantPlan.of(captured.module)
     assert (plan.placed, plan.sites) == (0, ())
     assert {kept.reason for kept in plan.kept} == {"no rule of the recipe matches"}

@@ -6,7 +6,7 @@ from qcompiler import recipes
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.ir.text import graph_text
-from qcompiler.pipeline import halves_pipeline, pipeline
+from qcompiler.pipelines import halves_pipeline, joint_pipeline
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def in_front_of(joint):
     def make(step, recipe, model, *inputs):
         captured = joint(model, *inputs)
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
-        pipeline(chosen)(captured.module)
+        joint_pipeline(chosen)(captured.module)
         halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
         line = halves_pipeline()
         index = [type(one) for one in line.passes].index(step)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from qcompiler.passes.ir.plan import Kept, QuantPlan, Site
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
 
@@ -26,7 +26,7 @@ def planned(joint):
 
     def make(rules, model, *inputs):
         captured = joint(model, *inputs)
-        pipeline(Recipe(name="planned", rules=rules))(captured.module)
+        joint_pipeline(Recipe(name="planned", rules=rules))(captured.module)
         return QuantPlan.of(captured.module)
 
     return make

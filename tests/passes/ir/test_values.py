@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from qcompiler import torch_compat
 from qcompiler.lower import lower
 from qcompiler.passes.ir.plan import QuantPlan
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.state import RangeStore
 
@@ -109,7 +109,7 @@ def test_only_quantizers_change_values(name, spec, joint, apply, rules, run_grap
     model, inputs = (make() for make in MODELS[name])
     captured = joint(model, inputs)
     outputs = run_graph(captured)
-    for step in pipeline(Recipe(name="values", rules=rules(spec))).passes:
+    for step in joint_pipeline(Recipe(name="values", rules=rules(spec))).passes:
         apply(captured, step)
         before, outputs = outputs, run_graph(captured)
         assert same_bits(outputs, before) or step.name not in SILENT, step.name
@@ -121,7 +121,7 @@ def test_only_quantizers_change_values(name, spec, joint, apply, rules, run_grap
 def test_the_halves_compute_what_the_whole_computes(name, joint, rules, arguments, run_graph, same_bits):
     model, inputs = (make() for make in MODELS[name])
     captured = joint(model, inputs)
-    pipeline(Recipe(name="values", rules=rules("int4:max:b2c2o2i2:stochastic:clip")))(captured.module)
+    joint_pipeline(Recipe(name="values", rules=rules("int4:max:b2c2o2i2:stochastic:clip")))(captured.module)
     whole = run_graph(captured)
     step = lower(captured, "eager", RangeStore(torch_compat.ENGINE)).step
     inputs, tangents = arguments(captured)

@@ -13,7 +13,7 @@ from qcompiler.passes.ir.meta import contractions, get_contraction, get_value, s
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
 from qcompiler.passes.ir.verify import VerifyError, verify, verify_saved
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime import ops
 
 SPEC = "int8:fit:b2c2o2i2:nearest:pass"
@@ -199,7 +199,7 @@ def halves(joint):
 
     def make(recipe, model, *inputs):
         captured = joint(model, *inputs)
-        pipeline(recipes.get(recipe))(captured.module)
+        joint_pipeline(recipes.get(recipe))(captured.module)
         first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
         return first, second, list(first.graph.output_node().args[0])[captured.forward_outputs :]
 

@@ -12,7 +12,7 @@ from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.mask_gradients import MaskGradients
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 
@@ -193,7 +193,7 @@ def test_an_operand_without_a_legal_block_is_neither_quantized_nor_masked(joint,
     captured = joint(nn.Linear(4, 3), wide(2, 4))
     outputs = run_graph(captured)
     recipe = Recipe(name="illegal", rules=rules("int4:max:each:nearest:clip"))
-    pipeline(recipe)(captured.module)
+    joint_pipeline(recipe)(captured.module)
     assert same_bits(run_graph(captured), outputs)
 
 

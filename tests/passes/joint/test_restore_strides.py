@@ -15,7 +15,7 @@ from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.verify import VerifyError, finish_and_verify, verify_strides
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.restore_strides import RestoreStrides
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime import ops
 
 RESTORE = RestoreStrides()
@@ -40,7 +40,7 @@ def drifted(joint):
 
     def make(model, x, recipe="hyperblock-int8"):
         captured = joint(model, x)
-        passes = pipeline(recipes.get(recipe)).passes
+        passes = joint_pipeline(recipes.get(recipe)).passes
         assert passes[-1] == RESTORE
         Pipeline(passes[:-1], finish_and_verify)(captured.module)
         return captured
@@ -144,7 +144,7 @@ def test_every_fake_value_is_what_its_node_gives(recipe, layout, joint):
         "expanded": torch.randn(2, 1, 8, 8).expand(2, 4, 8, 8),
     }[layout]
     captured = joint(norms(), x)
-    pipeline(recipes.get(recipe))(captured.module)
+    joint_pipeline(recipes.get(recipe))(captured.module)
     for node in captured.module.graph.nodes:
         if node.op == "call_function":
             before = strides_of(node)

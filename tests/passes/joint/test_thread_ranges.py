@@ -19,7 +19,7 @@ from qcompiler.passes.joint.hoist_views import HoistViews
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime import ops
 
@@ -146,7 +146,7 @@ def test_a_fixed_range_has_no_state_but_is_checked(placed, apply, settle):
 
 def test_states_of_forward_and_of_gradients_end_in_their_halves(joint, rules):
     captured = joint(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), leaf(2, 4))
-    pipeline(Recipe(name="past", rules=rules(PAST)))(captured.module)
+    joint_pipeline(Recipe(name="past", rules=rules(PAST)))(captured.module)
     forward, backward = (names(states(captured, backward=half)) for half in (False, True))
     assert sorted(forward) == ["0/input", "0/weight", "2/input", "2/weight"]
     assert sorted(backward) == ["0/grad", "2/grad"]

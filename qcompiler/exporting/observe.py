@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from qcompiler import torch_compat
-from qcompiler.deploy.blocks import find_edges
-from qcompiler.deploy.trace import Traced
+from qcompiler.exporting.blocks import find_edges
+from qcompiler.exporting.trace import Traced
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import is_size
 from qcompiler.passes.ir.plan import Site

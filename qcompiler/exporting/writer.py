@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.blocks import Edges, find_edges, spread
-from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
-from qcompiler.deploy.trace import ExportError
+from qcompiler.exporting.blocks import Edges, find_edges, spread
+from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
+from qcompiler.exporting.trace import ExportError
 from qcompiler.runtime.spec import parse_spec
 
 #: what onnxruntime moves DequantizeLinear over

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qcompiler
-from qcompiler.deploy import run
+from qcompiler.exporting import run
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is loaded
 transformers = pytest.importorskip("transformers")

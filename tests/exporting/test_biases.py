@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler.deploy import run
+from qcompiler.exporting import run
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.runtime.spec import parse_spec
 

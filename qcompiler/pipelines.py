@@ -31,7 +31,7 @@ from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.recipe import Recipe
 
 
-def pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
+def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
     """Return the passes that quantize a captured graph by a recipe.
 
     Args:

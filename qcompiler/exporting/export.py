@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from qcompiler.deploy.calibration import calibrate
-from qcompiler.deploy.dimensions import as_dims, names_of_symbols
-from qcompiler.deploy.inputs import as_example, check_inputs, copy_tensors, free_batch
-from qcompiler.deploy.trace import ExportError, eval_mode, trace
+from qcompiler.exporting.calibration import calibrate
+from qcompiler.exporting.dimensions import as_dims, names_of_symbols
+from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
+from qcompiler.exporting.trace import ExportError, eval_mode, trace
 from qcompiler.files import check_writable, replacing
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.ir.plan import Kept, QuantPlan
@@ -197,7 +197,7 @@ def _write(made: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int, _T]
 def _tools() -> tuple[Any, Any]:
     """The parts that need the packages of the extra."""
     try:
-        from qcompiler.deploy import build, run
+        from qcompiler.exporting import build, run
     except ImportError as error:
         raise ExportError(f"export: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     return build, run

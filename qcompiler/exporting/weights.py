@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompiler.deploy.blocks import spread
-from qcompiler.deploy.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
-from qcompiler.deploy.trace import ExportError
-from qcompiler.deploy.writer import Quantizer, array, factor
+from qcompiler.exporting.blocks import spread
+from qcompiler.exporting.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
+from qcompiler.exporting.trace import ExportError
+from qcompiler.exporting.writer import Quantizer, array, factor
 from qcompiler.runtime.formats import FloatFormat
 
 #: float types that DequantizeLinear of onnxruntime reads

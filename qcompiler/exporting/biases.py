@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.writer import constant, negate_twice, replace_node, source
+from qcompiler.exporting.writer import constant, negate_twice, replace_node, source
 
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 

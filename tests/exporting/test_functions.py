@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import helper
 
-from qcompiler.deploy.activations import _exponent_rule
-from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
+from qcompiler.exporting.activations import _exponent_rule
+from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.runtime import ops
 from qcompiler.runtime.formats import parse_format
 from qcompiler.runtime.spec import parse_spec

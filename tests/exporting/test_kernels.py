@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler.deploy import lower
+from qcompiler.exporting import lower
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec

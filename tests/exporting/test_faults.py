@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.deploy.export import _unread
-from qcompiler.deploy.inputs import check_inputs
-from qcompiler.deploy.trace import trace
+from qcompiler.exporting.export import _unread
+from qcompiler.exporting.inputs import check_inputs
+from qcompiler.exporting.trace import trace
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
@@ -60,7 +60,7 @@ def full_disk():
 def test_a_disk_that_is_full(beside, small, tmp_path, full_disk, monkeypatch):
     """The bytes of the file itself, and those of the tensors beside it."""
     if beside:
-        monkeypatch.setattr("qcompiler.deploy.export._EXTERNAL", 0)
+        monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
     path = tmp_path / "m.onnx"
     export(small, path)
     good = contents(tmp_path)

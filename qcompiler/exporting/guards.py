@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompiler.deploy.writer import array, constant, replace_node, source
+from qcompiler.exporting.writer import array, constant, replace_node, source
 
 _FOUR_BITS: Final = (ir.DataType.INT4, ir.DataType.UINT4)
 

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.guards import four_bit_points
-from qcompiler.deploy.writer import may_go, operand, put_behind, put_in_front
+from qcompiler.exporting.guards import four_bit_points
+from qcompiler.exporting.writer import may_go, operand, put_behind, put_in_front
 
 #: operators that onnxruntime leaves out in front of a quantizer that makes the same codes without them
 _CUTS: Final = frozenset({"Relu", "Clip"})

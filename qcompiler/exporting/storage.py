@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.deploy.blocks import Edges
+from qcompiler.exporting.blocks import Edges
 from qcompiler.runtime.blocks import WHOLE
 from qcompiler.runtime.formats import FloatFormat, Format, Kind
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qcompiler.deploy.checksums import changed, checksum
-from qcompiler.deploy.inputs import check_inputs, copy_tensors, free_as
-from qcompiler.deploy.observe import SAME, InDouble, Observer, as_trained, count_different
-from qcompiler.deploy.trace import ExportError, errors_of, trace
+from qcompiler.exporting.checksums import changed, checksum
+from qcompiler.exporting.inputs import check_inputs, copy_tensors, free_as
+from qcompiler.exporting.observe import SAME, InDouble, Observer, as_trained, count_different
+from qcompiler.exporting.trace import ExportError, errors_of, trace
 from qcompiler.module import QuantizedModule
 from qcompiler.passes.tables import Table, to_text
 
@@ -125,7 +125,7 @@ def verify_onnx(
         OSError: the file cannot be read.
     """
     try:
-        from qcompiler.deploy import run
+        from qcompiler.exporting import run
     except ImportError as error:
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     if kwargs is not None and example_kwargs is not None:
@@ -169,7 +169,7 @@ def _sites(
     shown: Mapping[str, np.ndarray],
 ) -> tuple[SiteCheck, ...]:
     """Every quantizer of the file, by the codes that PyTorch found in float32 and in float64, and `shown` optimized."""
-    from qcompiler.deploy import run
+    from qcompiler.exporting import run
 
     if single.sites.keys() != exported.keys():
         others = ", ".join(sorted(single.sites.keys() ^ exported.keys()))

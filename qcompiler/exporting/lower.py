@@ -6,13 +6,13 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qcompiler.deploy.activations import activation_shift, write_dynamic, write_static
-from qcompiler.deploy.barriers import keep_float_kernels, keep_four_bits, keep_quantizers_apart
-from qcompiler.deploy.blocks import Edges
-from qcompiler.deploy.functions import DOMAIN, FUNCTIONS
-from qcompiler.deploy.guards import keep_clips, keep_layers, keep_norms, keep_products
-from qcompiler.deploy.weights import shift_of, write_weight
-from qcompiler.deploy.writer import Quantizer
+from qcompiler.exporting.activations import activation_shift, write_dynamic, write_static
+from qcompiler.exporting.barriers import keep_float_kernels, keep_four_bits, keep_quantizers_apart
+from qcompiler.exporting.blocks import Edges
+from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
+from qcompiler.exporting.guards import keep_clips, keep_layers, keep_norms, keep_products
+from qcompiler.exporting.weights import shift_of, write_weight
+from qcompiler.exporting.writer import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)

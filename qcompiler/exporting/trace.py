@@ -13,14 +13,14 @@ from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph
 
 from qcompiler import torch_compat
-from qcompiler.deploy.freeze import Calibrated, Frozen, freeze
+from qcompiler.exporting.freeze import Calibrated, Frozen, freeze
 from qcompiler.module import QuantizedModule
 from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
 from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipeline import pipeline
+from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime.state import RangeStore
 
 #: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
@@ -112,7 +112,7 @@ def trace(
     _refuse_inexact_sizes(module.graph)
     torch_compat.reserve_names(module.graph)
     try:
-        pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
+        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
     except PassError as error:  # a shape that depends on data, mostly
         raise ExportError(f"export: {error}") from error
     plan = QuantPlan.of(module)

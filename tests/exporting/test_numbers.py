@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.deploy import run
-from qcompiler.deploy.export import _approximate
-from qcompiler.deploy.inputs import as_example
+from qcompiler.exporting import run
+from qcompiler.exporting.export import _approximate
+from qcompiler.exporting.inputs import as_example
 from qcompiler.runtime.spec import parse_spec
 
 

@@ -9,7 +9,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
 from qcompiler import torch_compat
-from qcompiler.deploy.trace import ExportError
+from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.ir.meta import get_value
 
 

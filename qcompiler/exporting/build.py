@@ -18,12 +18,12 @@ from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
 from qcompiler import torch_compat
-from qcompiler.deploy.biases import split_biases
-from qcompiler.deploy.checksums import checksum, checksums
-from qcompiler.deploy.lower import Exported, lower
-from qcompiler.deploy.pools import close_windows
-from qcompiler.deploy.stand_ins import TRANSLATIONS
-from qcompiler.deploy.trace import ExportError, Traced
+from qcompiler.exporting.biases import split_biases
+from qcompiler.exporting.checksums import checksum, checksums
+from qcompiler.exporting.lower import Exported, lower
+from qcompiler.exporting.pools import close_windows
+from qcompiler.exporting.stand_ins import TRANSLATIONS
+from qcompiler.exporting.trace import ExportError, Traced
 from qcompiler.module import QuantizedModule
 from qcompiler.passes.ir.meta import module_path
 

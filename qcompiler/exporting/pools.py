@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnxscript.onnx_opset import opset21
 
-from qcompiler.deploy.trace import ExportError
+from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.ir.views import aten
 
 op: Any = opset21

@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from qcompiler import torch_compat
-from qcompiler.deploy.build import CHECKSUMS, SITES
-from qcompiler.deploy.observe import SAME
-from qcompiler.deploy.trace import ExportError, eval_mode
-from qcompiler.deploy.writer import array
+from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.observe import SAME
+from qcompiler.exporting.trace import ExportError, eval_mode
+from qcompiler.exporting.writer import array
 from qcompiler.module import QuantizedModule
 
 #: the operators of onnxruntime that compute on codes

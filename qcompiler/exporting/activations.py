@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompiler.deploy.blocks import spread
-from qcompiler.deploy.storage import by_dimension, simple_axis, storage_type
-from qcompiler.deploy.trace import ExportError
-from qcompiler.deploy.weights import cut
-from qcompiler.deploy.writer import Quantizer, array, factor
+from qcompiler.exporting.blocks import spread
+from qcompiler.exporting.storage import by_dimension, simple_axis, storage_type
+from qcompiler.exporting.trace import ExportError
+from qcompiler.exporting.weights import cut
+from qcompiler.exporting.writer import Quantizer, array, factor
 from qcompiler.runtime.blocks import WHOLE
 from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind
 from qcompiler.runtime.ranges import Current

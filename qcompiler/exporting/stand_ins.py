@@ -8,8 +8,8 @@ import torch
 from onnxscript.onnx_opset import opset21
 from onnxscript.values import Op, Opset
 
-from qcompiler.deploy import pools
-from qcompiler.deploy.functions import DOMAIN
+from qcompiler.exporting import pools
+from qcompiler.exporting.functions import DOMAIN
 from qcompiler.runtime import ops
 
 _TENSORS: Final = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import torch_compat
-from qcompiler.deploy.trace import ExportError, eval_mode
+from qcompiler.exporting.trace import ExportError, eval_mode
 
 
 def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
