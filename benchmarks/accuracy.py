@@ -29,8 +29,8 @@ from cifar10 import train
 
 import qcompiler
 from qcompiler import recipes
+from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.demo.nets import VGG, ResNet, accuracy
-from qcompiler.graph_compiler import GraphCompiler
 
 NETS = {"resnet-8": lambda: ResNet(blocks=1), "resnet-20": lambda: ResNet(blocks=3), "vgg": VGG}
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")

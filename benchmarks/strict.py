@@ -34,10 +34,10 @@ from strict_counts import Halves, Recorder, count_of
 
 import qcompiler
 from qcompiler import Recipe, Rule
+from qcompiler.compiler.plan import Kept, QuantPlan
+from qcompiler.compiler.stages import QUANTIZED, find_stage
 from qcompiler.passes.ir.meta import contractions, is_backward
-from qcompiler.passes.ir.plan import Kept, QuantPlan
-from qcompiler.runtime.spec import parse_spec
-from qcompiler.sight.stages import QUANTIZED, find_stage
+from qcompiler.runtime.numbers.spec import parse_spec
 
 #: forward operator → the contractions of its gradients
 GRADIENTS: Final = {

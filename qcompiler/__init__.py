@@ -5,24 +5,24 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcompiler.compiler.plan import QuantPlan
+    from qcompiler.compiler.stages import StageError
     from qcompiler.debugging.debugger import DebugError, Debugger, debug
+    from qcompiler.drawing.drawing import DrawError, draw
+    from qcompiler.drawing.explanation import Explanation, explain
     from qcompiler.errors import CaptureError, CompileError
     from qcompiler.exporting.export import ExportReport, export_onnx
     from qcompiler.exporting.trace import ExportError
     from qcompiler.exporting.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
     from qcompiler.module import QuantizedModule, compile  # noqa: A004
-    from qcompiler.passes.ir.plan import QuantPlan
     from qcompiler.passes.rules import Position, Role, Rule
-    from qcompiler.recipe import Recipe, RecipeError
     from qcompiler.recipes import RECIPES
-    from qcompiler.runtime.spec import QuantSpec, parse_spec
-    from qcompiler.schedule import SCHEDULES, Schedule, deviation_rate
+    from qcompiler.recipes.recipe import Recipe, RecipeError
+    from qcompiler.recipes.schedule import SCHEDULES, Schedule, deviation_rate
+    from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
     from qcompiler.searching.searcher import search
     from qcompiler.searching.sensitivity import SearchError
-    from qcompiler.sight.drawing import DrawError, draw
-    from qcompiler.sight.explanation import Explanation, explain
-    from qcompiler.sight.stages import StageError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,21 +65,21 @@ _EXPORTS = {
     "qcompiler.module": ("QuantizedModule", "compile"),
     "qcompiler.errors": ("CaptureError", "CompileError"),
     "qcompiler.debugging.debugger": ("DebugError", "Debugger", "debug"),
-    "qcompiler.sight.drawing": ("DrawError", "draw"),
-    "qcompiler.sight.explanation": ("Explanation", "explain"),
+    "qcompiler.drawing.drawing": ("DrawError", "draw"),
+    "qcompiler.drawing.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
     "qcompiler.exporting.export": ("ExportReport", "export_onnx"),
     "qcompiler.exporting.trace": ("ExportError",),
     "qcompiler.exporting.verify": ("VerifyReport", "verify_onnx"),
-    "qcompiler.passes.ir.plan": ("QuantPlan",),
+    "qcompiler.compiler.plan": ("QuantPlan",),
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
-    "qcompiler.recipe": ("Recipe", "RecipeError"),
+    "qcompiler.recipes.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),
-    "qcompiler.runtime.spec": ("QuantSpec", "parse_spec"),
-    "qcompiler.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
+    "qcompiler.runtime.numbers.spec": ("QuantSpec", "parse_spec"),
+    "qcompiler.recipes.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
     "qcompiler.searching.searcher": ("search",),
     "qcompiler.searching.sensitivity": ("SearchError",),
-    "qcompiler.sight.stages": ("StageError",),
+    "qcompiler.compiler.stages": ("StageError",),
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m qcompiler`: the command line."""
 
-from qcompiler.cli import main
+from qcompiler.cli.main import main
 
 main(prog_name="qcompiler")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.state import RangeStore
+from qcompiler.runtime.ranges.store import RangeStore
 
 
 class Following:

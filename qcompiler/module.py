@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler import dynamo_compat, recipes
+from qcompiler import recipes
 from qcompiler.calling_twin import make_twin
+from qcompiler.compiler import dynamo_compat
+from qcompiler.compiler.graph_compiler import GraphCompiler
+from qcompiler.compiler.network import network
+from qcompiler.compiler.plan import QuantPlan
+from qcompiler.compiler.stages import QUANTIZED, Stage, pick, stage_text
 from qcompiler.errors import CompileError
 from qcompiler.files import RangeKeys
-from qcompiler.graph_compiler import GraphCompiler
-from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.rules import did_you_mean
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.state import PREFIX, RangeStore
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.ranges.store import PREFIX, RangeStore
 from qcompiler.session import Session
-from qcompiler.sight.network import network
-from qcompiler.sight.stages import QUANTIZED, Stage, pick, stage_text
 
 BACKENDS: Final = ("eager", "inductor")
 _OPTIONS: Final = ("recipe", "backend", "strict")
@@ -174,7 +175,7 @@ class QuantizedModule(nn.Module):
         return stage_text(self.stages(training=training), QUANTIZED)
 
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
-        """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/sight/stages.py).
+        """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/compiler/stages.py).
 
         They are made anew from what was captured: looking costs the time of the passes, not looking costs nothing.
 

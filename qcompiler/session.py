@@ -8,16 +8,17 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
-from qcompiler import dynamo_compat, recipes, torch_compat
+from qcompiler import recipes
+from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler.graph_compiler import GraphCompiler
+from qcompiler.compiler.naming import ModelNames
+from qcompiler.compiler.plan import QuantPlan
+from qcompiler.compiler.stages import Stage, run_stages
 from qcompiler.errors import CompileError
 from qcompiler.following import Following
-from qcompiler.graph_compiler import GraphCompiler
-from qcompiler.naming import ModelNames
-from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.rules import Role
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.state import RangeStore
-from qcompiler.sight.stages import Stage, run_stages
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
 

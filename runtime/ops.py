@@ -13,12 +13,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import packing, scales
-from qcompiler.runtime.biases import integer_bias
-from qcompiler.runtime.blocks import BlockView, view_blocks
-from qcompiler.runtime.estimator import Ends, Observed, Range
-from qcompiler.runtime.rounding import Rounding, random_bits
-from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
+from qcompiler.runtime.numbers import packing, scales
+from qcompiler.runtime.numbers.biases import integer_bias
+from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
+from qcompiler.runtime.numbers.rounding import Rounding, random_bits
+from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, parse_spec
+from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 
 
 def _range(
@@ -46,8 +46,8 @@ def scale(
     Args:
         x: a floating tensor, any shape.
         spec: `str` of a `QuantSpec`.
-        layout: a letter for each dimension of `x` (runtime/blocks.py).
-        state: of the range estimator (runtime/ranges.py), for those that keep one; None: `x` is the first tensor.
+        layout: a letter for each dimension of `x` (runtime/numbers/blocks.py).
+        state: of the range estimator (runtime/ranges/), for those that keep one; None: `x` is the first tensor.
         first: where the state is NaN, `x` gives its own range. False: the state is known to hold one.
         frozen: the range of eval mode, from the state alone.
 
@@ -159,7 +159,7 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
 
 
 def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
-    """The gradient of a learned range (runtime/learned_ranges.py), [width, 1], from that of the dequantized `x`."""
+    """The gradient of a learned range (runtime/ranges/learned.py), [width, 1], from that of the dequantized `x`."""
     s = parse_spec(spec)
     step = scales.factor(scale).reshape(())
     return s.range.gradient(grad, x, step, s.format.largest, s.format.lowest)
@@ -210,7 +210,7 @@ def rotation(size: int, device: torch.device) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/packing.py."""
+    """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/numbers/packing.py."""
     return packing.pack(codes, bits)
 
 

@@ -74,13 +74,13 @@ def folder(tmp_path_factory):
 
 
 def test_help_names_every_command_and_waits_for_nothing(folder):
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     code, text, errors = run(folder, "--help")
     assert (code, errors) == (0, "")
     assert all(f"  {name} " in text for name in main.commands)
     assert "Examples:" in text
-    source = "import sys, qcompiler.cli; assert not {'torch', 'networkx', 'rich', 'yaml'} & sys.modules.keys()"
+    source = "import sys, qcompiler.cli.main; assert not {'torch', 'networkx', 'rich', 'yaml'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", source], check=True)
 
 
@@ -97,7 +97,7 @@ def test_help_is_quick(folder):
 def test_every_command_explains_itself(command):
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     made = CliRunner().invoke(main, [command, "--help"])
     assert made.exit_code == 0
@@ -228,7 +228,7 @@ def test_demo_on_few_digits(monkeypatch):
     pytest.importorskip("sklearn")
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
     from qcompiler.demo import digits
 
     images, labels, test_images, test_labels = digits.digits()
@@ -252,7 +252,7 @@ def test_demo_on_few_digits(monkeypatch):
 def test_demo_without_its_library(monkeypatch):
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
@@ -265,7 +265,7 @@ def test_demo_without_its_library(monkeypatch):
 def test_a_small_transformers_config(monkeypatch):
     """The type of a config is a model, here a small one, with tokens as inputs."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from qcompiler.models import captured
+    from qcompiler.cli.models import captured
 
     small = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 32}
     monkeypatch.setitem(
@@ -332,7 +332,7 @@ def test_wrong_arguments(folder, arguments, code, message, monkeypatch):
     """In this process, which has torch already; the exit codes of a process of its own are tested above."""
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     monkeypatch.chdir(folder)
     made = CliRunner().invoke(main, arguments, prog_name="qcompiler")
@@ -383,7 +383,7 @@ def test_options_of_export(folder, monkeypatch):
     """What they are called in Python, and that nobody takes random weights for trained ones."""
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
     from qcompiler.exporting import export
 
     seen = []
@@ -401,7 +401,7 @@ def test_export_fixes_ranges_on_examples(folder, monkeypatch):
     """Examples are tensors here; the report says what each range was fixed to."""
     from click.testing import CliRunner
 
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     source = "import torch\n\ndef examples():\n    return (torch.full((4, 8), float(i)) for i in range(3))\n"
     (folder / "data.py").write_text(source)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qcompiler import torch_compat
-from qcompiler.cli import main
+from qcompiler.cli.main import main
+from qcompiler.compiler import torch_compat
 
 MODEL = """
 import torch
@@ -103,7 +103,7 @@ LONG = "x" * 300 + ".dot"
     ],
 )  # fmt: skip
 def test_before_anything_is_captured(call, monkeypatch, arguments, code, message):
-    monkeypatch.setattr(sys.modules["qcompiler.graph_compiler"], "capture", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(sys.modules["qcompiler.compiler.graph_compiler"], "capture", lambda *_: pytest.fail("captured"))
     found, text = call(*arguments)
     assert found == code, text
     assert message in text
@@ -112,7 +112,7 @@ def test_before_anything_is_captured(call, monkeypatch, arguments, code, message
 
 def test_a_library_that_is_missing(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "py_mini_racer", None)
-    monkeypatch.setattr("qcompiler.models.compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr("qcompiler.cli.models.compiled", lambda *_: pytest.fail("compiled"))
     code, text = call("draw", "mynet.py:make", "graph.svg")
     assert code == 2
     assert "draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'" in text

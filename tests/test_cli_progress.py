@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from qcompiler.cli_progress import progress
+from qcompiler.cli.progress import progress
 
 SLOW = """
 import time

@@ -11,9 +11,9 @@ from torch import nn
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

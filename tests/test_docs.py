@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.capture import capture
+from qcompiler.compiler.capture import capture
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.runtime.blocks import AXES
-from qcompiler.runtime.formats import BITS, FloatFormat, Kind, parse_format
-from qcompiler.runtime.ranges import ESTIMATORS, Current, parse_range
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import Scale, Vjp
+from qcompiler.runtime.numbers.blocks import AXES
+from qcompiler.runtime.numbers.formats import BITS, FloatFormat, Kind, parse_format
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import Scale, Vjp
+from qcompiler.runtime.ranges.observed import ESTIMATORS, Current, parse_range
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

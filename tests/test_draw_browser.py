@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 from torch import nn
 
 import qcompiler
-from qcompiler.sight.drawing import page, picture_of
+from qcompiler.drawing.drawing import page, picture_of
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.sight.drawing import containers, picture_of, svg
+from qcompiler.drawing.drawing import containers, picture_of, svg
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, parse_spec
-from qcompiler.sight.drawing import page, picture_of, svg
+from qcompiler.drawing.drawing import page, picture_of, svg
 
 FAULT = Rule(role=Role.GRADIENT, module="2", spec=parse_spec("int8:real:tensor:stochastic:pass:fixed(-1e-5,1e-5)"))
 RECIPE = Recipe(name="bad", rules=(FAULT, Rule(spec=parse_spec("int4:real:tensor:nearest:pass"))))

@@ -10,8 +10,8 @@ from selenium.webdriver import ActionChains, Keys
 from torch import nn
 
 import qcompiler
-from qcompiler.sight.drawing import page, svg
-from qcompiler.sight.picture import Picture, Shape
+from qcompiler.drawing.drawing import page, svg
+from qcompiler.drawing.picture import Picture, Shape
 
 
 class Network(nn.Module):
@@ -280,7 +280,7 @@ def test_counts_and_dots_do_not_collide(window, show_page, tmp_path, watched):
 
 def theme():
     """Color → (light, dark), as sums of red, green and blue weighted for the eye (relative luminance of WCAG 2)."""
-    text = resources.files("qcompiler.sight").joinpath("viewer", "theme.css").read_text(encoding="utf-8")
+    text = resources.files("qcompiler.drawing").joinpath("viewer", "theme.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\);", text)
     assert len(pairs) == text.count("--")
     return {name: tuple(map(luminance, both)) for name, *both in pairs}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.sight.drawing import page, picture_of, svg
-from qcompiler.sight.network import CARRIERS
+from qcompiler.compiler.network import CARRIERS
+from qcompiler.drawing.drawing import page, picture_of, svg
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

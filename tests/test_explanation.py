@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.sight.explanation import traffic
+from qcompiler.drawing.explanation import traffic
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

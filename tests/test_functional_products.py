@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler.passes.rules import Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),

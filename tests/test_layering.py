@@ -32,7 +32,7 @@ TOP_MODULES = {"qcompiler"} | {
     for path in (ROOT / folder).glob("*.py")
 }
 #: private APIs of torch, those of Dynamo apart
-COMPAT = ("qcompiler/torch_compat.py", "qcompiler/dynamo_compat.py")
+COMPAT = ("qcompiler/compiler/torch_compat.py", "qcompiler/compiler/dynamo_compat.py")
 #: the one private module outside of them: the type of the mode that fake tensors belong to
 ALLOWED_PRIVATE = {("passes/ir/edit.py", "torch._subclasses.fake_tensor"), ("runtime/ops.py", "torch._ops")}
 LINES = 500

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import qcompiler
-from qcompiler.naming import PLAIN, ModelNames
+from qcompiler.compiler.naming import PLAIN, ModelNames
 
 # Dynamo looks at the .grad of its inputs, here tensors between two graphs, and hides the warning, but not from "error"
 pytestmark = [

@@ -10,12 +10,12 @@ from torch import nn
 from torch.fx import Node
 
 import qcompiler
+from qcompiler.compiler.plan import describe
+from qcompiler.compiler.stages import QUANTIZED, StageError
 from qcompiler.passes.ir.meta import contractions
-from qcompiler.passes.ir.plan import describe
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
-from qcompiler.sight.stages import QUANTIZED, StageError
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -80,7 +80,7 @@ def test_the_saved_bytes_are_those_that_autograd_keeps(models, eager, name, reci
 
 def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
     """The stages are made anew: their text is the one of the graph that the compiler lowered."""
-    module, lowered = sys.modules["qcompiler.graph_compiler"], []
+    module, lowered = sys.modules["qcompiler.compiler.graph_compiler"], []
     lower = module.lower
 
     def spy(captured, *args):

@@ -10,12 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import qcompiler
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import view_blocks
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

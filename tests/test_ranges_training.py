@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, Sign
-from qcompiler.recipe import _RULE_KEYS, _SPEC, Recipe
-from qcompiler.runtime.blocks import TENSOR, Block
-from qcompiler.runtime.formats import BITS, IntFormat, Kind, parse_format
-from qcompiler.runtime.ranges import ESTIMATORS, parse_range
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
-from qcompiler.runtime.statistical_ranges import Sawb
+from qcompiler.recipes.recipe import _RULE_KEYS, _SPEC, Recipe
+from qcompiler.runtime.numbers.blocks import TENSOR, Block
+from qcompiler.runtime.numbers.formats import BITS, IntFormat, Kind, parse_format
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale, Vjp
+from qcompiler.runtime.ranges.observed import ESTIMATORS, parse_range
+from qcompiler.runtime.ranges.statistical import Sawb
 
 INT8 = QuantSpec(format=IntFormat(8), block=Block(batch=4, channel=16))
 LEARNED = QuantSpec(

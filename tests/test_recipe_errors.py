@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.recipe import Recipe, RecipeError
+from qcompiler.recipes.recipe import Recipe, RecipeError
 
 
 def rule_yaml(*lines: str) -> str:

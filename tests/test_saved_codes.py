@@ -6,9 +6,9 @@ from torch import nn
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.spec import parse_spec
 
 
 class Tokens(nn.Module):

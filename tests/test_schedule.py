@@ -12,7 +12,7 @@ from torch import nn
 import qcompiler
 from qcompiler import Recipe, RecipeError, Schedule
 from qcompiler.recipes import RECIPES
-from qcompiler.schedule import ACCURACY_BOOSTER, NVFP4_THEN_FLOAT, SCHEDULES
+from qcompiler.recipes.schedule import ACCURACY_BOOSTER, NVFP4_THEN_FLOAT, SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -153,7 +153,7 @@ def test_one_capture_a_change(monkeypatch):
         captured.append(args)
         return plain(*args)
 
-    module = sys.modules["qcompiler.graph_compiler"]
+    module = sys.modules["qcompiler.compiler.graph_compiler"]
     plain = module.capture
     monkeypatch.setattr(module, "capture", capture)
     back_and_forth = Schedule(tuple((step, ("hbfp4", "hbfp6")[step % 2]) for step in range(6)))

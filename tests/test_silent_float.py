@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.session import CAPTURES, NO_GRAPH
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -345,7 +345,7 @@ def test_failed_inductor_is_noted(models, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise RuntimeError("no compiler\non this machine")
 
-    monkeypatch.setattr("qcompiler.torch_compat.compile_inductor", fail)
+    monkeypatch.setattr("qcompiler.compiler.torch_compat.compile_inductor", fail)
     model, x = models.mlp(), torch.randn(6, 12)
     compiled = qcompiler.compile(model, "hyperblock-int8")
     compiled(x).sum().backward()

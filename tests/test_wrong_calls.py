@@ -10,11 +10,11 @@ from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.verify import VerifyError
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import Block, parse_block, view_blocks
-from qcompiler.runtime.formats import IntFormat, parse_format
-from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.runtime.numbers.blocks import Block, parse_block, view_blocks
+from qcompiler.runtime.numbers.formats import IntFormat, parse_format
+from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

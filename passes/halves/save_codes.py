@@ -13,7 +13,7 @@ from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
 from qcompiler.passes.ir.views import is_view
 from qcompiler.passes.ir.walk import find_dequantizer
 from qcompiler.runtime import ops
-from qcompiler.runtime.packing import per_byte
+from qcompiler.runtime.numbers.packing import per_byte
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Operand:
     role: Role
     #: input, weight, left, right or grad: the last part of the site's name
     name: str
-    #: a letter for each dimension, as the contraction sees the tensor (runtime/blocks.py)
+    #: a letter for each dimension, as the contraction sees the tensor (runtime/numbers/blocks.py)
     layout: str
     #: the letter that is summed over
     contracted: str

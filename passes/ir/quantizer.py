@@ -14,8 +14,8 @@ from qcompiler.passes.ir.arguments import get_argument, pack_arguments, set_argu
 from qcompiler.passes.ir.edit import infer_value, insert_call, last_placeholder
 from qcompiler.passes.ir.meta import get_value, is_backward, pin_saved, pin_to_backward
 from qcompiler.runtime import ops
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 #: an argument that a change leaves as it is
 _KEEP: Any = object()
@@ -60,7 +60,7 @@ class Quantizer:
 
     @property
     def layout(self) -> str:
-        """A letter for each dimension of the tensor (runtime/blocks.py)."""
+        """A letter for each dimension of the tensor (runtime/numbers/blocks.py)."""
         return str(get_argument(self.codes, "layout"))
 
     @property

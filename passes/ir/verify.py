@@ -14,8 +14,8 @@ from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_dequantizer
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import view_blocks
-from qcompiler.runtime.rounding import Rounding
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.rounding import Rounding
 
 
 class VerifyError(Exception):

@@ -11,7 +11,7 @@ from qcompiler.passes.ir.meta import get_value, is_backward, pin_to_backward
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten, is_view
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import WHOLE, Block, check_layout
+from qcompiler.runtime.numbers.blocks import WHOLE, Block, check_layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import TENSOR
-from qcompiler.runtime.formats import IntFormat
+from qcompiler.runtime.numbers.blocks import TENSOR
+from qcompiler.runtime.numbers.formats import IntFormat
 
 #: products that add a bias → its argument
 _BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}

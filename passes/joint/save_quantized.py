@@ -10,7 +10,7 @@ from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, pi
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten, view_root
 from qcompiler.runtime import ops
-from qcompiler.runtime.packing import per_byte
+from qcompiler.runtime.numbers.packing import per_byte
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import statistics
 from types import TracebackType
 from typing import Final, Self
 
+from qcompiler.compiler.stages import Stage
 from qcompiler.debugging.recording import Recording
 from qcompiler.debugging.remedies import Proposal, Remedy, Trial, candidates
 from qcompiler.debugging.report import DebugReport, LayerFigures, SiteFigures
@@ -12,9 +13,8 @@ from qcompiler.debugging.shadow import WatchedCompiler
 from qcompiler.debugging.site_rules import site_rules
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.rules import did_you_mean
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import QuantSpec, parse_spec
-from qcompiler.sight.stages import Stage
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0

@@ -12,8 +12,8 @@ from qcompiler.debugging.shadow import QuantizeCall
 from qcompiler.passes.ir.facts import Operand
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
-from qcompiler.runtime.figures import Agreement, Tally, agreement, ratio, simulate, tally
-from qcompiler.runtime.spec import QuantSpec, parse_spec
+from qcompiler.runtime.numbers.figures import Agreement, Tally, agreement, ratio, simulate, tally
+from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)

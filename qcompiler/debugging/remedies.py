@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from qcompiler.passes.rules import Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.blocks import AXES, WHOLE, Block
-from qcompiler.runtime.figures import Tally
-from qcompiler.runtime.formats import BITS, FloatFormat, parse_format
-from qcompiler.runtime.ranges import Current, Percentile
-from qcompiler.runtime.spec import QuantSpec, Scale
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.blocks import AXES, WHOLE, Block
+from qcompiler.runtime.numbers.figures import Tally
+from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale
+from qcompiler.runtime.ranges.observed import Current, Percentile
 
 #: edges of a block that is legal for all three products of a layer
 _HYPERBLOCK: Final = {"b": 2, "c": 8, "o": 4, "i": 4}

@@ -6,9 +6,9 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from qcompiler.passes.tables import Table, to_text
-from qcompiler.runtime.figures import Agreement, Tally
-from qcompiler.runtime.spec import QuantSpec
+from qcompiler.runtime.numbers.figures import Agreement, Tally
+from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.tables import Table, to_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from qcompiler import torch_compat
-from qcompiler.capture import Captured
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.capture import Captured
+from qcompiler.compiler.graph_compiler import GraphCompiler
+from qcompiler.compiler.lower import Lowered, lower
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import describe
 from qcompiler.debugging.products import Product
-from qcompiler.graph_compiler import GraphCompiler
-from qcompiler.lower import Lowered, lower
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
 from qcompiler.passes.ir.meta import contractions, get_contraction, get_input
-from qcompiler.passes.ir.plan import describe
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.state import Moment, RangeStore
-from qcompiler.runtime.step import Half, Step
+from qcompiler.runtime.execute.step import Half, Step
+from qcompiler.runtime.ranges.store import Moment, RangeStore
 
 
 class QuantizeCall(NamedTuple):

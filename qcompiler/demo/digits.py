@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import qcompiler
 from qcompiler.demo.measure import one_step, paired_times, saved_bytes
 from qcompiler.demo.nets import ResNet, accuracy
-from qcompiler.passes.tables import Table, to_text
+from qcompiler.tables import Table, to_text
 
 
 class DemoError(Exception):

@@ -12,12 +12,12 @@ from qcompiler.exporting.storage import by_dimension, simple_axis, storage_type
 from qcompiler.exporting.trace import ExportError
 from qcompiler.exporting.weights import cut
 from qcompiler.exporting.writer import Quantizer, array, factor
-from qcompiler.runtime.blocks import WHOLE
-from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind
-from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.scales import mantissa_of
-from qcompiler.runtime.spec import QuantSpec, Scale
-from qcompiler.runtime.statistical_ranges import Sawb
+from qcompiler.runtime.numbers.blocks import WHOLE
+from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind
+from qcompiler.runtime.numbers.scales import mantissa_of
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale
+from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.statistical import Sawb
 
 
 def activation_shift(q: Quantizer) -> int:

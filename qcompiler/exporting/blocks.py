@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qcompiler.runtime.blocks import WHOLE, Block
+from qcompiler.runtime.numbers.blocks import WHOLE, Block
 
 #: an extent of a tensor: a number, or None for a dynamic axis
 Extent = int | None

@@ -17,7 +17,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.exporting.biases import split_biases
 from qcompiler.exporting.checksums import checksum, checksums
 from qcompiler.exporting.lower import Exported, lower
@@ -28,7 +28,7 @@ from qcompiler.module import QuantizedModule
 from qcompiler.passes.ir.meta import module_path
 
 #: keys of the metadata of a file
-RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
+RECIPE, SITES, VERSIONS = "qcompiler.recipes.recipe", "qcompiler.sites", "qcompiler.versions"
 CHECKSUMS = "qcompiler.checksums"
 #: the first opset with 4-bit types and block_size
 OLDEST = 21

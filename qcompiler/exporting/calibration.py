@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompiler.compiler.plan import Site
 from qcompiler.exporting.freeze import Calibrated
 from qcompiler.exporting.observe import Observer
 from qcompiler.exporting.trace import ExportError, Traced
-from qcompiler.passes.ir.plan import Site
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import TENSOR
-from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import Scale
+from qcompiler.runtime.numbers.blocks import TENSOR
+from qcompiler.runtime.numbers.spec import Scale
+from qcompiler.runtime.ranges.observed import Current
 
 
 def calibrate(

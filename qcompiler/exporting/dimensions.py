@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.ir.meta import get_value
 

@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.exporting.calibration import calibrate
 from qcompiler.exporting.dimensions import as_dims, names_of_symbols
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.exporting.trace import ExportError, eval_mode, trace
 from qcompiler.files import check_writable, replacing
 from qcompiler.module import QuantizedModule, get_session
-from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
-from qcompiler.passes.tables import Table, to_text
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.tables import Table, to_text
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26

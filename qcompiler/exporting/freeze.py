@@ -20,11 +20,11 @@ from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.runtime import ops
-from qcompiler.runtime.biases import batch_norm_affine
-from qcompiler.runtime.blocks import TENSOR, WHOLE, Block
-from qcompiler.runtime.formats import IntFormat
-from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import Vjp, parse_spec
+from qcompiler.runtime.numbers.biases import batch_norm_affine
+from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE, Block
+from qcompiler.runtime.numbers.formats import IntFormat
+from qcompiler.runtime.numbers.spec import Vjp, parse_spec
+from qcompiler.runtime.ranges.observed import Current
 
 #: shapes of the same elements, through which onnxruntime moves DequantizeLinear
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

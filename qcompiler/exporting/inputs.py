@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.exporting.trace import ExportError, eval_mode
 
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.plan import Site
 from qcompiler.exporting.blocks import find_edges
 from qcompiler.exporting.trace import Traced
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import is_size
-from qcompiler.passes.ir.plan import Site
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import TENSOR, view_blocks
-from qcompiler.runtime.formats import FloatFormat
+from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
+from qcompiler.runtime.numbers.formats import FloatFormat
 
 #: a difference of outputs that sums of floats in another order make without any flip, relative to the largest
 SAME = 1e-6

@@ -17,7 +17,7 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.exporting.build import CHECKSUMS, SITES
 from qcompiler.exporting.observe import SAME
 from qcompiler.exporting.trace import ExportError, eval_mode

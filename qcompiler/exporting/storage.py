@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.exporting.blocks import Edges
-from qcompiler.runtime.blocks import WHOLE
-from qcompiler.runtime.formats import FloatFormat, Format, Kind
+from qcompiler.runtime.numbers.blocks import WHOLE
+from qcompiler.runtime.numbers.formats import FloatFormat, Format, Kind
 
 #: float formats that ONNX has as types; others are stored as their bits
 _FLOATS = {"e4m3": ir.DataType.FLOAT8E4M3FN, "e5m2": ir.DataType.FLOAT8E5M2, "e5m10": ir.DataType.FLOAT16}

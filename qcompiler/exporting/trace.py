@@ -12,16 +12,16 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import QuantPlan
 from qcompiler.exporting.freeze import Calibrated, Frozen, freeze
 from qcompiler.module import QuantizedModule
 from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
-from qcompiler.passes.ir.plan import QuantPlan
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.runtime.state import RangeStore
+from qcompiler.runtime.ranges.store import RangeStore
 
 #: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
 _KINDS = {

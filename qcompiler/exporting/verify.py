@@ -14,7 +14,7 @@ from qcompiler.exporting.inputs import check_inputs, copy_tensors, free_as
 from qcompiler.exporting.observe import SAME, InDouble, Observer, as_trained, count_different
 from qcompiler.exporting.trace import ExportError, errors_of, trace
 from qcompiler.module import QuantizedModule
-from qcompiler.passes.tables import Table, to_text
+from qcompiler.tables import Table, to_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from qcompiler.exporting.blocks import spread
 from qcompiler.exporting.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
 from qcompiler.exporting.trace import ExportError
 from qcompiler.exporting.writer import Quantizer, array, factor
-from qcompiler.runtime.formats import FloatFormat
+from qcompiler.runtime.numbers.formats import FloatFormat
 
 #: float types that DequantizeLinear of onnxruntime reads
 _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)

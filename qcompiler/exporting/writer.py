@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompiler.exporting.blocks import Edges, find_edges, spread
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.exporting.trace import ExportError
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.spec import parse_spec
 
 #: what onnxruntime moves DequantizeLinear over
 _MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool"})
@@ -167,7 +167,7 @@ def array(value: ir.Value | None) -> np.ndarray:
 
 
 def factor(scale: np.ndarray) -> np.ndarray:
-    """float32 factors of stored scales; see runtime/scales.py."""
+    """float32 factors of stored scales; see runtime/numbers/scales.py."""
     if scale.dtype != np.uint8:
         return scale.astype(np.float32)
     return np.ldexp(np.float32(1), scale.astype(np.int32) - 127).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.files import replacing
 
 #: what it is that differs, by the key of the file

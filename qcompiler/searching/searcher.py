@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from qcompiler import recipes
 from qcompiler.module import QuantizedModule
-from qcompiler.passes.tables import Table, to_text
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.figures import decibels
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.figures import decibels
 from qcompiler.searching.allocation import Allocation, allocate, frontier
 from qcompiler.searching.search_file import SearchFile, checksum
 from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, respecify
+from qcompiler.tables import Table, to_text
 
 FORMATS: Final = ("int2", "int3", "int4", "int5", "int6", "int8")
 BLOCKS: Final = ("b2c8o4i4", "b4c16o8i8")

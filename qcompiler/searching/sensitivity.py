@@ -20,13 +20,13 @@ from qcompiler.module import compile  # noqa: A004
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.blocks import parse_block, view_blocks
-from qcompiler.runtime.figures import agreement, ratio, simulate
-from qcompiler.runtime.formats import parse_format
-from qcompiler.runtime.packing import per_byte
-from qcompiler.runtime.ranges import Current
-from qcompiler.runtime.spec import QuantSpec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
+from qcompiler.runtime.numbers.figures import agreement, ratio, simulate
+from qcompiler.runtime.numbers.formats import parse_format
+from qcompiler.runtime.numbers.packing import per_byte
+from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.ranges.observed import Current
 from qcompiler.searching.allocation import Allocation, Choice
 from qcompiler.searching.search_file import SearchFile, checksum
 from qcompiler.searching.solo import Solo, SoloCompiler

@@ -6,15 +6,15 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qcompiler.capture import Captured
+from qcompiler.compiler.capture import Captured
+from qcompiler.compiler.graph_compiler import GraphCompiler
+from qcompiler.compiler.lower import Lowered, lower
 from qcompiler.debugging.shadow import Watch, site_names
-from qcompiler.graph_compiler import GraphCompiler
-from qcompiler.lower import Lowered, lower
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.walk import unpack_codes
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.state import RangeStore
+from qcompiler.runtime.ranges.store import RangeStore
 
 
 class Solo:

@@ -95,7 +95,7 @@ def signature(thing: object) -> str:
 
 def commands() -> dict[str, list[str]]:
     """Command of the command line → its parameters and options."""
-    from qcompiler.cli import main
+    from qcompiler.cli.main import main
 
     return {
         name: sorted(option for parameter in command.params for option in parameter.opts)

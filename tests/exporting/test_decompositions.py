@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.passes.ir.layers import residual_sums
 from qcompiler.passes.ir.views import aten
 

@@ -18,10 +18,10 @@ from qcompiler.exporting import build, run
 from qcompiler.exporting.blocks import Edges, find_edges, spread
 from qcompiler.exporting.storage import storage_type
 from qcompiler.passes.rules import Role, Rule, Sign
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.blocks import parse_block
-from qcompiler.runtime.formats import parse_format
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.blocks import parse_block
+from qcompiler.runtime.numbers.formats import parse_format
+from qcompiler.runtime.numbers.spec import parse_spec
 
 #: recipe → how its activations are quantized in the file
 RECIPES = {

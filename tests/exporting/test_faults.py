@@ -13,8 +13,8 @@ from qcompiler.exporting.export import _unread
 from qcompiler.exporting.inputs import check_inputs
 from qcompiler.exporting.trace import trace
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from onnx import helper
 from qcompiler.exporting.activations import _exponent_rule
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.runtime import ops
-from qcompiler.runtime.formats import parse_format
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.formats import parse_format
+from qcompiler.runtime.numbers.spec import parse_spec
 
 LEVELS = (
     onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

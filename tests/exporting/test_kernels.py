@@ -11,8 +11,8 @@ from torch import nn
 import qcompiler
 from qcompiler.exporting import lower
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 #: operators on two activations of 8 channels and 8×8 places
 OPERATORS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter
 
-from qcompiler.capture import Captured, capture
+from qcompiler.compiler.capture import Captured, capture
 from qcompiler.passes.base import Pass, Pipeline
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import contractions, get_input, get_value
@@ -19,7 +19,7 @@ from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.spec import parse_spec
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.base import PassError, Pipeline
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.verify import VerifyError, finish_and_verify
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipelines import joint_pipeline
 from qcompiler.recipes import HYPERBLOCK_INT8
 
 

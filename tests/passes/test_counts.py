@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from qcompiler import recipes
-from qcompiler.passes.ir.plan import QuantPlan
-from qcompiler.pipelines import joint_pipeline
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import QuantPlan
 
 
 def leaf(*shape):

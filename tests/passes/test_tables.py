@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from qcompiler.passes.tables import Table, split_shared, to_markdown, to_text
+from qcompiler.tables import Table, split_shared, to_markdown, to_text
 
 SPECS = ["int8:real:tensor:nearest:pass", "int8:real:tensor:stochastic:pass:fixed(-1e-5,1e-5)"]
 

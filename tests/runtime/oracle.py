@@ -273,7 +273,7 @@ def rotation(size: int) -> Array:
 
 
 def quantize(x: Array, text: str, layout: str, key: tuple[int, int] = (0, 0), site: str = "") -> Quantized:
-    """Everything about a tensor of any float type, over its own range; `layout` is that of runtime/blocks.py."""
+    """Everything about a tensor of any float type, over its own range; `layout`: runtime/numbers/blocks.py."""
     return encode(x, text, layout, *measure(x, text, layout), key, site)
 
 

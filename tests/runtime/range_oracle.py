@@ -1,4 +1,4 @@
-"""A slow, independent answer to what runtime/ranges.py computes, in numpy and plain Python: no torch, no qcompiler.
+"""A slow, independent answer to runtime/ranges/, in numpy and plain Python: no torch, no qcompiler.
 
 Written from the formulas of the papers and of docs/numbers.md, block by block in Python loops. Where float32 arithmetic
 is specified, every operation here is one float32 operation, so the answer holds bit for bit; standard deviations, means

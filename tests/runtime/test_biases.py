@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.biases import integer_bias
+from qcompiler.runtime.numbers.biases import integer_bias
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=200)
 NUMBERS = st.floats(-4, 4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.blocks import AXES, TENSOR, WHOLE, Block, check_layout, parse_block, view_blocks
+from qcompiler.runtime.numbers.blocks import AXES, TENSOR, WHOLE, Block, check_layout, parse_block, view_blocks
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=300)
 EDGES = st.integers(0, 10)

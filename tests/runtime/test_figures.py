@@ -8,9 +8,18 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.figures import Agreement, Tally, agreement, decibels, format_binades, ratio, simulate, tally
-from qcompiler.runtime.formats import parse_format
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.figures import (
+    Agreement,
+    Tally,
+    agreement,
+    decibels,
+    format_binades,
+    ratio,
+    simulate,
+    tally,
+)
+from qcompiler.runtime.numbers.formats import parse_format
+from qcompiler.runtime.numbers.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
 SPECS = (

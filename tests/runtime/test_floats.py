@@ -14,9 +14,9 @@ from gfloat.formats import format_info_ocp_e4m3, format_info_ocp_e5m2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.floats import E4M3, FloatFormat, Top
-from qcompiler.runtime.formats import Kind, parse_format
-from qcompiler.runtime.rounding import random_bits
+from qcompiler.runtime.numbers.floats import E4M3, FloatFormat, Top
+from qcompiler.runtime.numbers.formats import Kind, parse_format
+from qcompiler.runtime.numbers.rounding import random_bits
 
 INF, NAN = math.inf, math.nan
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=300)

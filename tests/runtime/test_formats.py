@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from qcompiler.runtime.formats import BITS, IntFormat, Kind, parse_format
+from qcompiler.runtime.numbers.formats import BITS, IntFormat, Kind, parse_format
 
 ALL = [IntFormat(bits, kind) for bits in BITS for kind in Kind]
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import AXES, Block
-from qcompiler.runtime.formats import BITS, FloatFormat, parse_format
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.numbers.blocks import AXES, Block
+from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = math.inf, math.nan
 KEY, SITE = (123456789, -987654321), "layer.weight"

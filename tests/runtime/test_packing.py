@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.packing import pack, packed_dim, per_byte, unpack
+from qcompiler.runtime.numbers.packing import pack, packed_dim, per_byte, unpack
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=300)
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import TENSOR, Block, parse_block, view_blocks
-from qcompiler.runtime.estimator import Observed, Range
-from qcompiler.runtime.formats import IntFormat, Kind, parse_format
-from qcompiler.runtime.ranges import (
+from qcompiler.runtime.numbers.blocks import TENSOR, Block, parse_block, view_blocks
+from qcompiler.runtime.numbers.formats import IntFormat, Kind, parse_format
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.ranges.estimator import Observed, Range
+from qcompiler.runtime.ranges.observed import (
     ESTIMATORS,
     Cosine,
     Current,
@@ -26,7 +27,6 @@ from qcompiler.runtime.ranges import (
     Running,
     parse_range,
 )
-from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = float("inf"), float("nan")
 SHAPE, LAYOUT = (5, 6, 3), "bcs"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.rounding import Rounding, random_bits, round_stochastic
+from qcompiler.runtime.numbers.rounding import Rounding, random_bits, round_stochastic
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=200)
 INT32 = st.integers(-(2**31), 2**31 - 1)

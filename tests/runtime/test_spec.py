@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.blocks import AXES, TENSOR, Block
-from qcompiler.runtime.formats import BITS, Format, IntFormat, Kind, parse_format
-from qcompiler.runtime.ranges import ESTIMATORS
-from qcompiler.runtime.rounding import Rounding
-from qcompiler.runtime.spec import Ewgs, QuantSpec, Scale, Vjp, choice, parse_spec
-from qcompiler.runtime.statistical_ranges import Sawb
+from qcompiler.runtime.numbers.blocks import AXES, TENSOR, Block
+from qcompiler.runtime.numbers.formats import BITS, Format, IntFormat, Kind, parse_format
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, Scale, Vjp, choice, parse_spec
+from qcompiler.runtime.ranges.observed import ESTIMATORS
+from qcompiler.runtime.ranges.statistical import Sawb
 
 BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
 INTS = st.builds(IntFormat, st.sampled_from(BITS), st.sampled_from(list(Kind)))

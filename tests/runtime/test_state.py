@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from qcompiler.runtime.ranges import Cosine, Hindsight, Range, Running
-from qcompiler.runtime.state import PREFIX, Engine, RangeStore, StateSite
+from qcompiler.runtime.ranges.observed import Cosine, Hindsight, Range, Running
+from qcompiler.runtime.ranges.store import PREFIX, Engine, RangeStore, StateSite
 
 CPU = torch.device("cpu")
 

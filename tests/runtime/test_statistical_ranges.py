@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from qcompiler.runtime.blocks import TENSOR, Block, view_blocks
-from qcompiler.runtime.estimator import Observed
-from qcompiler.runtime.formats import Kind
-from qcompiler.runtime.spec import parse_spec
-from qcompiler.runtime.statistical_ranges import Adaptive, Sawb
+from qcompiler.runtime.numbers.blocks import TENSOR, Block, view_blocks
+from qcompiler.runtime.numbers.formats import Kind
+from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.ranges.estimator import Observed
+from qcompiler.runtime.ranges.statistical import Adaptive, Sawb
 
 
 def test_sawb_is_that_of_its_block() -> None:

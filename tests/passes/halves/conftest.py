@@ -3,10 +3,10 @@
 import pytest
 
 from qcompiler import recipes
+from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.ir.text import graph_text
-from qcompiler.pipelines import halves_pipeline, joint_pipeline
 
 
 @pytest.fixture

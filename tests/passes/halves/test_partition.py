@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.ir.meta import has_value

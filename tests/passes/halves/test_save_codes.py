@@ -9,8 +9,8 @@ from qcompiler.passes.halves.save_codes import SaveCodes
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.verify import VerifyError
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 
 class Cubic(nn.Module):

@@ -92,5 +92,5 @@ def test_the_check_can_fail(readers):
     node = graph.call_function(torch.ops.qcompiler.rotate.default, (tensor, 0, 4))
     source = compile("node.args[0]", str(ROOT / "qcompiler" / "lower.py"), "exec")
     exec(source, {"node": node})
-    assert readers == {"qcompiler/lower.py"}
+    assert readers == {"qcompiler/compiler/lower.py"}
     assert "hyperblock-int4" in recipes.RECIPES

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qcompiler.passes.ir.plan import Kept, QuantPlan, Site
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import Kept, QuantPlan, Site
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.numbers.spec import parse_spec
 
 HYPERBLOCK = "int8:fit:b2c2o2i2:nearest:pass"
 

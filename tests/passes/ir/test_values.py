@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from qcompiler import torch_compat
-from qcompiler.lower import lower
-from qcompiler.passes.ir.plan import QuantPlan
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.recipe import Recipe
-from qcompiler.runtime.state import RangeStore
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.lower import lower
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import QuantPlan
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.ranges.store import RangeStore
 
 #: passes that leave every bit of every output as it is, if quantizers round to nearest
 SILENT = {

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler import recipes, torch_compat
+from qcompiler import recipes
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.meta import contractions, get_contraction, get_value, set_fact
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
 from qcompiler.passes.ir.verify import VerifyError, verify, verify_saved
 from qcompiler.passes.ir.views import aten
-from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime import ops
 
 SPEC = "int8:fit:b2c2o2i2:nearest:pass"

@@ -11,8 +11,8 @@ from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.choose_blocks import ChooseBlocks, is_legal
 from qcompiler.passes.rules import Role
-from qcompiler.runtime.blocks import parse_block
-from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.numbers.blocks import parse_block
+from qcompiler.runtime.numbers.spec import parse_spec
 
 CHOOSE = ChooseBlocks()
 

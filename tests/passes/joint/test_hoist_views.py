@@ -14,7 +14,7 @@ from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.hoist_views import HoistViews, layout_above
 from qcompiler.passes.joint.mask_gradients import MaskGradients
 from qcompiler.runtime import ops
-from qcompiler.runtime.blocks import AXES, Block, parse_block
+from qcompiler.runtime.numbers.blocks import AXES, Block, parse_block
 
 HOIST = HoistViews()
 NEAREST = "int8:fit:b2c2o2i2:nearest:pass"

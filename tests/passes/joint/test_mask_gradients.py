@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import is_backward
 from qcompiler.passes.ir.text import graph_text
@@ -12,8 +13,7 @@ from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.mask_gradients import MaskGradients
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 
 #: 3 magnitude bits: with amax in [½, 1)·2^E a step of 2^(E−3), so that all above 7·2^(E−3) is clipped

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qcompiler import recipes
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.ir.edit import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward
@@ -15,7 +16,6 @@ from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.verify import VerifyError, finish_and_verify, verify_strides
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.restore_strides import RestoreStrides
-from qcompiler.pipelines import joint_pipeline
 from qcompiler.runtime import ops
 
 RESTORE = RestoreStrides()

@@ -14,7 +14,7 @@ from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
 from qcompiler.passes.joint.hoist_views import HoistViews
 from qcompiler.passes.joint.mask_gradients import MaskGradients
 from qcompiler.passes.joint.save_quantized import SaveQuantized
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 
 SAVE = SaveQuantized()

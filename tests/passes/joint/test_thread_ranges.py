@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.fx import Interpreter
 
-from qcompiler import torch_compat
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input, get_value, is_backward
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
@@ -19,8 +20,7 @@ from qcompiler.passes.joint.hoist_views import HoistViews
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
-from qcompiler.pipelines import joint_pipeline
-from qcompiler.recipe import Recipe
+from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 
 PAST = "int8:real:tensor:nearest:pass:hindsight(0.75,1)"

@@ -1,0 +1,177 @@
+"""Options that commands share. What is expensive to import is imported where it is used."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompiler.cli.progress import progress
+from qcompiler.errors import in_short
+
+MODEL = (
+    "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
+    "returns the model, or the model and a tuple of its inputs; the class of a model will do."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What the commands that train are given, as texts."""
+
+    model: str
+    recipe: str
+    inputs: tuple[str, ...]
+    checkpoint: str | None
+    data: str | None
+    loss: str | None
+
+    def __str__(self) -> str:
+        from qcompiler.cli.models import describe
+
+        return describe(self.model, input=self.inputs, data=self.data, loss=self.loss)
+
+
+def checked(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback for an option or argument: what `check` raises for is refused before any work, with exit code 2."""
+
+    def refuse(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        try:
+            with progress("loading"):  # a check imports what the command needs
+                for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                    check(one)
+        except (OSError, ValueError, ImportError) as error:
+            raise click.BadParameter(in_short(error)) from None
+        return value
+
+    return refuse
+
+
+def named_recipe(name: str) -> None:
+    """Refuses what is no recipe."""
+    from qcompiler.recipes import get
+
+    get(name)
+
+
+def _input(text: str) -> None:
+    from qcompiler.cli.models import parse_input
+
+    parse_input(text)
+
+
+def picture(path: str, *, colored: bool = False) -> None:
+    """Refuses what no picture can be written to."""
+    from qcompiler.drawing.drawing import check
+
+    check(path, colored=colored)
+
+
+def stage(name: str) -> None:
+    """Refuses what is the name of no stage."""
+    from qcompiler.compiler.stages import check_stage
+
+    check_stage(name)
+
+
+def writable(path: str) -> None:
+    """Refuses what no file can be written to."""
+    from qcompiler.files import check_writable
+
+    check_writable(path)
+
+
+def positive(number: float) -> None:
+    """Refuses NaN, infinity, zero and what is below."""
+    if not 0 < number < math.inf:
+        raise ValueError(f"got {number:g}; valid: a finite number above 0")
+
+
+def recipe_path(path: str) -> None:
+    """Refuses what no recipe can be written to."""
+    if Path(path).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"there is no folder {Path(path).parent}")
+    writable(path)
+
+
+def with_recipe(default: str) -> Callable[[Any], Any]:
+    """The option of every command that quantizes."""
+    text = "A name (`qcompiler recipes` lists them) or a .yaml file."
+    return click.option("--recipe", "-r", default=default, show_default=True, callback=checked(named_recipe), help=text)
+
+
+def with_json(text: str = "JSON instead of text.") -> Callable[[Any], Any]:
+    """The option of every command."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def with_model(command: Any, recipe: str = "hyperblock-int8") -> Any:
+    """The argument and the options of every command that takes a model."""
+    for add in (
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="SHAPE",
+            callback=checked(_input),
+            help="Shape of an input, instead of those that the callable gives: 8,3,32,32 or 4,16:int64; once for each.",
+        ),
+        with_recipe(recipe),
+        click.argument("model"),
+    ):
+        command = add(command)
+    return command
+
+
+def with_graph(command: Any) -> Any:
+    """Those of every command that looks at one of its graphs."""
+    flag = click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training.")
+    return with_model(flag(command))
+
+
+def with_checkpoint(command: Any) -> Any:
+    """The trained state of the model."""
+    text = "The state_dict() of the trained model: a file of torch.save."
+    return click.option("--checkpoint", "-c", type=click.Path(exists=True, dir_okay=False), help=text)(command)
+
+
+def with_file(command: Any) -> Any:
+    """Those of every command about a file of ONNX."""
+    path = click.argument("path", type=click.Path(dir_okay=False))
+    return with_model(path(with_checkpoint(with_json("JSON instead of a table.")(command))))
+
+
+def with_training(recipe: str) -> Callable[[Any], Any]:
+    """Those of every command that trains; the command gets them as one `Training`."""
+
+    def add(command: Any) -> Any:
+        @functools.wraps(command)
+        def run(
+            model: str,
+            recipe: str,
+            inputs: tuple[str, ...],
+            checkpoint: str | None,
+            data: str | None,
+            loss: str | None,
+            **own: Any,
+        ) -> None:
+            command(Training(model, recipe, inputs, checkpoint, data, loss), **own)
+
+        data = click.option(
+            "--data",
+            metavar="MODULE:NAME",
+            help="Batches: an iterable, or a callable that returns one. Default: the example inputs of the model.",
+        )
+        loss = click.option(
+            "--loss",
+            metavar="MODULE:NAME",
+            help="A callable (model, batch) -> loss. Default: the cross entropy of batches (inputs, labels).",
+        )
+        return with_model(with_checkpoint(data(loss(with_json()(run)))), recipe)
+
+    return add

@@ -1,0 +1,1 @@
+"""From a graph of Dynamo to a step that runs: capture, pipelines, lowering, backends."""

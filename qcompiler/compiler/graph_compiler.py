@@ -1,0 +1,169 @@
+"""The backend that Dynamo calls: one graph in, one running step out."""
+
+import contextlib
+import dataclasses
+import logging
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler.capture import Captured, capture
+from qcompiler.compiler.lower import Lowered, lower
+from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
+from qcompiler.compiler.outside import Recorder, forward_order
+from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.plan import Kept, QuantPlan
+from qcompiler.compiler.variants import Variants
+from qcompiler.errors import CompileError
+from qcompiler.passes.ir.edit import copy_graph
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.execute.step import Step
+from qcompiler.runtime.ranges.store import RangeStore
+
+logger = logging.getLogger("qcompiler")
+
+
+class GraphCompiler:
+    """The backend of one mode (training or evaluation) of one recipe."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backend: str | None = None,
+        strict: bool = False,
+        *,
+        store: RangeStore | None = None,
+        frozen: bool = False,
+        names: ModelNames | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.backend = backend
+        self.strict = strict
+        #: ranges of the past, shared by all graphs of a model
+        self.store = RangeStore(torch_compat.ENGINE) if store is None else store
+        #: True in eval mode, where ranges do not move
+        self.frozen = frozen
+        #: names of the model's parts, shared by all modes
+        self.names = ModelNames(None) if names is None else names
+        #: part of the model → the plan of its latest capture
+        self.plans: dict[FrameKey, Callable[[], QuantPlan]] = {}
+        #: part of the model → its graph before the passes, of which every later stage is made anew for who looks at it
+        self.captures: dict[FrameKey, Captured] = {}
+        #: what ran outside of the captured graphs, as notes for the plan
+        self.breaks: list[str] = []
+        #: contractions that ran outside of the captured graphs
+        self.outside: dict[Kept, None] = {}
+        #: calls of captured graphs so far: a call of the model that adds none ran in float
+        self.runs = 0
+        #: calls of the model in which none ran
+        self.misses = 0
+        #: captures that no recorded call has followed yet; at the start the first call is recorded
+        self._unrecorded = 1
+        #: captures and steps in progress, whose operators are not the model's own
+        self._inside = 0
+        self._call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+        #: the module path of each contraction of a whole forward, if a part of the model had to be placed
+        self._order: list[str] | None = None
+
+    def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        with self._working():
+            names = self.names.of(dynamo_compat.traced_frame(module), inputs)
+            if not names.is_whole:
+                dynamo_compat.guard_instances(module, lambda value: id(value) in names.modules)
+            return Variants(module, lambda copied, given: self._build(copied, given, names), self._running).first(
+                inputs
+            )
+
+    def _build(self, module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> tuple[Captured, Step]:
+        """Captures, rewrites and lowers one graph."""
+        self._unrecorded += 1
+        captured = capture(module, inputs, names)
+        captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
+        untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
+        finish = self.prepare(captured)
+        joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
+        plan = QuantPlan.of(captured.module)
+        self._refuse_floats(plan.kept)
+        lowered = finish()
+        self.captures[names.key] = untouched
+        self.plans[names.key] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
+        return captured, lowered.step
+
+    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
+        """Sees the graph before the passes; what it returns lowers the graph after them."""
+        backend = "inductor" if self.strict and self.backend is None else self.backend
+        return lambda: lower(captured, backend, self.store)
+
+    @contextlib.contextmanager
+    def calling(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """A context around a call of the model: notes contractions outside of the graphs, if graphs are new.
+
+        Raises:
+            CompileError: `strict`, and a contraction ran outside.
+        """
+        if self._call is not None:  # the model calls itself
+            yield
+            return
+        self._call = (args, kwargs)
+        watched = bool(self._unrecorded and self.recipe.rules)
+        recorder = Recorder(model, lambda: self._inside > 0) if watched else None
+        try:
+            with recorder or contextlib.nullcontext():
+                yield
+        finally:
+            self._call = None
+        if recorder is not None:
+            self._unrecorded = 0
+            self._add_outside([kept for kept in recorder.found if kept not in self.outside])
+
+    def give_up(self, code: types.CodeType, reason: str) -> None:
+        """Notes that the parts of a function are captured alone from now on."""
+        file, name, line = function = (code.co_filename, code.co_name, code.co_firstlineno)
+        note = f"{name} at {file}:{line} is captured in parts, since every call of it needs a new capture: {reason}"
+        logger.warning("%s", note)
+        self.breaks.append(note)
+        self.names.release(function, frozen=self.frozen)
+        for key in [key for key in self.plans if key[:3] == function]:
+            del self.plans[key], self.captures[key]
+
+    def _add_outside(self, found: Sequence[Kept]) -> None:
+        self.outside.update(dict.fromkeys(found))
+        self._refuse_floats(found)
+        if found and self.plans:  # without any graph there is one warning for the whole model
+            rows = "; ".join(f"{kept.consumer}: {kept.reason}" for kept in found)
+            logger.warning("left in float: %s", rows)
+
+    def _refuse_floats(self, found: Sequence[Kept]) -> None:
+        rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in found if not kept.asked)
+        if self.strict and self.recipe.rules and rows:
+            raise CompileError(f"strict: left in float: {rows}")
+
+    def _find_order(self) -> list[str] | None:
+        """Return the order of the contractions of the model; None if no rule asks for it, or it is not to be had."""
+        asks = any(rule.position is not None for rule in self.recipe.rules)
+        if self._order is None and asks and self._call is not None and self.names.model is not None:
+            try:
+                self._order = forward_order(self.names.model, *self._call)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                note = f"first and last are those of each graph, not of the model: a copy of it cannot run: {reason}"
+                self.breaks += [note] if note not in self.breaks else []
+        return self._order
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        self.runs += 1
+        with self._working():
+            yield
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1

@@ -1,0 +1,256 @@
+"""From a quantized graph to a `Step` that runs: partition, retrace, compile each half."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.capture import Captured
+from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
+from qcompiler.passes.halves.halves import Halves, verify_halves
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import (
+    find_value,
+    get_input,
+    get_value,
+    is_backward,
+)
+from qcompiler.passes.ir.views import view_root
+from qcompiler.runtime import ops
+from qcompiler.runtime.execute.step import Half, Ranges, Step, Tangent
+from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.ranges.store import RangeStore, StateSite
+
+logger = logging.getLogger("qcompiler")
+
+#: a name, None (compile, or run eagerly where that fails), or a function that makes a half out of a graph
+Backend: TypeAlias = str | Callable[[GraphModule], Half] | None
+
+
+@dataclasses.dataclass
+class Lowered:
+    """A step and what was learned on the way: bytes saved for backward, fallbacks with their reason."""
+
+    step: Step
+    saved_bytes: int
+    saved_code_bytes: int
+    notes: list[str]
+
+
+def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
+    """Makes the step of a quantized graph.
+
+    Args:
+        captured: the graph after the passes.
+        store: where the ranges of the past live.
+        backend: "eager" runs node by node; "inductor" compiles, and raises where that fails; None compiles, and runs
+            eagerly with the reason in `notes` where that fails. A function runs every half its own way.
+    """
+    notes: list[str] = []
+    sites = [_sites(captured.module, backward) for backward in (False, True)]
+    if not captured.is_joint:
+        (whole,) = split(captured).graphs
+        ranges = _ranges(store, sites, whole, None, backend, ())
+        forward = _half(whole, captured, backend, notes, is_backward=False)
+        step = Step(
+            forward, None, captured.writes, captured.differentiable, device_types=_devices(captured), ranges=ranges
+        )
+        return Lowered(step, 0, 0, notes)
+    depends, states = _dependencies(captured)
+    halves = split(captured)
+    first, second = halves.graphs
+    ranges = _ranges(store, sites, first, second, backend, states)
+    step = Step(
+        forward=_half(first, captured, backend, notes, is_backward=False),
+        backward=_lazy(second, captured, backend, notes),
+        writes=captured.writes,
+        differentiable=captured.differentiable,
+        tangents=tuple(_tangents(captured)),
+        depends=depends,
+        device_types=_devices(captured),
+        ranges=ranges,
+    )
+    return Lowered(step, *saved_bytes(halves.saved), notes)
+
+
+def split(captured: Captured, observe: Callable[[str, int, Halves], None] | None = None) -> Halves:
+    """Return the halves of a graph after the joint passes, verified. Changes the graph.
+
+    Args:
+        captured: the graph after the joint passes.
+        observe: called after each pass with its name and count.
+
+    Raises:
+        PassError: a pass failed, or a half breaks a rule.
+        VerifyError: a float is saved for which there are codes, or an operator reads other strides than traced.
+    """
+    if captured.is_joint:
+        halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
+    else:
+        halves = Halves.of_forward(captured.module, captured.forward_outputs)
+    halves_pipeline()(halves, observe)
+    verify_halves(halves)
+    return halves
+
+
+def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
+    """The sites whose state is an input of one half, in the order of those inputs."""
+    sites = []
+    for node in module.graph.find_nodes(op="placeholder"):
+        fact = get_input(node)
+        if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
+            (text,) = {str(get_argument(user, "spec")) for user in node.users if user.target is ops.SCALE}
+            spec, val = parse_spec(text), get_value(node)
+            meaning = spec.range.meaning(spec.format.bits)
+            sites.append(StateSite(fact.name, spec.range, tuple(val.shape), val.device, meaning))
+    return sites
+
+
+def _ranges(
+    store: RangeStore,
+    sites: Sequence[list[StateSite]],
+    forward: GraphModule,
+    backward: GraphModule | None,
+    backend: Backend,
+    backward_depends: tuple[frozenset[int], ...],
+) -> Ranges | None:
+    """What a step needs to run with states; None where no quantizer keeps one."""
+    if not any(sites):
+        return None
+    run = backend if callable(backend) else _interpret
+    halves = [
+        run(_copy_for(half, first=True)) if half is not None and found else None
+        for half, found in zip((forward, backward), sites, strict=True)
+    ]
+    plain = None if backward is None else run(_copy_for(backward, first=False))
+    learns = any(half is not None and _updates(half) for half in (forward, backward))
+    return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), backward_depends, halves[0], halves[1], plain)
+
+
+def _updates(module: GraphModule) -> bool:
+    return bool(list(module.graph.find_nodes(op="call_function", target=ops.UPDATE)))
+
+
+def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
+    """Return a half for `first` steps, or for what follows them: such steps are rare, so it is never compiled."""
+    copied = Halves.of_forward(copy_graph(half), 0)
+    start_pipeline(first=first)(copied)
+    (module,) = copied.graphs
+    return module
+
+
+def _half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool) -> Half:
+    """One half, compiled or interpreted."""
+    inputs = [get_value(node) for node in module.graph.find_nodes(op="placeholder")]
+    return _compile(module, inputs, captured, backend, notes, is_backward=is_backward)
+
+
+def _lazy(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
+    """The backward half, compiled at its first call for the strides that forward really returned."""
+    compiled: list[Half] = []
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        if not compiled:
+            inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
+            compiled.append(_compile(module, inputs, captured, backend, notes, is_backward=True))
+        return compiled[0](args)
+
+    return run
+
+
+def _compile(
+    module: GraphModule,
+    inputs: list[Any],
+    captured: Captured,
+    backend: Backend,
+    notes: list[str],
+    *,
+    is_backward: bool,
+) -> Half:
+    if callable(backend):
+        return backend(module)
+    if backend == "eager":
+        return _interpret(module)
+    try:
+        plain = torch_compat.retrace(module, inputs, fake_mode(module.graph))
+        return torch_compat.compile_inductor(
+            plain,
+            inputs,
+            is_backward=is_backward,
+            is_inference=not captured.is_joint,
+            static_inputs=() if is_backward else captured.static_inputs,
+            fixed_outputs=None if is_backward else captured.forward_outputs,
+        )
+    except Exception as error:
+        if backend == "inductor":
+            raise
+        half = "backward" if is_backward else "forward"
+        notes.append(f"{half} runs eagerly, Inductor failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+        logger.warning("%s", notes[-1])
+        return _interpret(module)
+
+
+def _interpret(module: GraphModule) -> Half:
+    """Node by node, dropping each value after its last use."""
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        given = list(args)
+        args.clear()
+        with torch.no_grad():
+            return Interpreter(module).boxed_run(given)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:
+    """Return the tangents that gradients and states descend from.
+
+    First for each input, then each learned range, None without gradient; second for each state of the backward half.
+    """
+    reach: dict[Node, frozenset[int]] = {}
+    tangents = [
+        n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT
+    ]
+    for node in captured.module.graph.nodes:
+        own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
+        reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
+    outputs = list_outputs(captured.module.graph)[captured.forward_outputs :]
+    states = [node for node in outputs if isinstance(node, Node) and node.target is ops.UPDATE]
+    grads = [node for node in outputs if node not in states]
+    depends = tuple(reach[grad] if isinstance(grad, Node) else None for grad in grads)
+    return depends, tuple(reach[state] for state in states if is_backward(state))
+
+
+def _tangents(captured: Captured) -> list[Tangent]:
+    nodes = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
+    return [
+        Tangent(output, tuple(get_value(n).shape), get_value(n).stride(), get_value(n).dtype, get_value(n).device)
+        for output, n in zip(captured.tangents, nodes, strict=True)
+    ]
+
+
+def _devices(captured: Captured) -> tuple[str, ...]:
+    values = [find_value(n) for n in captured.module.graph.nodes]
+    return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
+
+
+def saved_size(node: Node) -> int:
+    """Bytes that a node takes where it is saved for backward; 0 for inputs and parameters, which are there anyway."""
+    if view_root(node).op == "placeholder":
+        return 0
+    return (
+        int(get_value(node).numel()) * get_value(node).element_size()
+    )  # int(): the size of a random state is symbolic
+
+
+def saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:
+    """(bytes that forward keeps for backward, of these codes, scales and masks); inputs and parameters not counted."""
+    sizes = [(node, saved_size(node)) for node in saved if isinstance(node, Node)]
+    quantized = (ops.SCALE, ops.CHECKED, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
+    return sum(size for _, size in sizes), sum(size for node, size in sizes if node.target in quantized)

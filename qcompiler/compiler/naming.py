@@ -1,0 +1,179 @@
+"""Names that start at the model, whichever part of it Dynamo captures."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from torch import nn
+
+from qcompiler.compiler.dynamo_compat import TracedFrame
+from qcompiler.passes.ir.frame import Frame, Positions, whole_model
+from qcompiler.passes.ir.source_names import clean_path, parse_source
+from qcompiler.passes.rules import Position
+
+#: one part of the model: file, function and line, and the module whose method it is, or its parameters
+FrameKey: TypeAlias = tuple[str, str, int, str]
+#: what Dynamo calls the rest of a function behind a graph break
+_RESUMED: Final = "torch_dynamo_resume_in_"
+#: the module path of each contraction of a forward of the whole model, in order; None: not to be had
+Order: TypeAlias = Callable[[], Sequence[str] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameNames:
+    """The names of one captured graph."""
+
+    key: FrameKey
+    #: the module whose method was captured; empty for the model itself, and where no module is known
+    root: str
+    #: False if the graph is a part of the model
+    is_whole: bool
+    modules: Mapping[int, str]
+    tensors: Mapping[int, str]
+    scopes: Mapping[str, Mapping[str, Any]]
+
+    def path(self, source: str) -> str:
+        """Return the path in the model of a module that Dynamo found at `source`: `blocks.1.up`."""
+        parsed = parse_source(source)
+        if parsed is None:
+            return source
+        value = self.scopes.get(parsed.scope, {}).get(parsed.variable)
+        for index in range(len(parsed.steps) + 1):
+            if id(value) in self.modules:
+                return ".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:]))))
+            if index < len(parsed.steps):
+                value = _step(value, parsed.steps[index])
+        return clean_path(source)
+
+    def tensor(self, source: str, tensor: Any) -> str:
+        """Return the name of a parameter or buffer: from where Dynamo found it, or as the model knows the tensor."""
+        path = self.path(source)
+        known = self.tensors.get(id(tensor))
+        return known if known is not None and path == clean_path(source) else path
+
+
+#: of a graph that no model is known of: names start at its own variables
+PLAIN: Final = FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+
+
+def _step(value: Any, step: str | int) -> Any:
+    """Return an element or attribute of a value; None if there is none."""
+    held = {**value._modules, **value._parameters, **value._buffers} if isinstance(value, nn.Module) else value
+    try:
+        return held[step] if isinstance(held, Mapping | Sequence) else getattr(value, str(step))  # type: ignore[index]
+    except (LookupError, AttributeError, TypeError):
+        return getattr(value, str(step), None)
+
+
+class ModelNames:
+    """The names of the parts of one model, over all its graphs.
+
+    A layer that several graphs use has a name in each: `layer` in the graph that was captured first, `layer@2` in the
+    second. Graphs of the same code and module, such as one captured again for another signature, share the name.
+
+    Training and evaluation count apart, since one may have graph breaks that the other has not (gradient checkpoints
+    that log, say), and evaluation reads the ranges of training. Code that both run has the same name in both.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        #: for training and evaluation: name of a layer → the parts that have had contractions of it, with their numbers
+        self._claims: dict[bool, dict[str, dict[FrameKey, int]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → the layers of its latest capture
+        self._layers: dict[bool, dict[FrameKey, set[str]]] = {False: {}, True: {}}
+        #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
+        self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
+
+    def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
+        """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
+        if frame is None:
+            return PLAIN
+        modules: dict[int, str] = {}
+        tensors: dict[int, str] = {}
+        if self.model is not None:
+            modules = {id(module): name for name, module in self.model.named_modules()}
+            held = (*self.model.named_parameters(), *self.model.named_buffers())
+            tensors = {id(tensor): name for name, tensor in held}
+        # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
+        owners = (*map(frame.locals.get, ("self", "fn")), frame.first)
+        owner = next((x for x in owners if id(x) in modules), None)
+        root = modules.get(id(owner), "")
+        resumed = frame.function.startswith(_RESUMED)
+        is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
+        # a function outside of modules is told by the parameters that it is called with; not by buffers, which
+        # evaluation need not read: batch norm counts batches in training alone
+        parameters = (tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
+        named = ",".join(tensors[id(tensor)] for tensor in parameters if id(tensor) in tensors)
+        owned = named if owner is None else root
+        key = (frame.file, frame.function, frame.line, owned)
+        scopes = {"L": frame.locals, "G": frame.globals}
+        return FrameNames(key, root, is_whole, modules, tensors, scopes)
+
+    def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
+        """Return what the passes need to know of one graph.
+
+        Args:
+            names: of the graph.
+            order: is asked to place a part of the model.
+            frozen: True for a graph of evaluation.
+        """
+
+        self._forget_layers(names.key, frozen)
+
+        def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
+            found = order()
+            return whole_model(paths) if found is None else self._place(names.key, paths, found, frozen)
+
+        placed: Positions = whole_model if names.is_whole else positions
+        return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
+
+    def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
+        """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
+        file, function, _, owned = key
+        rest = f"{_RESUMED}{function}_at_"
+        for part, layers in self._layers[frozen].items():
+            if part == key or (part[0] == file and part[3] == owned and part[1].startswith(rest)):
+                layers.clear()
+
+    def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:
+        """Return the number of a part among those that have contractions of a layer.
+
+        If a graph break comes or goes, the rest of a function takes over the numbers of layers, or gives them back.
+        """
+        claims, others = (self._claims[mode].setdefault(layer, {}) for mode in (frozen, not frozen))
+        layers = self._layers[frozen]
+        layers.setdefault(key, set()).add(layer)
+        if key not in claims:
+            taken = {number for part, number in claims.items() if layer in layers.get(part, ())}
+            free = next(number for number in itertools.count(1) if number not in taken)
+            wanted = others.get(key, free)
+            claims[key] = free if wanted in taken else wanted
+        return claims[key]
+
+    def release(self, function: tuple[str, str, int], *, frozen: bool = False) -> None:
+        """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
+        for claims in self._claims[frozen].values():
+            for key in [key for key in claims if key[:3] == function]:
+                del claims[key]
+        counts = self._counts[frozen]
+        self._counts[frozen] = {key: count for key, count in counts.items() if key[:3] != function}
+
+    def _place(
+        self, key: FrameKey, paths: Sequence[str], order: Sequence[str], frozen: bool
+    ) -> list[frozenset[Position]]:
+        """Return the positions of the contractions of a part, from the order of all those of the model."""
+        earlier: Counter[str] = Counter()
+        for other, counts in self._counts[frozen].items():
+            if other == key:
+                break
+            earlier.update(counts)
+        self._counts[frozen][key] = Counter(paths)
+        ends = ((Position.FIRST, (order[0], 1)), (Position.LAST, (order[-1], order.count(order[-1])))) if order else ()
+        placed = []
+        for path in paths:
+            earlier[path] += 1
+            found = {position for position, end in ends if end == (path, earlier[path])}
+            placed.append(frozenset(found or {Position.INNER}))
+        return placed

@@ -1,0 +1,245 @@
+"""The joint graph as a networkx.MultiDiGraph, which drawings, tables and queries read; attributes: docs/sight.md."""
+
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import networkx
+import torch
+from torch.fx import Graph, Node
+
+from qcompiler.compiler.capture import Captured
+from qcompiler.compiler.lower import saved_size
+from qcompiler.compiler.plan import describe
+from qcompiler.compiler.stages import Stage
+from qcompiler.passes.ir.arguments import number_arguments
+from qcompiler.passes.ir.facts import Contraction, InputKind
+from qcompiler.passes.ir.meta import find_value, get_contraction, get_input, get_owner, is_backward, source_line
+from qcompiler.passes.ir.quantizer import Quantizer
+from qcompiler.passes.ir.site_name import get_role
+from qcompiler.passes.ir.views import is_view
+from qcompiler.runtime import ops
+
+#: the operators of quantizers → what they are to a reader of the graph
+_KINDS: Final = {
+    ops.QUANTIZE: "quantizer",
+    ops.SCALE: "scale",
+    ops.CHECKED: "scale",
+    ops.ZERO_POINT: "scale",
+    ops.DEQUANTIZE: "dequantizer",
+    ops.PACK: "packing",
+    ops.UNPACK: "packing",
+    ops.IN_RANGE: "mask",
+    ops.UPDATE: "range",
+    ops.DRAW_KEY: "key",
+    ops.ROTATE: "rotation",
+    operator.getitem: "item",
+}
+#: kinds that hold the same tensor as their first argument, in another form
+CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
+
+
+def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
+    """One stage of every captured graph as one directed graph; an edge for every argument of every node.
+
+    Returns:
+        Nodes have kind, lane, op, module, shape, dtype, bytes, source; quantizers and contractions have more. With
+        several captured graphs the names of nodes begin with the number of theirs: `2:mm`.
+    """
+    graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(stage=stages[0].name, graphs=len(stages))
+    for number, stage in enumerate(stages, start=1):
+        _Builder(graph, f"{number}:" if len(stages) > 1 else "", stage).run()
+    for node, data in graph.nodes(data=True):
+        if data["kind"] == "quantizer":
+            found = (reader for reader, _ in operand_readers(graph, node))
+            data["consumers"] = tuple(reader for reader in found if not graph.nodes[reader]["recomputed"])
+            _place(data, [graph.nodes[reader] for reader in data["consumers"]])
+    _settle(graph)
+    return graph
+
+
+def readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
+    """(reader, argument, saved on the way) of a tensor, through views, packing and dequantizers, in graph order."""
+    for _, reader, data in graph.out_edges(node, data=True):
+        if graph.nodes[reader]["kind"] not in CARRIERS:
+            yield reader, data["arg"], data["saved"]
+        elif data["arg"] == 0:
+            yield from ((found, arg, saved or data["saved"]) for found, arg, saved in readers(graph, reader))
+
+
+def _place(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> None:
+    """Puts a quantizer into the innermost module around all its consumers; weights have no source line of their own."""
+    if consumers:
+        paths = [consumer["module"].split(".") for consumer in consumers]
+        same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        quantizer["module"] = ".".join(parts[0] for parts in same)
+        quantizer["source"] = quantizer["source"] or consumers[0]["source"]
+
+
+def _settle(graph: "networkx.MultiDiGraph[str]") -> None:
+    """Gives what belongs to no module, sums of gradients, to the module that reads it."""
+    for node in reversed(list(graph)):
+        if graph.nodes[node]["module"] is None:
+            found = (graph.nodes[reader]["module"] for _, reader in graph.out_edges(node))
+            graph.nodes[node]["module"] = next((module for module in found if module is not None), "")
+
+
+def operand_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int]]:
+    """(contraction, argument) for every operand that a quantizer gives."""
+    for reader, arg, _ in readers(graph, node):
+        if arg in {operand["arg"] for operand in graph.nodes[reader].get("operands", ())}:
+            yield reader, arg
+
+
+class _Builder:
+    """Adds one captured graph."""
+
+    def __init__(self, graph: "networkx.MultiDiGraph[str]", prefix: str, stage: Stage) -> None:
+        self.graph, self.prefix, self.stage = graph, prefix, stage
+        self.names: dict[Node, str] = {}
+        self.saved = set(stage.saved or ())
+
+    def run(self) -> None:
+        captured, stage = self.stage.captured, self.stage
+        outputs = _outputs(captured)
+        if stage.backward is None:
+            self.add_graph(stage.graph, outputs)
+            return
+        forward = list(stage.graph.output_node().args[0])  # type: ignore[arg-type]
+        self.add_graph(stage.graph, outputs[: captured.forward_outputs], len(forward) - len(stage.saved or ()))
+        held = list(stage.backward.find_nodes(op="placeholder"))
+        self.names |= {inside: self.names[node] for inside, node in zip(held, stage.saved or (), strict=False)}
+        self.add_graph(stage.backward, outputs[captured.forward_outputs :])
+
+    def add_graph(self, graph: Graph, outputs: Sequence[tuple[str, str]], count: int | None = None) -> None:
+        """One graph; `count` of its outputs are what the user gets, the others are saved."""
+        for node in graph.nodes:
+            if node.op == "output":
+                self.add_outputs(list(node.args[0])[:count], outputs)
+            elif node not in self.names:
+                self.add_node(node)
+
+    def add_node(self, node: Node) -> None:
+        backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
+        name = self.prefix + node.name
+        recomputed = name in self.graph
+        self.names[node] = name = f"{name}@backward" if recomputed else name
+        data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
+        data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
+        arguments = list(number_arguments(node))
+        if (
+            data["kind"] == "operator"
+            and not data["saved"]
+            and all(self.kind(source) == "constant" for _, source in arguments)
+        ):
+            data["kind"] = "constant"
+        if recomputed and data["kind"] == "contraction":
+            data["name"] += ", recomputed"
+        self.graph.add_node(name, **data)
+        for arg, source in arguments:
+            self.connect(source, name, arg)
+
+    def kind(self, node: Node) -> str:
+        return str(self.graph.nodes[self.names[node]]["kind"])
+
+    def connect(self, source: Node, name: str, arg: int) -> None:
+        start = self.names[source]
+        lanes = self.graph.nodes[start]["lane"], self.graph.nodes[name]["lane"]
+        operand: dict[str, Any] = next((o for o in self.graph.nodes[name].get("operands", ()) if o["arg"] == arg), {})
+        data = {"arg": arg, "saved": lanes == ("forward", "backward"), "bytes": self.graph.nodes[start]["bytes"]}
+        self.graph.add_edge(start, name, arg, operand=operand.get("name", ""), kept=operand.get("kept", ""), **data)
+
+    def add_outputs(self, results: Sequence[Any], named: Sequence[tuple[str, str]]) -> None:
+        for index, result in enumerate(results):
+            if not isinstance(result, Node):
+                continue
+            is_range = result.target is ops.UPDATE or index >= len(named)
+            label, module = (f"range {result.name}", "") if is_range else named[index]
+            source = self.graph.nodes[self.names[result]]
+            data = {key: source[key] for key in ("lane", "shape", "dtype", "bytes", "source")}
+            data |= {"kind": "range output" if is_range else "output", "op": "output", "name": label, "module": module}
+            name = f"{self.prefix}{label}"
+            self.graph.add_node(name, **data, saved=False, saved_bytes=0, recomputed=False)
+            self.connect(result, name, 0)
+
+
+def _describe(node: Node) -> dict[str, Any]:
+    """What a node is, without its place."""
+    fact, contraction = get_input(node), get_contraction(node)
+    kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
+    kind = "key" if node.op == "placeholder" and fact is None else kind
+    data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": get_owner(node)}
+    data |= _tensor(find_value(node)) | {"source": source_line(node)}
+    if contraction is not None:
+        return data | _contraction(contraction) | {"elements": _elements(node)}
+    return data | _quantizer(node) if kind == "quantizer" else data
+
+
+def _operator(node: Node) -> str:
+    target = node.target
+    name = str(target) if isinstance(target, str) or hasattr(target, "_schema") else target.__name__
+    return node.op if node.op == "placeholder" else name.removesuffix(".default")
+
+
+def _tensor(value: Any) -> dict[str, Any]:
+    """Shape, dtype, bytes; of an operator with several results those of all of them together."""
+    if isinstance(value, torch.Tensor):
+        shape = tuple(int(size) for size in value.shape)
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"shape": shape, "dtype": dtype, "bytes": math.prod(shape) * value.element_size()}
+    parts = [_tensor(part) for part in value] if isinstance(value, list | tuple) else []
+    return {"shape": (), "dtype": "", "bytes": sum(part["bytes"] for part in parts)}
+
+
+def _elements(node: Node) -> int:
+    """How many numbers a contraction makes; one that torch writes with several results makes one of them here."""
+    made = find_value(node)
+    parts = made if isinstance(made, list | tuple) else [made]
+    return max((int(part.numel()) for part in parts if isinstance(part, torch.Tensor)), default=0)
+
+
+def _contraction(fact: Contraction) -> dict[str, Any]:
+    operands = tuple(
+        {"arg": o.arg, "name": o.name, "role": str(o.role), "axis": o.contracted, "kept": o.kept, "asked": o.asked}
+        for o in fact.operands
+    )
+    kept = [f"{o.name}: {o.kept}" for o in fact.operands if o.kept and not fact.is_bias]
+    return {
+        "kind": "contraction",
+        "site": fact.site,
+        "operator": fact.operator,
+        "name": fact.site if fact.kept else describe(fact),
+        "product": "bias-gradient" if fact.is_bias else str(fact.product),
+        "operands": operands,
+        "kept": fact.kept or "; ".join(kept),
+    }
+
+
+def _quantizer(node: Node) -> dict[str, Any]:
+    quantizer = Quantizer(node)
+    spec, name = quantizer.spec, quantizer.site
+    fields = {key: str(getattr(spec, key)) for key in ("format", "scale", "block", "rounding", "vjp", "range")}
+    return {
+        "name": name,
+        "role": str(get_role(name)),
+        "spec": quantizer.text,
+        "layout": quantizer.layout,
+        **fields,
+        "bits": spec.format.bits,
+    }
+
+
+def _outputs(captured: Captured) -> list[tuple[str, str]]:
+    """(name, module path) of every output of a captured graph, in order."""
+    inside = {InputKind.PARAMETER, InputKind.BUFFER}
+    owners = [fact.name.rpartition(".")[0] if fact.kind in inside else "" for fact in captured.inputs]
+    mutated = [(f"new value of {captured.inputs[index].name}", owners[index]) for index in captured.mutated]
+    results = [(f"output {index}", "") for index in range(len(captured.differentiable))]
+    gradients = [(f"gradient of {fact.name}", path) for fact, path in zip(captured.inputs, owners, strict=True)]
+    return [*mutated, *results, *gradients]
+
+
+#: kinds of what enters a graph
+INPUTS: Final = frozenset(map(str, InputKind))

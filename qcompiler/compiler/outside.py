@@ -1,0 +1,128 @@
+"""Contractions that run as plain PyTorch: outside of the graphs that Dynamo captures, or in a whole forward."""
+
+import contextlib
+import copy
+import io
+import os
+import random
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.plan import Kept
+from qcompiler.passes.ir.opaque import explain_call
+from qcompiler.passes.joint.annotate_roles import is_contraction
+
+_LIBRARIES = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler))
+
+
+class Recorder(torch_compat.DispatchMode):
+    """A mode that notes every contraction which runs as plain PyTorch inside of it, with its module and source line.
+
+    Dynamo captures graphs inside of this mode as it does outside of it.
+    """
+
+    #: among what runs inside of a step are operators that keep the state of a generator
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
+        super().__init__()
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._is_paused = is_paused
+        #: the module path of each contraction that passes can reach, in order
+        self.order: list[str] = []
+        #: each contraction once, those inside of fused kernels too
+        self.found: dict[Kept, None] = {}
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Return True: Dynamo gives up functions that run inside of other modes."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Note a contraction, and run every operator as it is."""
+        result = func(*args, **(kwargs or {}))
+        given = (*args, *(kwargs or {}).values())
+        if not self._is_paused() and (is_contraction(func) or explain_call(func, given, result)):
+            path, line = self._find_place()
+            path = self._find_owner(path, args)
+            if is_contraction(func):
+                self.order.append(path)
+            self.found[Kept(str(func), path or "(root)", f"runs outside of the captured graphs, at {line}")] = None
+        return result
+
+    def _find_place(self) -> tuple[str, str]:
+        """Return the path of the innermost module that runs, and the innermost line of the user."""
+        frame: types.FrameType | None = sys._getframe(2)
+        line, path = "", None
+        while frame is not None and (path is None or not line):
+            name = self._modules.get(id(frame.f_locals.get("self")))
+            path = name if path is None else path
+            if not line and not frame.f_code.co_filename.startswith(_LIBRARIES):
+                line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            frame = frame.f_back
+        return path or "", line or "an unknown line"
+
+    def _find_owner(self, path: str, args: tuple[Any, ...]) -> str:
+        """Return the module that holds the weight if that lies inside of `path`: attention multiplies for out_proj."""
+        for arg in args:
+            base = arg._base if isinstance(arg, Tensor) and arg._base is not None else arg
+            owner = self._parameters.get(id(base), "").rpartition(".")[0]
+            if owner and (not path or owner.startswith(f"{path}.")):
+                return owner
+        return path
+
+
+def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """Return the module path of each contraction of one forward, in order.
+
+    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators
+    changes. What forward prints appears once.
+
+    Raises:
+        Exception: the model cannot be copied, or its forward raises.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
+                del hooks[key]  # closures write to what the copy shares with the model
+    inputs, options = torch_compat.map_leaves(_copy_tensor, (args, dict(kwargs)))
+    recorder = Recorder(twin)
+    with (
+        _kept_generators(),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        recorder,
+    ):
+        warnings.simplefilter("ignore")
+        twin(*inputs, **options)
+    return recorder.order
+
+
+def _copy_tensor(leaf: Any) -> Any:
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+
+
+@contextlib.contextmanager
+def _kept_generators() -> Iterator[None]:
+    """Put the generators of torch, Python and NumPy back at the end."""
+    states = torch_compat.random_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch_compat.set_random_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])

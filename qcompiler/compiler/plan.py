@@ -1,0 +1,166 @@
+"""QuantPlan: the quantizers and the refusals of a graph, read back as a table. The graph is the only source."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from qcompiler.passes.ir.facts import Contraction
+from qcompiler.passes.ir.meta import contractions, get_value
+from qcompiler.passes.ir.quantizer import Quantizer, list_dequantizers, list_quantizers
+from qcompiler.passes.ir.site_name import get_role
+from qcompiler.passes.ir.subgraphs import contractions_inside
+from qcompiler.passes.ir.walk import iterate_readers, list_operands
+from qcompiler.passes.rules import Role
+from qcompiler.runtime.numbers.packing import per_byte
+from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.tables import Table, to_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One quantizer: one tensor that becomes codes, once."""
+
+    name: str  # `layer1.0.conv1/input`
+    role: Role
+    spec: QuantSpec
+    layout: str
+    shape: tuple[int, ...]
+    consumers: tuple[str, ...]  # `layer1.0.conv1 forward`, `… weight gradient`
+    #: False for gradients, and where only the backward half reads the codes
+    is_forward: bool
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of its codes, packed, without scales."""
+        form = self.spec.format
+        return math.ceil(math.prod(self.shape) / per_byte(form.bits)) * form.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One operand (or a whole fused kernel) that stays in float, and why."""
+
+    name: str
+    consumer: str
+    reason: str
+    #: True where a rule says so; False where nothing could be done, or no rule speaks of it
+    asked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantPlan:
+    """Every quantizer after deduplication, everything kept in float, and what else the user should know.
+
+    `print(plan)` shows the table. `len(plan.sites)` is the number of quantizers that run in a step, `plan.placed` the
+    number before deduplication: one for each operand of each contraction.
+    """
+
+    sites: tuple[Site, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    placed: int = 0
+    #: bytes that forward keeps for backward, without parameters and inputs; of these, codes and scales
+    saved_bytes: int = 0
+    saved_code_bytes: int = 0
+    #: indices of the recipe's rules that decided something
+    matched: frozenset[int] = frozenset()
+    #: graph breaks, fallbacks, rules that matched nothing, rotations that could not be done
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, module: GraphModule) -> "QuantPlan":
+        """Reads the table off a graph, whole or forward only."""
+        found = list(contractions(module.graph))
+        consumers = {reader.floats: fact for node, fact in found for reader in list_operands(node, fact)}
+        sites = tuple(_describe_site(quantizer, consumers) for quantizer in list_quantizers(module.graph))
+        readers = [reader.floats for reader in list_dequantizers(module.graph)]
+        placed = [floats for floats in readers if floats in consumers and not consumers[floats].is_bias]
+        rules = {o.rule for _, fact in contractions(module.graph) for o in fact.operands}
+        rules |= {fact.output_rule for _, fact in contractions(module.graph)}
+        matched = {rule for rule in rules if rule is not None}
+        facts = [fact for _, fact in contractions(module.graph)]
+        notes = [
+            f"{fact.site}/{o.name} in {describe(fact)}: {o.remark}" for fact in facts for o in fact.operands if o.remark
+        ]
+        kept = tuple(_kept(module))
+        return cls(sites=sites, kept=kept, placed=len(placed), matched=frozenset(matched), notes=tuple(notes))
+
+    def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
+        """The table with what lowering learned."""
+        return dataclasses.replace(
+            self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=(*self.notes, *notes)
+        )
+
+    @classmethod
+    def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":
+        """One table for a model that was captured in several graphs."""
+        return cls(
+            sites=tuple(site for plan in plans for site in plan.sites),
+            kept=tuple(kept for plan in plans for kept in plan.kept),
+            placed=sum(plan.placed for plan in plans),
+            saved_bytes=sum(plan.saved_bytes for plan in plans),
+            saved_code_bytes=sum(plan.saved_code_bytes for plan in plans),
+            matched=frozenset(index for plan in plans for index in plan.matched),
+            notes=(*(note for plan in plans for note in plan.notes), *notes),
+        )
+
+    def __str__(self) -> str:
+        return to_text(self._parts())
+
+    def _parts(self) -> Iterator[Table | str]:
+        columns = ("role", "format", "block", "scale", "range", "rounding", "shape", "read by")
+        yield Table("Quantizers", ("quantizer", *columns), [_row(site) for site in self.sites])
+        if self.kept:
+            rows = [(kept.name, kept.consumer, kept.reason) for kept in self.kept]
+            yield Table("Contractions left in float", ("kept in float", "in", "why"), rows)
+        yield f"quantizers: {self.placed} before deduplication, {len(self.sites)} after"
+        yield f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+def _row(site: Site) -> tuple[Any, ...]:
+    """A quantizer as a row of the table."""
+    s, readers = site.spec, ", ".join(site.consumers)
+    return site.name, site.role, s.format, s.block, s.scale, s.range, s.rounding, list(site.shape), readers
+
+
+def describe(fact: Contraction) -> str:
+    """`layer1.0.conv1 forward`, `… input gradient`, `… weight gradient`, `… bias gradient`."""
+    if fact.is_bias:
+        return f"{fact.site} bias gradient"
+    if fact.gradient_of is None:
+        return f"{fact.site} forward"
+    name = {0: "input", 1: "weight"} if fact.operator != "matmul" else {0: "left", 1: "right"}
+    return f"{fact.site} {name[fact.gradient_of]} gradient"
+
+
+def _describe_site(quantizer: Quantizer, consumers: Mapping[Node, Contraction]) -> Site:
+    readers = [reader.floats for reader in iterate_readers(quantizer.codes)]
+    role = get_role(quantizer.site)
+    facts = [consumers[reader] for reader in readers if reader in consumers]
+    forward = not facts or any(fact.gradient_of is None and not fact.is_bias for fact in facts)
+    return Site(
+        quantizer.site,
+        role,
+        quantizer.spec,
+        quantizer.layout,
+        tuple(get_value(quantizer.tensor).shape),
+        tuple(map(describe, facts)),
+        forward and role is not Role.GRADIENT,
+    )
+
+
+def _kept(module: GraphModule) -> list[Kept]:
+    found = []
+    for _, fact in contractions(module.graph):
+        if fact.kept:
+            found.append(Kept(fact.operator, fact.site, fact.kept))
+        found += [
+            Kept(f"{fact.site}/{o.name}", describe(fact), o.kept, asked=o.asked)
+            for o in fact.operands
+            if o.kept and not fact.is_bias
+        ]
+    inside = contractions_inside(module)
+    return found + [Kept(one.operator, one.module or "(root)", one.reason) for one in inside]

@@ -1,0 +1,123 @@
+"""A captured graph at every stage of its way: captured, after each pass, lowered into two halves."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+from torch.fx import Graph, GraphModule, Node
+
+from qcompiler.compiler.capture import Captured
+from qcompiler.compiler.lower import split
+from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.ir.edit import copy_graph, copy_nodes
+from qcompiler.passes.ir.text import graph_text
+from qcompiler.passes.joint.restore_strides import RestoreStrides
+from qcompiler.passes.rules import did_you_mean
+from qcompiler.recipes.recipe import Recipe
+
+CAPTURED: Final = "captured"
+#: the whole graph after all joint passes
+QUANTIZED: Final = RestoreStrides.name
+LOWERED: Final = "lowered"
+
+
+class StageError(ValueError):
+    """No stage has this name; the message lists those that there are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One captured graph after one step of the compiler."""
+
+    #: "captured", the name of a pass, or "lowered"
+    name: str
+    #: places that the pass changed; 0 for captured and lowered
+    changes: int
+    #: what the inputs and outputs of the graph as captured mean
+    captured: Captured
+    #: the whole graph; when lowered its forward half
+    graph: Graph
+    #: the backward half when lowered
+    backward: Graph | None = None
+    #: the nodes of forward that are saved, in the order of the first inputs of backward; None until lowered
+    saved: tuple[Node, ...] | None = None
+
+
+def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> list[Stage]:
+    """Every stage of one captured graph, which stays as it is. The passes and the partition run anew.
+
+    Args:
+        captured: the graph as captured.
+        recipe: by which it is quantized.
+        frozen: eval mode, in which ranges do not move.
+    """
+    stages = [Stage(CAPTURED, 0, captured, captured.module.graph)]
+    work = copy_graph(captured.module)
+
+    def observe(name: str, changes: int, module: GraphModule) -> None:
+        stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
+
+    joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
+    return [*stages, *_lower(captured, work)]
+
+
+def lower_plain(captured: Captured) -> Stage:
+    """The halves that would run without any pass: training in float."""
+    return _lower(captured, copy_graph(captured.module))[-1]
+
+
+def check_stage(name: str) -> None:
+    """Refuses, before anything is captured, what is no stage of any recipe.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    names = [
+        step.name for line in (joint_pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes
+    ]
+    _check(name, [CAPTURED, *names, LOWERED])
+
+
+def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
+    """The stage of one name of every captured graph.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    _check(name, [stage.name for stage in frames[0]])
+    return [stage for stages in frames for stage in stages if stage.name == name]
+
+
+def find_stage(stages: Sequence[Stage], name: str) -> Stage:
+    """The stage of one name of one captured graph."""
+    return next(stage for stage in stages if stage.name == name)
+
+
+def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
+    """The stage of one name of every captured graph as text; forward and then backward when lowered.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    halves = [half for stage in pick(frames, name) for half in (stage.graph, stage.backward) if half is not None]
+    return "\n".join(map(graph_text, halves))
+
+
+def _check(name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
+
+
+def _lower(captured: Captured, module: GraphModule) -> list[Stage]:
+    """The stages from the joint graph to the halves that run; the last one is called "lowered". Changes the module."""
+    stages: list[Stage] = []
+
+    def observe(name: str, changes: int, halves: Halves) -> None:
+        graphs = [copy_nodes(graph.graph) for graph in halves.graphs]
+        copies = dict(zip(halves.graphs[0].graph.nodes, graphs[0].nodes, strict=True))
+        saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))
+        stages.append(Stage(name, changes, captured, graphs[0], graphs[1] if len(graphs) > 1 else None, saved))
+
+    split(dataclasses.replace(captured, module=module), observe)
+    return [*stages, dataclasses.replace(stages[-1], name=LOWERED, changes=0)]

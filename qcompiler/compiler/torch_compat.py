@@ -1,0 +1,216 @@
+"""Every private API of torch that this project touches, but for those of Dynamo (dynamo_compat.py)."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch._decomp import decomposition_table
+from torch._functorch import config as functorch_config
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext, tracing
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._ops import OpOverload
+from torch._prims.rng_prims import run_and_save_rng_state
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qcompiler.passes.ir.meta import set_visible_outputs
+from qcompiler.runtime.ops import DECOMPOSITIONS
+from qcompiler.runtime.ranges.store import Engine
+
+#: a mode that sees every operator
+DispatchMode = TorchDispatchMode
+
+
+#: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
+_INDUCTOR: Final = {"fallback_random": True}
+
+
+def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
+    """The functional forward+backward graph of a Dynamo graph, and AOTAutograd's metadata of its inputs and outputs.
+
+    Without inputs that need gradients (or under no_grad) the graph is the forward alone. Backward is traced with
+    autocast off, as it runs in eager: each gradient has the type of its operator, whatever context the call stood in.
+    """
+    with contextlib.ExitStack() as stack, functorch_config.patch(backward_pass_autocast="off"):
+        if not torch.is_grad_enabled() and _start_without_gradients(module):
+            stack.enter_context(torch.enable_grad())
+        joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
+        return joint.graph_module, joint._aot_state.fw_metadata
+
+
+def _start_without_gradients(module: GraphModule) -> bool:
+    """Turn gradients off at the start of a graph that turns them on, so that it can be traced with gradients."""
+    switch, nodes = torch._C._set_grad_enabled, list(module.graph.nodes)
+    turns_on = any(node.target is switch and node.args == (True,) for node in nodes)
+    if turns_on:
+        with module.graph.inserting_after(list(module.graph.find_nodes(op="placeholder"))[-1]):
+            module.graph.call_function(switch, (False,))
+        module.recompile()
+    return turns_on
+
+
+def training_decompositions() -> dict[Any, Callable[..., Any]]:
+    """For `ExportedProgram.run_decompositions`: the operators that torch expands when it traces for training.
+
+    An exported graph has the operators of a captured one, by the same rules: those of the dispatcher, a rule for
+    gradients before one for all. torch.export itself keeps some whole, such as bilinear interpolation.
+    """
+    table = torch.export.default_decompositions().materialize()
+    implicit, gradients = torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd
+    composite = {
+        op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
+    }
+    known = [op for op in decomposition_table if isinstance(op, OpOverload) and gradients in op.py_kernels]
+    return composite | {op: op.py_kernels[gradients] for op in known}
+
+
+def reserve_names(graph: Graph) -> None:
+    """Makes a graph of torch.export know the names of its own nodes: an input called `scale` is not one of ours."""
+    graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
+
+
+def symbols(size: Any) -> tuple[str, ...]:
+    """The symbols in the size of a free dimension, `s31` and the like; none in a number."""
+    return tuple(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else ()
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of nested tuples, lists and dicts, and of what others have registered: outputs of transformers."""
+    return pytree.tree_leaves(tree)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree with `function` of each leaf."""
+    return pytree.tree_map(function, tree)
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without what torch 2.13 says of itself while it exports: a deprecated check, and that torchvision is missing."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(before)
+
+
+@contextlib.contextmanager
+def without_error_log() -> Iterator[None]:
+    """Without the errors of shapes that torch logs, with a traceback, before it raises them."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(_is_no_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.ERROR
+
+
+def partition(
+    joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
+) -> tuple[GraphModule, GraphModule]:
+    """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
+
+    Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
+    floats; `retrace` merges within each half.
+    """
+    with functorch_config.patch(cse=False):
+        return min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
+        )
+
+
+def retrace(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
+    """The graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
+    with mode, torch.no_grad(), inductor_config.patch(_INDUCTOR):
+        table = {**select_decomp_table(), **DECOMPOSITIONS}
+        plain = make_fx(module, decomposition_table=table, tracing_mode="real")(*inputs)
+    return GraphModule(plain, fx_graph_cse(plain.graph))
+
+
+def compile_inductor(
+    module: GraphModule,
+    inputs: Sequence[Any],
+    *,
+    is_backward: bool,
+    is_inference: bool,
+    static_inputs: Sequence[int],
+    fixed_outputs: int | None,
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """The graph compiled by Inductor; called with a list, which it empties.
+
+    The first `fixed_outputs` outputs (None: all) have the strides that they were traced with, others as is fastest.
+    Backward is compiled after Dynamo has left; the tracing context that it needs to use Inductor's cache is made anew.
+    """
+    modes = [value.fake_mode for value in inputs if isinstance(value, FakeTensor)]
+    context = tracing(TracingContext(modes[0])) if modes else contextlib.nullcontext()
+    output = module.graph.output_node()
+    outputs = list(output.args[0])[:fixed_outputs]  # type: ignore[arg-type]
+    set_visible_outputs(output, [i for i, node in enumerate(outputs) if isinstance(node, Node)])
+    with torch.no_grad(), inductor_config.patch(_INDUCTOR), context:
+        return compile_fx_inner(
+            module,
+            list(inputs),
+            is_backward=is_backward,
+            is_inference=is_inference,
+            static_input_idxs=tuple(static_inputs),
+        )
+
+
+#: the autograd engine, for ranges that change when a backward has ended
+ENGINE: Final = Engine(
+    after_backward=lambda call: torch.autograd.Variable._execution_engine.queue_callback(call),
+    task=torch._C._current_graph_task_id,
+)
+
+
+@contextlib.contextmanager
+def plain_encoder_layers(wanted: bool) -> Iterator[None]:
+    """While `wanted`, encoder layers run as their parts in eval too: their fused kernel hides its products."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(before and not wanted)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+#: the state of the CPU's generator, and of every GPU's
+RandomState: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+def random_state() -> RandomState:
+    """The state of every generator that a graph can draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_random_state(state: RandomState) -> None:
+    """Puts the generators back to what `random_state` gave."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def is_random(node: Node) -> bool:
+    """True where a node draws from torch's generators; in a region that is computed again only the first drawing."""
+    if node.target is run_and_save_rng_state:
+        return True
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

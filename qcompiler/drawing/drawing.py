@@ -1,0 +1,283 @@
+"""draw(): the joint graph as a page, a picture or a file for other tools, by the ending of the path."""
+
+import dataclasses
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, Final
+
+import networkx
+from torch import Tensor, nn
+
+from qcompiler.compiler.network import network
+from qcompiler.compiler.stages import QUANTIZED, Stage, find_stage
+from qcompiler.drawing.picture import Picture, picture
+from qcompiler.files import check_writable, replacing
+from qcompiler.module import QuantizedModule, get_session
+
+if TYPE_CHECKING:
+    from qcompiler.debugging.debugger import Debugger
+    from qcompiler.debugging.report import DebugReport
+
+#: parts that an SVG shows before it folds modules: more would not be read on one page
+_PARTS: Final = 120
+_HATCH: Final = (
+    '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect class="hatch" width="7" height="7"/><rect class="hatch stripe" width="3.5" height="7"/></pattern>'
+)
+#: what is pure, for Python too, and what needs a page; in the order in which they are read
+_LAYOUT: Final = ("tree.js", "words.js", "layout.js")
+_PAGE: Final = ("page.js", "details.js", "keys.js", "start.js")
+
+
+class DrawError(ValueError):
+    """The picture cannot be drawn as asked; says what was given and what is valid."""
+
+
+def draw(
+    qmodel: QuantizedModule,
+    path: str | os.PathLike[str],
+    *,
+    training: bool = True,
+    debug: "Debugger | None" = None,
+) -> Path:
+    """Draws the joint graph of a model, forward and backward, with its quantizers; returns the path.
+
+    Args:
+        qmodel: what `qcompiler.compile` returned, called at least once in that mode.
+        path: the ending decides. `.html`: one page that works offline, to be opened in a browser. `.svg`: the same
+            picture with modules folded. `.dot`, `.graphml`: the graph for Graphviz and for graph tools. `.json`: the
+            picture of every stage as data. An old file is replaced in one step.
+        training: False for the graph of eval mode.
+        debug: what `qcompiler.debug(qmodel)` gave: quantizers are colored by their harm, and have their figures as
+            details.
+
+    Raises:
+        CompileError: no compiled model, or no graph of that mode has been captured.
+        DrawError: the path is none, its ending is unknown, or a library that it needs is not installed; the debugger
+            is that of another model or recipe, has watched nothing, or the graph is that of eval mode.
+        OSError: the file cannot be written; an old one is then unchanged.
+    """
+    get_session("draw", qmodel)
+    path = check(path, colored=debug is not None)
+    if debug is not None:
+        _check_debugger(qmodel, training, debug)
+    else:
+        qmodel.check_captured("draw", training)
+    text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
+    """The path, if `draw` can write to it.
+
+    Args:
+        colored: with the figures of a debugger.
+
+    Raises:
+        DrawError: the path is none, its ending is unknown, its files have no colors, or a library is not installed.
+        OSError: its folder is not there, or nothing can be written there.
+    """
+    valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
+    ending = os.path.splitext(path)[1].lower() if isinstance(path, str | os.PathLike) else None
+    if ending not in valid:
+        with_figures = " with the figures of a debugger" if colored else ""
+        given = os.fspath(path) if ending is not None else path
+        raise DrawError(f"draw: got {given!r}; valid{with_figures}: a path that ends in {', '.join(valid)}")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"draw: there is no folder {path.parent}")
+    check_writable(path)
+    if ending == ".svg":
+        _engine()
+    return path
+
+
+def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") -> None:
+    """Raises DrawError where the figures are not those of the quantizers that are drawn."""
+    if debug.qmodel is not qmodel:
+        raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
+    if not training:
+        raise DrawError("draw: debug: eval mode is not watched; valid: training=True")
+    if debug.recipe != qmodel.recipe:
+        names = f"{debug.recipe.name!r}, the model has {qmodel.recipe.name!r}"
+        raise DrawError(f"draw: debug: the debugger watched the recipe {names}; valid: draw before apply() or use()")
+
+
+def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
+    """The picture of a model at every stage that changed something.
+
+    Raises:
+        CompileError: no graph of that mode has been captured.
+    """
+    report = None if debug is None else debug.report()
+    frames = qmodel.stages(training=training) if debug is None else debug.stages()
+    rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
+    shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
+    session = get_session("draw", qmodel)
+    title = f"{type(session.model).__name__}, {qmodel.recipe.name}"
+    drawn = [(name, count, network(stages)) for name, count, stages in shown]
+    made = picture(title, drawn, containers(session.model))
+    _add_ranges(made, qmodel.ranges())
+    return made if report is None else _with_figures(made, frames, report)
+
+
+def containers(model: nn.Module) -> frozenset[str]:
+    """The paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
+    # the same module may have two paths, and either may name a node
+    modules = model.named_modules(remove_duplicate=False)
+    return frozenset(path for path, module in modules if path and not _has_forward(module))
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """True unless forward is the one of nn.Module itself, which refuses every call."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
+
+
+def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
+    """Writes the kept range of each quantizer, row by row, among its details."""
+    for shape in made.shapes:
+        if shape.kind == "quantizer" and (state := states.get(shape.details["name"])) is not None:
+            rows = state.detach().reshape(state.shape[0], -1) if state.ndim else state.detach().reshape(1, 1)
+            shape.details["range_state"] = [_span(row) for row in rows]
+
+
+def _span(row: Tensor) -> str:
+    low, high = float(row.min()), float(row.max())
+    return f"{low:.4g}" if low == high or row.numel() == 1 else f"{low:.4g} … {high:.4g}"
+
+
+def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "DebugReport") -> Picture:
+    """The picture with the figures of the debugger at its quantizers."""
+    from qcompiler.debugging.shadow import numbered_sites
+
+    figures = {site.name: site.to_figures() for site in report.sites}
+    sites: dict[str, str] = {}
+    for number, stages in enumerate(frames, start=1):
+        prefix = f"{number}:" if len(frames) > 1 else ""
+        sites |= {prefix + node: site for node, site in numbered_sites(find_stage(stages, QUANTIZED).graph).items()}
+    for shape in made.shapes:
+        shape.figures = figures.get(sites.get(shape.id, ""), {})
+    return dataclasses.replace(made, watched=report.steps)
+
+
+def _html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return page(picture_of(qmodel, training=training, debug=debug))
+
+
+def page(shown: Picture) -> str:
+    """The page of a picture: one document that reads nothing else."""
+    # `<` could end the script element that the names of the user's model stand in
+    text = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    data = text.replace("<", "\\u003c")
+    light = "".join(f"--{name}: {color}; " for name, color in _light().items())
+    css = f":root {{ {light}}}\n{_assets('theme.css', 'scene.css', 'page.css')}"
+    scripts = {"d3": _asset("d3.min.js"), "layout": _assets(*_LAYOUT), "page": _assets(*_PAGE)}
+    return Template(_asset("page.html")).substitute(scripts, css=css, picture=data, hatch=_HATCH)
+
+
+def _light() -> dict[str, str]:
+    """The light theme: name of a color → color."""
+    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _asset("theme.css")))
+
+
+def _svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return svg(picture_of(qmodel, training=training, debug=debug))
+
+
+def svg(shown: Picture, budget: int = _PARTS) -> str:
+    """The last stage of a picture as SVG, with so many modules unfolded that about `budget` parts are seen.
+
+    Raises:
+        DrawError: mini-racer, which runs the layout, is not installed.
+    """
+    with _engine()() as engine:
+        engine.eval(_assets(*_LAYOUT))
+        state = {"stage": len(shown.stages) - 1, "budget": budget, "color": "harm" if shown.watched else "role"}
+        call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
+        made = json.loads(str(engine.eval(call)))
+    body = "\n".join(_element(item) for item in made["items"])
+    size = f'width="{made["width"]:.0f}" height="{made["height"]:.0f}"'
+    view = f'viewBox="0 0 {made["width"]:.0f} {made["height"]:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
+    # light, and without variables, which some programs that read SVG do not know
+    colors = _light()
+    css = re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], _asset("scene.css"))
+    style = f"<style>{css}</style>\n<defs>{_HATCH}</defs>"
+    return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
+
+
+def _engine() -> Any:
+    """The class that runs the layout outside of a browser."""
+    try:
+        from py_mini_racer import MiniRacer
+    except ImportError as error:
+        raise DrawError("draw: .svg needs mini-racer; install it by: pip install 'qcompiler[draw]'") from error
+    return MiniRacer
+
+
+#: names in a scene → attributes of SVG
+_ATTRIBUTES: Final = {
+    "rect": {"x": "x", "y": "y", "w": "width", "h": "height", "r": "rx"},
+    "circle": {"x": "cx", "y": "cy", "r": "r"},
+    "text": {"x": "x", "y": "y", "anchor": "text-anchor"},
+    "path": {"d": "d"},
+}
+
+
+def _element(item: dict[str, Any]) -> str:
+    kind = item["type"]
+    found = {name: item[key] for key, name in _ATTRIBUTES[kind].items() if key in item}
+    texts = {name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in found.items()}
+    attributes = " ".join(f'{name}="{html.escape(text)}"' for name, text in {"class": item["cls"], **texts}.items())
+    title = f"<title>{html.escape(item['title'])}</title>" if item.get("title") else ""
+    return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
+
+
+def _json(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return json.dumps(picture_of(qmodel, training=training, debug=debug).to_dict(), indent=1) + "\n"
+
+
+def _graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
+
+
+def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
+    """The same graph, what is no text and no number as text: GraphML knows nothing else."""
+    flat: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(**graph.graph)
+    plain = (str, int, float)
+    for node, data in graph.nodes(data=True):
+        flat.add_node(node, **{k: v if isinstance(v, plain) else json.dumps(v) for k, v in data.items()})
+    for start, end, key, data in graph.edges(keys=True, data=True):
+        flat.add_edge(start, end, key, **data)
+    return flat
+
+
+def _dot(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    from qcompiler.drawing.dot import dot
+
+    return dot(picture_of(qmodel, training=training, debug=debug))
+
+
+_WRITERS: Final[dict[str, Callable[[QuantizedModule, bool, "Debugger | None"], str]]] = {
+    ".html": _html,
+    ".svg": _svg,
+    ".dot": _dot,
+    ".graphml": _graphml,
+    ".json": _json,
+}
+
+
+def _asset(name: str) -> str:
+    return resources.files("qcompiler.drawing").joinpath("viewer", name).read_text(encoding="utf-8")
+
+
+def _assets(*names: str) -> str:
+    return "\n".join(map(_asset, names))

@@ -1,0 +1,1 @@
+"""Running the halves of a graph as one training step."""

@@ -1,0 +1,1 @@
+"""Formats, blocks, scales, rounding: how a number becomes a code and back."""

@@ -1,0 +1,254 @@
+"""What a quantizer did to a tensor, and how near two tensors are: sums in float64 that add up over steps."""
+
+import dataclasses
+import functools
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime import ops
+from qcompiler.runtime.numbers import scales
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.formats import Format
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.numbers.spec import QuantSpec
+
+
+def decibels(ratio: float) -> float:
+    """10·log10 of a ratio of energies; −inf for 0, inf for inf, NaN for NaN."""
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; 0 for 0/0, inf where only the whole is 0, NaN where either is NaN."""
+    if whole == 0:
+        return 0.0 if part == 0 else math.nan if math.isnan(part) else math.inf
+    return part / whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One step of one quantizer: what the tensor spanned, what the codes could hold, and the noise."""
+
+    low: float
+    high: float
+    #: the lowest and the highest value that some block can represent
+    range_low: float
+    range_high: float
+    #: signal-to-quantization-noise ratio, dB
+    sqnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What a quantizer did to the tensors in front of it, x → x̂; `a + b` is the tally of both.
+
+    Sums are float64. A NaN or an infinity in x makes `sqnr` NaN and is counted in `not_finite`, in no other count.
+    """
+
+    elements: int = 0
+    #: Σx², Σ(x − x̂)²
+    signal: float = 0.0
+    noise: float = 0.0
+    #: elements that lie beyond the last level by more than half of the last step, so that not rounding alone moves them
+    clipped_count: int = 0
+    #: elements with x ≠ 0 and x̂ = 0
+    underflowed_count: int = 0
+    #: elements with x̂ = 0
+    zero_count: int = 0
+    not_finite_count: int = 0
+    #: binades of the format that some code lies in: exponents of |level| at scale 1
+    binades: frozenset[int] = frozenset()
+    #: all binades of the format
+    all_binades: int = 0
+    #: exponents ⌊log2 factor⌋ of all blocks, the lowest and the highest
+    lowest_exponent: int | None = None
+    highest_exponent: int | None = None
+    history: tuple[Span, ...] = ()
+
+    @property
+    def sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio Σx²/Σ(x − x̂)² in dB; inf where nothing was lost."""
+        return -decibels(ratio(self.noise, self.signal))
+
+    @property
+    def clipped(self) -> float:
+        """The fraction of elements that were clipped."""
+        return ratio(self.clipped_count, self.elements)
+
+    @property
+    def underflowed(self) -> float:
+        """The fraction of elements that are not zero and became zero."""
+        return ratio(self.underflowed_count, self.elements)
+
+    @property
+    def zeros(self) -> float:
+        """The fraction of elements that are zero behind the quantizer."""
+        return ratio(self.zero_count, self.elements)
+
+    @property
+    def not_finite(self) -> float:
+        """The fraction of elements that are NaN or infinite."""
+        return ratio(self.not_finite_count, self.elements)
+
+    @property
+    def exponent_use(self) -> float:
+        """The fraction of the format's binades that codes lie in: 1 where small and large levels are all used."""
+        return ratio(len(self.binades), self.all_binades)
+
+    def __add__(self, other: Self) -> Self:
+        exponents = [e for e in (self.lowest_exponent, other.lowest_exponent) if e is not None]
+        tops = [e for e in (self.highest_exponent, other.highest_exponent) if e is not None]
+        sums = ("elements", "signal", "noise", "clipped_count", "underflowed_count", "zero_count", "not_finite_count")
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name) + getattr(other, name) for name in sums},
+            binades=self.binades | other.binades,
+            all_binades=max(self.all_binades, other.all_binades),
+            lowest_exponent=min(exponents, default=None),
+            highest_exponent=max(tops, default=None),
+            history=self.history + other.history,
+        )
+
+
+def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str) -> Tally:
+    """What one quantizer did to one tensor, from its own codes and scales.
+
+    Args:
+        x: the tensor that was quantized.
+        codes: what `ops.quantize` gave, of its shape.
+        scale: what `ops.scale` gave.
+        zero_point: what `ops.zero_point` gave; None for formats without one.
+        spec: of the quantizer.
+        layout: a letter for each dimension of `x`.
+    """
+    if x.numel() == 0:
+        return Tally()
+    view, form = view_blocks(tuple(x.shape), layout, spec.block), spec.format
+    levels = ops.dequantize(codes, scale, zero_point, str(spec), layout, torch.float32)
+    exact, rounded = x.to(torch.float64), levels.to(x.dtype).to(torch.float64)
+    finite, gone = torch.isfinite(exact), rounded == 0
+    factors = scales.factor(scale).to(torch.float64)
+    zero = 0.0 if zero_point is None else view.spread(zero_point).to(torch.float64)
+    place, margin = exact / view.spread(factors) + zero, last_step(form) / 2
+    clipped = (place < form.lowest - margin) | (place > form.largest + margin)
+    known = factors[torch.isfinite(factors)]
+    exponents = torch.frexp(known).exponent - 1
+    signal, noise = float(exact.square().sum()), float((exact - rounded).square().sum())
+    range_low, range_high = _limits(factors, zero_point, form)
+    span = Span(float(exact.amin()), float(exact.amax()), range_low, range_high, -decibels(ratio(noise, signal)))
+    return Tally(
+        elements=x.numel(),
+        signal=signal,
+        noise=noise,
+        clipped_count=int((clipped & finite).sum()),
+        underflowed_count=int((gone & finite & (exact != 0)).sum()),
+        zero_count=int((gone & finite).sum()),
+        not_finite_count=int((~finite).sum()),
+        binades=_binades(form.decode(codes) - zero),
+        all_binades=len(format_binades(form)),
+        lowest_exponent=int(exponents.min()) if known.numel() else None,
+        highest_exponent=int(exponents.max()) if known.numel() else None,
+        history=(span,),
+    )
+
+
+def _limits(factors: Tensor, zero_point: Tensor | None, form: Format) -> tuple[float, float]:
+    """The lowest and the highest value that some block can represent."""
+    zero = 0.0 if zero_point is None else zero_point.to(torch.float64)
+    return float((factors * (form.lowest - zero)).amin()), float((factors * (form.largest - zero)).amax())
+
+
+def _binades(units: Tensor) -> frozenset[int]:
+    """The exponents E with 2^E ≤ |u| < 2^(E+1) for some finite u ≠ 0."""
+    sizes = units.abs()
+    sizes = sizes[(sizes > 0) & torch.isfinite(sizes)]
+    return frozenset((torch.frexp(sizes).exponent - 1).unique().tolist())
+
+
+@functools.cache
+def format_binades(form: Format) -> frozenset[int]:
+    """The exponents of all levels of a format but zero, at scale 1."""
+    levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
+    return _binades(levels[levels.abs() <= max(form.largest, -form.lowest)])
+
+
+@functools.cache
+def last_step(form: Format) -> float:
+    """The distance of the two largest levels of a format, at scale 1."""
+    levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
+    top = levels[levels <= form.largest].unique()[-2:]
+    return float(top[1] - top[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How near the tensors q are to their references f; `a + b` is that of both laid end to end. Sums are float64."""
+
+    #: Σ q·f, Σ q², Σ f², Σ (q − f)²
+    product: float = 0.0
+    own: float = 0.0
+    reference: float = 0.0
+    difference: float = 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Σ q·f / √(Σq²·Σf²); 1 where both are zero, 0 where one is, NaN where either is not finite."""
+        norms = math.sqrt(self.own) * math.sqrt(self.reference)
+        return (1.0 if self.own == self.reference else 0.0) if norms == 0 else self.product / norms
+
+    @property
+    def error(self) -> float:
+        """Σ(q − f)²/Σf²: 0 where equal, 1 where q is 0; inf where only f is."""
+        return ratio(self.difference, self.reference)
+
+    @property
+    def error_db(self) -> float:
+        """`error` in decibels."""
+        return decibels(self.error)
+
+    def __add__(self, other: Self) -> Self:
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return type(self)(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+def agreement(own: Tensor, reference: Tensor) -> Agreement:
+    """How near one tensor is to its reference, of the same shape."""
+    q, f = own.to(torch.float64).flatten(), reference.to(torch.float64).flatten()
+    sums = torch.stack([q.dot(f), q.dot(q), f.dot(f), (q - f).dot(q - f)])
+    return Agreement(*sums.tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """A tensor behind a quantizer, in its own dtype, and what that did to it."""
+
+    values: Tensor
+    tally: Tally
+
+
+def simulate(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
+    """Quantizes a tensor as the first step of a new site would: ranges of the past start from the tensor itself.
+
+    Stochastic rounding draws the same bits at every call, and nothing from torch's generator.
+    """
+    codes, scale, point = _codes(x, spec, layout)
+    values = ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
+    return Simulated(values, tally(x, codes, scale, point, spec, layout))
+
+
+def quantized(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
+    """The values of `simulate`, without the figures."""
+    codes, scale, point = _codes(x, spec, layout)
+    return ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
+
+
+def _codes(x: Tensor, spec: QuantSpec, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    text = str(spec)
+    scale = ops.scale(x, text, layout)
+    point = ops.zero_point(x, scale, text, layout) if spec.has_zero_point else None
+    stochastic = spec.rounding is Rounding.STOCHASTIC
+    key = torch.zeros(2, dtype=torch.int32, device=x.device) if stochastic else None
+    return ops.quantize(x, scale, point, key, text, layout, "what-if"), scale, point

@@ -1,0 +1,1 @@
+"""Ranges: estimators, what they keep between steps, and how ranks agree on them."""

@@ -1,0 +1,185 @@
+"""What a range estimator is, and what it can ask of the tensor in front of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.numbers.blocks import BlockView
+from qcompiler.runtime.numbers.formats import Kind
+
+Ends = tuple[Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What an estimator can ask of the tensor in front of it; `magnitude_bits` and `kind` are those of its format."""
+
+    x: Tensor
+    view: BlockView
+    kind: Kind
+    magnitude_bits: int
+
+    @property
+    def blocks(self) -> Tensor:
+        """float32, split into blocks: `BlockView.split`."""
+        return self.view.split(self.x.to(torch.float32))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest magnitude of each block, [*counts]; NaN where the block holds one, 0 for an empty tensor."""
+        return self._none if self.x.numel() == 0 else self.blocks.abs().amax(self.view.inner)
+
+    @property
+    def ends(self) -> Ends:
+        """(lowest ≤ 0, highest ≥ 0) of each block, [*counts]; symmetric formats measure one magnitude only."""
+        if self.x.numel() == 0:
+            return self._none, self._none
+        if self.kind is Kind.SIGNED:
+            high = self.largest
+            return -high, high
+        if self.kind is Kind.UNSIGNED:
+            # negative values clip to 0, but an infinity of either sign must still show
+            blocks = torch.where(self.blocks == -torch.inf, torch.inf, self.blocks)
+            high = blocks.amax(self.view.inner).clamp(min=0.0)
+            return torch.zeros_like(high), high
+        blocks = self.blocks
+        return blocks.amin(self.view.inner).clamp(max=0.0), blocks.amax(self.view.inner).clamp(min=0.0)
+
+    def rank(self, x: Tensor, share: float) -> Tensor:
+        """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
+        above = int(share * x.numel() + 1e-6)  # 1 − 90/100 is 0.09999999999999998
+        return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
+
+    @property
+    def _none(self) -> Tensor:
+        return torch.zeros(self.view.counts, dtype=torch.float32, device=self.x.device)
+
+    def outside(self, ends: Ends) -> Tensor:
+        """The fraction of all elements that lie outside of the ends of their block: a scalar."""
+        low, high = (self.view.spread(end) for end in ends)
+        x = self.x.to(torch.float32)
+        return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
+
+    def clipped(self, ends: Ends) -> Tensor:
+        """The fraction of all elements that the codes between the ends of their block do not reach: a scalar.
+
+        An element counts from half a step beyond the range, and beyond the grid, whose zero point can move it by half a
+        step: closer ones round to the last code. Negative elements of unsigned formats, which no range reaches, do not
+        count.
+        """
+        low, high = ends
+        levels = (2.0**self.magnitude_bits - 1) * (2 if self.kind is Kind.SIGNED else 1)
+        step = (high / levels - low / levels).clamp(min=2.0**-126)
+        first = torch.round(low / step)
+        low, high = torch.minimum(low, first * step), torch.maximum(high, (first + levels) * step)
+        low = torch.full_like(low, -torch.inf) if self.kind is Kind.UNSIGNED else low - step / 2
+        return self.outside((low, high + step / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An estimator. Fields are numbers; `str` gives `hindsight(0.9,0.01)`, which `parse_range` reads back."""
+
+    name: ClassVar[str]
+    #: True where ranges of the past are kept: one for each scale, which must then outlive a batch
+    has_state: ClassVar[bool] = False
+    #: True where that state belongs to the blocks of a tensor; False where it is one for the whole site
+    by_block: ClassVar[bool] = True
+
+    #: True where the state is a parameter that the optimizer moves, in place of `update` (runtime/ranges/learned.py)
+    is_learned: ClassVar[bool] = False
+
+    #: number → its smallest and largest valid value
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    #: numbers that count something
+    whole: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in self.limits.items():
+            given = getattr(self, name)
+            if not least <= given <= most or (name in self.whole and given != int(given)):
+                kind = "a whole number" if name in self.whole else "a number"
+                raise ValueError(f"{self.name}: {name}: got {given:g}; valid: {kind} from {least:g} to {most:g}")
+
+    def check_bits(self, bits: int) -> None:
+        """Raises ValueError where the estimator has no meaning for formats of so many bits."""
+
+    @property
+    def is_static(self) -> bool:
+        """True where the range in use does not depend on the present tensor: one pass instead of two."""
+        return False
+
+    @property
+    def refresh(self) -> int:
+        """Steps between two searches for the range in the tensor itself; 0: never after the first."""
+        return 0
+
+    @property
+    def width(self) -> int:
+        """Numbers of the state for each unit."""
+        return 0
+
+    def meaning(self, bits: int) -> str:
+        """What the numbers of a state are; a state of another meaning is not taken over, whatever its shape."""
+        return self.name
+
+    def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """The state as it is kept: [width, blocks along each axis that has several], or [width, 1] where none has.
+
+        Axes of one block do not count: a tensor has fewer where its graph was captured for one sample, or sees it
+        through another view. For the numbers of a call see `by_axis`.
+        """
+        several = [count for count in counts if count > 1] if self.by_block else []
+        return (self.width, *(several or [1]))
+
+    def by_axis(self, state: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """A kept state as [width, *counts]; as it is where it is one for the whole site."""
+        return state.reshape(self.width, *counts) if self.by_block else state
+
+    def first(self, seen: Observed) -> Tensor:
+        """The state that a first tensor is quantized with, its own range; this and those below by axis."""
+        raise NotImplementedError(self.name)
+
+    def ends(self, seen: Observed, state: Tensor) -> Ends:
+        """The range in use."""
+        raise NotImplementedError(self.name)
+
+    def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """The state of the next step."""
+        raise NotImplementedError(self.name)
+
+    def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
+        """For learned ranges the gradient of the state, [width, 1], from that of the dequantized tensor.
+
+        Args:
+            grad: dL/dx̂, of the shape of `x`.
+            x: the tensor in front of the quantizer.
+            step: the step of the grid in use, a scalar.
+            top: the largest code.
+            bottom: the smallest code.
+        """
+        raise NotImplementedError(self.name)
+
+    def remark(self, state: Tensor) -> str:
+        """What a user should know of a state; empty where there is nothing. Reads the device."""
+        return ""
+
+    def frozen(self, seen: Observed, state: Tensor) -> Ends:
+        """The range in use in eval mode, where the state stays as it is."""
+        return self.ends(seen, state)
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        """Of two states that both follow the same one: the wider."""
+        return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
+
+    def __str__(self) -> str:
+        values = [_shortest(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return f"{self.name}({','.join(values)})" if values else self.name
+
+
+def _shortest(number: float) -> str:
+    text = f"{number:g}"
+    return text if float(text) == number else repr(float(number))
