@@ -33,7 +33,7 @@ EPS = 2.0**-24
 
 def load(name: str) -> ModuleType:
     """tests/runtime/<name>.py."""
-    path = Path(__file__).parent / "runtime" / f"{name}.py"
+    path = Path(__file__).parents[1] / "runtime" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"qcompiler_steps_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

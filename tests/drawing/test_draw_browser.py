@@ -1,6 +1,6 @@
 """The page of draw() in a real browser, from disk: it opens, fetches nothing, and every part of it works.
 
-`pytest tests/test_draw_browser.py --update-golden` writes the screenshots of docs/images/ anew.
+`pytest tests/drawing/test_draw_browser.py --update-golden` writes the screenshots of docs/images/ anew.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch import nn
 import qcompiler
 from qcompiler.drawing.drawing import page, picture_of
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 class Attention(nn.Module):

@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def load():
     """load(name) → a module of benchmarks/, whose files import one another by their names."""
-    folder = str(Path(__file__).parents[1] / "benchmarks")
+    folder = str(Path(__file__).parents[2] / "benchmarks")
     sys.path.insert(0, folder)
     yield importlib.import_module
     sys.path.remove(folder)
