@@ -15,7 +15,7 @@ from qcompiler.passes.base import PassError, Pipeline
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.verify import VerifyError, finish_and_verify
 from qcompiler.passes.ir.views import aten
-from qcompiler.recipes import HYPERBLOCK_INT8
+from qcompiler.recipes.block_floating import HYPERBLOCK_INT8
 
 
 @dataclasses.dataclass(frozen=True)
