@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from qcompiler.runtime.errors import QCompilerError
+
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -21,7 +23,7 @@ class Pass(Protocol[T_contra]):
         ...
 
 
-class PassError(Exception):
+class PassError(QCompilerError):
     """A pass failed, or left an illegal subject; names the pass and those that ran before it."""
 
 

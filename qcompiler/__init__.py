@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qcompiler.recipes import RECIPES
     from qcompiler.recipes.recipe import Recipe, RecipeError
     from qcompiler.recipes.schedule import SCHEDULES, Schedule, deviation_rate
+    from qcompiler.runtime.errors import QCompilerError
     from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
     from qcompiler.searching.searcher import search
     from qcompiler.searching.sensitivity import SearchError
@@ -37,6 +38,7 @@ __all__ = [
     "ExportError",
     "ExportReport",
     "Position",
+    "QCompilerError",
     "QuantPlan",
     "QuantSpec",
     "QuantizedModule",
@@ -75,6 +77,7 @@ _EXPORTS = {
     "qcompiler.passes.rules": ("Position", "Role", "Rule"),
     "qcompiler.recipes.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),
+    "qcompiler.runtime.errors": ("QCompilerError",),
     "qcompiler.runtime.numbers.spec": ("QuantSpec", "parse_spec"),
     "qcompiler.recipes.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
     "qcompiler.searching.searcher": ("search",),

@@ -2,21 +2,23 @@
 
 from typing import Final
 
+from qcompiler.runtime.errors import QCompilerError
+
 #: characters; torch says the essential first, and may say a page
 _LENGTH: Final = 400
 
 
-class CompileError(Exception):
+class CompileError(QCompilerError):
     """The model cannot be compiled as asked; says what was given and what would be valid."""
 
 
-class CaptureError(Exception):
+class CaptureError(QCompilerError):
     """The training graph could not be captured; says what in the model stands in the way."""
 
 
 def is_own(error: BaseException) -> bool:
     """True for exceptions of this project, whose messages name what is wrong themselves."""
-    return type(error).__module__.partition(".")[0] == "qcompiler"
+    return isinstance(error, QCompilerError)
 
 
 def in_short(error: BaseException) -> str:

@@ -14,11 +14,12 @@ from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_dequantizer
 from qcompiler.runtime import ops
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding
 
 
-class VerifyError(Exception):
+class VerifyError(QCompilerError):
     """The graph breaks a rule; the message names the node, what it has and what would be legal."""
 
 

@@ -19,12 +19,13 @@ import qcompiler
 from qcompiler import recipes
 from qcompiler.compiler import torch_compat
 from qcompiler.errors import in_short, is_own
+from qcompiler.runtime.errors import QCompilerError
 
 #: batch and length of the tokens that a transformers model is captured with
 _TOKENS: Final = (2, 32)
 
 
-class ModelError(ValueError):
+class ModelError(QCompilerError, ValueError):
     """MODEL leads to no model, or to one without inputs; says what was given and what is valid."""
 
 

@@ -18,6 +18,7 @@ from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.meta import get_description, has_half, is_backward, rename_modules, set_fact, set_half
 from qcompiler.passes.ir.strides import record_strides
 from qcompiler.passes.ir.views import aten
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.execute.step import Write, WriteKind
 
 #: outputs that share memory with an input or with one another, by AOTAutograd's names
@@ -30,7 +31,7 @@ _ALIASES: Final = (
 )
 
 
-class SharedMemoryError(Exception):
+class SharedMemoryError(QCompilerError):
     """Inputs share memory, and one of them is changed in place."""
 
 

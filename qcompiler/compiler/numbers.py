@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.compiler import dynamo_compat
 from qcompiler.passes.ir.meta import get_example
+from qcompiler.runtime.errors import QCompilerError
 
 #: calls on numbers alone that give the same on tensors of no dimension
 _ARITHMETIC: Final = frozenset(
@@ -28,7 +29,7 @@ _SCALED: Final = frozenset(
 )
 
 
-class BakedInError(Exception):
+class BakedInError(QCompilerError):
     """A number is used as more than a number: as a size, an index, an option of an operator."""
 
 

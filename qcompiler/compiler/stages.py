@@ -15,6 +15,7 @@ from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.restore_strides import RestoreStrides
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.errors import QCompilerError
 
 CAPTURED: Final = "captured"
 #: the whole graph after all joint passes
@@ -22,7 +23,7 @@ QUANTIZED: Final = RestoreStrides.name
 LOWERED: Final = "lowered"
 
 
-class StageError(ValueError):
+class StageError(QCompilerError, ValueError):
     """No stage has this name; the message lists those that there are."""
 
 

@@ -14,6 +14,7 @@ from qcompiler.debugging.site_rules import site_rules
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
@@ -24,7 +25,7 @@ LOST: Final = 0.5
 _NO_STEP: Final = "no training step ran inside of the context"
 
 
-class DebugError(Exception):
+class DebugError(QCompilerError):
     """The debugger cannot do what was asked; says what was given and what would be valid."""
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import qcompiler
 from qcompiler.demo.measure import one_step, paired_times, saved_bytes
 from qcompiler.demo.nets import ResNet, accuracy
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.tables import Table, to_text
 
 
-class DemoError(Exception):
+class DemoError(QCompilerError):
     """The demo cannot run; says what is missing."""
 
 

@@ -19,6 +19,7 @@ from qcompiler.compiler.stages import QUANTIZED, Stage, find_stage
 from qcompiler.drawing.picture import Picture, picture
 from qcompiler.files import check_writable, replacing
 from qcompiler.module import QuantizedModule, get_session
+from qcompiler.runtime.errors import QCompilerError
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
@@ -35,7 +36,7 @@ _LAYOUT: Final = ("tree.js", "words.js", "layout.js")
 _PAGE: Final = ("page.js", "details.js", "keys.js", "start.js")
 
 
-class DrawError(ValueError):
+class DrawError(QCompilerError, ValueError):
     """The picture cannot be drawn as asked; says what was given and what is valid."""
 
 

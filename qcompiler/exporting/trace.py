@@ -21,6 +21,7 @@ from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
 from qcompiler.passes.ir.views import aten
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.ranges.store import RangeStore
 
 #: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
@@ -45,7 +46,7 @@ _FUSED = (
 )
 
 
-class ExportError(Exception):
+class ExportError(QCompilerError):
     """The model cannot be exported; names the site, operator or path, and says what would be valid."""
 
 

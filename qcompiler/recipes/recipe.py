@@ -11,6 +11,7 @@ import yaml
 
 from qcompiler.files import replacing
 from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
@@ -18,7 +19,7 @@ from qcompiler.runtime.numbers.spec import QuantSpec, Scale, choice, parse_vjp
 from qcompiler.runtime.ranges.observed import Current, parse_range
 
 
-class RecipeError(ValueError):
+class RecipeError(QCompilerError, ValueError):
     """A recipe is not valid. The message names the file and the rule, counted from 1."""
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from qcompiler.compiler import torch_compat
 from qcompiler.files import replacing
+from qcompiler.runtime.errors import QCompilerError
 
 #: what it is that differs, by the key of the file
 _OTHER: Final = {"recipe": "another recipe", "specs": "other formats or blocks", "model": "other weights"}
 
 
-class SearchFileError(ValueError):
+class SearchFileError(QCompilerError, ValueError):
     """The file cannot be gone on with; says whose it is, or what is wrong with it."""
 
 

@@ -21,6 +21,7 @@ from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
 from qcompiler.runtime.numbers.figures import agreement, ratio, simulate
 from qcompiler.runtime.numbers.formats import parse_format
@@ -37,7 +38,7 @@ Specs: TypeAlias = Sequence[tuple[str, str]]
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 
-class SearchError(Exception):
+class SearchError(QCompilerError):
     """The search cannot be done as asked; says what was given and what would be valid."""
 
 

@@ -55,6 +55,28 @@ class _Seen:
     read_at: int
 
 
+@dataclasses.dataclass
+class SiteState:
+    """What is kept of one site between steps."""
+
+    #: a parameter if the range is learned
+    state: Tensor
+    #: what the numbers of the state mean; None: nobody has said
+    meaning: str | None = None
+    #: backwards that have changed the state so far: the clock of refreshes
+    commits: int = 0
+    #: False until the site has seen a finite tensor
+    is_started: bool = True
+
+    def fits(self, site: StateSite) -> bool:
+        """Return True if the state has the shape and the meaning that a site asks for."""
+        return tuple(self.state.shape) == site.shape and self.means(site.meaning)
+
+    def means(self, meaning: str) -> bool:
+        """Return True if the state means this, or nobody has said what the state means."""
+        return self.meaning is None or self.meaning == meaning
+
+
 class RangeStore:
     """The state of every site by name.
 
@@ -67,85 +89,86 @@ class RangeStore:
     def __init__(self, engine: Engine, group: "dist.ProcessGroup | None" = None) -> None:
         self._engine = engine
         self._ranks = Ranks(group)
-        self.states: dict[str, Tensor] = {}
-        #: site → what its state means
-        self._meanings: dict[str, str] = {}
-        self._commits: dict[str, int] = {}
-        #: sites whose state holds a NaN still: they have not seen a finite tensor yet
-        self._unseen: set[str] = set()
+        self._sites: dict[str, SiteState] = {}
         #: backward (by its number) → what it has proposed so far
         self._proposed: dict[int, list[_Seen]] = {}
-        #: learned sites whose parameter has no value yet
-        self._unstarted: set[str] = set()
         #: backwards that have changed a state so far
         self.commits = 0
 
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """The state of every site, in the order in which sites came."""
+        return {name: held.state for name, held in self._sites.items()}
+
     def is_first(self, sites: Sequence[StateSite]) -> bool:
         """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
-        return any(
-            not self._fits(site)
-            or site.name in self._unstarted
-            or site.name in self._unseen
-            or (site.estimator.refresh > 0 and self._commits.get(site.name, 0) % site.estimator.refresh == 0)
-            for site in sites
-        )
+        return any(self._is_first(site) for site in sites)
+
+    def _is_first(self, site: StateSite) -> bool:
+        held = self._find_fitting(site)
+        refresh = site.estimator.refresh
+        return held is None or not held.is_started or (refresh > 0 and held.commits % refresh == 0)
+
+    def _find_fitting(self, site: StateSite) -> SiteState | None:
+        held = self._sites.get(site.name)
+        return held if held is not None and held.fits(site) else None
 
     def read(self, sites: Sequence[StateSite]) -> list[Tensor]:
         """The state of each site; NaN where there is none (or one of another shape or meaning, of another recipe)."""
+        found = [(site, self._find_fitting(site)) for site in sites]
         return [
-            self.states[site.name].detach().to(site.device)
-            if self._fits(site)
-            else torch.full(site.shape, torch.nan, device=site.device)
-            for site in sites
+            torch.full(site.shape, torch.nan, device=site.device)
+            if held is None
+            else held.state.detach().to(site.device)
+            for site, held in found
         ]
 
     def parameters(self, sites: Sequence[StateSite]) -> list[torch.nn.Parameter]:
         """The parameter of each learned site, made where there is none yet; NaN until `start`."""
-        for site in sites:
-            held, fits = self.states.get(site.name), self._fits(site)
-            start = held if held is not None and fits else torch.full(site.shape, torch.nan)
-            if not isinstance(held, torch.nn.Parameter) or held.shape != site.shape:
-                self._make_parameter(site.name, start.to(site.device))
-            if not fits:
-                self.states[site.name].data.copy_(start)
-                self._unstarted.add(site.name)
-            self._meanings[site.name] = site.meaning
-        found = [self.states[site.name] for site in sites]
-        return [parameter for parameter in found if isinstance(parameter, torch.nn.Parameter)]
+        return [self._learn_site(site) for site in sites]
+
+    def _learn_site(self, site: StateSite) -> torch.nn.Parameter:
+        fits = self._find_fitting(site) is not None
+        nothing = torch.full(site.shape, torch.nan)
+        held = self._sites.setdefault(site.name, SiteState(nothing, is_started=False))
+        held.is_started = held.is_started and fits
+        held.meaning = site.meaning
+        start = held.state if fits else nothing
+        parameter = held.state
+        if not isinstance(parameter, torch.nn.Parameter) or parameter.shape != site.shape:
+            parameter = held.state = torch.nn.Parameter(start.to(site.device))
+        elif not fits:
+            parameter.data.copy_(start)
+        return parameter
 
     def learn(self, meanings: AbstractSet[str], device: torch.device) -> None:
         """Makes parameters of loaded states that mean one of these, before the step that would make them."""
-        for name, state in self.states.items():
-            if not isinstance(state, torch.nn.Parameter) and self._meanings.get(name) in meanings:
-                self._make_parameter(name, state.to(device))
-
-    def _make_parameter(self, name: str, start: Tensor) -> None:
-        """A parameter that waits for its first finite tensor where a loaded state was saved before one."""
-        self.states[name] = torch.nn.Parameter(start)
-        if name in self._unseen:
-            self._unseen.remove(name)
-            self._unstarted.add(name)
+        for held in self._sites.values():
+            if not isinstance(held.state, torch.nn.Parameter) and held.meaning in meanings:
+                held.state = torch.nn.Parameter(held.state.to(device))
 
     def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
         """Gives learned ranges without a value that of their first finite tensor. All others wait for backward."""
         for site, state in zip(sites, after, strict=False):
-            if site.name in self._unstarted and bool(torch.isfinite(state).all()):
-                self.states[site.name].data.copy_(state)
-                self._unstarted.remove(site.name)
+            held = self._sites.get(site.name)
+            waits = held is not None and not held.is_started and isinstance(held.state, torch.nn.Parameter)
+            if held is not None and waits and bool(torch.isfinite(state).all()):
+                held.state.data.copy_(state)
+                held.is_started = True
 
     def means(self, name: str, meaning: str) -> bool:
         """True where the state of a site means this, or nobody has said what it means."""
-        return self._meanings.get(name, meaning) == meaning
-
-    def _fits(self, site: StateSite) -> bool:
-        held = self.states.get(site.name)
-        return held is not None and tuple(held.shape) == site.shape and self.means(site.name, site.meaning)
+        return name not in self._sites or self._sites[name].means(meaning)
 
     def now(self, sites: Sequence[StateSite]) -> Moment:
         """The moment at which these sites are read. Forgets what a backward has proposed that ended in an error."""
         if self._engine.task() == -1:
             self._proposed.clear()
-        return Moment(self.is_first(sites), tuple(self._commits.get(site.name, 0) for site in sites))
+        return Moment(self.is_first(sites), tuple(map(self._count_commits, sites)))
+
+    def _count_commits(self, site: StateSite) -> int:
+        held = self._sites.get(site.name)
+        return 0 if held is None else held.commits
 
     def propose(self, sites: Sequence[StateSite], after: Sequence[Tensor | None], moment: Moment) -> None:
         """Keeps the states after a step until the backward that runs now has ended; None: the site saw no data."""
@@ -159,26 +182,31 @@ class RangeStore:
 
     def _commit(self, task: int) -> None:
         """Merges what one backward has proposed, over ranks too, and makes it the state."""
-        merged: dict[str, Tensor] = {}
         proposals = self._proposed.pop(task, [])
+        sites = {seen.site.name: seen.site for seen in proposals}
+        for name, state in self._over_ranks(sites, self._merge_proposals(proposals)).items():
+            held, site = self._find_fitting(sites[name]), sites[name]
+            starts = held is None or not held.is_started
+            kept = self._sites.setdefault(name, SiteState(state))
+            kept.state, kept.meaning, kept.commits = state, site.meaning, kept.commits + 1
+            if starts:  # asks the device, but only at the start of a site
+                kept.is_started = not bool(state.isnan().any())
+        self.commits += bool(proposals)
+        self._share_learned()
+
+    def _merge_proposals(self, proposals: Sequence[_Seen]) -> dict[str, Tensor]:
+        """Returns one proposal a site; if the site was committed since it was read, merged with its state."""
+        merged: dict[str, Tensor] = {}
         for seen in proposals:
             name, merge = seen.site.name, seen.site.estimator.merge
+            held = self._find_fitting(seen.site)
             if name in merged:
                 merged[name] = merge(merged[name], seen.after)
-            elif self._commits.get(name, 0) != seen.read_at and self._fits(seen.site):
-                merged[name] = merge(self.states[name].to(seen.after.device), seen.after)
+            elif held is not None and held.commits != seen.read_at:
+                merged[name] = merge(held.state.to(seen.after.device), seen.after)
             else:
                 merged[name] = seen.after
-        sites = {seen.site.name: seen.site for seen in proposals}
-        starts = {name for name, site in sites.items() if name in self._unseen or not self._fits(site)}
-        self.states |= self._over_ranks(sites, merged)
-        self._meanings |= {name: site.meaning for name, site in sites.items()}
-        # asks the device, but only at the start of a site
-        self._unseen = self._unseen - starts | {name for name in starts if self.states[name].isnan().any()}
-        for name in merged:
-            self._commits[name] = self._commits.get(name, 0) + 1
-        self.commits += bool(merged)
-        self._share_learned()
+        return merged
 
     def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same states on every rank: those of all ranks, merged in the order of ranks."""
@@ -207,9 +235,10 @@ class RangeStore:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every state, under `PREFIX` and the site's name; the clock of refreshes; the meaning, as bytes."""
-        states = {f"{PREFIX}{name}": state.detach().clone() for name, state in self.states.items()}
-        clocks = {f"{PREFIX}{name}#steps": torch.tensor(self._commits.get(name, 0)) for name in self.states}
-        meanings = {f"{PREFIX}{name}#meaning": _as_tensor(text) for name, text in self._meanings.items() if text}
+        sites = {f"{PREFIX}{name}": held for name, held in self._sites.items()}
+        states = {key: held.state.detach().clone() for key, held in sites.items()}
+        clocks = {f"{key}#steps": torch.tensor(held.commits) for key, held in sites.items()}
+        meanings = {f"{key}#meaning": _as_tensor(held.meaning) for key, held in sites.items() if held.meaning}
         return states | clocks | meanings
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
@@ -219,29 +248,34 @@ class RangeStore:
         float32, and one that is not finite starts anew.
         """
         plain = {key.removeprefix(PREFIX): state.detach() for key, state in states.items()}
-        self._commits = {
-            key.removesuffix("#steps"): round(n.item()) for key, n in plain.items() if key.endswith("#steps")
-        }
-        texts = {key.removesuffix("#meaning"): state for key, state in plain.items() if key.endswith("#meaning")}
-        self._meanings = {name: _as_text(state) for name, state in texts.items()}
-        loaded = {
-            name: torch.where(state.isinf(), torch.nan, state.float())
+        learned = {name: held for name, held in self._sites.items() if isinstance(held.state, torch.nn.Parameter)}
+        self._sites = {
+            name: _load_site(name, state, plain)
             for name, state in plain.items()
             if not name.endswith(("#steps", "#meaning"))
         }
-        learned = {name: held for name, held in self.states.items() if isinstance(held, torch.nn.Parameter)}
-        for name, parameter in learned.items():
-            if name in loaded and loaded[name].shape == parameter.shape:
-                parameter.data.copy_(loaded[name])
-                self._unstarted.discard(name)
-            else:
-                parameter.data.fill_(torch.nan)
-                self._unstarted.add(name)
-        self.states = loaded | learned
-        unseen = {name for name, state in loaded.items() if state.isnan().any()}
-        self._unstarted |= unseen & learned.keys()
-        self._unseen = unseen - learned.keys()
+        for name, held in learned.items():
+            self._sites[name] = _keep_parameter(held.state, self._sites.get(name))
         self._proposed.clear()
+
+
+def _load_site(name: str, state: Tensor, states: Mapping[str, Tensor]) -> SiteState:
+    """Returns the record of one site of a checkpoint."""
+    loaded = torch.where(state.isinf(), torch.nan, state.float())
+    clock, meaning = states.get(f"{name}#steps"), states.get(f"{name}#meaning")
+    commits = 0 if clock is None else round(clock.item())
+    text = None if meaning is None else _as_text(meaning)
+    return SiteState(loaded, text, commits, not bool(loaded.isnan().any()))
+
+
+def _keep_parameter(parameter: Tensor, loaded: SiteState | None) -> SiteState:
+    """Returns the record with the parameter that there was, which takes over the loaded value if that has its shape."""
+    if loaded is None or loaded.state.shape != parameter.shape:
+        parameter.data.fill_(torch.nan)
+        commits, meaning = (0, None) if loaded is None else (loaded.commits, loaded.meaning)
+        return SiteState(parameter, meaning, commits, is_started=False)
+    parameter.data.copy_(loaded.state)
+    return dataclasses.replace(loaded, state=parameter)
 
 
 def _as_text(codes: Tensor) -> str:
