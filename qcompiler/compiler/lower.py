@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
@@ -23,7 +23,8 @@ from qcompiler.passes.ir.meta import (
 )
 from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
-from qcompiler.runtime.execute.step import Half, Ranges, Step, Tangent
+from qcompiler.runtime.execute.interpret import Half, interpret
+from qcompiler.runtime.execute.step import Ranges, Step, Tangent
 from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.runtime.ranges.store import RangeStore, StateSite
 
@@ -123,7 +124,7 @@ def _ranges(
     """What a step needs to run with states; None where no quantizer keeps one."""
     if not any(sites):
         return None
-    run = backend if callable(backend) else _interpret
+    run = backend if callable(backend) else interpret
     halves = [
         run(_copy_for(half, first=True)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
@@ -176,7 +177,7 @@ def _compile(
     if callable(backend):
         return backend(module)
     if backend == "eager":
-        return _interpret(module)
+        return interpret(module)
     try:
         plain = torch_compat.retrace(module, inputs, fake_mode(module.graph))
         return torch_compat.compile_inductor(
@@ -193,19 +194,7 @@ def _compile(
         half = "backward" if is_backward else "forward"
         notes.append(f"{half} runs eagerly, Inductor failed: {type(error).__name__}: {str(error).splitlines()[0]}")
         logger.warning("%s", notes[-1])
-        return _interpret(module)
-
-
-def _interpret(module: GraphModule) -> Half:
-    """Node by node, dropping each value after its last use."""
-
-    def run(args: list[Any]) -> Sequence[Any]:
-        given = list(args)
-        args.clear()
-        with torch.no_grad():
-            return Interpreter(module).boxed_run(given)  # type: ignore[no-any-return]
-
-    return run
+        return interpret(module)
 
 
 def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
@@ -30,7 +30,8 @@ from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.execute.step import Half, Step
+from qcompiler.runtime.execute.interpret import Half, Hooks, interpret
+from qcompiler.runtime.execute.step import Step
 from qcompiler.runtime.ranges.store import Moment, RangeStore
 
 
@@ -107,8 +108,8 @@ class WatchedMoment(Moment):
     record: Record
 
 
-class Watch:
-    """Runs halves node by node, and shows every node to `before` and `after`, which subclasses define."""
+class Watch(Hooks):
+    """Hooks that write what they see into a record."""
 
     def __init__(self, labels: dict[str, str], relay: Relay) -> None:
         #: node name → the unique name of its contraction
@@ -116,26 +117,9 @@ class Watch:
         self.relay = relay
         self.record = Record()
 
-    def before(self, node: Node) -> None:
-        """Called in front of every node."""
-
-    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
-        """Called behind every call, with the values of its arguments."""
-
-    def instead(self, node: Node, result: Any) -> Any:
-        """What a call gives to its readers; the result itself by default."""
-        return result
-
     def interpret(self, module: GraphModule) -> Half:
         """The half that runs a graph node by node under this watch."""
-
-        def run(args: list[Any]) -> Sequence[Any]:
-            given = list(args)
-            args.clear()
-            with torch.no_grad():
-                return _Watched(module, self).boxed_run(given)  # type: ignore[no-any-return]
-
-        return run
+        return interpret(module, self)
 
     @contextlib.contextmanager
     def writing(self, record: Record) -> Iterator[None]:
@@ -145,20 +129,6 @@ class Watch:
             yield
         finally:
             self.record = before
-
-
-class _Watched(Interpreter):
-    def __init__(self, module: GraphModule, watch: Watch) -> None:
-        super().__init__(module)
-        self.watch = watch
-
-    def run_node(self, n: Node) -> Any:
-        self.watch.before(n)
-        result = super().run_node(n)
-        if n.op == "call_function":
-            self.watch.after(n, self.fetch_args_kwargs_from_env(n)[0], result)
-            return self.watch.instead(n, result)
-        return result
 
 
 class QuantizedWatch(Watch):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.plan import Site
@@ -18,6 +18,7 @@ from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import is_size
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
+from qcompiler.runtime.execute.interpret import Hooks, interpret
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import FloatFormat
 
@@ -25,7 +26,7 @@ from qcompiler.runtime.numbers.formats import FloatFormat
 SAME = 1e-6
 
 
-class Observer(Interpreter):
+class Observer(Hooks):
     """Runs the traced graph as it stands before weights and ranges were frozen, and keeps the codes of every site.
 
     The codes of a site in `calibrated` are those that its fixed range gives.
@@ -34,7 +35,7 @@ class Observer(Interpreter):
     def __init__(
         self, traced: Traced, states: Mapping[str, Tensor], calibrated: Mapping[str, Sequence[Any]] | None = None
     ) -> None:
-        super().__init__(traced.frozen.program.graph_module)
+        self.module = traced.frozen.program.graph_module
         self.traced, self.states, self.calibrated = traced, states, calibrated or {}
         self.sites = {site.name: site for site in traced.plan.sites}
         self.found: dict[str, Tensor] = {}
@@ -50,8 +51,7 @@ class Observer(Interpreter):
         held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
         known = {InputKind.INPUT: given, InputKind.STATE: self.states}
         values = [self.held(fact.kind, known.get(fact.kind, held)[fact.name]) for fact in self.traced.inputs]
-        with torch.no_grad():
-            returned = self.run(*values)
+        returned = interpret(self.module, self)(values)
         return [one.numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,13 +66,10 @@ class Observer(Interpreter):
         """What the graph gets for an input of this kind."""
         return value
 
-    def run_node(self, n: Node) -> Any:
+    def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
         """Shows what a quantizer reads and returns."""
-        result = super().run_node(n)
-        if n.target is ops.QUANTIZE:
-            quantizer = Quantizer(n)
-            self.see(quantizer.site, self.env[quantizer.tensor], result)
-        return result
+        if node.target is ops.QUANTIZE:
+            self.see(Quantizer(node).site, args[0], result)
 
     def see(self, site: str, x: Tensor, codes: Tensor) -> None:
         """Called for every quantizer with what it reads and returns; keeps the codes."""
@@ -95,7 +92,7 @@ class InDouble(Observer):
     ):
         super().__init__(traced, states, calibrated)
         self.varies: dict[Node, bool] = {}
-        for node in self.graph.nodes:
+        for node in self.module.graph.nodes:
             found = node.op == "placeholder" or any(self.varies[source] for source in node.all_input_nodes)
             self.varies[node] = found and not is_size(node)
 
@@ -104,16 +101,16 @@ class InDouble(Observer):
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating and kind is not InputKind.STATE else value
 
-    def map_nodes_to_values(self, args: Any, n: Node) -> Any:
+    def load(self, node: Node, arguments: Any, values: Mapping[Node, Any]) -> Any:
         """Operands as they are, float64 for every float32 and float16 in what varies."""
 
-        def load(source: Node) -> Any:
-            given = self.env[source]
+        def load_source(source: Node) -> Any:
+            given = values[source]
             made = isinstance(given, Tensor) and given.dtype in _NARROW and not self.varies[source]
-            return given.double() if made and self.varies[n] else given
+            return given.double() if made and self.varies[node] else given
 
-        loaded = torch.fx.map_arg(args, load)
-        return torch_compat.map_leaves(_widen, loaded) if self.varies[n] else loaded
+        loaded = torch.fx.map_arg(arguments, load_source)
+        return torch_compat.map_leaves(_widen, loaded) if self.varies[node] else loaded
 
 
 def _widen(one: Any) -> Any:

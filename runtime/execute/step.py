@@ -3,17 +3,15 @@
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.execute.interpret import Half
 from qcompiler.runtime.ranges.store import Moment, RangeStore, StateSite
-
-#: a compiled half: list of inputs (emptied by the call) → outputs
-Half = Callable[[list[Any]], Sequence[Any]]
 
 
 class WriteKind(enum.Enum):
