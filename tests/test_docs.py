@@ -138,7 +138,7 @@ def test_programs_run(page, page_module, tmp_path, monkeypatch):
 MOVING = {
     "runtime/numbers/integers.py": "runtime/integers.py",
     "runtime/ranges/observed.py": "runtime/ranges.py",
-    "qcompiler/recipes/named.py": "qcompiler/recipes.py",
+    "qcompiler/recipes/papers.py": "qcompiler/literature.py",
 }
 
 
