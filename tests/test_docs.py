@@ -349,6 +349,14 @@ def test_counts_of_the_readme():
     assert "58 operands need 54 quantizers with `channelwise-int4`, and 28 with `hyperblock-int4`" in text
 
 
+def test_the_words():
+    """Conditions say if or when, and no phrase says `that of`; the words of the house, over README and docs."""
+    text = "\n".join(prose(page) for name, page in PAGES.items() if name.startswith("docs/") or name == "README.md")
+    words = re.findall(r"[a-z']+", re.sub(r"`[^`]*`", "", text.lower()))
+    assert words.count("if") + words.count("when") > 5 * words.count("where")
+    assert re.findall(r"\b(?:that|those) of\b|\bthe ones? of\b", text) == []
+
+
 def test_the_checks_can_fail():
     text = "# A b, c\n```python\nx = 1\n```\n[t](none.md)\n"
     assert blocks(text, "python") == [(3, "x = 1\n")]
