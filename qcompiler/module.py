@@ -185,7 +185,7 @@ class QuantizedModule(nn.Module):
         return self._session.make_stages(training)
 
     def to_networkx(self, *, stage: str = "lowered", training: bool = True) -> "networkx.MultiDiGraph[str]":
-        """The joint graph of forward and backward, of all captured graphs; docs/sight.md lists the attributes.
+        """The joint graph of forward and backward, of all captured graphs; docs/inspect.md lists the attributes.
 
         Args:
             stage: "captured", the name of a pass (the graph after it), or "lowered", the two halves that run.

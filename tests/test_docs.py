@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 import qcompiler
+from qcompiler.cli.main import main
 from qcompiler.compiler.capture import capture
-from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
+from qcompiler.compiler.stages import stage_text
 from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
 from qcompiler.runtime.numbers.blocks import AXES
@@ -64,24 +66,68 @@ def page_module() -> Iterator[ModuleType]:
 
 
 def test_the_pages_are_found():
-    expected = {"README.md", "CHANGELOG.md", "docs/numbers.md", "docs/writing_a_pass.md", "docs/glossary.md"}
-    assert expected | {"docs/decisions.md"} <= PAGES.keys()
+    expected = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/numbers.md", "docs/glossary.md"}
+    assert expected | {*PROGRAMS} <= PAGES.keys()
 
 
-#: its blocks run behind its diffs
-EXTENDING = "docs/extending.md"
+def test_the_index_lists_every_page():
+    """Each page of docs/ once, with a sentence; the README leads to the index."""
+    listed = re.findall(r"^\| \[[^\]]+\]\((\S+)\) \| .+\. \|$", PAGES["docs/index.md"], re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")
+    assert "(docs/index.md)" in PAGES["README.md"]
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python") and page != EXTENDING])
-def test_python_blocks_run(page, page_module, tmp_path, monkeypatch):
-    """All blocks of a page in one namespace, in order; then the tests that they define. The folder is empty."""
-    monkeypatch.chdir(tmp_path)
+def test_the_readme_is_a_door():
+    assert PAGES["README.md"].count("\n") <= 140
+    assert len(PAGES["README.md"].split()) <= 1300
+
+
+def test_references_are_complete():
+    """Every public name and every command has its line."""
+    assert {name for name in qcompiler.__all__ if f"`{name}" not in PAGES["docs/api.md"]} == set()
+    assert {name for name in main.commands if f"| `{name}` |" not in PAGES["docs/cli.md"]} == set()
+
+
+#: its blocks run after its diffs
+CONTRIBUTING = "CONTRIBUTING.md"
+#: pages whose blocks are one program, in order; on all other pages every block can be pasted alone
+PROGRAMS = ("docs/numbers.md", "docs/writing_a_pass.md")
+
+
+def write_recipes(page, folder):
+    """The YAML blocks of a page as files, under the names in their first lines."""
     for _, recipe in blocks(PAGES[page], "yaml"):
-        (tmp_path / re.match(r"# (\S+\.yaml)\n", recipe)[1]).write_text(recipe, encoding="utf-8")
+        (folder / re.match(r"# (\S+\.yaml)\n", recipe)[1]).write_text(recipe, encoding="utf-8")
+
+
+def run_block(page, line, block, namespace):
+    """A block, with the line numbers of its page."""
     source = str(ROOT / page)
     linecache.checkcache(source)
+    exec(compile("\n" * (line - 1) + block, source, "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    ("page", "line", "block"),
+    [
+        pytest.param(page, line, block, id=f"{page}:{line}")
+        for page, text in PAGES.items()
+        if page not in (*PROGRAMS, CONTRIBUTING)
+        for line, block in blocks(text, "python")
+    ],
+)
+def test_blocks_can_be_pasted_alone(page, line, block, page_module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipes(page, tmp_path)
+    run_block(page, line, block, vars(page_module))
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_programs_run(page, page_module, tmp_path, monkeypatch):
+    """All blocks in one namespace, in order; then the tests that they define. The folder is empty."""
+    monkeypatch.chdir(tmp_path)
     for line, block in blocks(PAGES[page], "python"):
-        exec(compile("\n" * (line - 1) + block, source, "exec"), vars(page_module))
+        run_block(page, line, block, vars(page_module))
     tests = [value for name, value in vars(page_module).items() if name.startswith("test_")]
     for test in tests:
         test()
@@ -100,18 +146,39 @@ def apply_diff(diff, root):
     path.write_text(text, encoding="utf-8")
 
 
-def test_the_diffs_of_extending(tmp_path):
-    """A format, an estimator and a recipe touch one file each; what the page says of them holds in a patched copy."""
+def test_the_diffs_of_contributing(tmp_path):
+    """A format, an estimator and a recipe touch one file each; the page's claims about them hold in a patched copy."""
     for folder in ("passes", "runtime", "qcompiler"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for _, diff in blocks(PAGES[EXTENDING], "diff"):
+    for _, diff in blocks(PAGES[CONTRIBUTING], "diff"):
         apply_diff(diff, tmp_path)
-    source = "".join(block for _, block in blocks(PAGES[EXTENDING], "python"))
+    source = "".join(block for _, block in blocks(PAGES[CONTRIBUTING], "python"))
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_graphs_of_how_it_works(page_module):
+    """Every excerpt is part of the graph after the pass that it names: its lines in order, `…` for lines left out."""
+    page = "docs/how_it_works.md"
+    line, block = blocks(PAGES[page], "python")[0]
+    run_block(page, line, block, vars(page_module))
+    texts = {stage.name: stage_text([page_module.stages], stage.name).splitlines() for stage in page_module.stages}
+    excerpts = [excerpt.splitlines() for _, excerpt in blocks(PAGES[page], "text")]
+    assert len(excerpts) == 6
+    for title, *lines in excerpts:
+        graph, place = texts[title.removeprefix("# ")], 0
+        for piece in "\n".join(lines).split("\n…\n"):
+            wanted = piece.split("\n")
+            place = graph.index(wanted[0], place)
+            assert graph[place : place + len(wanted)] == wanted, title
+            place += len(wanted)
+    assert {stage.name for stage in page_module.stages} <= set(re.findall(r"`([a-z-]+)`", PAGES[page])) | {
+        "captured",
+        "lowered",
+    }
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "yaml")])
@@ -181,11 +248,11 @@ def test_every_recipe_has_its_row():
         assert difference.endswith("."), name
 
 
-def test_the_readme_repeats_rows():
+def test_the_guide_repeats_rows():
     """The main recipes, as in the full table, without paper and differences."""
-    table = rows("docs/recipes.md")
-    assert {"identity", "hyperblock-int4", "in-hindsight-w8a8g8", "nvfp4"} <= rows("README.md").keys()
-    for name, row in rows("README.md").items():
+    table, page = rows("docs/recipes.md"), rows("docs/using_recipes.md")
+    assert {"identity", "hyperblock-int4", "in-hindsight-w8a8g8", "nvfp4"} <= page.keys()
+    for name, row in page.items():
         assert row == table[name][1:-1]
 
 
@@ -206,7 +273,7 @@ def test_the_counts_of_recipes():
 
 
 def test_what_recipes_have_in_common():
-    """What docs/recipes.md says of `vjp` and of overflow, for every recipe at once."""
+    """The sentences of docs/recipes.md on `vjp` and overflow, for every recipe at once."""
     specs = [(name, rule.spec) for name, recipe in qcompiler.RECIPES.items() for rule in recipe.rules if rule.spec]
     kinds = {
         (str(spec.vjp), spec.range.is_learned) for name, spec in specs if name not in ("dorefa-w4a4g8", "ewgs-w4a4")
@@ -226,8 +293,8 @@ def test_every_choice_is_named():
     assert {kind.name for kind in ESTIMATORS} <= set(rows)
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *Behind, *OPERATORS, ADDITION}
-    assert {name for name in names if f"`{name}`" not in PAGES["README.md"]} == set()
-    names = {step.name for step in joint_pipeline(qcompiler.RECIPES["identity"]).passes}
+    assert {name for name in names if f"`{name}`" not in PAGES["docs/using_recipes.md"]} == set()
+    names = {step.name for step in (*joint_pipeline(qcompiler.RECIPES["identity"]).passes, *halves_pipeline().passes)}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
     assert BITS == (2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -271,6 +338,14 @@ def test_counts_of_the_readme():
     assert counts == [58, 54, 0, 58, 28, 0]
     text = " ".join(PAGES["README.md"].split())
     assert "58 operands need 54 quantizers with `channelwise-int4`, and 28 with `hyperblock-int4`" in text
+
+
+def test_the_words():
+    """Conditions say if or when, and no phrase says `that of`; the words of the house, over README and docs."""
+    text = "\n".join(prose(page) for name, page in PAGES.items() if name.startswith("docs/") or name == "README.md")
+    words = re.findall(r"[a-z']+", re.sub(r"`[^`]*`", "", text.lower()))
+    assert words.count("if") + words.count("when") > 5 * words.count("where")
+    assert re.findall(r"\b(?:that|those) of\b|\bthe ones? of\b", text) == []
 
 
 def test_the_checks_can_fail():

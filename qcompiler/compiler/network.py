@@ -1,4 +1,4 @@
-"""The joint graph as a networkx.MultiDiGraph, which drawings, tables and queries read; attributes: docs/sight.md."""
+"""The joint graph as a networkx.MultiDiGraph, which drawings, tables and queries read; attributes: docs/inspect.md."""
 
 import itertools
 import math
