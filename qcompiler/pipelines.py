@@ -1,8 +1,18 @@
 """The order of the passes: the table of contents of the compiler."""
 
+import types
+from collections.abc import Mapping
+
 from torch.fx import GraphModule
 
 from qcompiler.passes.base import Pipeline
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated, CalibrateRanges
+from qcompiler.passes.frozen.fold_batch_norms import FoldBatchNorms
+from qcompiler.passes.frozen.freeze_biases import FreezeBiases
+from qcompiler.passes.frozen.freeze_quantizers import FreezeQuantizers
+from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
+from qcompiler.passes.frozen.transpose_weights import TransposeWeights
+from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
@@ -45,4 +55,26 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
             RestoreStrides(),  # as traced, for every operator that is no contraction
         ),
         finish_and_verify,
+    )
+
+
+def frozen_pipeline(
+    calibrated: Mapping[str, Calibrated] = types.MappingProxyType({}), *, fold_batch_norm: bool = True
+) -> Pipeline[FrozenGraph]:
+    """Return the passes over an eval graph whose parameters and ranges are known, before the graph is exported.
+
+    Args:
+        calibrated: site → a range that was measured on data, in place of the range of the present tensor.
+        fold_batch_norm: batch norms become part of the convolution in front, if the codes of its weight stay.
+    """
+    return Pipeline(
+        (
+            FreezeBiases(),  # rounded biases are constants
+            CalibrateRanges(calibrated),  # ranges that data gave
+            UniteBlocks(),  # one block, if all have the same known range
+            FreezeQuantizers(),  # weights are codes, known ranges are scales
+            TransposeWeights(),  # as the kernels of their contraction read them
+            FoldBatchNorms(fold_batch_norm),  # into scales and bias of a convolution
+        ),
+        verify_frozen,
     )

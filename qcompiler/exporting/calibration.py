@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.exporting.freeze import Calibrated
 from qcompiler.exporting.observe import Observer
 from qcompiler.exporting.trace import ExportError, Traced
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.plan import Site
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops

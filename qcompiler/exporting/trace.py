@@ -14,8 +14,9 @@ from torch.fx import Graph
 
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.exporting.freeze import Calibrated, Frozen, freeze
+from qcompiler.exporting.freeze import Frozen, freeze
 from qcompiler.passes.base import PassError
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
 from qcompiler.passes.ir.plan import QuantPlan
@@ -119,8 +120,11 @@ def trace(
     _refuse(plan, qmodel.ranges(), qmodel._store)
     if not frozen:
         return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _inputs(program))
-    with torch_compat.quiet_exporter():
-        made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
+    try:
+        with torch_compat.quiet_exporter():
+            made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
+    except PassError as error:
+        raise ExportError(f"export: {error}") from error
     return Traced(made, plan, ())
 
 
