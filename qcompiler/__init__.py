@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from qcompiler.compile import QuantizedModule, compile  # noqa: A004
     from qcompiler.debugging.debugger import DebugError, Debugger, debug
     from qcompiler.errors import CaptureError, CompileError
-    from qcompiler.exporting.export import ExportReport, export_onnx
+    from qcompiler.exporting.export import export_onnx
+    from qcompiler.exporting.report import ExportReport
     from qcompiler.exporting.trace import ExportError
     from qcompiler.exporting.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
@@ -69,7 +70,8 @@ _EXPORTS = {
     "qcompiler.sight.drawing": ("DrawError", "draw"),
     "qcompiler.sight.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
-    "qcompiler.exporting.export": ("ExportReport", "export_onnx"),
+    "qcompiler.exporting.export": ("export_onnx",),
+    "qcompiler.exporting.report": ("ExportReport",),
     "qcompiler.exporting.trace": ("ExportError",),
     "qcompiler.exporting.verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.passes.ir.plan": ("QuantPlan",),

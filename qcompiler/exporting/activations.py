@@ -8,10 +8,11 @@ import onnx_ir as ir
 import torch
 
 from qcompiler.exporting.blocks import spread
+from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.storage import by_dimension, simple_axis, storage_type
 from qcompiler.exporting.trace import ExportError
 from qcompiler.exporting.weights import cut
-from qcompiler.exporting.writer import Quantizer, array, factor
+from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.blocks import WHOLE
 from qcompiler.runtime.formats import FloatFormat, Format, IntFormat, Kind
 from qcompiler.runtime.ranges import Current
@@ -20,7 +21,7 @@ from qcompiler.runtime.spec import QuantSpec, Scale
 from qcompiler.runtime.statistical_ranges import Sawb
 
 
-def activation_shift(q: Quantizer) -> int:
+def activation_shift(q: StandIn) -> int:
     """What is added to the codes of a known range in the file: 128 makes those of int8 uint8.
 
     onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
@@ -30,7 +31,7 @@ def activation_shift(q: Quantizer) -> int:
     return 128 if one_scale and storage_type(q.spec.format) == ir.DataType.INT8 else 0
 
 
-def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
+def write_static(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """(codes, values) of a known range.
 
     1. One scale: QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does. Codes and
@@ -39,13 +40,13 @@ def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
        kernels that have one scale alone, and then refuses the file.
     3. Floats: a cast, or a function.
     """
-    scale, form = factor(by_dimension(array(q.scale), q.edges)), q.spec.format
+    scale, form = to_factors(by_dimension(read_array(q.scale), q.edges)), q.spec.format
     if isinstance(form, FloatFormat):
         # no QuantizeLinear: with 8-bit floats outputs were wrong by half under onnxruntime 1.31's optimizations
         steps = _repeated(q, "scale", scale)
         levels = _minifloat(q, form, q.op("Div", q.merged(q.float_input()), steps))
         return levels, _joined(q, q.op("Mul", _as_float(q, levels), steps))
-    points = np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges)
+    points = np.zeros(scale.shape) if q.point is None else by_dimension(read_array(q.point), q.edges)
     if simple_axis(q.edges) != -1:
         parts = _repeated(q, "scale", scale), _repeated(q, "zero_point", points.astype(np.float32))
         codes = q.op("RangeQuantize", q.merged(q.float_input()), *parts, **_ends(form))
@@ -60,13 +61,13 @@ def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     return codes, q.shaped(q.op("DequantizeLinear", codes, *parts))
 
 
-def _repeated(q: Quantizer, name: str, numbers: np.ndarray) -> ir.Value:
+def _repeated(q: StandIn, name: str, numbers: np.ndarray) -> ir.Value:
     """Numbers of one a block as a constant that has the extents of the tensor, or 1 where they do not change."""
     same = [dim for dim, count in enumerate(q.edges.counts) if count is None or count == 1]
     return q.constant(name, spread(q.edges, numbers, same))
 
 
-def _cut_to_codes(q: Quantizer, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
+def _cut_to_codes(q: StandIn, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
     """The tensor, cut to the values of the first and the last code where the type has codes beyond them."""
     x, kind = q.float_input(), storage_type(form)
     for name, op_type, end, of_type in (("low", "Max", form.qmin, kind.min), ("high", "Min", form.qmax, kind.max)):
@@ -76,7 +77,7 @@ def _cut_to_codes(q: Quantizer, form: IntFormat, scale: np.ndarray, point: np.nd
     return x
 
 
-def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+def write_dynamic(q: StandIn) -> tuple[ir.Value, ir.Value]:
     """(codes, values) by local functions that measure the tensor, block by block."""
     spec, form = q.spec, q.spec.format
     _check_range(q)
@@ -101,7 +102,7 @@ def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     return levels, _joined(q, q.op("Mul", _as_float(q, levels), scale))
 
 
-def _check_range(q: Quantizer) -> None:
+def _check_range(q: StandIn) -> None:
     """Raises for a range of the present tensor of which no function gives the same number as PyTorch."""
     spec, sawb = q.spec, isinstance(q.spec.range, Sawb)
     if not (isinstance(spec.range, Current) or (sawb and spec.scale is Scale.REAL and not q.edges.split)):
@@ -112,7 +113,7 @@ def _check_range(q: Quantizer) -> None:
         )
 
 
-def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
+def _float_scale(q: StandIn, x: ir.Value, axes: ir.Value) -> ir.Value:
     """The float scale of each block, by one level or two."""
     reach, negative = q.spec.format.reach, _negative(q.spec.format)
     if isinstance(q.spec.range, Sawb):
@@ -123,12 +124,12 @@ def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
     return q.op("RangeScale", x, axes, largest=reach, negative=negative)
 
 
-def _as_float(q: Quantizer, levels: ir.Value) -> ir.Value:
+def _as_float(q: StandIn, levels: ir.Value) -> ir.Value:
     """Levels as float32; those of a function are."""
     return levels if levels.dtype is None else q.op("Cast", levels, name="Level", to=1)
 
 
-def _minifloat(q: Quantizer, form: FloatFormat, real: ir.Value) -> ir.Value:
+def _minifloat(q: StandIn, form: FloatFormat, real: ir.Value) -> ir.Value:
     """Real codes to levels: by a cast where ONNX has the type, else by a function."""
     kind = storage_type(form)
     if kind.is_floating_point() and kind != ir.DataType.FLOAT16:
@@ -141,7 +142,7 @@ def _minifloat(q: Quantizer, form: FloatFormat, real: ir.Value) -> ir.Value:
     return q.op("MinifloatRound", real, name="", **rule)
 
 
-def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+def _split(q: StandIn) -> tuple[ir.Value, ir.Value]:
     """The tensor with a dimension more for the inside of each split block, and the dimensions that a block covers."""
     x, pads = q.merged(q.float_input()), [0] * len(q.edges.edges)
     shape: list[int] = []
@@ -162,7 +163,7 @@ def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     return x, q.ints("axes", axes)
 
 
-def _extent(q: Quantizer, dim: int) -> int:
+def _extent(q: StandIn, dim: int) -> int:
     """An extent for Reshape: 0 copies one in front of all splits, −1 finds a single one behind them."""
     extent = q.edges.extents[dim]
     if extent is not None:
@@ -176,7 +177,7 @@ def _extent(q: Quantizer, dim: int) -> int:
     return -1 if dim in free else 0
 
 
-def _joined(q: Quantizer, values: ir.Value) -> ir.Value:
+def _joined(q: StandIn, values: ir.Value) -> ir.Value:
     """The shape of the tensor again."""
     if q.edges.split:
         whole = [

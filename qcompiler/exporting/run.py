@@ -20,9 +20,9 @@ from torch import Tensor
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
 from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.observe import SAME
 from qcompiler.exporting.trace import ExportError, eval_mode
-from qcompiler.exporting.writer import array
 
 #: the operators of onnxruntime that compute on codes
 INTEGER = (
@@ -190,7 +190,7 @@ def _shown(
         found = dict(zip((one.name for one in running.get_outputs()), returned, strict=True))
     values = {name: found.get(f"{name}/as_float", found.get(name)) for name in extra}
     values |= {name: fed[name] for name in names if name in given}
-    return values | {name: array(value) for name, value in stored.items()}, list(returned[: len(before)])
+    return values | {name: read_array(value) for name, value in stored.items()}, list(returned[: len(before)])
 
 
 def fused(

@@ -7,16 +7,17 @@ import onnx_ir as ir
 import torch
 
 from qcompiler.exporting.blocks import spread
+from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.storage import blocked_axis, by_dimension, simple_axis, storage_type, stored
 from qcompiler.exporting.trace import ExportError
-from qcompiler.exporting.writer import Quantizer, array, factor
+from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.formats import FloatFormat
 
 #: float types that DequantizeLinear of onnxruntime reads
 _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
-def shift_of(q: Quantizer) -> int:
+def shift_of(q: StandIn) -> int:
     """What is added to the codes of a weight in the file: 128 makes codes of 8 bits uint8.
 
     Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
@@ -28,7 +29,7 @@ def shift_of(q: Quantizer) -> int:
     return 128 if eight and simple_axis(q.edges) is not None and not _is_batched(q) else 0
 
 
-def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
+def write_weight(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """(codes, values) of a frozen weight.
 
     1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added. The
@@ -40,10 +41,10 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
        integer kernel that has no such scales: it refused files, or computed other numbers.
     """
     form = q.spec.format
-    plain = array(q.x).reshape([n or 0 for n in q.edges.extents])
+    plain = read_array(q.x).reshape([n or 0 for n in q.edges.extents])
     codes = q.constant("codes", ir.Tensor((plain + np.int16(shift)).astype(np.uint8)) if shift else stored(plain, form))
-    scale = by_dimension(array(q.scale), q.edges)
-    point = None if q.point is None else by_dimension(array(q.point), q.edges)
+    scale = by_dimension(read_array(q.scale), q.edges)
+    point = None if q.point is None else by_dimension(read_array(q.point), q.edges)
     if np.isnan(scale.astype(np.float32)).any() or (scale.dtype == np.uint8 and (scale == 255).any()):
         raise ExportError(f"export: {q.site}: the weight holds a NaN or an infinity")
     if _is_batched(q) or (isinstance(form, FloatFormat) and storage_type(form) not in _DEQUANTIZED):
@@ -53,11 +54,11 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
         return codes, q.shaped(q.unmerged(q.op("Mul", levels, _spread_in_graph(q, scale, None))))
     axis = simple_axis(q.edges)
     if axis is not None:
-        inputs = [codes, q.constant("scale", q.along(factor(scale), axis))]
+        inputs = [codes, q.constant("scale", q.along(to_factors(scale), axis))]
         if point is not None:
             inputs.append(q.constant("zero_point", stored(q.along(point, axis), form)))
         elif storage_type(form) == ir.DataType.INT8:
-            inputs.append(q.constant("zero_point", np.full_like(array(inputs[1]), shift, array(codes).dtype)))
+            inputs.append(q.constant("zero_point", np.full_like(read_array(inputs[1]), shift, read_array(codes).dtype)))
         attributes = {} if axis < 0 else {"axis": axis}
     else:
         axis = blocked_axis(q.edges)
@@ -67,12 +68,12 @@ def write_weight(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     return codes, q.shaped(q.unmerged(q.op("DequantizeLinear", *inputs, name="", **attributes)))
 
 
-def _is_batched(q: Quantizer) -> bool:
+def _is_batched(q: StandIn) -> bool:
     """True for case 4: several scales of a batched product."""
     return simple_axis(q.edges) != -1 and q.layout[0] == "g"
 
 
-def _levels(q: Quantizer, codes: ir.Value) -> ir.Value:
+def _levels(q: StandIn, codes: ir.Value) -> ir.Value:
     """Cases 3 and 4: the level of each code, float32."""
     form = q.spec.format
     if not isinstance(form, FloatFormat) or storage_type(form).is_floating_point():
@@ -81,7 +82,7 @@ def _levels(q: Quantizer, codes: ir.Value) -> ir.Value:
     return q.op("Gather", q.constant("levels", values), q.op("Cast", codes, name="Index", to=6))
 
 
-def _spread_in_graph(q: Quantizer, scale: np.ndarray, axis: int | None) -> ir.Value:
+def _spread_in_graph(q: StandIn, scale: np.ndarray, axis: int | None) -> ir.Value:
     """Case 2: a factor for every block along `axis`, and for every index along all others."""
     if scale.dtype == np.uint8:
         exponents = q.constant("exponents", (scale.astype(np.int16) - 127).astype(np.int8))
@@ -106,7 +107,7 @@ def _spread_in_graph(q: Quantizer, scale: np.ndarray, axis: int | None) -> ir.Va
     return value
 
 
-def cut(q: Quantizer, value: ir.Value, dim: int, extent: int) -> ir.Value:
+def cut(q: StandIn, value: ir.Value, dim: int, extent: int) -> ir.Value:
     """The first `extent` indices of a dimension."""
     bounds = (q.ints(f"{key}{dim}", [n]) for key, n in (("from", 0), ("to", extent), ("along", dim)))
     return q.op("Slice", value, *bounds, name=f"Slice{dim}")

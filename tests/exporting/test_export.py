@@ -268,7 +268,7 @@ def test_a_good_file_stays_whole(part, tmp_path, monkeypatch):
 
 def test_tensors_beside_the_file(tmp_path, monkeypatch):
     """Above the limit of protobuf the tensors lie in a second file; the limit is lowered here."""
-    monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
+    monkeypatch.setattr("qcompiler.exporting.write_file._EXTERNAL", 0)
     qmodel = qcompiler.compile(nn.Sequential(nn.Linear(64, 64)), "channelwise-int4", backend="eager")
     path = tmp_path / "m.onnx"
     for _ in range(2):  # the second export replaces the file, and its data
@@ -347,7 +347,7 @@ def test_an_error_after_the_file_took_its_name(tmp_path, monkeypatch):
     def fail(folder):
         raise OSError(errno.EIO, "Input/output error", str(folder))
 
-    monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
+    monkeypatch.setattr("qcompiler.exporting.write_file._EXTERNAL", 0)
     monkeypatch.setattr("qcompiler.files._sync_folder", fail)
     qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "channelwise-int4", backend="eager")
     with pytest.raises(OSError, match="Input/output error"):

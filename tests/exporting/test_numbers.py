@@ -11,8 +11,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.exporting import run
-from qcompiler.exporting.export import _approximate
 from qcompiler.exporting.inputs import as_example
+from qcompiler.exporting.report import list_approximate
 from qcompiler.runtime.spec import parse_spec
 
 
@@ -122,8 +122,8 @@ def test_nor_for_a_weight_without_a_transposition(bias, tmp_path):
 
 
 def test_a_product_in_fewer_bits_is_noted():
-    assert list(_approximate({"QGemm": 1})) == []
-    assert list(_approximate({"MatMulNBits": 2})) == [
+    assert list(list_approximate({"QGemm": 1}, run.APPROXIMATE)) == []
+    assert list(list_approximate({"MatMulNBits": 2}, run.APPROXIMATE)) == [
         "onnxruntime makes 2 operators MatMulNBits, which rounds floats to 8 bits"
     ]
 
