@@ -53,7 +53,7 @@ def freeze(
     """
     subject = FrozenGraph(program.graph_module, find_known_inputs(program, ranges))
     frozen_pipeline(calibrated, fold_batch_norm=fold_batch_norm)(subject)
-    built = _rebuild(program, subject)
+    built = rebuild_program(program, subject)
     return Frozen(built, subject.order, subject.negated, subject.notes, calibrated, subject.list_folded())
 
 
@@ -72,7 +72,7 @@ def find_known_inputs(program: ExportedProgram, ranges: Mapping[str, Tensor]) ->
     return known
 
 
-def _rebuild(program: ExportedProgram, subject: FrozenGraph) -> ExportedProgram:
+def rebuild_program(program: ExportedProgram, subject: FrozenGraph) -> ExportedProgram:
     """Return the program around the new graph; inputs that nothing reads are gone, except those of the user."""
     inputs = _list_inputs(program, subject)
     subject.graph.lint()
