@@ -22,10 +22,10 @@ class FreezeQuantizers:
 
     def __call__(self, subject: FrozenGraph) -> int:
         """Return the number of quantizers that changed."""
-        return sum(_freeze(subject, quantizer) for quantizer in list_quantizers(subject.graph))
+        return sum(_freeze_quantizer(subject, quantizer) for quantizer in list_quantizers(subject.graph))
 
 
-def _freeze(subject: FrozenGraph, quantizer: Quantizer) -> bool:
+def _freeze_quantizer(subject: FrozenGraph, quantizer: Quantizer) -> bool:
     site, codes = quantizer.site, subject.get_value(quantizer.codes)
     changed = _freeze_range(subject, quantizer)
     if codes is not None and not subject.is_constant(quantizer.tensor):

@@ -33,10 +33,10 @@ class TransposeWeights:
 
     def __call__(self, subject: FrozenGraph) -> int:
         """Return the number of weights."""
-        return sum(_transpose(subject, quantizer) for quantizer in list_quantizers(subject.graph))
+        return sum(_transpose_weight(subject, quantizer) for quantizer in list_quantizers(subject.graph))
 
 
-def _transpose(subject: FrozenGraph, quantizer: Quantizer) -> bool:
+def _transpose_weight(subject: FrozenGraph, quantizer: Quantizer) -> bool:
     floats = [reader.floats for reader in quantizer.dequantizers]
     readers = [(source, reader) for source in floats for reader in source.users]
     layout = quantizer.layout

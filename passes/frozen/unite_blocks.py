@@ -19,10 +19,10 @@ class UniteBlocks:
 
     def __call__(self, subject: FrozenGraph) -> int:
         """Return the number of quantizers."""
-        return sum(_unite(subject, quantizer) for quantizer in list_quantizers(subject.graph))
+        return sum(_unite_blocks(subject, quantizer) for quantizer in list_quantizers(subject.graph))
 
 
-def _unite(subject: FrozenGraph, quantizer: Quantizer) -> bool:
+def _unite_blocks(subject: FrozenGraph, quantizer: Quantizer) -> bool:
     spec, point, steps = quantizer.spec, quantizer.zero_point, subject.get_value(quantizer.scale)
     alike = steps is not None and not spec.range.has_state and len(steps.unique()) == 1
     if steps is None or not alike or spec.block == TENSOR or subject.get_value(quantizer.tensor) is not None:

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import NameFixPass
 import qcompiler
 from qcompiler import torch_compat
 from qcompiler.compile import QuantizedModule
-from qcompiler.exporting.checksums import checksum, checksums
+from qcompiler.exporting.checksums import compute_checksum, compute_checksums
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
 from qcompiler.exporting.stand_ins import TRANSLATIONS
 from qcompiler.exporting.trace import ExportError, Traced
@@ -36,16 +36,16 @@ OLDEST = 21
 
 def check_opset(opset: int) -> None:
     """Raises ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
-    if type(opset) is int and opset >= OLDEST and _loads(opset):
+    if type(opset) is int and opset >= OLDEST and _can_load(opset):
         return
-    newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _loads(known))
+    newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _can_load(known))
     raise ExportError(
         f"export: opset: got {opset!r}; valid: whole numbers from {OLDEST}, the first with 4-bit types and block_size, "
         f"to {newest}, the newest that the installed onnx and onnxruntime know"
     )
 
 
-def _loads(opset: int) -> bool:
+def _can_load(opset: int) -> bool:
     """True where onnx knows this opset, and onnxruntime loads a file of it."""
     if opset > onnx.defs.onnx_opset_version():
         return False
@@ -61,7 +61,7 @@ def _loads(opset: int) -> bool:
     return True
 
 
-def build(
+def build_model(
     traced: Traced,
     qmodel: QuantizedModule,
     opset: int,
@@ -76,7 +76,7 @@ def build(
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
     """
-    subject = ExportedModel(_translate(traced, opset), dict(dimensions))
+    subject = ExportedModel(translate_program(traced, opset), dict(dimensions))
     written = subject.graph.opset_imports.get("")
     if written != opset:
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
@@ -100,12 +100,12 @@ def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedMod
     model.metadata_props.clear()
     model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
     model.metadata_props[SITES] = json.dumps([*_list_sites(traced, subject.quantizers)])
-    model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
+    model.metadata_props[CHECKSUMS] = json.dumps(compute_checksums(qmodel._model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
 
 
-def _translate(traced: Traced, opset: int) -> ir.Model:
+def translate_program(traced: Traced, opset: int) -> ir.Model:
     """What torch's exporter makes of a traced program, stand-ins of quantizers included."""
     try:
         with torch_compat.quiet_exporter():
@@ -132,7 +132,7 @@ def _list_sites(traced: Traced, quantizers: Sequence[ExportedQuantizer]) -> Iter
     for one in quantizers:
         yield one.to_json() | _describe_changes(traced, one.site)
     for site, codes in traced.frozen.folded.items():
-        yield {"site": site, "kind": "folded", "values": (), "checksum": checksum(codes)} | _describe_changes(
+        yield {"site": site, "kind": "folded", "values": (), "checksum": compute_checksum(codes)} | _describe_changes(
             traced, site
         )
 
@@ -166,13 +166,13 @@ def _find_reason(error: BaseException) -> str:
     return f"{missing[1]}.{missing[2]} has no form in ONNX; valid: a model that computes this by other operators"
 
 
-def size(model: ir.Model) -> int:
+def count_bytes(model: ir.Model) -> int:
     """Bytes of the tensors of a model."""
     held = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def save(model: ir.Model, path: Path, data: Path | None) -> int:
+def save_model(model: ir.Model, path: Path, data: Path | None) -> int:
     """Writes a model, its tensors in `data` where that is given; returns the bytes of both.
 
     Raises:
@@ -189,7 +189,7 @@ def save(model: ir.Model, path: Path, data: Path | None) -> int:
     return sum(written.stat().st_size for written in (path, data) if written is not None)
 
 
-def check(path: Path) -> None:
+def check_file(path: Path) -> None:
     """onnx's full check of a file, with strict shape inference.
 
     Raises:

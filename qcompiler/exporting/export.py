@@ -11,11 +11,11 @@ from torch import nn
 
 from qcompiler.compile import QuantizedModule, check_compiled
 from qcompiler.exporting import report as reports
-from qcompiler.exporting.calibration import calibrate
-from qcompiler.exporting.dimensions import as_dims, names_of_symbols
+from qcompiler.exporting.calibration import measure_ranges
+from qcompiler.exporting.dimensions import as_dims, find_symbol_names
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.exporting.report import ExportReport
-from qcompiler.exporting.trace import ExportError, Traced, eval_mode, trace
+from qcompiler.exporting.trace import ExportError, Traced, enter_eval_mode, trace_model
 from qcompiler.files import check_writable
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 
@@ -82,10 +82,12 @@ def export_onnx(
     build.check_opset(opset)
     path = Path(os.path.realpath(path))
     call = _prepare_call(qmodel, path, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
-    ranges = _calibrate(qmodel, call, calibration)
-    traced = trace(qmodel, call.args, call.kwargs, call.shapes, fold_batch_norm=fold_batch_norm, calibrated=ranges)
-    names = names_of_symbols(traced.frozen.program, qmodel._model, call.shapes)
-    built = build.build(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
+    ranges = _measure_ranges(qmodel, call, calibration)
+    traced = trace_model(
+        qmodel, call.args, call.kwargs, call.shapes, fold_batch_norm=fold_batch_norm, calibrated=ranges
+    )
+    names = find_symbol_names(traced.frozen.program, qmodel._model, call.shapes)
+    built = build.build_model(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
     return _write_and_report(qmodel, path, call, traced, built)
 
 
@@ -105,7 +107,7 @@ def _prepare_call(
     return _Call(args, kwargs, shapes, given_args, given_kwargs)
 
 
-def _calibrate(
+def _measure_ranges(
     qmodel: QuantizedModule, call: _Call, examples: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None
 ) -> dict[str, Calibrated] | None:
     """Return the ranges that were measured on examples; None without examples."""
@@ -114,12 +116,12 @@ def _calibrate(
     if not isinstance(examples, Iterable):
         got = type(examples).__name__
         raise ExportError(f"export: calibration: got {got}; valid: an iterable of examples, such as a list of tuples")
-    traced = trace(qmodel, call.args, call.kwargs, call.shapes, frozen=False)
+    traced = trace_model(qmodel, call.args, call.kwargs, call.shapes, frozen=False)
 
     def as_call(example: Any) -> dict[str, Any]:
         return as_example(qmodel._model, example, call.given_args, call.given_kwargs)
 
-    return calibrate(traced, qmodel.ranges(), examples, as_call)
+    return measure_ranges(traced, qmodel.ranges(), examples, as_call)
 
 
 def _write_and_report(qmodel: QuantizedModule, path: Path, call: _Call, traced: Traced, built: Any) -> ExportReport:
@@ -133,7 +135,7 @@ def _write_and_report(qmodel: QuantizedModule, path: Path, call: _Call, traced: 
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
 
     def compare(draft: Path) -> tuple[float, dict[str, int]]:
-        found: tuple[float, dict[str, int]] = run.compare(qmodel, draft, call.args, call.kwargs)
+        found: tuple[float, dict[str, int]] = run.compare_file(qmodel, draft, call.args, call.kwargs)
         _check_plan(qmodel, written)
         return found
 
@@ -180,8 +182,8 @@ def _check_types(model: nn.Module) -> None:
     name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
     if name is not None:
         raise ExportError(
-            f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
-            "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
+            f"export: {name} is bfloat16, for which onnxruntime has no contractions on the CPU; valid: a model in "
+            "float32, such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
         )
 
 
@@ -190,7 +192,7 @@ def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Map
     layers = [name for name, part in qmodel._model.named_modules() if isinstance(part, nn.RNNBase)]
     if not layers or not qmodel.recipe.rules:
         return
-    with eval_mode(qmodel._model), torch.no_grad():
+    with enter_eval_mode(qmodel._model), torch.no_grad():
         qmodel(*args, **kwargs)
     if not qmodel.plan(training=False).sites:
         raise ExportError(

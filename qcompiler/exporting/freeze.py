@@ -34,7 +34,7 @@ class Frozen:
     folded: Mapping[str, Tensor]
 
 
-def freeze(
+def freeze_program(
     program: ExportedProgram,
     ranges: Mapping[str, Tensor],
     *,

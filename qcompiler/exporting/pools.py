@@ -27,12 +27,12 @@ def _translate_pool(dims: int) -> Callable[..., Any]:
         with_padding: bool = True,
         divisor: int | None = None,
     ) -> Any:
-        return _average_pool(x, dims, kernel, stride, padding, ceil, with_padding, divisor)
+        return _write_average_pool(x, dims, kernel, stride, padding, ceil, with_padding, divisor)
 
     return translate
 
 
-def _average_pool(
+def _write_average_pool(
     x: Any,
     dims: int,
     kernel: Sequence[int],
@@ -47,8 +47,8 @@ def _average_pool(
     The padding behind the tensor is made as long as the last window needs. Where torch divides by another number than
     the size of the window, its quotient is a factor of that output.
     """
-    kernel, padding = _each(kernel, dims), _each(padding, dims)
-    stride = _each(stride, dims) if stride else kernel
+    kernel, padding = _spread_numbers(kernel, dims), _spread_numbers(padding, dims)
+    stride = _spread_numbers(stride, dims) if stride else kernel
     sizes, over, factors = list(x.shape)[-dims:], [0] * dims, np.ones(())
     if ceil and all(isinstance(size, int) for size in sizes):
         over, factors, ceil = *cut_windows(sizes, kernel, stride, padding), False
@@ -72,12 +72,12 @@ def _average_pool(
     return op.Mul(y, op.CastLike(op.Constant(value=onnx.numpy_helper.from_array(factors.astype(np.float32))), y))
 
 
-def _each(numbers: Sequence[int], dims: int) -> list[int]:
+def _spread_numbers(numbers: Sequence[int], dims: int) -> list[int]:
     """One number for each dimension."""
     return list(numbers) if len(numbers) == dims else [numbers[0]] * dims
 
 
-def _trilinear(
+def _translate_trilinear(
     first: Any,
     second: Any,
     third: Any,
@@ -97,7 +97,7 @@ def _trilinear(
 
 #: for `torch.onnx.export(custom_translation_table=…)`
 TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
-    aten._trilinear.default: _trilinear,
+    aten._trilinear.default: _translate_trilinear,
     aten.avg_pool1d.default: _translate_pool(1),
     aten.avg_pool2d.default: _translate_pool(2),
     aten.avg_pool3d.default: _translate_pool(3),

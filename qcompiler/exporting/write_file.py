@@ -21,8 +21,8 @@ def write_file(model: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int
     data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
     try:
         with replacing(path) as draft:
-            size = build.save(model, draft, data if build.size(model) > _EXTERNAL else None)
-            build.check(draft)
+            size = build.save_model(model, draft, data if build.count_bytes(model) > _EXTERNAL else None)
+            build.check_file(draft)
             found = check(draft)
     except BaseException:
         if not _keeps_tensors(path, data):  # else the new file is in its place, and the error came after that

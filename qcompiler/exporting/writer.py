@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.exporting.blocks import Edges, find_edges, spread
+from qcompiler.exporting.blocks import Edges, find_edges, spread_scale
 from qcompiler.exporting.edits import add_constant
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.exporting.trace import ExportError
@@ -82,7 +82,7 @@ class StandIn:
     def along(self, numbers: np.ndarray, axis: int) -> np.ndarray:
         """One number, or one for each index of the only axis along which they change; −1 for none."""
         skip = [dim for dim in range(numbers.ndim) if dim != axis]
-        return spread(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
+        return spread_scale(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
 
 
 def to_factors(scale: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import qcompiler
 from qcompiler.exporting import build
 from qcompiler.exporting.exported_model import ExportedModel, verify_structure
 from qcompiler.exporting.freeze import find_known_inputs, rebuild_program
-from qcompiler.exporting.trace import trace
+from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
 from qcompiler.pipelines import frozen_pipeline, onnx_pipeline
@@ -74,12 +74,12 @@ def count_changes(name, recipe):
     torch.manual_seed(0)
     qmodel, x = qcompiler.compile(make(), recipe, backend="eager"), torch.randn(shape)
     qmodel(x).square().mean().backward()
-    traced = trace(qmodel, (x,), {}, None, frozen=False)
+    traced = trace_model(qmodel, (x,), {}, None, frozen=False)
     program = traced.frozen.program
     graph = FrozenGraph(program.graph_module, find_known_inputs(program, qmodel.ranges()))
     counts = run_twice(frozen_pipeline(), graph)
     frozen = dataclasses.replace(traced.frozen, program=rebuild_program(program, graph))
-    subject = ExportedModel(build._translate(dataclasses.replace(traced, frozen=frozen), 21))
+    subject = ExportedModel(build.translate_program(dataclasses.replace(traced, frozen=frozen), 21))
     verify_structure(subject)
     return counts | run_twice(onnx_pipeline(), subject)
 

@@ -25,10 +25,10 @@ class CloseWindows:
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of pools."""
         pools = [node for node in subject.graph if node.op_type == "MaxPool"]
-        return sum(_close(node) for node in pools if node.attributes.get_int("ceil_mode", 0))
+        return sum(_close_pool(node) for node in pools if node.attributes.get_int("ceil_mode", 0))
 
 
-def _close(node: ir.Node) -> bool:
+def _close_pool(node: ir.Node) -> bool:
     given = node.attributes
     assert node.inputs[0] is not None
     assert node.inputs[0].shape is not None

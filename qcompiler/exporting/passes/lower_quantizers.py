@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompiler.exporting.activations import activation_shift, write_dynamic, write_static
+from qcompiler.exporting.activations import get_activation_shift, write_dynamic, write_static
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
 from qcompiler.exporting.functions import DOMAIN
-from qcompiler.exporting.weights import shift_of, write_weight
+from qcompiler.exporting.weights import get_weight_shift, write_weight
 from qcompiler.exporting.writer import StandIn
 
 
@@ -31,22 +31,22 @@ class LowerQuantizers:
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of quantizers."""
         stand_ins = [node for node in subject.graph if node.domain == DOMAIN and node.op_type == "Quantize"]
-        made = [_lower(StandIn(subject.graph, node), self.signed_weights) for node in stand_ins]
+        made = [_lower_stand_in(StandIn(subject.graph, node), self.signed_weights) for node in stand_ins]
         subject.quantizers += made
         return len(made)
 
 
-def _lower(q: StandIn, signed: bool) -> ExportedQuantizer:
+def _lower_stand_in(q: StandIn, signed: bool) -> ExportedQuantizer:
     """Write the nodes of one quantizer in place of its stand-in and of those that read it."""
     assert q.x.dtype is not None
     source, shift, saturates = str(q.x.name), 0, False
     if q.x.const_value is not None and not q.x.dtype.is_floating_point():
-        shift = shift_of(q)
+        shift = get_weight_shift(q)
         if signed and shift:
             shift, saturates = 0, True
         kind, (codes, values) = "weight", write_weight(q, shift)
     elif q.scale.const_value is not None:
-        shift = activation_shift(q)
+        shift = get_activation_shift(q)
         kind, (codes, values) = "static", write_static(q, shift)
     else:
         kind, (codes, values) = "dynamic", write_dynamic(q)

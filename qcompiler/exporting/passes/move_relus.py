@@ -21,10 +21,10 @@ class MoveRelus:
 
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of relus."""
-        return sum(_move(subject.graph, node) for node in list(subject.graph) if node.op_type in ("Relu", "Clip"))
+        return sum(_move_relu(subject.graph, node) for node in list(subject.graph) if node.op_type in ("Relu", "Clip"))
 
 
-def _move(graph: ir.Graph, relu: ir.Node) -> bool:
+def _move_relu(graph: ir.Graph, relu: ir.Node) -> bool:
     view = None if relu.inputs[0] is None else relu.inputs[0].producer()
     rows = view.inputs[0] if view is not None and view.op_type == "Reshape" else None
     layer = None if rows is None else rows.producer()

@@ -23,10 +23,10 @@ class NameNodes:
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of nodes with a new name, or without notes they had."""
         taken: dict[str, int] = {}
-        return sum([_rename(node, taken) for node in subject.graph])
+        return sum([_rename_node(node, taken) for node in subject.graph])
 
 
-def _rename(node: ir.Node, taken: dict[str, int]) -> bool:
+def _rename_node(node: ir.Node, taken: dict[str, int]) -> bool:
     """Give a node its name; counts on a name that another node has."""
     name = _choose_name(node)
     count = taken[name] = taken.get(name, 0) + 1

@@ -17,10 +17,10 @@ class RemoveUnused:
 
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of nodes and constants."""
-        before = _count(subject.graph)
+        before = _count_parts(subject.graph)
         RemoveUnusedNodesPass()(subject.model)
-        return before - _count(subject.graph)
+        return before - _count_parts(subject.graph)
 
 
-def _count(graph: ir.Graph) -> int:
+def _count_parts(graph: ir.Graph) -> int:
     return len(list(graph.all_nodes())) + len(graph.initializers)

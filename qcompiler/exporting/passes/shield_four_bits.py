@@ -29,10 +29,10 @@ class ShieldFourBits:
         graph = subject.graph
         if not list_four_bit_points(graph):
             return 0
-        return sum(_shield(graph, node) for node in list(graph) if len(node.outputs) == 1)
+        return sum(_shield_operator(graph, node) for node in list(graph) if len(node.outputs) == 1)
 
 
-def _shield(graph: ir.Graph, node: ir.Node) -> bool:
+def _shield_operator(graph: ir.Graph, node: ir.Node) -> bool:
     if node.op_type == "Conv" and find_dequantize(node.inputs[0]) is not None:
         return insert_barrier_behind(graph, node)
     if node.op_type in LARGEST:

@@ -29,14 +29,14 @@ class SplitClips:
         if not points:
             return 0
         kinds = ("Clip",) if all(map(_is_first_code, points)) else ("Clip", "Relu")
-        return sum(_split(graph, node) for node in list(graph) if node.op_type in kinds)
+        return sum(_split_node(graph, node) for node in list(graph) if node.op_type in kinds)
 
 
 def _is_first_code(point: ir.Value) -> bool:
     return bool((read_array(point) == (0 if point.dtype == ir.DataType.UINT4 else -8)).all())
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> bool:
+def _split_node(graph: ir.Graph, node: ir.Node) -> bool:
     bounds = node.inputs[1:] if node.op_type == "Clip" else (_add_zero(graph, node),)
     made: list[ir.Node] = []
     for op_type, bound in zip(("Max", "Min"), (*bounds, None, None), strict=False):

@@ -22,10 +22,10 @@ class TransposeInGemms:
     def __call__(self, subject: ExportedModel) -> int:
         """Return the number of contractions."""
         nodes = [node for node in subject.graph if node.op_type in ("MatMul", "Gemm")]
-        return sum(_transpose(subject.graph, node) for node in nodes)
+        return sum(_transpose_weight(subject.graph, node) for node in nodes)
 
 
-def _transpose(graph: ir.Graph, contraction: ir.Node) -> bool:
+def _transpose_weight(graph: ir.Graph, contraction: ir.Node) -> bool:
     left, right, *bias = contraction.inputs
     turn = None if right is None else right.producer()
     floats = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None

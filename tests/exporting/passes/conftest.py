@@ -11,10 +11,16 @@ import torch
 import qcompiler
 from qcompiler.exporting import build
 from qcompiler.exporting.exported_model import ExportedModel, verify_structure
-from qcompiler.exporting.trace import trace
+from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.base import Pipeline
 
 _HEAD = '<ir_version: 10, opset_import: ["" : 21, "qcompiler" : 1]>'
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights and inputs are the same in every run and every order of the tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +48,9 @@ def translated() -> Callable[..., ExportedModel]:
 
     def make(recipe: Any, model: torch.nn.Module, *inputs: torch.Tensor) -> ExportedModel:
         torch._dynamo.reset()
-        torch.manual_seed(0)
         qmodel = qcompiler.compile(model, recipe, backend="eager")
         qmodel(*inputs).sum().backward()
-        return ExportedModel(build._translate(trace(qmodel, inputs, {}, None), 21))
+        return ExportedModel(build.translate_program(trace_model(qmodel, inputs, {}, None), 21))
 
     return make
 

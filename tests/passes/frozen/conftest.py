@@ -8,7 +8,7 @@ import torch
 
 import qcompiler
 from qcompiler.exporting.freeze import find_known_inputs
-from qcompiler.exporting.trace import trace
+from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
 from qcompiler.passes.ir.text import graph_text
@@ -22,7 +22,7 @@ def eval_graph() -> Callable[..., FrozenGraph]:
         torch._dynamo.reset()
         qmodel = qcompiler.compile(model, recipe, backend="eager")
         qmodel(*inputs).sum().backward()
-        program = trace(qmodel, inputs, {}, None, frozen=False).frozen.program
+        program = trace_model(qmodel, inputs, {}, None, frozen=False).frozen.program
         return FrozenGraph(program.graph_module, find_known_inputs(program, qmodel.ranges()))
 
     return make
