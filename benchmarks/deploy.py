@@ -115,7 +115,7 @@ def main() -> None:
             middle = {name: statistics.median(taken) for name, taken in seconds.items()}
             for name, taken in middle.items():
                 others = [f"{taken / middle[other]:.2f}×" for other in ("float", "onnxruntime.quantization")]
-                kinds = ", ".join(f"{count} {kind}" for kind, count in run.kernels(paths[name]).items())
+                kinds = ", ".join(f"{count} {kind}" for kind, count in run.count_kernels(paths[name]).items())
                 times.add_row(str(batch), name, f"{1000 * taken:.1f}", *others, kinds or "none")
         console.print(times)
     print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}")

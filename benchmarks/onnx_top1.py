@@ -27,14 +27,14 @@ from cifar10 import train
 
 from qcompiler.demo.nets import ResNet
 from qcompiler.exporting.observe import InDouble
-from qcompiler.exporting.trace import trace
+from qcompiler.exporting.trace import trace_model
 
 BATCH = 250
 
 
 def logits(qmodel: qcompiler.QuantizedModule, images: torch.Tensor) -> np.ndarray:
     """What PyTorch returns in eval mode, as float64."""
-    return np.concatenate([run.reference(qmodel, (x,), {})[0] for x in images.split(BATCH)]).astype(np.float64)
+    return np.concatenate([run.run_reference(qmodel, (x,), {})[0] for x in images.split(BATCH)]).astype(np.float64)
 
 
 def pretrained(data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -67,14 +67,14 @@ def compare(qmodel: qcompiler.QuantizedModule, images: torch.Tensor, path: Path)
     recipe = qmodel.recipe.name
     qcompiler.export_onnx(qmodel, path, (images[:4],))
     ours = logits(qmodel, images)
-    double = InDouble(trace(qmodel, (images[:BATCH],), {}, None, frozen=False), qmodel.ranges())
+    double = InDouble(trace_model(qmodel, (images[:BATCH],), {}, None, frozen=False), qmodel.ranges())
     spread = np.abs(ours - np.concatenate([double.outputs((x,), {})[0] for x in images.split(BATCH)])).max(1)
     second, first = np.sort(ours, 1)[:, -2:].T
     print(f"{recipe}: spread median {np.median(spread):.2g}, largest {spread.max():.2g}; margin median", end=" ")
     print(f"{np.median(first - second):.2g}")
     for optimize in (False, True):
-        session = run.session(path, optimize=optimize)
-        parts = [session.run(None, run.feeds(session, (x,), {}))[0] for x in images.split(BATCH)]
+        session = run.open_session(path, optimize=optimize)
+        parts = [session.run(None, run.make_feeds(session, (x,), {}))[0] for x in images.split(BATCH)]
         found = np.concatenate(parts)
         other = np.flatnonzero(found.argmax(1) != ours.argmax(1))
         share = 100 * (1 - len(other) / len(images))

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from qcompiler.drawing.drawing import DrawError, draw
     from qcompiler.drawing.explanation import Explanation, explain
     from qcompiler.errors import CaptureError, CompileError
-    from qcompiler.exporting.export import ExportReport, export_onnx
+    from qcompiler.exporting.export import export_onnx
+    from qcompiler.exporting.report import ExportReport
     from qcompiler.exporting.trace import ExportError
     from qcompiler.exporting.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
@@ -70,7 +71,8 @@ _EXPORTS = {
     "qcompiler.drawing.drawing": ("DrawError", "draw"),
     "qcompiler.drawing.explanation": ("Explanation", "explain"),
     "qcompiler.files": ("save",),
-    "qcompiler.exporting.export": ("ExportReport", "export_onnx"),
+    "qcompiler.exporting.export": ("export_onnx",),
+    "qcompiler.exporting.report": ("ExportReport",),
     "qcompiler.exporting.trace": ("ExportError",),
     "qcompiler.exporting.verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.compiler.plan": ("QuantPlan",),

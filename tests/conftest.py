@@ -104,3 +104,22 @@ def eager() -> Callable[..., qcompiler.QuantizedModule]:
         return qcompiler.compile(model, recipe, backend="eager", strict=strict)
 
     return make
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """golden(before=text, after=text) compares with golden/<test name>.txt; `--update-golden` writes that file.
+
+    The folder `golden` is the nearest one beside the test or above it.
+    """
+    folder = next(one / "golden" for one in request.path.parents if (one / "golden").is_dir())
+
+    def compare(**texts: str) -> None:
+        path = folder / f"{request.node.name}.txt"
+        text = "\n".join(f"[{heading}]\n{body}" for heading, body in texts.items())
+        if request.config.getoption("--update-golden"):
+            path.write_text(text)
+        assert path.exists(), f"{path.name} is missing; run pytest --update-golden and review it"
+        assert text == path.read_text()
+
+    return compare

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.edit import finish
-from qcompiler.passes.ir.meta import contractions, get_value, has_value, is_backward, strides_read
+from qcompiler.passes.ir.meta import contractions, get_input, get_value, has_value, is_backward, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
 from qcompiler.passes.ir.views import is_view, view_root
@@ -108,6 +108,9 @@ def _spec_is_canonical(quantizer: Quantizer) -> str:
 
 def _reads_a_float(quantizer: Quantizer) -> str:
     tensor = quantizer.tensor
+    is_constant = tensor.op == "placeholder" and get_input(tensor) is None
+    if is_constant and get_value(tensor).dtype is quantizer.spec.format.dtype:
+        return ""  # the codes of a frozen weight
     if not get_value(tensor).is_floating_point():
         return f"quantizes {tensor.name} of {get_value(tensor).dtype}; valid: a floating tensor"
     if find_dequantizer(tensor) is not None:

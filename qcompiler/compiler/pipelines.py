@@ -1,9 +1,20 @@
 """The order of the passes: the table of contents of the compiler."""
 
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from torch.fx import GraphModule
 
 from qcompiler.compiler import torch_compat
 from qcompiler.passes.base import Pipeline
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated, CalibrateRanges
+from qcompiler.passes.frozen.fold_batch_norms import FoldBatchNorms
+from qcompiler.passes.frozen.freeze_biases import FreezeBiases
+from qcompiler.passes.frozen.freeze_quantizers import FreezeQuantizers
+from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
+from qcompiler.passes.frozen.transpose_weights import TransposeWeights
+from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.halves.order_outputs import OrderOutputs
@@ -29,6 +40,9 @@ from qcompiler.passes.joint.save_quantized import SaveQuantized
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from qcompiler.exporting.exported_model import ExportedModel
 
 
 def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
@@ -77,3 +91,68 @@ def halves_pipeline() -> Pipeline[Halves]:
 def start_pipeline(*, first: bool) -> Pipeline[Halves]:
     """Return the passes that make, of a half that runs, the copy for first steps, or for the steps that follow them."""
     return Pipeline((StartRanges(first),), finish_halves)
+
+
+def frozen_pipeline(
+    calibrated: Mapping[str, Calibrated] = types.MappingProxyType({}), *, fold_batch_norm: bool = True
+) -> Pipeline[FrozenGraph]:
+    """Return the passes over an eval graph whose parameters and ranges are known, before the graph is exported.
+
+    Args:
+        calibrated: site → a range that was measured on data, in place of the range of the present tensor.
+        fold_batch_norm: batch norms become part of the convolution in front, if the codes of its weight stay.
+    """
+    return Pipeline(
+        (
+            FreezeBiases(),  # rounded biases are constants
+            CalibrateRanges(calibrated),  # ranges that data gave
+            UniteBlocks(),  # one block, if all have the same known range
+            FreezeQuantizers(),  # weights are codes, known ranges are scales
+            TransposeWeights(),  # as the kernels of their contraction read them
+            FoldBatchNorms(fold_batch_norm),  # into scales and bias of a convolution
+        ),
+        verify_frozen,
+    )
+
+
+def onnx_pipeline(*, signed_weights: bool = False) -> Pipeline["ExportedModel"]:
+    """Return the passes over an ONNX model in memory; needs the packages of the extra `onnx`.
+
+    Args:
+        signed_weights: codes of weights stay int8, though kernels of some CPUs saturate.
+    """
+    from qcompiler.exporting.exported_model import verify_structure
+    from qcompiler.exporting.passes.add_functions import AddFunctions
+    from qcompiler.exporting.passes.close_windows import CloseWindows
+    from qcompiler.exporting.passes.lower_quantizers import LowerQuantizers
+    from qcompiler.exporting.passes.move_relus import MoveRelus
+    from qcompiler.exporting.passes.name_nodes import NameNodes
+    from qcompiler.exporting.passes.open_batch_norms import OpenBatchNorms
+    from qcompiler.exporting.passes.remove_unused import RemoveUnused
+    from qcompiler.exporting.passes.rename_dimensions import RenameDimensions
+    from qcompiler.exporting.passes.separate_quantizers import SeparateQuantizers
+    from qcompiler.exporting.passes.shield_float_kernels import ShieldFloatKernels
+    from qcompiler.exporting.passes.shield_four_bits import ShieldFourBits
+    from qcompiler.exporting.passes.split_biases import SplitBiases
+    from qcompiler.exporting.passes.split_clips import SplitClips
+    from qcompiler.exporting.passes.transpose_in_gemms import TransposeInGemms
+
+    return Pipeline(
+        (
+            LowerQuantizers(signed_weights),  # stored codes, QuantizeLinear, functions
+            TransposeInGemms(),  # of weights: no MatMulNBits
+            MoveRelus(),  # from behind a view to their linear layer
+            SplitClips(),  # beside 4 bits, into Max and Min
+            OpenBatchNorms(),  # that onnxruntime would fold into decoded weights
+            ShieldFourBits(),  # no kernel on codes of 4 bits
+            ShieldFloatKernels(),  # no kernel on codes that gives other numbers
+            SeparateQuantizers(),  # that onnxruntime would make one
+            RemoveUnused(),  # scales of stand-ins, floats of weights
+            AddFunctions(),  # that nodes call
+            NameNodes(),  # after their layer
+            CloseWindows(),  # of max pools, as torch counts them
+            RenameDimensions(),  # as the user calls them
+            SplitBiases(),  # that onnxruntime would round
+        ),
+        verify_structure,
+    )

@@ -7,11 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from qcompiler.exporting.blocks import spread
-from qcompiler.exporting.storage import by_dimension, simple_axis, storage_type
+from qcompiler.exporting.blocks import spread_scale
+from qcompiler.exporting.edits import read_array
+from qcompiler.exporting.storage import find_simple_axis, get_storage_type, shape_by_dimension
 from qcompiler.exporting.trace import ExportError
-from qcompiler.exporting.weights import cut
-from qcompiler.exporting.writer import Quantizer, array, factor
+from qcompiler.exporting.weights import cut_dimension
+from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.numbers.blocks import WHOLE
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind
 from qcompiler.runtime.numbers.scales import mantissa_of
@@ -20,17 +21,17 @@ from qcompiler.runtime.ranges.observed import Current
 from qcompiler.runtime.ranges.statistical import Sawb
 
 
-def activation_shift(q: Quantizer) -> int:
+def get_activation_shift(q: StandIn) -> int:
     """What is added to the codes of a known range in the file: 128 makes those of int8 uint8.
 
     onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
     leaves the old type in an attribute, and refuses the file.
     """
-    one_scale = simple_axis(q.edges) == -1
-    return 128 if one_scale and storage_type(q.spec.format) == ir.DataType.INT8 else 0
+    one_scale = find_simple_axis(q.edges) == -1
+    return 128 if one_scale and get_storage_type(q.spec.format) == ir.DataType.INT8 else 0
 
 
-def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
+def write_static(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """(codes, values) of a known range.
 
     1. One scale: QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does. Codes and
@@ -39,18 +40,18 @@ def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
        kernels that have one scale alone, and then refuses the file.
     3. Floats: a cast, or a function.
     """
-    scale, form = factor(by_dimension(array(q.scale), q.edges)), q.spec.format
+    scale, form = to_factors(shape_by_dimension(read_array(q.scale), q.edges)), q.spec.format
     if isinstance(form, FloatFormat):
         # no QuantizeLinear: with 8-bit floats outputs were wrong by half under onnxruntime 1.31's optimizations
-        steps = _repeated(q, "scale", scale)
-        levels = _minifloat(q, form, q.op("Div", q.merged(q.float_input()), steps))
-        return levels, _joined(q, q.op("Mul", _as_float(q, levels), steps))
-    points = np.zeros(scale.shape) if q.point is None else by_dimension(array(q.point), q.edges)
-    if simple_axis(q.edges) != -1:
-        parts = _repeated(q, "scale", scale), _repeated(q, "zero_point", points.astype(np.float32))
-        codes = q.op("RangeQuantize", q.merged(q.float_input()), *parts, **_ends(form))
+        steps = _add_repeated(q, "scale", scale)
+        levels = _write_levels(q, form, q.op("Div", q.merged(q.float_input()), steps))
+        return levels, _join_blocks(q, q.op("Mul", _cast_levels(q, levels), steps))
+    points = np.zeros(scale.shape) if q.point is None else shape_by_dimension(read_array(q.point), q.edges)
+    if find_simple_axis(q.edges) != -1:
+        parts = _add_repeated(q, "scale", scale), _add_repeated(q, "zero_point", points.astype(np.float32))
+        codes = q.op("RangeQuantize", q.merged(q.float_input()), *parts, **_list_ends(form))
         return codes, q.shaped(q.unmerged(q.op("RangeDequantize", codes, *parts)))
-    kind = ir.DataType.UINT8 if shift else storage_type(form)
+    kind = ir.DataType.UINT8 if shift else get_storage_type(form)
     scale, points = scale.reshape(()), points.reshape(())
     parts = (
         q.constant("scale", scale),
@@ -60,15 +61,15 @@ def write_static(q: Quantizer, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     return codes, q.shaped(q.op("DequantizeLinear", codes, *parts))
 
 
-def _repeated(q: Quantizer, name: str, numbers: np.ndarray) -> ir.Value:
+def _add_repeated(q: StandIn, name: str, numbers: np.ndarray) -> ir.Value:
     """Numbers of one a block as a constant that has the extents of the tensor, or 1 where they do not change."""
     same = [dim for dim, count in enumerate(q.edges.counts) if count is None or count == 1]
-    return q.constant(name, spread(q.edges, numbers, same))
+    return q.constant(name, spread_scale(q.edges, numbers, same))
 
 
-def _cut_to_codes(q: Quantizer, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
+def _cut_to_codes(q: StandIn, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
     """The tensor, cut to the values of the first and the last code where the type has codes beyond them."""
-    x, kind = q.float_input(), storage_type(form)
+    x, kind = q.float_input(), get_storage_type(form)
     for name, op_type, end, of_type in (("low", "Max", form.qmin, kind.min), ("high", "Min", form.qmax, kind.max)):
         if end != of_type:
             bound = ((end - point.astype(np.float32)) * scale).astype(np.float32)
@@ -76,32 +77,32 @@ def _cut_to_codes(q: Quantizer, form: IntFormat, scale: np.ndarray, point: np.nd
     return x
 
 
-def write_dynamic(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+def write_dynamic(q: StandIn) -> tuple[ir.Value, ir.Value]:
     """(codes, values) by local functions that measure the tensor, block by block."""
     spec, form = q.spec, q.spec.format
     _check_range(q)
-    x, axes = _split(q)
+    x, axes = _split_blocks(q)
     if isinstance(form, IntFormat) and spec.scale.dtype == torch.uint8:
-        exponent = q.op("SharedExponent", x, axes, **_exponent_rule(spec))
-        codes = q.op("HyperblockQuantize", x, exponent, **_ends(form))
-        return codes, _joined(q, q.op("HyperblockDequantize", codes, exponent))
+        exponent = q.op("SharedExponent", x, axes, **_list_exponent_rule(spec))
+        codes = q.op("HyperblockQuantize", x, exponent, **_list_ends(form))
+        return codes, _join_blocks(q, q.op("HyperblockDequantize", codes, exponent))
     if isinstance(form, IntFormat):
         zero = q.constant("zero", np.array(0, np.float32))
         if spec.has_zero_point:
             scale, zero = q.ops("AffineScale", x, axes, outputs=2, largest=form.largest)
         else:
-            scale = _float_scale(q, x, axes)
-        codes = q.op("RangeQuantize", x, scale, zero, **_ends(form))
-        return codes, _joined(q, q.op("RangeDequantize", codes, scale, zero))
+            scale = _write_scale(q, x, axes)
+        codes = q.op("RangeQuantize", x, scale, zero, **_list_ends(form))
+        return codes, _join_blocks(q, q.op("RangeDequantize", codes, scale, zero))
     if spec.scale.dtype == torch.uint8:
-        scale = q.op("ExponentFactor", q.op("SharedExponent", x, axes, **_exponent_rule(spec)))
+        scale = q.op("ExponentFactor", q.op("SharedExponent", x, axes, **_list_exponent_rule(spec)))
     else:
-        scale = _float_scale(q, x, axes)
-    levels = _minifloat(q, form, q.op("Div", x, scale))
-    return levels, _joined(q, q.op("Mul", _as_float(q, levels), scale))
+        scale = _write_scale(q, x, axes)
+    levels = _write_levels(q, form, q.op("Div", x, scale))
+    return levels, _join_blocks(q, q.op("Mul", _cast_levels(q, levels), scale))
 
 
-def _check_range(q: Quantizer) -> None:
+def _check_range(q: StandIn) -> None:
     """Raises for a range of the present tensor of which no function gives the same number as PyTorch."""
     spec, sawb = q.spec, isinstance(q.spec.range, Sawb)
     if not (isinstance(spec.range, Current) or (sawb and spec.scale is Scale.REAL and not q.edges.split)):
@@ -112,9 +113,9 @@ def _check_range(q: Quantizer) -> None:
         )
 
 
-def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
+def _write_scale(q: StandIn, x: ir.Value, axes: ir.Value) -> ir.Value:
     """The float scale of each block, by one level or two."""
-    reach, negative = q.spec.format.reach, _negative(q.spec.format)
+    reach, negative = q.spec.format.reach, _get_negative(q.spec.format)
     if isinstance(q.spec.range, Sawb):
         root, mean = q.spec.range.coefficients(q.spec.format.bits)
         return q.op("SawbScale", x, axes, root_factor=root, mean_factor=mean, largest=reach)
@@ -123,14 +124,14 @@ def _float_scale(q: Quantizer, x: ir.Value, axes: ir.Value) -> ir.Value:
     return q.op("RangeScale", x, axes, largest=reach, negative=negative)
 
 
-def _as_float(q: Quantizer, levels: ir.Value) -> ir.Value:
+def _cast_levels(q: StandIn, levels: ir.Value) -> ir.Value:
     """Levels as float32; those of a function are."""
     return levels if levels.dtype is None else q.op("Cast", levels, name="Level", to=1)
 
 
-def _minifloat(q: Quantizer, form: FloatFormat, real: ir.Value) -> ir.Value:
+def _write_levels(q: StandIn, form: FloatFormat, real: ir.Value) -> ir.Value:
     """Real codes to levels: by a cast where ONNX has the type, else by a function."""
-    kind = storage_type(form)
+    kind = get_storage_type(form)
     if kind.is_floating_point() and kind != ir.DataType.FLOAT16:
         made = q.op("Cast", real, name="Codes", to=kind.value, saturate=int(form.saturates))
         made.type = ir.TensorType(kind)
@@ -141,7 +142,7 @@ def _minifloat(q: Quantizer, form: FloatFormat, real: ir.Value) -> ir.Value:
     return q.op("MinifloatRound", real, name="", **rule)
 
 
-def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
+def _split_blocks(q: StandIn) -> tuple[ir.Value, ir.Value]:
     """The tensor with a dimension more for the inside of each split block, and the dimensions that a block covers."""
     x, pads = q.merged(q.float_input()), [0] * len(q.edges.edges)
     shape: list[int] = []
@@ -154,7 +155,7 @@ def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
             axes.append(len(shape) - 1)
         else:
             axes += [len(shape)] * (edge == WHOLE)
-            shape.append(_extent(q, dim))
+            shape.append(_get_extent(q, dim))
     if any(pads):
         x = q.op("Pad", x, q.ints("pads", [0] * len(pads) + pads))
     if q.edges.split:
@@ -162,7 +163,7 @@ def _split(q: Quantizer) -> tuple[ir.Value, ir.Value]:
     return x, q.ints("axes", axes)
 
 
-def _extent(q: Quantizer, dim: int) -> int:
+def _get_extent(q: StandIn, dim: int) -> int:
     """An extent for Reshape: 0 copies one in front of all splits, −1 finds a single one behind them."""
     extent = q.edges.extents[dim]
     if extent is not None:
@@ -176,32 +177,32 @@ def _extent(q: Quantizer, dim: int) -> int:
     return -1 if dim in free else 0
 
 
-def _joined(q: Quantizer, values: ir.Value) -> ir.Value:
+def _join_blocks(q: StandIn, values: ir.Value) -> ir.Value:
     """The shape of the tensor again."""
     if q.edges.split:
         whole = [
-            -(-cast(int, extent) // edge) * edge if dim in q.edges.split else _extent(q, dim)
+            -(-cast(int, extent) // edge) * edge if dim in q.edges.split else _get_extent(q, dim)
             for dim, (edge, extent) in enumerate(zip(q.edges.edges, q.edges.extents, strict=True))
         ]
         values = q.op("Reshape", values, q.ints("whole", whole), name="Join")
         for dim in q.edges.split:
             extent = cast(int, q.edges.extents[dim])
             if extent % q.edges.edges[dim]:
-                values = cut(q, values, dim, extent)
+                values = cut_dimension(q, values, dim, extent)
     return q.shaped(q.unmerged(values))
 
 
-def _negative(form: Format) -> float:
+def _get_negative(form: Format) -> float:
     return 0.0 if form.kind is Kind.UNSIGNED else -1.0
 
 
-def _ends(form: IntFormat) -> dict[str, Any]:
+def _list_ends(form: IntFormat) -> dict[str, Any]:
     """The attributes of a function that makes codes."""
     name = ("" if form.kind is Kind.SIGNED else "U") + ("INT16" if form.bits == 16 else "INT8")
     return {"lowest": form.lowest, "largest": form.largest, "to": ir.DataType[name].value}
 
 
-def _exponent_rule(spec: QuantSpec) -> dict[str, Any]:
+def _list_exponent_rule(spec: QuantSpec) -> dict[str, Any]:
     """The attributes of SharedExponent for a scale rule."""
     edge = {Scale.FIT: spec.format.reach, Scale.ROUND: math.sqrt(2)}.get(spec.scale, 1.0)
     return {
@@ -209,5 +210,5 @@ def _exponent_rule(spec: QuantSpec) -> dict[str, Any]:
         "edge": 1 + mantissa_of(edge) / 2**23,
         "above": int(spec.scale is Scale.FIT),
         "below": int(spec.scale in (Scale.CEIL, Scale.ROUND)),
-        "negative": _negative(spec.format),
+        "negative": _get_negative(spec.format),
     }

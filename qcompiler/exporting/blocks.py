@@ -36,7 +36,7 @@ class Edges:
         )
 
 
-def spread(edges: Edges, scale: np.ndarray, skip: Sequence[int] = ()) -> np.ndarray:
+def spread_scale(edges: Edges, scale: np.ndarray, skip: Sequence[int] = ()) -> np.ndarray:
     """A scale of shape `counts`, repeated to the extents of all dimensions but those in `skip`."""
     for dim, (edge, extent) in enumerate(zip(edges.edges, edges.extents, strict=True)):
         if dim not in skip and extent is not None and edge != 1:

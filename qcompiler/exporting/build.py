@@ -18,17 +18,17 @@ from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
 from qcompiler.compiler import torch_compat
-from qcompiler.exporting.biases import split_biases
-from qcompiler.exporting.checksums import checksum, checksums
-from qcompiler.exporting.lower import Exported, lower
-from qcompiler.exporting.pools import close_windows
+from qcompiler.compiler.pipelines import onnx_pipeline
+from qcompiler.exporting.checksums import compute_checksum, compute_checksums
+from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
 from qcompiler.exporting.stand_ins import TRANSLATIONS
 from qcompiler.exporting.trace import ExportError, Traced
-from qcompiler.module import QuantizedModule
+from qcompiler.module import QuantizedModule, get_session
+from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.meta import module_path
 
 #: keys of the metadata of a file
-RECIPE, SITES, VERSIONS = "qcompiler.recipes.recipe", "qcompiler.sites", "qcompiler.versions"
+RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
 CHECKSUMS = "qcompiler.checksums"
 #: the first opset with 4-bit types and block_size
 OLDEST = 21
@@ -36,16 +36,16 @@ OLDEST = 21
 
 def check_opset(opset: int) -> None:
     """Raises ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
-    if type(opset) is int and opset >= OLDEST and _runs(opset):
+    if type(opset) is int and opset >= OLDEST and _can_load(opset):
         return
-    newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _runs(known))
+    newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _can_load(known))
     raise ExportError(
         f"export: opset: got {opset!r}; valid: whole numbers from {OLDEST}, the first with 4-bit types and block_size, "
         f"to {newest}, the newest that the installed onnx and onnxruntime know"
     )
 
 
-def _runs(opset: int) -> bool:
+def _can_load(opset: int) -> bool:
     """True where onnx knows this opset, and onnxruntime loads a file of it."""
     if opset > onnx.defs.onnx_opset_version():
         return False
@@ -61,30 +61,37 @@ def _runs(opset: int) -> bool:
     return True
 
 
-def build(
+def build_model(
     traced: Traced,
     qmodel: QuantizedModule,
     opset: int,
     *,
     signed_weights: bool = False,
     dimensions: Mapping[str, str] = types.MappingProxyType({}),
-) -> tuple[ir.Model, list[Exported], tuple[str, ...]]:
-    """The model in memory; its quantizers, in graph order; the layers whose bias stands behind them.
+) -> ExportedModel:
+    """Return the model in memory, with the metadata of its file.
 
     `signed_weights` as in `export_onnx`; `dimensions`: symbol of the traced graph → its name in the file.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
     """
-    model = _translate(traced, opset)
-    written = model.opset_imports.get("")
+    subject = ExportedModel(translate_program(traced, opset), dict(dimensions))
+    written = subject.graph.opset_imports.get("")
     if written != opset:
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
-    exported = lower(model, signed_weights=signed_weights)
-    _name_nodes(model)
-    close_windows(model.graph)
-    _rename_dimensions(model, dimensions)
-    floats = split_biases(model.graph)
+    try:
+        onnx_pipeline(signed_weights=signed_weights)(subject)
+    except PassError as error:
+        told = isinstance(error.__cause__, ExportError)  # says what is wrong with the model; the pass does not matter
+        raise ExportError(str(error.__cause__) if told else f"export: {error}") from error
+    _write_metadata(subject, traced, qmodel)
+    return subject
+
+
+def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedModule) -> None:
+    """Write what a verification needs, and who made the file."""
+    model = subject.model
     versions = {
         "qcompiler": qcompiler.__version__,
         "torch": importlib.metadata.version("torch"),
@@ -92,14 +99,13 @@ def build(
     }
     model.metadata_props.clear()
     model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
-    model.metadata_props[SITES] = json.dumps([*_sites(traced, exported)])
-    model.metadata_props[CHECKSUMS] = json.dumps(checksums(qmodel._model))
+    model.metadata_props[SITES] = json.dumps([*_list_sites(traced, subject.quantizers)])
+    model.metadata_props[CHECKSUMS] = json.dumps(compute_checksums(get_session("export", qmodel).model))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
-    return model, exported, floats
 
 
-def _translate(traced: Traced, opset: int) -> ir.Model:
+def translate_program(traced: Traced, opset: int) -> ir.Model:
     """What torch's exporter makes of a traced program, stand-ins of quantizers included."""
     try:
         with torch_compat.quiet_exporter():
@@ -116,45 +122,29 @@ def _translate(traced: Traced, opset: int) -> ir.Model:
             NameFixPass()(program.model)  # a call `t` beside a parameter `t`: folded, both would be initializers
             program.optimize()
     except Exception as error:
-        raise ExportError(f"export: {_layer(traced, error)}{_reason(error)}") from error
+        raise ExportError(f"export: {_find_layer(traced, error)}{_find_reason(error)}") from error
     model: ir.Model = program.model
     return model
 
 
-def _sites(traced: Traced, exported: Sequence[Exported]) -> Iterator[dict[str, Any]]:
+def _list_sites(traced: Traced, quantizers: Sequence[ExportedQuantizer]) -> Iterator[dict[str, Any]]:
     """The quantizers of the file for its metadata, and those whose codes are part of a weight's."""
-    for one in exported:
-        yield one.to_json() | _changes(traced, one.site)
+    for one in quantizers:
+        yield one.to_json() | _describe_changes(traced, one.site)
     for site, codes in traced.frozen.folded.items():
-        yield {"site": site, "kind": "folded", "values": (), "checksum": checksum(codes)} | _changes(traced, site)
+        yield {"site": site, "kind": "folded", "values": (), "checksum": compute_checksum(codes)} | _describe_changes(
+            traced, site
+        )
 
 
-def _changes(traced: Traced, site: str) -> dict[str, Any]:
+def _describe_changes(traced: Traced, site: str) -> dict[str, Any]:
     """What was done to the codes of a weight, and the range of an activation that was measured on data."""
     frozen, found = traced.frozen, traced.frozen.calibrated.get(site)
     measured = found and [found.scale.item(), None if found.point is None else found.point.item()]
     return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
-def _rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Puts names in place of the symbols in the shapes of all values: `s31` becomes batch, `2*s31` 2*batch."""
-    if not names:
-        return
-    symbol = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
-
-    def named(size: int | ir.SymbolicDim) -> int | str | None:
-        if isinstance(size, int):
-            return size
-        text = size.value
-        return text if text is None else symbol.sub(lambda found: names[found[0]], text)
-
-    made = (value for node in model.graph.all_nodes() for value in node.outputs)
-    for value in (*model.graph.inputs, *model.graph.outputs, *made):
-        if value.shape is not None:
-            value.shape = ir.Shape([named(size) for size in value.shape])
-
-
-def _layer(traced: Traced, error: BaseException | None) -> str:
+def _find_layer(traced: Traced, error: BaseException | None) -> str:
     """The path of the layer with the node that could not be translated, as far as torch's exporter names one."""
     while error is not None:
         found = re.search(r"translating node %(\w+)", str(error))
@@ -165,7 +155,7 @@ def _layer(traced: Traced, error: BaseException | None) -> str:
     return ""
 
 
-def _reason(error: BaseException) -> str:
+def _find_reason(error: BaseException) -> str:
     """The innermost cause, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -176,29 +166,13 @@ def _reason(error: BaseException) -> str:
     return f"{missing[1]}.{missing[2]} has no form in ONNX; valid: a model that computes this by other operators"
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Gives the nodes of a module its path: `layer1.0.conv1/Conv`; our own have the names of their sites."""
-    taken: dict[str, int] = {}
-    for node in model.graph:
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        node_name = node.name or node.op_type
-        if "site" not in node.metadata_props and scopes:
-            path = json.loads(scopes.replace("'", '"'))[-2:-1]
-            if path and path[0]:
-                node_name = f"{path[0]}/{node.op_type}"
-        count = taken[node_name] = taken.get(node_name, 0) + 1
-        node.name = node_name if count == 1 else f"{node_name}#{count}"
-        for key in [key for key in node.metadata_props if key.startswith("pkg.")]:
-            del node.metadata_props[key]
-
-
-def size(model: ir.Model) -> int:
+def count_bytes(model: ir.Model) -> int:
     """Bytes of the tensors of a model."""
     held = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def save(model: ir.Model, path: Path, data: Path | None) -> int:
+def save_model(model: ir.Model, path: Path, data: Path | None) -> int:
     """Writes a model, its tensors in `data` where that is given; returns the bytes of both.
 
     Raises:
@@ -215,7 +189,7 @@ def save(model: ir.Model, path: Path, data: Path | None) -> int:
     return sum(written.stat().st_size for written in (path, data) if written is not None)
 
 
-def check(path: Path) -> None:
+def check_file(path: Path) -> None:
     """onnx's full check of a file, with strict shape inference.
 
     Raises:

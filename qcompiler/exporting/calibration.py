@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from qcompiler.compiler.plan import Site
-from qcompiler.exporting.freeze import Calibrated
 from qcompiler.exporting.observe import Observer
 from qcompiler.exporting.trace import ExportError, Traced
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
@@ -18,7 +18,7 @@ from qcompiler.runtime.numbers.spec import Scale
 from qcompiler.runtime.ranges.observed import Current
 
 
-def calibrate(
+def measure_ranges(
     traced: Traced, states: Mapping[str, Tensor], examples: Iterable[Any], as_call: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Calibrated]:
     """Site → the range over all examples, for every site whose range is that of the present tensor (`current`).
@@ -33,7 +33,7 @@ def calibrate(
         ExportError: no example; one that is no call, or does not fit the model; no site has such a range; a site
             has it block by block; a tensor holds what is not finite.
     """
-    sites = _measured(traced.plan.sites)
+    sites = _find_measured(traced.plan.sites)
     ends = _Ends(traced, states)
     for index, example in enumerate(examples):
         try:
@@ -45,10 +45,10 @@ def calibrate(
         raise ExportError(
             f"export: calibration: no example has numbers for {min(missing)}; valid: at least one example"
         )
-    return {name: _range(site, ends.seen[name]) for name, site in sites.items()}
+    return {name: _make_range(site, ends.seen[name]) for name, site in sites.items()}
 
 
-def _measured(sites: Iterable[Site]) -> dict[str, Site]:
+def _find_measured(sites: Iterable[Site]) -> dict[str, Site]:
     """The sites whose range is that of the present tensor, weights aside."""
     found = {
         site.name: site
@@ -83,7 +83,7 @@ class _Ends(Observer):
             self.seen[site] = torch.stack([torch.minimum(old[0], own[0]), torch.maximum(old[1], own[1])])
 
 
-def _range(site: Site, ends: Tensor) -> Calibrated:
+def _make_range(site: Site, ends: Tensor) -> Calibrated:
     """The scale that a tensor with these ends has."""
     if not ends.isfinite().all():
         raise ExportError(f"export: calibration: {site.name} reads what is not finite: {ends.tolist()}")

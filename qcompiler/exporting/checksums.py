@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 
 
-def checksum(tensor: Tensor) -> int:
+def compute_checksum(tensor: Tensor) -> int:
     """CRC-32 of the bytes of a tensor, its shape and type not included."""
     return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def checksums(model: nn.Module) -> dict[str, int]:
+def compute_checksums(model: nn.Module) -> dict[str, int]:
     """Name of each parameter and buffer → its checksum."""
     held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: checksum(tensor) for name, tensor in held}
+    return {name: compute_checksum(tensor) for name, tensor in held}
 
 
-def changed(model: nn.Module, exported: Mapping[str, int]) -> tuple[str, ...]:
+def list_changed(model: nn.Module, exported: Mapping[str, int]) -> tuple[str, ...]:
     """The names whose bytes are not those of the checksums, and those that only one of the two has."""
-    found = checksums(model)
+    found = compute_checksums(model)
     names = dict.fromkeys([*exported, *found])
     return tuple(name for name in names if found.get(name) != exported.get(name))

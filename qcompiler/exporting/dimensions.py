@@ -35,7 +35,7 @@ def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
     return torch_compat.map_leaves(as_dim, shapes)
 
 
-def names_of_symbols(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:
+def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:
     """Symbol of a traced graph → the name of the dimension that it stands for; `Dim.AUTO` gives none.
 
     Args:
@@ -48,7 +48,7 @@ def names_of_symbols(program: ExportedProgram, model: nn.Module, shapes: Any) ->
     nodes = [node for node in program.graph.find_nodes(op="placeholder") if node.name in inputs]
     names: dict[str, str] = {}
     args, kwargs = program.example_inputs
-    for node, spec in zip(nodes, _specs(model, args, kwargs, shapes), strict=True):
+    for node, spec in zip(nodes, _list_specs(model, args, kwargs, shapes), strict=True):
         for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
             root = getattr(dim, "root", dim)  # 2 * batch is made of batch
             found = torch_compat.symbols(get_value(node).shape[axis])
@@ -57,7 +57,7 @@ def names_of_symbols(program: ExportedProgram, model: nn.Module, shapes: Any) ->
     return names
 
 
-def _specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
+def _list_specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
     """What `shapes` says of each leaf of a call, None where that is nothing."""
     signature = inspect.signature(model.forward)
     if not isinstance(shapes, Mapping):
@@ -65,10 +65,10 @@ def _specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], s
     others = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD and one.name in shapes]
     shapes = {**shapes, **(shapes[others[0]] or {})} if others else shapes
     for name, one in {**signature.bind_partial(*args).arguments, **kwargs}.items():
-        yield from _inside(one, shapes.get(name))
+        yield from _list_inner_specs(one, shapes.get(name))
 
 
-def _inside(given: Any, spec: Any) -> Iterator[Any]:
+def _list_inner_specs(given: Any, spec: Any) -> Iterator[Any]:
     """The same for one argument, part by part."""
     parts = torch_compat.leaves(given)
     if len(parts) == 1 and parts[0] is given:
@@ -77,7 +77,7 @@ def _inside(given: Any, spec: Any) -> Iterator[Any]:
         yield from [None] * len(parts)
     elif isinstance(given, Mapping):
         for name, one in given.items():
-            yield from _inside(one, spec.get(name))
+            yield from _list_inner_specs(one, spec.get(name))
     else:
         for one, own in zip(given, spec, strict=True):
-            yield from _inside(one, own)
+            yield from _list_inner_specs(one, own)

@@ -1,76 +1,35 @@
 """export_onnx(): a trained module as an ONNX file that stock onnxruntime runs, one quantizer for each trained one."""
 
 import dataclasses
-import functools
-import glob
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from qcompiler.compiler.plan import Kept, QuantPlan
-from qcompiler.exporting.calibration import calibrate
-from qcompiler.exporting.dimensions import as_dims, names_of_symbols
+from qcompiler.exporting import report as reports
+from qcompiler.exporting.calibration import measure_ranges
+from qcompiler.exporting.dimensions import as_dims, find_symbol_names
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
-from qcompiler.exporting.trace import ExportError, eval_mode, trace
-from qcompiler.files import check_writable, replacing
+from qcompiler.exporting.report import ExportReport
+from qcompiler.exporting.trace import ExportError, Traced, enter_eval_mode, trace_model
+from qcompiler.files import check_writable
 from qcompiler.module import QuantizedModule, get_session
-from qcompiler.passes.ir.site_name import get_role
-from qcompiler.passes.rules import Role
-from qcompiler.recipes.recipe import Recipe
-from qcompiler.tables import Table, to_text
-
-#: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
-_EXTERNAL = 2**31 - 2**26
-
-_T = TypeVar("_T")
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What was written; `print(report)` shows it as text."""
+class _Call:
+    """A call of the model to trace, and the example that the user gave."""
 
-    path: Path
-    #: quantizers of the eval plan, and those in the file, by kind: weight, static, dynamic; folded where there are
-    #: some: those of the factors of a weight, such as B in W + B·A, whose codes are part of the weight's
-    trained: int
-    exported: Mapping[str, int]
-    #: operands of products that stay in float, and why
-    kept: tuple[Kept, ...]
-    #: bytes of the file and what lies beside it; bytes of the parameters and buffers of the model
-    file_bytes: int
-    float_bytes: int
-    #: the largest difference from the outputs of PyTorch on the example, relative to the largest output
-    difference: float
-    #: the operators of onnxruntime's optimized graph that compute on integers, with their counts
-    integer_kernels: Mapping[str, int]
-    notes: tuple[str, ...] = ()
-    #: site → the smallest and the largest value on the calibration data, which its range was fixed to
-    calibrated: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return dataclasses.asdict(self) | {"path": str(self.path)}
-
-    def __str__(self) -> str:
-        return to_text([Table(f"ONNX: {self.path.name}", ("what", "value"), [*self._rows()])])
-
-    def _rows(self) -> Iterator[tuple[str, str]]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.exported.items() if count)
-        yield "quantizers trained", str(self.trained)
-        yield "quantizers exported", f"{sum(self.exported.values())} ({kinds or 'none'})"
-        yield "file", f"{self.file_bytes:,} bytes, {self.file_bytes / max(self.float_bytes, 1):.2f} of float"
-        yield "largest difference", f"{self.difference:.2g} of the largest output"
-        kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
-        yield "integer kernels of onnxruntime", kernels or "none"
-        yield from (("calibrated", f"{site}: {low:.4g} to {high:.4g}") for site, (low, high) in self.calibrated.items())
-        yield from (("in float", f"{kept.name} in {kept.consumer}: {kept.reason}") for kept in self.kept)
-        yield from (("note", note) for note in self.notes)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: which dimensions are free, as in torch.export.export
+    shapes: Any
+    given_args: tuple[Any, ...]
+    given_kwargs: dict[str, Any]
 
 
 def export_onnx(
@@ -86,7 +45,7 @@ def export_onnx(
     signed_weights: bool = False,
     calibration: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None = None,
 ) -> ExportReport:
-    """Writes the eval graph of a trained module as an ONNX file, and compares it with PyTorch on the example.
+    """Write the eval graph of a trained module as an ONNX file, and compare it with PyTorch on the example.
 
     The file has one quantizer for each of `plan(training=False)`: `QuantizeLinear` and `DequantizeLinear` where the
     range is known, stored integers for weights, local functions of standard operators where the range is measured. It
@@ -119,83 +78,97 @@ def export_onnx(
         OSError: the file cannot be written.
     """
     get_session("export", qmodel, ExportError)
-    build, run = _tools()
+    build, _ = _import_tools()
     build.check_opset(opset)
-    model, kwargs, shapes = qmodel._model, dict(example_kwargs or {}), dynamic_shapes
-    as_call = functools.partial(as_example, model, args=example_inputs, kwargs=kwargs)
-    _check_types(model)
     path = Path(os.path.realpath(path))
+    call = _prepare_call(qmodel, path, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
+    ranges = _measure_ranges(qmodel, call, calibration)
+    traced = trace_model(
+        qmodel, call.args, call.kwargs, call.shapes, fold_batch_norm=fold_batch_norm, calibrated=ranges
+    )
+    names = find_symbol_names(traced.frozen.program, get_session("export", qmodel).model, call.shapes)
+    built = build.build_model(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
+    return _write_and_report(qmodel, path, call, traced, built)
+
+
+def _prepare_call(
+    qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, dynamic_batch: bool
+) -> _Call:
+    """Return the call that is traced; raises for all that can be refused before anything is computed."""
+    model, given_args, given_kwargs = get_session("export", qmodel).model, args, kwargs
+    _check_types(model)
     check_writable(path)
-    check_inputs(model, example_inputs, kwargs)
-    shapes = as_dims(model, example_inputs, kwargs, shapes)
-    example_inputs, kwargs = copy_tensors(example_inputs, kwargs)
-    _check_recurrent(qmodel, example_inputs, kwargs)
+    check_inputs(model, args, kwargs)
+    shapes = as_dims(model, args, kwargs, shapes)
+    args, kwargs = copy_tensors(args, kwargs)
+    _check_recurrent(qmodel, args, kwargs)
     if shapes is None and dynamic_batch:
-        example_inputs, kwargs, shapes = free_batch(model, example_inputs, kwargs)
-    calibrated = None
-    if calibration is not None:
-        if not isinstance(calibration, Iterable):
-            got = type(calibration).__name__
-            raise ExportError(
-                f"export: calibration: got {got}; valid: an iterable of examples, such as a list of tuples"
-            )
-        seen = trace(qmodel, example_inputs, kwargs, shapes, frozen=False)
-        calibrated = calibrate(seen, qmodel.ranges(), calibration, as_call)
-    traced = trace(qmodel, example_inputs, kwargs, shapes, fold_batch_norm=fold_batch_norm, calibrated=calibrated)
-    names = names_of_symbols(traced.frozen.program, model, shapes)
-    made, exported, floats = build.build(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
-    written = {one.site for one in exported} | traced.frozen.folded.keys()
+        args, kwargs, shapes = free_batch(model, args, kwargs)
+    return _Call(args, kwargs, shapes, given_args, given_kwargs)
+
+
+def _measure_ranges(
+    qmodel: QuantizedModule, call: _Call, examples: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None
+) -> dict[str, Calibrated] | None:
+    """Return the ranges that were measured on examples; None without examples."""
+    if examples is None:
+        return None
+    if not isinstance(examples, Iterable):
+        got = type(examples).__name__
+        raise ExportError(f"export: calibration: got {got}; valid: an iterable of examples, such as a list of tuples")
+    traced = trace_model(qmodel, call.args, call.kwargs, call.shapes, frozen=False)
+
+    def as_call(example: Any) -> dict[str, Any]:
+        return as_example(get_session("export", qmodel).model, example, call.given_args, call.given_kwargs)
+
+    return measure_ranges(traced, qmodel.ranges(), examples, as_call)
+
+
+def _write_and_report(qmodel: QuantizedModule, path: Path, call: _Call, traced: Traced, built: Any) -> ExportReport:
+    """Write the file if the draft computes what the model does, and say what was written."""
+    _, run = _import_tools()
+    from qcompiler.exporting.write_file import write_file
+
+    written = {one.site for one in built.quantizers} | traced.frozen.folded.keys()
     missing = {site.name for site in traced.plan.sites} ^ written
     if missing:
         raise ExportError(f"export: quantizers were lost on the way: {', '.join(sorted(missing))}")
 
-    def compared(draft: Path) -> tuple[float, dict[str, int]]:
-        found: tuple[float, dict[str, int]] = run.compare(qmodel, draft, example_inputs, kwargs)
+    def compare(draft: Path) -> tuple[float, dict[str, int]]:
+        found: tuple[float, dict[str, int]] = run.compare_file(qmodel, draft, call.args, call.kwargs)
         _check_plan(qmodel, written)
         return found
 
-    size, (difference, kernels) = _write(made, path, compared)
-    kinds, folded = [one.kind for one in exported], len(traced.frozen.folded)
+    size, (difference, kernels) = write_file(built.model, path, compare)
     return ExportReport(
         path=path,
         trained=len(traced.plan.sites),
-        exported={kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")}
-        | ({"folded": folded} if folded else {}),
+        exported=_count_kinds(traced, built),
         kept=traced.plan.kept,
         file_bytes=size,
-        float_bytes=_bytes(qmodel),
+        float_bytes=_count_bytes(get_session("export", qmodel).model),
         difference=difference,
         integer_kernels=kernels,
         notes=(
             *traced.frozen.notes,
-            *_approximate(kernels),
-            *_float_biases(floats, qmodel.recipe),
-            *_signed([one.site for one in exported if one.saturates]),
-            *_unread(qmodel, traced.plan),
+            *reports.list_approximate(kernels, run.APPROXIMATE),
+            *reports.list_float_biases(built.float_biases, qmodel.recipe),
+            *reports.list_signed([one.site for one in built.quantizers if one.saturates]),
+            *reports.list_unread(qmodel, traced.plan),
         ),
         calibrated={name: (one.lowest, one.highest) for name, one in traced.frozen.calibrated.items()},
     )
 
 
-def _write(made: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int, _T]:
-    """Writes a model in place of what is at `path`, unless `check` raises; returns its bytes and what that returned."""
-    build, _ = _tools()
-    data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
-    try:
-        with replacing(path) as draft:
-            size = build.save(made, draft, data if build.size(made) > _EXTERNAL else None)
-            build.check(draft)
-            found = check(draft)
-    except BaseException:
-        if not _names(path, data):  # else the new file is in its place, and the error came after that
-            data.unlink(missing_ok=True)
-        raise
-    _drop_old_data(path, data)
-    return size, found
+def _count_kinds(traced: Traced, built: Any) -> dict[str, int]:
+    """Return the number of quantizers by kind; folded ones only if there are some."""
+    kinds, folded = [one.kind for one in built.quantizers], len(traced.frozen.folded)
+    counts = {kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")}
+    return counts | ({"folded": folded} if folded else {})
 
 
-def _tools() -> tuple[Any, Any]:
-    """The parts that need the packages of the extra."""
+def _import_tools() -> tuple[Any, Any]:
+    """Return the parts that need the packages of the extra."""
     try:
         from qcompiler.exporting import build, run
     except ImportError as error:
@@ -204,22 +177,24 @@ def _tools() -> tuple[Any, Any]:
 
 
 def _check_types(model: nn.Module) -> None:
-    """Raises where a parameter or buffer has a type that onnxruntime does not compute in."""
+    """Raise if a parameter or buffer has a type that onnxruntime does not compute in."""
     held = [*model.named_parameters(), *model.named_buffers()]
     name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
     if name is not None:
         raise ExportError(
-            f"export: {name} is bfloat16, for which onnxruntime has no products on the CPU; valid: a model in float32, "
-            "such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
+            f"export: {name} is bfloat16, for which onnxruntime has no contractions on the CPU; valid: a model in "
+            "float32, such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
         )
 
 
 def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raises where a recurrent layer keeps all of eval mode in float, in which torch's exporter finds products."""
-    layers = [name for name, part in qmodel._model.named_modules() if isinstance(part, nn.RNNBase)]
+    """Raise if a recurrent layer keeps all of eval mode in float, in which torch's exporter finds contractions."""
+    layers = [
+        name for name, part in get_session("export", qmodel).model.named_modules() if isinstance(part, nn.RNNBase)
+    ]
     if not layers or not qmodel.recipe.rules:
         return
-    with eval_mode(qmodel._model), torch.no_grad():
+    with enter_eval_mode(get_session("export", qmodel).model), torch.no_grad():
         qmodel(*args, **kwargs)
     if not qmodel.plan(training=False).sites:
         raise ExportError(
@@ -229,7 +204,7 @@ def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Map
 
 
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
-    """Raises where eval mode, which was captured for the comparison, has other quantizers than the file."""
+    """Raise if eval mode, which was captured for the comparison, has other quantizers than the file."""
     # eval mode has a backward half too, where it was last called with gradients
     others = {site.name for site in qmodel.plan(training=False).sites if site.is_forward} ^ exported
     if others:
@@ -239,70 +214,6 @@ def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
         )
 
 
-def _approximate(kernels: Mapping[str, int]) -> Iterator[str]:
-    """What is to be said of operators that onnxruntime computes with other numbers than the file says."""
-    _, run = _tools()
-    for name, why in run.APPROXIMATE.items():
-        if count := kernels.get(name):
-            yield f"onnxruntime makes {count} operators {name}, which {why}"
-
-
-def _float_biases(layers: Sequence[str], recipe: Recipe) -> Iterator[str]:
-    """What is to be said of layers between known scales whose bias is no whole number of their unit."""
-    if layers:
-        why = "the recipe does not ask for integer_biases"
-        if recipe.integer_biases:
-            why = "a batch norm there is not folded or multiplies by 0, or a bias needs more than 32 bits"
-        yield (
-            f"added in float behind {len(layers)} layers, so that no kernel rounds them: "
-            f"the biases of {_first(layers)}; {why}"
-        )
-
-
-def _signed(weights: Sequence[str]) -> Iterator[str]:
-    """What is to be said of weights whose codes were asked to be int8."""
-    if weights:
-        yield (
-            f"codes of {len(weights)} weights are int8, as asked ({_first(weights)}): x86 CPUs without VNNI saturate "
-            "their sums at 16 bits, so codes behind them can be wrong there"
-        )
-
-
-def _unread(qmodel: QuantizedModule, plan: QuantPlan) -> Iterator[str]:
-    """What is to be said of ranges that no quantizer of eval reads, and none of the gradients, as far as known."""
-    gradients = any(
-        rule.spec is not None and rule.spec.range.has_state and rule.role in (None, Role.GRADIENT)
-        for rule in qmodel.recipe.rules
-    )
-    held = [name for name in qmodel.ranges() if not (gradients and get_role(name) is Role.GRADIENT)]
-    others = sorted(set(held) - {site.name for site in plan.sites if site.spec.range.has_state})
-    if others:
-        yield (
-            f"{len(others)} of {len(qmodel.ranges())} ranges belong to no quantizer of recipe {qmodel.recipe.name!r} "
-            f"and were not used, as if of another recipe or model: {_first(others)}"
-        )
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first three names."""
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-
-
-def _names(path: Path, data: Path) -> bool:
-    """True where the file at `path` keeps its tensors in `data`."""
-    return data.exists() and path.exists() and data.name.encode() in path.read_bytes()
-
-
-def _drop_old_data(path: Path, data: Path) -> None:
-    """Removes the tensors of the file that was replaced."""
-    for other in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
-        if other != data and re.fullmatch(
-            r"[0-9a-f]{8}", other.name.removeprefix(f"{path.name}.").removesuffix(".data")
-        ):
-            other.unlink(missing_ok=True)
-
-
-def _bytes(qmodel: QuantizedModule) -> int:
-    """Bytes of the parameters and buffers."""
-    held = [*qmodel._model.parameters(), *qmodel._model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+def _count_bytes(model: nn.Module) -> int:
+    """Return the bytes of the parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])

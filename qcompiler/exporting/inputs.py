@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.compiler import torch_compat
-from qcompiler.exporting.trace import ExportError, eval_mode
+from qcompiler.exporting.trace import ExportError, enter_eval_mode
 
 
-def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Argument of `forward` → what it is given, in the order in which a traced graph takes its inputs.
 
     Raises:
@@ -46,25 +46,25 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     if not isinstance(args, tuple):
         raise ExportError(f"export: inputs: got {type(args).__name__}; valid: a tuple, such as (x,)")
     try:
-        named = by_name(model, args, kwargs)
+        named = name_inputs(model, args, kwargs)
     except TypeError as error:
         raise ExportError(f"export: inputs: {error}") from error
     for name, given in named.items():
         if any(isinstance(one, Tensor) and one.ndim and not len(one) for one in torch_compat.leaves(given)):
-            raise ExportError(f"export: input {_described(name, given)} holds no sample; valid: at least one")
+            raise ExportError(f"export: input {_describe_input(name, given)} holds no sample; valid: at least one")
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with eval_mode(model), torch.no_grad(), torch_compat.plain_encoder_layers(True):
+        with enter_eval_mode(model), torch.no_grad(), torch_compat.plain_encoder_layers(True):
             torch.func.functional_call(model, buffers, *copy_tensors(args, kwargs))
     except Exception as error:
-        inputs = ", ".join(_described(name, given) for name, given in named.items())
+        inputs = ", ".join(_describe_input(name, given) for name, given in named.items())
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"export: the model does not run on the inputs {inputs}: {type(error).__name__}: {reason}"
         ) from error
 
 
-def _described(name: str, given: Any) -> str:
+def _describe_input(name: str, given: Any) -> str:
     """`x (float32 2×8)`; of what is no tensor its type."""
     if not isinstance(given, Tensor):
         return f"{name} ({type(given).__name__})"
@@ -146,11 +146,13 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
                 "inputs, or a pair of both"
             )
     positional = inspect.signature(model.forward).bind_partial(*own).arguments
-    found = by_name(model, own, {**{name: one for name, one in kwargs.items() if name not in positional}, **named})
-    expected = by_name(model, args, kwargs)
+    found = name_inputs(model, own, {**{name: one for name, one in kwargs.items() if name not in positional}, **named})
+    expected = name_inputs(model, args, kwargs)
     if found.keys() != expected.keys():
         raise TypeError(f"got {', '.join(found)}; valid: the inputs of the example, {', '.join(expected)}")
     for name, like in expected.items():
         if isinstance(like, Tensor) and isinstance(found[name], Tensor) and found[name].dtype != like.dtype:
-            raise TypeError(f"got {_described(name, found[name])}; valid: {_described(name, like)}, but for the sizes")
+            raise TypeError(
+                f"got {_describe_input(name, found[name])}; valid: {_describe_input(name, like)}, but for the sizes"
+            )
     return {name: found[name] for name in expected}

@@ -74,11 +74,11 @@ class Observer(Hooks):
     def see(self, site: str, x: Tensor, codes: Tensor) -> None:
         """Called for every quantizer with what it reads and returns; keeps the codes."""
         fixed = self.calibrated.get(site)
-        self.found[site] = codes if fixed is None else codes_of(self.sites[site], x, None, fixed)
+        self.found[site] = codes if fixed is None else compute_codes(self.sites[site], x, None, fixed)
 
     def made(self, site: str, x: Tensor) -> Tensor:
         """The codes that this site makes of another tensor, one that a file computed."""
-        return codes_of(self.sites[site], x, self.states.get(site), self.calibrated.get(site))
+        return compute_codes(self.sites[site], x, self.states.get(site), self.calibrated.get(site))
 
 
 class InDouble(Observer):
@@ -110,10 +110,10 @@ class InDouble(Observer):
             return given.double() if made and self.varies[node] else given
 
         loaded = torch.fx.map_arg(arguments, load_source)
-        return torch_compat.map_leaves(_widen, loaded) if self.varies[node] else loaded
+        return torch_compat.map_leaves(_widen_type, loaded) if self.varies[node] else loaded
 
 
-def _widen(one: Any) -> Any:
+def _widen_type(one: Any) -> Any:
     return torch.float64 if isinstance(one, torch.dtype) and one in _NARROW else one
 
 
@@ -121,7 +121,7 @@ def _widen(one: Any) -> Any:
 _NARROW = (torch.float32, torch.float16)
 
 
-def codes_of(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
+def compute_codes(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
     """What our runtime makes of the tensor that the file computed, with (scale, zero point) of it where calibrated."""
     if calibrated is not None:
         text, ones = str(dataclasses.replace(site.spec, block=TENSOR)), view_blocks(x.shape, site.layout, TENSOR).counts
@@ -143,12 +143,12 @@ def count_different(found: np.ndarray, expected: Tensor, site: Site) -> int:
         found = (
             form.decode(torch.from_numpy(found.view(np.uint8).copy())).numpy() if found.dtype.itemsize == 1 else found
         )
-    found = _unblocked(found, plain.shape, site)
+    found = _join_blocks(found, plain.shape, site)
     same = found.astype(np.float64) == plain.astype(np.float64)
     return int((~(same | (np.isnan(found.astype(np.float64)) & np.isnan(plain.astype(np.float64))))).sum())
 
 
-def as_trained(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
+def restore_codes(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
     """The codes of a weight before the file's changes to them: a shift, a transposition, negated output channels."""
     if one["shift"]:
         found = found.astype(np.int16) - one["shift"]
@@ -158,7 +158,7 @@ def as_trained(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
     return found if one["order"] is None else found.transpose(np.argsort(one["order"]))
 
 
-def _unblocked(found: np.ndarray, shape: Sequence[int], site: Site) -> np.ndarray:
+def _join_blocks(found: np.ndarray, shape: Sequence[int], site: Site) -> np.ndarray:
     """Codes that lie block by block, in the shape of their tensor: parts of a split dimension are joined and cut."""
     if found.size == math.prod(shape):  # other dimensions at most: some are joined, or split without a rest
         return found.reshape(shape)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from qcompiler.compiler import torch_compat
 from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.observe import SAME
-from qcompiler.exporting.trace import ExportError, eval_mode
-from qcompiler.exporting.writer import array
-from qcompiler.module import QuantizedModule
+from qcompiler.exporting.trace import ExportError, enter_eval_mode
+from qcompiler.module import QuantizedModule, get_session
 
 #: the operators of onnxruntime that compute on codes
 INTEGER = (
@@ -62,7 +62,7 @@ APPROXIMATE = {
 }
 
 
-def session(
+def open_session(
     path: Path, *, optimize: bool = True, keep: Path | None = None, layouts: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU, with no operator but onnxruntime's own.
@@ -83,7 +83,7 @@ def session(
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _insert_cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """The value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
     kind = value.dtype
     if kind is None or not (kind.bitwidth < 8 or (kind.bitwidth == 8 and kind.is_floating_point())):
@@ -95,7 +95,7 @@ def _cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return node.outputs[0]
 
 
-def feeds(
+def make_feeds(
     running: onnxruntime.InferenceSession, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """The tensors of a call by the names of the file's inputs, in the same order."""
@@ -103,20 +103,22 @@ def feeds(
     return {given.name: one.detach().cpu().numpy() for given, one in zip(running.get_inputs(), tensors, strict=True)}
 
 
-def kernels(path: Path) -> dict[str, int]:
+def count_kernels(path: Path) -> dict[str, int]:
     """The integer operators of onnxruntime's optimized graph, with their counts."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "optimized.onnx"
-        session(path, keep=kept)
+        open_session(path, keep=kept)
         graph = onnx.load(str(kept), load_external_data=False).graph
     found = collections.Counter(node.op_type for node in graph.node)
     return {name: found[name] for name in INTEGER if found[name]}
 
 
-def outputs(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True) -> list[np.ndarray]:
-    """What the file returns for one call; `optimize` as in `session`."""
-    running = session(path, optimize=optimize)
-    return list(running.run(None, feeds(running, args, kwargs)))
+def run_file(
+    path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True
+) -> list[np.ndarray]:
+    """What the file returns for one call; `optimize` as in `open_session`."""
+    running = open_session(path, optimize=optimize)
+    return list(running.run(None, make_feeds(running, args, kwargs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +129,11 @@ class Held:
     inputs: dict[str, tuple[int, ...]]
     #: site → its kind and the inner values to look at
     sites: dict[str, dict[str, Any]]
-    #: name → checksum of the parameters and buffers that it was made of, as `checksums` gives them
+    #: name → checksum of the parameters and buffers that it was made of, as `compute_checksums` gives them
     tensors: dict[str, int]
 
 
-def read(path: Path) -> Held:
+def read_file(path: Path) -> Held:
     """The inputs and the metadata of a file.
 
     Raises:
@@ -145,30 +147,30 @@ def read(path: Path) -> Held:
     if not {SITES, CHECKSUMS} <= metadata.keys():
         raise ExportError(f"verify: {path} was not written by export_onnx of this version")
     return Held(
-        inputs={one.name: _free(one) for one in model.graph.input},
+        inputs={one.name: _list_free_axes(one) for one in model.graph.input},
         sites={one["site"]: one for one in json.loads(metadata[SITES])},
         tensors=json.loads(metadata[CHECKSUMS]),
     )
 
 
-def _free(one: onnx.ValueInfoProto) -> tuple[int, ...]:
+def _list_free_axes(one: onnx.ValueInfoProto) -> tuple[int, ...]:
     """The dimensions of an input that have no number."""
     return tuple(axis for axis, dim in enumerate(one.type.tensor_type.shape.dim) if not dim.HasField("dim_value"))
 
 
-def sites(path: Path) -> dict[str, dict[str, Any]]:
-    """Site → its kind and the inner values to look at; errors as in `read`."""
-    return read(path).sites
+def read_sites(path: Path) -> dict[str, dict[str, Any]]:
+    """Site → its kind and the inner values to look at; errors as in `read_file`."""
+    return read_file(path).sites
 
 
-def inner(
+def run_inner(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = False
 ) -> dict[str, np.ndarray]:
     """Inner values of one call: by a copy of the file that returns them too."""
-    return _shown(path, names, args, kwargs, optimize)[0]
+    return _show_values(path, names, args, kwargs, optimize)[0]
 
 
-def _shown(
+def _show_values(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], optimize: bool
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """(inner values of one call by name, what the file returns beside them)."""
@@ -180,20 +182,20 @@ def _shown(
     before = [value.name for value in model.graph.outputs]
     for name in extra:
         if name not in before:
-            model.graph.outputs.append(_cast(model.graph, known[name]))
+            model.graph.outputs.append(_insert_cast(model.graph, known[name]))
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "inner.onnx"
         ir.save(model, copied, external_data="inner.data")
-        running = session(copied, optimize=optimize)
-        fed = feeds(running, args, kwargs)
+        running = open_session(copied, optimize=optimize)
+        fed = make_feeds(running, args, kwargs)
         returned = running.run(None, fed)
         found = dict(zip((one.name for one in running.get_outputs()), returned, strict=True))
     values = {name: found.get(f"{name}/as_float", found.get(name)) for name in extra}
     values |= {name: fed[name] for name in names if name in given}
-    return values | {name: array(value) for name, value in stored.items()}, list(returned[: len(before)])
+    return values | {name: read_array(value) for name, value in stored.items()}, list(returned[: len(before)])
 
 
-def fused(
+def find_fused(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """(inner values of one call in the graph that onnxruntime optimizes, names of those that are not in it).
@@ -204,36 +206,36 @@ def fused(
     """
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "optimized.onnx"
-        session(path, keep=kept, layouts=False)
+        open_session(path, keep=kept, layouts=False)
         left = {value for node in onnx.load(str(kept), load_external_data=False).graph.node for value in node.output}
         stored = {one.name for one in onnx.load(str(path), load_external_data=False).graph.initializer}
-        values = inner(kept, [name for name in names if name in left], args, kwargs)
+        values = run_inner(kept, [name for name in names if name in left], args, kwargs)
     gone = [name for name in dict.fromkeys(names) if name not in left | stored]
-    values |= inner(path, [name for name in names if name in stored], args, kwargs)
-    plain, merged = outputs(path, args, kwargs) if gone else [], []
+    values |= run_inner(path, [name for name in names if name in stored], args, kwargs)
+    plain, merged = run_file(path, args, kwargs) if gone else [], []
     for name in gone:
-        shown, returned = _shown(path, [name], args, kwargs, optimize=True)
+        shown, returned = _show_values(path, [name], args, kwargs, optimize=True)
         values |= shown
-        merged += [name] if difference(returned, plain) > SAME else []
+        merged += [name] if measure_difference(returned, plain) > SAME else []
     return values, tuple(merged)
 
 
-def reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+def run_reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
     """The tensors that PyTorch returns in eval mode."""
-    with eval_mode(qmodel._model), torch.no_grad():
+    with enter_eval_mode(get_session("export", qmodel).model), torch.no_grad():
         returned = qmodel(*args, **kwargs)
     return [one.detach().cpu().numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
 
 
-def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+def measure_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """The largest difference of any output, relative to the largest finite magnitude of that output.
 
     Infinite where one has a NaN or an infinity that the other has not. An empty output counts as equal.
     """
-    return max((_difference(*pair) for pair in zip(found, expected, strict=True)), default=0.0)
+    return max((_measure_one(*pair) for pair in zip(found, expected, strict=True)), default=0.0)
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+def _measure_one(found: np.ndarray, expected: np.ndarray) -> float:
     one, other = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(one) & np.isfinite(other)
     if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
@@ -242,12 +244,12 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(one[finite] - other[finite]).max(initial=0)) / scale
 
 
-def compare(
+def compare_file(
     qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[float, dict[str, int]]:
     """(largest difference of the outputs on one call, integer operators in use)."""
     try:
-        found = outputs(path, args, kwargs)
+        found = run_file(path, args, kwargs)
     except Exception as error:
         raise ExportError(f"export: onnxruntime cannot run the file: {str(error).strip()}") from error
-    return difference(found, reference(qmodel, args, kwargs)), kernels(path)
+    return measure_difference(found, run_reference(qmodel, args, kwargs)), count_kernels(path)

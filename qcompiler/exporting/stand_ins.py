@@ -1,4 +1,4 @@
-"""How torch's exporter translates our operators: quantizers to stand-ins that lower.py replaces, rotations at once."""
+"""How torch's exporter translates our operators: quantizers to stand-ins, rotations at once."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,7 +17,7 @@ _TENSORS: Final = [
 ]
 
 
-def _stand_in(name: str, inputs: int, texts: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Op:
+def _make_stand_in(name: str, inputs: int, texts: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Op:
     """An operator that no runtime knows, with what its node in the graph of torch says."""
     schema = onnx.defs.OpSchema
     option = schema.FormalParameterOption
@@ -36,30 +36,30 @@ def _stand_in(name: str, inputs: int, texts: tuple[str, ...], numbers: tuple[str
     )
 
 
-_SCALE: Final = _stand_in("Scale", 1, ("spec", "layout"))
-_ZERO_POINT: Final = _stand_in("ZeroPoint", 2, ("spec", "layout"))
-_QUANTIZE: Final = _stand_in("Quantize", 3, ("spec", "layout", "site"))
-_DEQUANTIZE: Final = _stand_in("Dequantize", 3, ("spec", "layout"), ("dtype",))
+_SCALE: Final = _make_stand_in("Scale", 1, ("spec", "layout"))
+_ZERO_POINT: Final = _make_stand_in("ZeroPoint", 2, ("spec", "layout"))
+_QUANTIZE: Final = _make_stand_in("Quantize", 3, ("spec", "layout", "site"))
+_DEQUANTIZE: Final = _make_stand_in("Dequantize", 3, ("spec", "layout"), ("dtype",))
 
 
-def _scale(x: Any, spec: str, layout: str) -> Any:
+def _translate_scale(x: Any, spec: str, layout: str) -> Any:
     return _SCALE(x, spec=spec, layout=layout)
 
 
-def _zero_point(x: Any, scale: Any, spec: str, layout: str) -> Any:
+def _translate_zero_point(x: Any, scale: Any, spec: str, layout: str) -> Any:
     return _ZERO_POINT(x, scale, spec=spec, layout=layout)
 
 
-def _quantize(x: Any, scale: Any, zero_point: Any, key: Any, spec: str, layout: str, site: str) -> Any:
+def _translate_quantize(x: Any, scale: Any, zero_point: Any, key: Any, spec: str, layout: str, site: str) -> Any:
     return _QUANTIZE(x, scale, zero_point, spec=spec, layout=layout, site=site)
 
 
-def _dequantize(codes: Any, scale: Any, zero_point: Any, spec: str, layout: str, dtype: int) -> Any:
+def _translate_dequantize(codes: Any, scale: Any, zero_point: Any, spec: str, layout: str, dtype: int) -> Any:
     return _DEQUANTIZE(codes, scale, zero_point, spec=spec, layout=layout, dtype=dtype)
 
 
-def _rotate(x: Any, dim: int, size: int) -> Any:
-    """A product with the Hadamard matrix, as plain operators: `dim` goes last, and is cut into parts of `size`."""
+def _translate_rotate(x: Any, dim: int, size: int) -> Any:
+    """A contraction with the Hadamard matrix, as plain operators: `dim` goes last, and is cut into parts of `size`."""
     op: Any = opset21
     ndim, extent = len(x.shape), x.shape[dim]
     order = [*(d for d in range(ndim) if d != dim), dim]
@@ -72,10 +72,10 @@ def _rotate(x: Any, dim: int, size: int) -> Any:
 
 #: for `torch.onnx.export(custom_translation_table=…)`
 TRANSLATIONS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
-    ops.SCALE: _scale,
-    ops.ZERO_POINT: _zero_point,
-    ops.QUANTIZE: _quantize,
-    ops.DEQUANTIZE: _dequantize,
-    ops.ROTATE: _rotate,
+    ops.SCALE: _translate_scale,
+    ops.ZERO_POINT: _translate_zero_point,
+    ops.QUANTIZE: _translate_quantize,
+    ops.DEQUANTIZE: _translate_dequantize,
+    ops.ROTATE: _translate_rotate,
     **pools.TRANSLATIONS,
 }

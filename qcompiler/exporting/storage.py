@@ -13,7 +13,7 @@ from qcompiler.runtime.numbers.formats import FloatFormat, Format, Kind
 _FLOATS = {"e4m3": ir.DataType.FLOAT8E4M3FN, "e5m2": ir.DataType.FLOAT8E5M2, "e5m10": ir.DataType.FLOAT16}
 
 
-def storage_type(form: Format) -> ir.DataType:
+def get_storage_type(form: Format) -> ir.DataType:
     """The narrowest ONNX type of opset 21 that holds every code: 4, 8 or 16 bits; float types where ONNX has them."""
     if isinstance(form, FloatFormat):
         own = _FLOATS.get(str(form).removesuffix(form.top.value)) if form.bias is None else None
@@ -23,26 +23,26 @@ def storage_type(form: Format) -> ir.DataType:
     return ir.DataType[f"{sign}INT{width}"]
 
 
-def stored(codes: np.ndarray, form: Format) -> ir.Tensor:
+def store_codes(codes: np.ndarray, form: Format) -> ir.Tensor:
     """Codes as a tensor of `storage_type`."""
-    kind = storage_type(form)
+    kind = get_storage_type(form)
     if kind.is_floating_point():
         codes = np.ascontiguousarray(codes).view(kind.numpy())
     return ir.Tensor(np.ascontiguousarray(codes), dtype=kind)
 
 
-def by_dimension(scale: Any, edges: Edges) -> np.ndarray:
+def shape_by_dimension(scale: Any, edges: Edges) -> np.ndarray:
     """A scale of one number a block, dimension by dimension instead of axis by axis."""
     return np.asarray(scale).reshape([count or 1 for count in edges.counts])
 
 
-def simple_axis(edges: Edges) -> int | None:
+def find_simple_axis(edges: Edges) -> int | None:
     """The one dimension along which the scale changes; −1 where it is one number, None where there are several."""
     changing = [dim for dim, count in enumerate(edges.counts) if count != 1]
     return None if len(changing) > 1 else changing[0] if changing else -1
 
 
-def blocked_axis(edges: Edges) -> int:
+def find_blocked_axis(edges: Edges) -> int:
     """The dimension that `block_size` runs along: that of the longest edge, so that the least is repeated."""
     lengths = [extent if edge == WHOLE else edge for edge, extent in zip(edges.edges, edges.extents, strict=True)]
     return max(range(len(lengths)), key=lambda dim: lengths[dim] or 1)

@@ -15,9 +15,10 @@ from torch.fx import Graph
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
-from qcompiler.exporting.freeze import Calibrated, Frozen, freeze
-from qcompiler.module import QuantizedModule
+from qcompiler.exporting.freeze import Frozen, freeze_program
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
+from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
 from qcompiler.passes.ir.views import aten
@@ -51,7 +52,7 @@ class ExportError(QCompilerError):
 
 
 @contextlib.contextmanager
-def errors_of(what: str) -> Iterator[None]:
+def name_errors(what: str) -> Iterator[None]:
     """Errors of what export and verification share begin with the name of what was called."""
     try:
         yield
@@ -69,7 +70,7 @@ class Traced:
     inputs: tuple[Input, ...]
 
 
-def trace(
+def trace_model(
     qmodel: QuantizedModule,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -91,47 +92,62 @@ def trace(
         ExportError: the model cannot be traced as one graph, keeps a range that has no value yet, or rounds
             stochastically in eval.
     """
-    program = _export(qmodel, args, kwargs, dynamic_shapes)
+    program = _export_program(qmodel, args, kwargs, dynamic_shapes)
+    _refuse_state(program)
+    _describe_inputs(program)
+    _simplify_calls(program.graph)
+    _refuse_inexact_sizes(program.graph)
+    torch_compat.reserve_names(program.graph)
+    try:
+        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module)
+        plan = QuantPlan.of(program.graph_module)
+        _refuse_ranges(plan, qmodel.ranges(), get_session("export", qmodel).store)
+        if not frozen:
+            return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _list_inputs(program))
+        with torch_compat.quiet_exporter():
+            ranges, measured = qmodel.ranges(), calibrated or {}
+            made = freeze_program(program, ranges, fold_batch_norm=fold_batch_norm, calibrated=measured)
+    except PassError as error:  # a shape that depends on data, mostly
+        raise ExportError(f"export: {error}") from error
+    return Traced(made, plan, ())
+
+
+def _refuse_state(program: ExportedProgram) -> None:
+    """Raise if a call changes tensors of the model."""
     changed = [spec.target for spec in program.graph_signature.output_specs if "MUTATION" in spec.kind.name]
     if changed:
         raise ExportError(
             f"export: eval mode changes {', '.join(map(str, changed))}; a file keeps no state between calls"
         )
-    module = program.graph_module
+
+
+def _describe_inputs(program: ExportedProgram) -> None:
+    """Attach to every input of the graph what the passes know it by."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in module.graph.find_nodes(op="placeholder"):
+    for node in program.graph.find_nodes(op="placeholder"):
         kind = _KINDS.get(specs[node.name].kind)
         if kind is None:
             raise ExportError(f"export: input {node.name} is a {specs[node.name].kind.name}, which has no form in ONNX")
         set_fact(node, Input(kind, specs[node.name].target or node.name))
-    for node in list(module.graph.nodes):
+
+
+def _simplify_calls(graph: Graph) -> None:
+    """Drop checks, and give ends of clamps that are whole numbers a form with an overload."""
+    for node in list(graph.nodes):
         if node.target in _CHECKS:
-            module.graph.erase_node(node)
+            graph.erase_node(node)
         elif node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
             node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
-    module.graph.eliminate_dead_code()
-    _refuse_inexact_sizes(module.graph)
-    torch_compat.reserve_names(module.graph)
-    try:
-        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(module)
-    except PassError as error:  # a shape that depends on data, mostly
-        raise ExportError(f"export: {error}") from error
-    plan = QuantPlan.of(module)
-    _refuse(plan, qmodel.ranges(), qmodel._session.store)
-    if not frozen:
-        return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _inputs(program))
-    with torch_compat.quiet_exporter():
-        made = freeze(program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {})
-    return Traced(made, plan, ())
+    graph.eliminate_dead_code()
 
 
-def _export(
+def _export_program(
     qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
-    model = qmodel._model
+    model = get_session("export", qmodel).model
     with (
         torch_compat.quiet_exporter(),
-        eval_mode(model),
+        enter_eval_mode(model),
         torch.no_grad(),
         torch_compat.plain_encoder_layers(bool(qmodel.recipe.rules)),
     ):
@@ -164,13 +180,13 @@ def _refuse_inexact_sizes(graph: Graph) -> None:
             )
 
 
-def _inputs(program: ExportedProgram) -> tuple[Input, ...]:
+def _list_inputs(program: ExportedProgram) -> tuple[Input, ...]:
     facts = [get_input(node) for node in program.graph.find_nodes(op="placeholder")]
     return tuple(fact for fact in facts if fact is not None)
 
 
 @contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def enter_eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode of every module inside, and afterwards the mode that each of them had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -181,28 +197,30 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _refuse(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeStore) -> None:
+def _refuse_ranges(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeStore) -> None:
     """Raises for what has no form in a file: ranges without a value or of another meaning, and random bits."""
     kept = [site for site in plan.sites if site.spec.range.has_state]
     empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
     if empty:
         fused = any(one.reason.startswith("fused attention") for one in plan.kept)
         raise ExportError(
-            f"export: no range yet for {_some(empty)}; train the model for a step, or load a checkpoint with ranges"
-            + (_FUSED if fused and len(empty) < len(kept) else "")
+            f"export: no range yet for {_join_some(empty)}; train the model for a step, or load a checkpoint with "
+            "ranges" + (_FUSED if fused and len(empty) < len(kept) else "")
         )
     others = [site.name for site in kept if not store.means(site.name, site.spec.range.meaning(site.spec.format.bits))]
     if others:
         raise ExportError(
-            f"export: the ranges of {_some(others)} belong to another recipe; "
+            f"export: the ranges of {_join_some(others)} belong to another recipe; "
             "train the model for a step, or load a checkpoint of this recipe"
         )
     random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
     if random:
-        raise ExportError(f"export: {_some(random)} round stochastically in eval; valid: recipes that round to nearest")
+        raise ExportError(
+            f"export: {_join_some(random)} round stochastically in eval; valid: recipes that round to nearest"
+        )
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def _join_some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

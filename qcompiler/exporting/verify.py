@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from qcompiler.exporting.checksums import changed, checksum
+from qcompiler.exporting.checksums import compute_checksum, list_changed
 from qcompiler.exporting.inputs import check_inputs, copy_tensors, free_as
-from qcompiler.exporting.observe import SAME, InDouble, Observer, as_trained, count_different
-from qcompiler.exporting.trace import ExportError, errors_of, trace
-from qcompiler.module import QuantizedModule
+from qcompiler.exporting.observe import SAME, InDouble, Observer, count_different, restore_codes
+from qcompiler.exporting.trace import ExportError, name_errors, trace_model
+from qcompiler.module import QuantizedModule, get_session
 from qcompiler.tables import Table, to_text
 
 
@@ -79,7 +79,12 @@ class VerifyReport:
     def __str__(self) -> str:
         columns = ("quantizer", "codes", "wrong", "flipped", "flipped, optimized", "float32 to float64")
         rows = [
-            (s.name, f"{s.elements:,}", s.wrong, *(_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)))
+            (
+                s.name,
+                f"{s.elements:,}",
+                s.wrong,
+                *(_as_share(n, s.elements) for n in (s.flipped, s.optimized, s.own)),
+            )
             for s in self.sites
         ]
         kernels = ", ".join(f"{count} {name}" for name, count in self.integer_kernels.items())
@@ -97,11 +102,11 @@ class VerifyReport:
 _COUNTS = ("flipped", "optimized", "own")
 
 
-def _share(count: int, elements: int) -> str:
+def _as_share(count: int, elements: int) -> str:
     return f"{count / max(elements, 1):.4%}" if count else "0"
 
 
-@errors_of("verify")
+@name_errors("verify")
 def verify_onnx(
     qmodel: QuantizedModule,
     path: str | os.PathLike[str],
@@ -131,36 +136,39 @@ def verify_onnx(
     if kwargs is not None and example_kwargs is not None:
         raise ExportError("verify: got example_kwargs and kwargs; valid: one of them, they are the same")
     path, options = Path(path), dict(example_kwargs or kwargs or {})
-    held = run.read(path)
-    check_inputs(qmodel._model, inputs, options)
+    held = run.read_file(path)
+    check_inputs(get_session("export", qmodel).model, inputs, options)
     inputs, options = copy_tensors(inputs, options)
     fixed = {name: one["calibrated"] for name, one in held.sites.items() if one["calibrated"] is not None}
-    traced, states = trace(qmodel, *free_as(qmodel._model, inputs, options, held.inputs), frozen=False), qmodel.ranges()
+    traced, states = (
+        trace_model(qmodel, *free_as(get_session("export", qmodel).model, inputs, options, held.inputs), frozen=False),
+        qmodel.ranges(),
+    )
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)
-    given = _in_order(list(held.inputs), single.given(inputs, options))
-    expected = run.reference(qmodel, inputs, options)
-    plain, optimized = (run.outputs(path, given, {}, optimize=optimize) for optimize in (False, True))
-    shown, merged = run.fused(path, [one["values"][-1] for one in held.sites.values() if one["values"]], given, {})
+    given = _order_inputs(list(held.inputs), single.given(inputs, options))
+    expected = run.run_reference(qmodel, inputs, options)
+    plain, optimized = (run.run_file(path, given, {}, optimize=optimize) for optimize in (False, True))
+    shown, merged = run.find_fused(path, [one["values"][-1] for one in held.sites.values() if one["values"]], given, {})
     return VerifyReport(
-        _sites(path, held.sites, given, single, double, shown),
-        optimized=run.difference(optimized, expected),
-        plain=run.difference(plain, expected),
-        spread=run.difference(expected, exact),
-        changed=changed(qmodel._model, held.tensors),
+        _check_sites(path, held.sites, given, single, double, shown),
+        optimized=run.measure_difference(optimized, expected),
+        plain=run.measure_difference(plain, expected),
+        spread=run.measure_difference(expected, exact),
+        changed=list_changed(get_session("export", qmodel).model, held.tensors),
         merged=tuple(name for name, one in held.sites.items() if one["values"] and one["values"][-1] in merged),
-        integer_kernels=run.kernels(path),
+        integer_kernels=run.count_kernels(path),
     )
 
 
-def _in_order(names: list[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
+def _order_inputs(names: list[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the inputs of the file are given: those by keyword may come in another order than at export."""
     known = set(names) <= given.keys()
     return tuple(given[name] for name in names) if known else tuple(given.values())
 
 
-def _sites(
+def _check_sites(
     path: Path,
     exported: Mapping[str, Mapping[str, Any]],
     given: tuple[Any, ...],
@@ -174,19 +182,19 @@ def _sites(
     if single.sites.keys() != exported.keys():
         others = ", ".join(sorted(single.sites.keys() ^ exported.keys()))
         raise ExportError(f"verify: {path} has other quantizers than the module: {others}")
-    values = run.inner(path, [name for one in exported.values() for name in one["values"]], given, {})
+    values = run.run_inner(path, [name for one in exported.values() for name in one["values"]], given, {})
     own, checks = single.found, []
     for name, site in single.sites.items():
         apart = int((own[name] != double.found[name]).sum())
         if exported[name]["kind"] == "folded":  # its codes are part of a weight's, and only known by their checksum
-            count = 0 if checksum(own[name]) == exported[name]["checksum"] else own[name].numel()
+            count = 0 if compute_checksum(own[name]) == exported[name]["checksum"] else own[name].numel()
             checks.append(SiteCheck(name, own[name].numel(), count, count, optimized=count, own=apart))
             continue
         *source, codes = exported[name]["values"]
         same = own[name]
         if source:
             same = single.made(name, torch.from_numpy(values[source[0]].copy()))
-        found, optimized = (as_trained(of[codes], exported[name]) for of in (values, shown))
+        found, optimized = (restore_codes(of[codes], exported[name]) for of in (values, shown))
         wrong, flipped, fused_flips = (
             count_different(*pair, site) for pair in ((found, same), (found, own[name]), (optimized, own[name]))
         )

@@ -87,7 +87,7 @@ def test_onnxruntime_takes_our_whole_numbers(tmp_path):
     """The int32 biases of the optimized graph, times their units, are those of the file, up to 1/64 unit."""
     qmodel, path, kept = trained(DEPLOY), tmp_path / "model.onnx", tmp_path / "kept.onnx"
     qcompiler.export_onnx(qmodel, path, (X,))
-    run.session(path, keep=kept)
+    run.open_session(path, keep=kept)
     graph = onnx.load(str(kept)).graph
     held = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     given = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}

@@ -1,10 +1,8 @@
 """Export to ONNX: one quantizer for each trained one, the same codes, and no file where anything fails."""
 
 import builtins
-import errno
 import importlib.metadata
 import json
-import os
 
 import numpy as np
 import onnx
@@ -15,12 +13,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.exporting import build, run
-from qcompiler.exporting.blocks import Edges, find_edges, spread
-from qcompiler.exporting.storage import storage_type
 from qcompiler.passes.rules import Role, Rule, Sign
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.blocks import parse_block
-from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.spec import parse_spec
 
 #: recipe → how its activations are quantized in the file
@@ -85,7 +79,7 @@ def test_the_same_codes(recipe, tmp_path):
         qmodel(torch.randn(3, 3, 4, 4))
     plan = qmodel.plan(training=False)
     assert report.trained == sum(report.exported.values()) == len(plan.sites)
-    assert set(run.sites(path)) == {site.name for site in plan.sites}
+    assert set(run.read_sites(path)) == {site.name for site in plan.sites}
     assert report.exported["static" if RECIPES[recipe] == "dynamic" else "dynamic"] == 0
     found = qcompiler.verify_onnx(qmodel, path, (torch.randn(17, 3, 4, 4),))
     assert found.exact
@@ -107,15 +101,15 @@ def test_deployment_has_the_same_codes(deployed):
     assert found.exact
     names = [site.name for site in found.sites]
     assert {"add/output", "conv/output", "inner/output", "mix/weight", "fc/weight"} <= set(names)
-    assert any(one["negated"] for one in run.sites(path).values())
+    assert any(one["negated"] for one in run.read_sites(path).values())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])
 def test_any_batch_through_one_file(deployed, batch):
     qmodel, path, _ = deployed
     x = torch.randn(batch, 3, 4, 4)
-    (expected,) = run.reference(qmodel, (x,), {})
-    (found,) = run.outputs(path, (x,), {}, optimize=False)
+    (expected,) = run.run_reference(qmodel, (x,), {})
+    (found,) = run.run_file(path, (x,), {}, optimize=False)
     assert found.shape == (batch, 5)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -242,43 +236,6 @@ def test_models_without_a_form(model, match, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "identity", backend="eager")
-    with pytest.raises(OSError, match="nowhere"):
-        qcompiler.export_onnx(qmodel, tmp_path / "nowhere" / "m.onnx", (torch.randn(2, 4),))
-    with pytest.raises(IsADirectoryError):
-        qcompiler.export_onnx(qmodel, tmp_path, (torch.randn(2, 4),))
-
-
-@pytest.mark.parametrize("part", ["save", "check"])
-def test_a_good_file_stays_whole(part, tmp_path, monkeypatch):
-    """A full disk, or a file that turns out not to be valid, changes nothing."""
-    path = tmp_path / "m.onnx"
-    path.write_bytes(b"good")
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "tensor-int8", backend="eager")
-
-    def full(*args, **kwargs):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(build, part, full)
-    with pytest.raises(OSError, match="No space left"):
-        qcompiler.export_onnx(qmodel, path, (torch.randn(2, 4),))
-    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("m.onnx", b"good")]
-
-
-def test_tensors_beside_the_file(tmp_path, monkeypatch):
-    """Above the limit of protobuf the tensors lie in a second file; the limit is lowered here."""
-    monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(64, 64)), "channelwise-int4", backend="eager")
-    path = tmp_path / "m.onnx"
-    for _ in range(2):  # the second export replaces the file, and its data
-        qcompiler.export_onnx(qmodel, path, (torch.randn(2, 64),))
-    (data,) = [one for one in tmp_path.iterdir() if one != path]
-    assert data.name.startswith("m.onnx.")
-    assert data.name.endswith(".data")
-    assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 64),)).exact
-
-
 @pytest.mark.parametrize("range_", ["fixed(0,1)", "fixed(-1,1)"])
 def test_ranges_that_are_fixed_have_no_blocks(range_, tmp_path):
     """A product of two activations, whose blocks span a sample and a head, under a range of two numbers."""
@@ -341,20 +298,6 @@ def test_batches_of_a_loader_are_examples(tmp_path):
     assert report.calibrated["0/input"] == (0, 31)
 
 
-def test_an_error_after_the_file_took_its_name(tmp_path, monkeypatch):
-    """The disk fails once the new file is in its place: its tensors stay, since it is that file that people load."""
-
-    def fail(folder):
-        raise OSError(errno.EIO, "Input/output error", str(folder))
-
-    monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
-    monkeypatch.setattr("qcompiler.files._sync_folder", fail)
-    qmodel = qcompiler.compile(nn.Sequential(nn.Linear(4, 4)), "channelwise-int4", backend="eager")
-    with pytest.raises(OSError, match="Input/output error"):
-        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
-    assert qcompiler.verify_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(3, 4),)).exact
-
-
 def test_packages_that_are_missing(tmp_path, monkeypatch):
     def without(name, *args, **kwargs):
         if name.startswith("qcompiler") and args and args[2] and "build" in args[2]:
@@ -393,23 +336,3 @@ def test_verification_refuses_other_files(deployed, tmp_path):
     onnx.save(model, str(tmp_path / "bare.onnx"))
     with pytest.raises(qcompiler.ExportError, match="not written by export_onnx"):
         qcompiler.verify_onnx(qmodel, tmp_path / "bare.onnx", (torch.randn(2, 3, 4, 4),))
-
-
-# ------------------------------------------------------------------------------------------------------ storage
-
-
-def test_edges_by_dimension():
-    edges = find_edges((None, 12, 4, 4), "bcss", parse_block("c8"))
-    assert edges == Edges((1, 8, 1, 1), (None, 12, 4, 4))
-    assert (edges.split, edges.counts) == ((1,), (None, 2, 4, 4))
-    assert find_edges((3, 5), "bc", parse_block("c8")).edges == (1, 0)
-    assert spread(Edges((1, 2), (2, 3)), np.array([[1, 2], [3, 4]])).tolist() == [[1, 1, 2], [3, 3, 4]]
-    with pytest.raises(ValueError, match="along a dynamic axis"):
-        find_edges((2, None), "bc", parse_block("c8"))
-    assert find_edges((2, 3, 5), "bcc", parse_block("c8")) == Edges((1, 8), (2, 15), joined=True)
-
-
-def test_storage():
-    names = {"int8": "INT8", "int5": "INT8", "int3": "INT4", "uint4": "UINT4", "affine8": "UINT8", "int16": "INT16"}
-    names |= {"e4m3": "FLOAT8E4M3FN", "e5m2inf": "FLOAT8E5M2", "e2m1": "UINT4", "e4m3b11": "UINT8", "e5m10": "FLOAT16"}
-    assert {name: storage_type(parse_format(name)).name for name in names} == names

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.exporting.export import _unread
 from qcompiler.exporting.inputs import check_inputs
-from qcompiler.exporting.trace import trace
+from qcompiler.exporting.report import list_unread
+from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.spec import parse_spec
@@ -60,7 +60,7 @@ def full_disk():
 def test_a_disk_that_is_full(beside, small, tmp_path, full_disk, monkeypatch):
     """The bytes of the file itself, and those of the tensors beside it."""
     if beside:
-        monkeypatch.setattr("qcompiler.exporting.export._EXTERNAL", 0)
+        monkeypatch.setattr("qcompiler.exporting.write_file._EXTERNAL", 0)
     path = tmp_path / "m.onnx"
     export(small, path)
     good = contents(tmp_path)
@@ -156,7 +156,7 @@ def test_ranges_of_another_recipe(tmp_path):
     unread = sorted(other.ranges().keys() - own.ranges().keys())
     assert unread
     assert all(name in own.ranges() for name in other.ranges() if name.endswith("/grad"))
-    assert [*_unread(other, trace(other, (x,), {}, None, frozen=False).plan)] == []
+    assert [*list_unread(other, trace_model(other, (x,), {}, None, frozen=False).plan)] == []
     own.load_state_dict(other.state_dict())
     (note,) = qcompiler.export_onnx(own, tmp_path / "m.onnx", (x,)).notes
     assert note.startswith(f"{len(unread)} of {len(other.ranges())} ranges belong to no quantizer of recipe 'deploy")
@@ -179,7 +179,7 @@ def test_ranges_of_another_meaning():
     of_eight(x).sum().backward()
     of_four.load_state_dict(of_eight.state_dict())
     with pytest.raises(qcompiler.ExportError, match="the ranges of 0/weight belong to another recipe"):
-        trace(of_four, (x,), {}, None)
+        trace_model(of_four, (x,), {}, None)
 
 
 class Apart(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import helper
 
-from qcompiler.exporting.activations import _exponent_rule
+from qcompiler.exporting.activations import _list_exponent_rule
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.formats import parse_format
@@ -70,7 +70,7 @@ def test_hyperblocks(text, level):
     form = spec.format
     to = 3 if form.dtype is torch.int8 else 2
     nodes = [
-        call("SharedExponent", ["x", "axes"], ["exponent"], **_exponent_rule(spec)),
+        call("SharedExponent", ["x", "axes"], ["exponent"], **_list_exponent_rule(spec)),
         call("HyperblockQuantize", ["x", "exponent"], ["codes"], lowest=form.lowest, largest=form.largest, to=to),
         call("HyperblockDequantize", ["codes", "exponent"], ["values"]),
     ]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler.exporting import lower
+from qcompiler.exporting.passes.separate_quantizers import SeparateQuantizers
+from qcompiler.exporting.passes.shield_float_kernels import ShieldFloatKernels
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.spec import parse_spec
@@ -121,7 +122,7 @@ def test_fast_kernels_stay(tmp_path):
 
 def test_merged_quantizers_are_told(monkeypatch, tmp_path):
     """A file that shows all codes computes other numbers than the plain one; without barriers, that is told."""
-    monkeypatch.setattr(lower, "keep_quantizers_apart", lambda graph: None)
+    monkeypatch.setattr(SeparateQuantizers, "__call__", lambda self, subject: 0)
     path = tmp_path / "model.onnx"
     qmodel, _ = exported(between(OPERATORS["times 1"]), recipe_of("affine8"), path)
     found = qcompiler.verify_onnx(qmodel, path, (torch.randn(40, 3, 8, 8),))
@@ -132,7 +133,7 @@ def test_merged_quantizers_are_told(monkeypatch, tmp_path):
 
 
 def test_other_kernels_are_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(lower, "keep_float_kernels", lambda graph: None)
+    monkeypatch.setattr(ShieldFloatKernels, "__call__", lambda self, subject: 0)
     path = tmp_path / "model.onnx"
     qmodel, report = exported(between(OPERATORS["softmax of channels"]), recipe_of("affine8"), path)
     note = "onnxruntime makes 1 operators QLinearSoftmax, which takes powers from a table of integers"

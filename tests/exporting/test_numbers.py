@@ -11,8 +11,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.exporting import run
-from qcompiler.exporting.export import _approximate
 from qcompiler.exporting.inputs import as_example
+from qcompiler.exporting.report import list_approximate
 from qcompiler.runtime.numbers.spec import parse_spec
 
 
@@ -49,14 +49,14 @@ def extreme(request, tmp_path_factory):
 def test_sums_of_integer_kernels_do_not_saturate(extreme):
     """A code differs by one at most, and only beside the middle of two codes: by roundings of float32 alone."""
     _, path, x = extreme
-    site = run.sites(path)["0/output"]
+    site = run.read_sites(path)["0/output"]
     plain, fused = (
-        run.inner(path, site["values"][-1:], (x,), {}, optimize=flag)[site["values"][-1]].astype(int)
+        run.run_inner(path, site["values"][-1:], (x,), {}, optimize=flag)[site["values"][-1]].astype(int)
         for flag in (False, True)
     )
     held = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
     step = held["0/output/scale"]
-    real = run.inner(path, site["values"][:1], (x,), {})[site["values"][0]].astype(np.float64) / step
+    real = run.run_inner(path, site["values"][:1], (x,), {})[site["values"][0]].astype(np.float64) / step
     beside = np.abs(real - np.floor(real) - 0.5)
     assert plain.max() > 200
     assert np.abs(plain - fused).max() <= 1
@@ -118,12 +118,12 @@ def test_nor_for_a_weight_without_a_transposition(bias, tmp_path):
     found = qcompiler.verify_onnx(qmodel, path, (x,))
     assert found.exact
     assert found.close
-    assert [one["order"] for one in run.sites(path).values() if one["kind"] == "weight"] == [[1, 0]] * 2
+    assert [one["order"] for one in run.read_sites(path).values() if one["kind"] == "weight"] == [[1, 0]] * 2
 
 
 def test_a_product_in_fewer_bits_is_noted():
-    assert list(_approximate({"QGemm": 1})) == []
-    assert list(_approximate({"MatMulNBits": 2})) == [
+    assert list(list_approximate({"QGemm": 1}, run.APPROXIMATE)) == []
+    assert list(list_approximate({"MatMulNBits": 2}, run.APPROXIMATE)) == [
         "onnxruntime makes 2 operators MatMulNBits, which rounds floats to 8 bits"
     ]
 
@@ -288,7 +288,7 @@ def test_quantizers_move_over_views(recipe, tmp_path):
     """onnxruntime refused the file where it had moved a quantizer of int8 over a view."""
     torch.manual_seed(0)
     qmodel, report = exported(Heads(), recipe, torch.randn(2, 5, 8), tmp_path / "model.onnx")
-    kept = [one["shift"] for one in run.sites(tmp_path / "model.onnx").values() if one["kind"] == "static"]
+    kept = [one["shift"] for one in run.read_sites(tmp_path / "model.onnx").values() if one["kind"] == "static"]
     assert kept == [128] * 3  # an input that two layers share, two of a product; the first and last are in float
     assert len(kept) == report.exported["static"]
     assert qcompiler.verify_onnx(qmodel, tmp_path / "model.onnx", (torch.randn(7, 5, 8),)).exact
@@ -335,7 +335,7 @@ def test_a_file_of_another_module_is_told(tmp_path):
 )
 def test_differences_of_outputs(found, expected, difference):
     """No NaN is close to a number, and an index that differs counts."""
-    assert run.difference([np.array(found)], [np.array(expected)]) == difference
+    assert run.measure_difference([np.array(found)], [np.array(expected)]) == difference
 
 
 class Pair(nn.Module):

@@ -63,12 +63,12 @@ def test_one_file_for_every_length(name, tmp_path):
     found = qcompiler.verify_onnx(qmodel, path, given)
     assert found.exact
     plan = {site.name for site in qmodel.plan(training=False).sites}
-    assert set(run.sites(path)) == plan
+    assert set(run.read_sites(path)) == plan
     assert report.trained == sum(report.exported.values()) == len(plan)
     for optimize in (False, True):
-        few = run.outputs(path, given, {}, optimize=optimize)
+        few = run.run_file(path, given, {}, optimize=optimize)
         for batch in (1, 17):
             rows = torch.arange(batch) % 3
-            many = run.outputs(path, (given[0][rows],), {}, optimize=optimize)
+            many = run.run_file(path, (given[0][rows],), {}, optimize=optimize)
             for one, other in zip(few, many, strict=True):
                 np.testing.assert_allclose(other, one[rows.numpy()], atol=1e-5 * np.abs(one).max())

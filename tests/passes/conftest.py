@@ -1,7 +1,6 @@
 """Fixtures of the passes: captured graphs, their execution, golden texts."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,6 @@ from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.runtime.numbers.spec import parse_spec
-
-GOLDEN = Path(__file__).with_name("golden")
 
 
 @pytest.fixture(autouse=True)
@@ -166,22 +163,6 @@ def placed(joint: Any, apply: Any, rules: Any) -> Callable[..., Captured]:
         return captured
 
     return make
-
-
-@pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """golden(before=text, after=text) compares with golden/<test name>.txt; `--update-golden` writes that file."""
-
-    def compare(**texts: str) -> None:
-        path = GOLDEN / f"{request.node.name}.txt"
-        text = "\n".join(f"[{heading}]\n{body}" for heading, body in texts.items())
-        if request.config.getoption("--update-golden"):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-        assert path.exists(), f"{path.name} is missing; run pytest --update-golden and review it"
-        assert text == path.read_text()
-
-    return compare
 
 
 @pytest.fixture(scope="session")

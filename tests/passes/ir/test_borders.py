@@ -90,7 +90,7 @@ def test_the_check_can_fail(readers):
     graph = torch.fx.Graph()
     tensor = graph.placeholder("x")
     node = graph.call_function(torch.ops.qcompiler.rotate.default, (tensor, 0, 4))
-    source = compile("node.args[0]", str(ROOT / "qcompiler" / "lower.py"), "exec")
+    source = compile("node.args[0]", str(ROOT / "qcompiler" / "compiler" / "lower.py"), "exec")
     exec(source, {"node": node})
     assert readers == {"qcompiler/compiler/lower.py"}
     assert "hyperblock-int4" in recipes.RECIPES

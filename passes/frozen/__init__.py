@@ -1,0 +1,1 @@
+"""Rewrites of an eval graph whose parameters and ranges are known."""
