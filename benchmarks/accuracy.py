@@ -30,7 +30,7 @@ from cifar10 import train
 import qcompiler
 from qcompiler import recipes
 from qcompiler.compiler.graph_compiler import GraphCompiler
-from qcompiler.demo.nets import VGG, ResNet, accuracy
+from qcompiler.demo.nets import VGG, ResNet, measure_accuracy
 
 NETS = {"resnet-8": lambda: ResNet(blocks=1), "resnet-20": lambda: ResNet(blocks=3), "vgg": VGG}
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4")
@@ -56,16 +56,16 @@ def run(
     plain = NETS[net]().to(memory_format=torch.channels_last)
     if recipe == "float":
         train(torch.compile(plain, dynamic=False), *data, epochs, seed)
-        score = accuracy(plain, *test)
+        score = measure_accuracy(plain, *test)
         return {"per sample": score, "training blocks": score}
     model = qcompiler.compile(plain, recipe)
     train(model, *data, epochs, seed, LOSS_SCALES.get(recipe, 1))
-    score = accuracy(model, *test)
+    score = measure_accuracy(model, *test)
     if model.recipe.has_state:  # ranges of the past do not depend on the batch
         return {"per sample": score, "training blocks": score}
     if one_edge:
         return {"per sample": score, "training blocks": None}
-    return {"per sample": score, "training blocks": accuracy(batch_blocks(plain, recipe), *test)}
+    return {"per sample": score, "training blocks": measure_accuracy(batch_blocks(plain, recipe), *test)}
 
 
 def batch_blocks(plain: nn.Module, recipe: str) -> nn.Module:

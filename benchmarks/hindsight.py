@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import recipes
-from qcompiler.demo.nets import Block, accuracy
+from qcompiler.demo.nets import Block, measure_accuracy
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.runtime.numbers.spec import parse_spec
 
@@ -94,7 +94,7 @@ def main() -> None:
         loss = train(model, *data, args.epochs, seed)
         states = model.ranges().values() if isinstance(model, qcompiler.QuantizedModule) else ()
         fired = sum(int(state[2].max()) for state in states if len(state) == 3)
-        scores = f"test {accuracy(model, *test):.2f} %, in float {accuracy(plain, *test):.2f} %"
+        scores = f"test {measure_accuracy(model, *test):.2f} %, in float {measure_accuracy(plain, *test):.2f} %"
         print(f"seed {seed}, {run}: {scores}, loss {loss:.4f}, guard {fired}", flush=True)
 
 

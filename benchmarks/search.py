@@ -32,7 +32,7 @@ from gradient_error import pretrain
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, parse_spec
-from qcompiler.runtime.numbers.figures import decibels
+from qcompiler.runtime.numbers.figures import to_decibels
 from qcompiler.searching.sensitivity import gradient_error
 
 BITS = 4.5
@@ -78,8 +78,8 @@ def find(args: argparse.Namespace, data: tuple[Tensor, Tensor]) -> Recipe:
     table = Table("recipe", "error of gradients, dB", "on each batch", title=f"{args.net}, {BITS} bits")
     for name, recipe in (("uniform", UNIFORM), ("search", found)):
         each = errors(model, recipe, batches[args.batches : args.batches + args.judge])
-        row = ", ".join(f"{decibels(error):.2f}" for error in each)
-        table.add_row(name, f"{decibels(statistics.fmean(each)):.2f}", row)
+        row = ", ".join(f"{to_decibels(error):.2f}" for error in each)
+        table.add_row(name, f"{to_decibels(statistics.fmean(each)):.2f}", row)
     Console(width=110).print(table)
     return found
 

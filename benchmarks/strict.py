@@ -36,7 +36,7 @@ import qcompiler
 from qcompiler import Recipe, Rule
 from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.compiler.stages import QUANTIZED, find_stage
-from qcompiler.passes.ir.meta import contractions, is_backward
+from qcompiler.passes.ir.meta import is_backward, iterate_contractions
 from qcompiler.runtime.numbers.spec import parse_spec
 
 #: forward operator → the contractions of its gradients
@@ -123,7 +123,7 @@ def count_planned(case: strict_models.Case) -> Planned:
     compiler = qmodel._session.get_compiler(True)
     counts, places, nodes = Halves(), Counter[tuple[str, str]](), 0
     for stages in qmodel.stages() if compiler.captures else []:
-        for node, fact in contractions(find_stage(stages, QUANTIZED).graph):
+        for node, fact in iterate_contractions(find_stage(stages, QUANTIZED).graph):
             kind = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
             kind, count = TWINS.get(kind) or (kind, 0 if fact.is_bias else count_of(kind, node.args))
             half = "backward" if is_backward(node) else "forward"

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.demo.nets import ResNet, accuracy
+from qcompiler.demo.nets import ResNet, measure_accuracy
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, loss_scale: float = 1) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     train(model, *cifar.load(args.data, "train"), args.epochs, args.seed)
     if isinstance(model, qcompiler.QuantizedModule):
         print(model.plan())
-    print(f"test accuracy: {accuracy(model, *cifar.load(args.data, 'test')):.2f} %")
+    print(f"test accuracy: {measure_accuracy(model, *cifar.load(args.data, 'test')):.2f} %")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.demo.digits import digits
+from qcompiler.demo.digits import load_digits
 from qcompiler.demo.measure import saved_bytes
-from qcompiler.demo.nets import ResNet, accuracy
+from qcompiler.demo.nets import ResNet, measure_accuracy
 
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4", "mxfp8", "mxfp4")
 BATCH = 64
@@ -60,7 +60,7 @@ def train(name: str, model: nn.Module, data: Sequence[Tensor], epochs: int) -> R
             learned.zero_grad()
             schedule.step()
             run.losses.append(loss.item())
-        run.accuracies.append(accuracy(model, test_images, test_labels, batch=len(test_images)))
+        run.accuracies.append(measure_accuracy(model, test_images, test_labels, batch=len(test_images)))
     model.train()
     run.saved, run.seconds = saved_bytes(model, images[:BATCH]), time.perf_counter() - start
     if isinstance(model, qcompiler.QuantizedModule):
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Run]:
     parser.add_argument("--plot", type=Path, default=Path("formats.png"))
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
-    data, base = digits(), ResNet(blocks=1, width=args.width, channels=1, stages=2)
+    data, base = load_digits(), ResNet(blocks=1, width=args.width, channels=1, stages=2)
     runs = [train("float", copy.deepcopy(base), data, args.epochs)]
     for recipe in args.recipes:
         torch.manual_seed(1)  # stochastic rounding draws from it

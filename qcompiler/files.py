@@ -11,7 +11,7 @@ import torch
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place where the block ends without an error.
 
     Until then, and after an error, a kill or a full disk, `path` is what it was: the new file reaches the disk first
@@ -23,7 +23,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     _refuse_special(target)
-    part = _draft(target)
+    part = _name_draft(target)
     try:
         yield part
         with part.open("rb+") as file:
@@ -36,12 +36,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             error.filename = str(target)
         raise
     finally:
-        _drop(part)
+        _drop_draft(part)
     _sync_folder(target.parent)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises at once what `replacing` would raise after the work; leaves nothing behind, and an old file as it is.
+    """Raises at once what `replace_file` would raise after the work; leaves nothing behind, and an old file as it is.
 
     Raises:
         OSError: the folder is not there, nothing can be written there, or `path` is a folder; it names the path.
@@ -50,7 +50,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     _refuse_special(target)
-    draft = _draft(target)
+    draft = _name_draft(target)
     try:
         draft.touch()
         with contextlib.suppress(FileNotFoundError):
@@ -59,7 +59,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         error.filename = str(target)
         raise
     finally:
-        _drop(draft)
+        _drop_draft(draft)
 
 
 def _refuse_special(target: Path) -> None:
@@ -68,13 +68,13 @@ def _refuse_special(target: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file, which cannot be replaced", os.fspath(target))
 
 
-def _draft(target: Path) -> Path:
+def _name_draft(target: Path) -> Path:
     """The unfinished file: cut, so that its name is no longer than that of `target` may be."""
     name = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f".{name}.{os.getpid()}.part")
 
 
-def _drop(draft: Path) -> None:
+def _drop_draft(draft: Path) -> None:
     """Removes what was left of it; where that fails there is a reason, which is on its way already."""
     with contextlib.suppress(OSError):
         draft.unlink()
@@ -86,7 +86,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: where `path` cannot be written; what was there stays.
     """
-    with replacing(path) as part, part.open("wb") as file:
+    with replace_file(path) as part, part.open("wb") as file:
         torch.save(obj, file)
 
 

@@ -19,7 +19,7 @@ class Following:
     def __init__(self, source: RangeStore, own: RangeStore, weights: Iterable[Tensor]) -> None:
         self._source = weakref.ref(source)
         self._commits = own.commits
-        self._versions, self._sample = _versions(weights := [*weights]), _sample(weights)
+        self._versions, self._sample = _list_versions(weights := [*weights]), _sample_weights(weights)
         self._has_changed = False
         self._taken = source.commits
 
@@ -36,16 +36,16 @@ class Following:
     def _have_changed(self, weights: Sequence[Tensor]) -> bool:
         if not self._has_changed:
             # `tensor.data.mul_(…)` changes values and no version
-            same = _versions(weights) == self._versions and torch.equal(_sample(weights), self._sample)
+            same = _list_versions(weights) == self._versions and torch.equal(_sample_weights(weights), self._sample)
             self._has_changed = not same
         return self._has_changed
 
 
-def _versions(weights: Iterable[Tensor]) -> list[int]:
+def _list_versions(weights: Iterable[Tensor]) -> list[int]:
     return [0 if weight.is_inference() else weight._version for weight in weights]
 
 
-def _sample(weights: Iterable[Tensor]) -> Tensor:
+def _sample_weights(weights: Iterable[Tensor]) -> Tensor:
     """Return one number of every weight; the bits count, so that a NaN equals itself."""
     firsts = [weight.detach().reshape(-1)[:1].float().cpu() for weight in weights if weight.numel()]
     return torch.cat(firsts).view(torch.int32) if firsts else torch.zeros(0, dtype=torch.int32)

@@ -18,9 +18,9 @@ from qcompiler import recipes
 from qcompiler.calling_twin import make_twin
 from qcompiler.compiler import dynamo_compat
 from qcompiler.compiler.graph_compiler import GraphCompiler
-from qcompiler.compiler.network import network
+from qcompiler.compiler.network import build_network
 from qcompiler.compiler.plan import QuantPlan
-from qcompiler.compiler.stages import QUANTIZED, Stage, pick, stage_text
+from qcompiler.compiler.stages import QUANTIZED, Stage, pick_stages, stage_text
 from qcompiler.errors import CompileError
 from qcompiler.files import RangeKeys
 from qcompiler.passes.rules import did_you_mean
@@ -196,7 +196,7 @@ class QuantizedModule(nn.Module):
             StageError: there is no such stage.
         """
         self.check_captured("to_networkx", training)
-        return network(pick(self.stages(training=training), stage))
+        return build_network(pick_stages(self.stages(training=training), stage))
 
     def check_captured(self, what: str, training: bool) -> None:
         """Raises CompileError, on behalf of `what`, where no graph of that mode has been captured."""

@@ -36,27 +36,27 @@ def to_text(parts: Parts, width: int = 160, *, color: bool = False) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, color_system="standard" if color else None)
     for part in parts:
-        for shown in [part] if isinstance(part, str) else _fit(part, console):
+        for shown in [part] if isinstance(part, str) else _fit_table(part, console):
             console.print(shown, markup=False, highlight=False)
     return file.getvalue().rstrip()
 
 
 def to_markdown(parts: Parts) -> str:
     """The parts in Markdown: a heading for each table, a list for the lines."""
-    return "\n".join(f"* {_escape(part)}" if isinstance(part, str) else _markdown(part) for part in parts)
+    return "\n".join(f"* {_escape_text(part)}" if isinstance(part, str) else _write_markdown(part) for part in parts)
 
 
-def _fit(table: Table, console: Console) -> list[RichTable | str]:
+def _fit_table(table: Table, console: Console) -> list[RichTable | str]:
     """The table; if it is too wide, without what is the same in every row, and with lines that say what that is."""
-    made = _rich(table)
+    made = _make_rich(table)
     natural = Measurement.get(console, console.options.update(width=_ENDLESS), made).maximum
     if natural <= console.width:
         return [made]
     short, lines = _drop_shared(table)
-    return [_rich(short), *lines]
+    return [_make_rich(short), *lines]
 
 
-def _rich(table: Table) -> RichTable:
+def _make_rich(table: Table) -> RichTable:
     """What is too long for its column is folded, not cut."""
     made = RichTable(title=Text(table.title))
     for name in table.head:
@@ -87,22 +87,22 @@ def split_shared(cells: Sequence[str], separator: str) -> tuple[list[str], str]:
     same = [len(set(column)) == 1 for column in zip(*parts, strict=False)]
     if len(cells) < 2 or not any(same):
         return list(cells), ""
-    kept = [_join(zip(row, [*same, *[False] * len(row)], strict=False), separator, hidden=True) for row in parts]
+    kept = [_join_parts(zip(row, [*same, *[False] * len(row)], strict=False), separator, hidden=True) for row in parts]
     longest = max(parts, key=len)
-    return kept, _join(zip(longest, [*same, *[False] * len(longest)], strict=False), separator, hidden=False)
+    return kept, _join_parts(zip(longest, [*same, *[False] * len(longest)], strict=False), separator, hidden=False)
 
 
-def _join(parts: Iterable[tuple[str, bool]], separator: str, *, hidden: bool) -> str:
+def _join_parts(parts: Iterable[tuple[str, bool]], separator: str, *, hidden: bool) -> str:
     """The parts whose flag is not `hidden`, joined; a run of others is one …"""
     runs = itertools.groupby(parts, lambda part: part[1] is hidden)
     return separator.join("…" if is_hidden else separator.join(text for text, _ in run) for is_hidden, run in runs)
 
 
-def _markdown(table: Table) -> str:
+def _write_markdown(table: Table) -> str:
     cells = [table.head, ["---"] * len(table.head), *table.rows]
-    body = "\n".join(f"| {' | '.join(_escape(str(cell)) for cell in row)} |" for row in cells)
-    return f"## {_escape(table.title)}\n\n{body}\n"
+    body = "\n".join(f"| {' | '.join(_escape_text(str(cell)) for cell in row)} |" for row in cells)
+    return f"## {_escape_text(table.title)}\n\n{body}\n"
 
 
-def _escape(text: str) -> str:
+def _escape_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -21,18 +21,18 @@ from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, parse_spec
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 
 
-def _range(
+def _find_range(
     x: Tensor, s: QuantSpec, view: BlockView, state: Tensor | None, first: bool, frozen: bool
 ) -> tuple[Observed, Tensor, Ends]:
     """What the range of a tensor is made of: the tensor as estimators see it, the state in use, the ends in use."""
     seen = Observed(x, view, s.format.kind, s.format.magnitude_bits)
     held = None if state is None else s.range.by_axis(state, view.counts)
-    held = _known(s.range, seen, held) if first and s.range.has_state else held
+    held = _fill_state(s.range, seen, held) if first and s.range.has_state else held
     known = seen.x.new_empty(0) if held is None else held
     return seen, known, (s.range.frozen if frozen else s.range.ends)(seen, known)
 
 
-def _known(estimator: Range, seen: Observed, state: Tensor | None) -> Tensor:
+def _fill_state(estimator: Range, seen: Observed, state: Tensor | None) -> Tensor:
     """The state; the tensor's own where nothing has been seen yet, or where this is a step that seeks it anew."""
     own = estimator.first(seen)
     return own if state is None or estimator.refresh else torch.where(torch.isnan(state), own, state)
@@ -55,7 +55,7 @@ def scale(
         One value a block, of the shape `view_blocks(...).counts`. A block with a NaN or an infinity has 255 or NaN.
     """
     s, view = parse_spec(spec), view_blocks(tuple(x.shape), layout, parse_spec(spec).block)
-    _, _, ends = _range(x, s, view, state, first, frozen)
+    _, _, ends = _find_range(x, s, view, state, first, frozen)
     return scales.from_ends(*ends, s)
 
 
@@ -70,7 +70,7 @@ def zero_point(
 ) -> Tensor:
     """The code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
     s = parse_spec(spec)
-    _, _, (low, _) = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
+    _, _, (low, _) = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
     point = torch.round(-low / scale).clamp(0, s.format.largest)
     return torch.where(point == point, point, 0.0).to(s.format.dtype)
 
@@ -81,7 +81,7 @@ def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tens
     if s.scale.dtype.is_floating_point:
         return values / view.spread(scale)
     # 1 / 2^k is exact, so a power-of-two scale costs a product instead of a division
-    return values * view.spread(scales.inverse(scale))
+    return values * view.spread(scales.get_inverse(scale))
 
 
 def quantize(
@@ -133,7 +133,7 @@ def dequantize(
     values = s.format.decode(codes)
     if zero_point is not None:
         values = values - view.spread(zero_point).to(torch.float32)
-    values = values * view.spread(scales.factor(scale))
+    values = values * view.spread(scales.get_factor(scale))
     return (values if x is None else torch.where(torch.isfinite(x), values, torch.nan)).to(dtype)
 
 
@@ -153,7 +153,7 @@ def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tenso
 def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:
     """The state of the range estimator after `x`; unchanged where that would not be finite (a skipped step of AMP)."""
     s = parse_spec(spec)
-    seen, known, _ = _range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
+    seen, known, _ = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
     after = s.range.update(seen, known).reshape(state.shape)
     return torch.where(torch.isfinite(after).all(0, keepdim=True), after, state)
 
@@ -161,7 +161,7 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
 def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
     """The gradient of a learned range (runtime/ranges/learned.py), [width, 1], from that of the dequantized `x`."""
     s = parse_spec(spec)
-    step = scales.factor(scale).reshape(())
+    step = scales.get_factor(scale).reshape(())
     return s.range.gradient(grad, x, step, s.format.largest, s.format.lowest)
 
 
@@ -169,7 +169,7 @@ def scale_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
     """The gradient of `x` by the rule `Ewgs` of the spec, from that of the dequantized `x`; NaN in a NaN block."""
     s = parse_spec(spec)
     assert isinstance(s.vjp, Ewgs)
-    real = x.to(torch.float32) / scales.factor(scale).reshape(())
+    real = x.to(torch.float32) / scales.get_factor(scale).reshape(())
     error = (real - torch.round(real)) / (s.format.largest - s.format.lowest)
     scaled = grad * (1 + s.vjp.delta * torch.sign(grad) * error)
     outside = (real < s.format.lowest) | (real > s.format.largest)
@@ -194,11 +194,11 @@ def rotate(x: Tensor, dim: int, size: int) -> Tensor:
     R = H·D/√size with H the matrix of Sylvester and D signs that depend on `size` alone; R·Rᵀ = 1.
     """
     parts = x.to(torch.float32).unflatten(dim, (-1, size)).movedim(dim + 1, -1)
-    turned = torch.matmul(parts, rotation(size, x.device))
+    turned = torch.matmul(parts, make_rotation(size, x.device))
     return turned.movedim(-1, dim + 1).reshape(x.shape).to(x.dtype).contiguous()
 
 
-def rotation(size: int, device: torch.device) -> Tensor:
+def make_rotation(size: int, device: torch.device) -> Tensor:
     """R: entry (i, j) is sign(j) · (−1)^(bits that i and j share) / √size."""
     index = torch.arange(size, dtype=torch.int32, device=device)
     shared = index.unsqueeze(1) & index
@@ -211,12 +211,12 @@ def rotation(size: int, device: torch.device) -> Tensor:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/numbers/packing.py."""
-    return packing.pack(codes, bits)
+    return packing.pack_codes(codes, bits)
 
 
 def unpack(packed: Tensor, shape: list[int], bits: int, signed: bool) -> Tensor:
     """The inverse of `pack`, as int32 or (1 bit) bool."""
-    return packing.unpack(packed, tuple(shape), bits, signed)
+    return packing.unpack_codes(packed, tuple(shape), bits, signed)
 
 
 def lay_out(x: Tensor, stride: list[int]) -> Tensor:
@@ -305,7 +305,7 @@ def _fake_draw_key(device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int32, device=device)
 
 
-def _define(
+def _define_operator(
     schema: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor], *tags: torch.Tag
 ) -> torch._ops.OpOverload:
     """Makes `reference` the operator `qcompiler::<schema>` on every device, and `fake` its shape rule."""
@@ -318,54 +318,56 @@ def _define(
 
 
 _LIBRARY: Final = torch.library.Library("qcompiler", "DEF")
-SCALE: Final = _define(
+SCALE: Final = _define_operator(
     "scale(Tensor x, str spec, str layout, Tensor? state=None, bool first=True, bool frozen=False) -> Tensor",
     scale,
     _fake_scale,
 )
-ZERO_POINT: Final = _define(
+ZERO_POINT: Final = _define_operator(
     "zero_point(Tensor x, Tensor scale, str spec, str layout, Tensor? state=None, bool first=True, "
     "bool frozen=False) -> Tensor",
     zero_point,
     _fake_zero_point,
 )
-QUANTIZE: Final = _define(
+QUANTIZE: Final = _define_operator(
     "quantize(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site) -> Tensor",
     quantize,
     _fake_quantize,
 )
-DEQUANTIZE: Final = _define(
+DEQUANTIZE: Final = _define_operator(
     "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype, "
     "Tensor? x=None) -> Tensor",
     dequantize,
     _fake_dequantize,
 )
-IN_RANGE: Final = _define(
+IN_RANGE: Final = _define_operator(
     "in_range(Tensor x, Tensor scale, str spec, str layout, Tensor? zero_point=None) -> Tensor",
     in_range,
     _fake_in_range,
 )
-UPDATE: Final = _define(
+UPDATE: Final = _define_operator(
     "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", update, _fake_update
 )
-RANGE_GRADIENT: Final = _define(
+RANGE_GRADIENT: Final = _define_operator(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", range_gradient, _fake_range_gradient
 )
-SCALE_GRADIENT: Final = _define(
+SCALE_GRADIENT: Final = _define_operator(
     "scale_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor", scale_gradient, scale_gradient
 )
-ROTATE: Final = _define("rotate(Tensor x, int dim, int size) -> Tensor", rotate, _fake_rotate)
-CHECKED: Final = _define("checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked)
-PACK: Final = _define("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
-UNPACK: Final = _define("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
-LAY_OUT: Final = _define("lay_out(Tensor x, int[] stride) -> Tensor", lay_out, _fake_lay_out)
-INTEGER_BIAS: Final = _define(
+ROTATE: Final = _define_operator("rotate(Tensor x, int dim, int size) -> Tensor", rotate, _fake_rotate)
+CHECKED: Final = _define_operator(
+    "checked(Tensor scale, Tensor x, str spec, str layout) -> Tensor", checked, _fake_checked
+)
+PACK: Final = _define_operator("pack(Tensor codes, int bits) -> Tensor", pack, _fake_pack)
+UNPACK: Final = _define_operator("unpack(Tensor packed, int[] shape, int bits, bool signed) -> Tensor", unpack, unpack)
+LAY_OUT: Final = _define_operator("lay_out(Tensor x, int[] stride) -> Tensor", lay_out, _fake_lay_out)
+INTEGER_BIAS: Final = _define_operator(
     "integer_bias(Tensor? bias, Tensor x_scale, Tensor weight_scale, Tensor? gamma=None, Tensor? beta=None, "
     "Tensor? mean=None, Tensor? var=None, float eps=0.0) -> Tensor",
     integer_bias,
     integer_bias,
 )
-DRAW_KEY: Final = _define(
+DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded
 )
 

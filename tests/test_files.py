@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qcompiler
-from qcompiler.files import check_writable, replacing
+from qcompiler.files import check_writable, replace_file
 
 KILLED = """
 import os, signal, sys, torch, qcompiler
@@ -65,7 +65,7 @@ def test_errors_name_the_path_of_the_user(tmp_path):
         with pytest.raises(error) as found:
             check_writable(path)
         assert found.value.filename == str(path)
-        with pytest.raises(error) as found, replacing(path) as part:
+        with pytest.raises(error) as found, replace_file(path) as part:
             part.write_text("new")
         assert found.value.filename == str(path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("held.json", "held")]
@@ -99,7 +99,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path):
     path.write_text("old")
 
     def fail():
-        with replacing(path) as part:
+        with replace_file(path) as part:
             part.write_text("half")
             raise ValueError("mine")
 
@@ -114,7 +114,7 @@ def test_permissions_and_links_stay(tmp_path):
     path.write_text("old")
     path.chmod(0o600)
     link.symlink_to(path)
-    with replacing(link) as part:
+    with replace_file(link) as part:
         part.write_text("new")
     assert link.is_symlink()
     assert path.read_text() == "new"

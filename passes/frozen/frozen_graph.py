@@ -11,7 +11,7 @@ from qcompiler.passes.ir.arguments import get_argument, run_call
 from qcompiler.passes.ir.edit import fake_mode
 from qcompiler.passes.ir.meta import get_value, set_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
-from qcompiler.passes.ir.verify import verify
+from qcompiler.passes.ir.verify import verify_graph
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.numbers.spec import parse_spec
@@ -87,7 +87,7 @@ def verify_frozen(subject: FrozenGraph) -> None:
     """
     subject.graph.eliminate_dead_code()
     subject.graph.lint()
-    verify(subject.module)
+    verify_graph(subject.module)
 
 
 def _find_fixed(graph: Graph, known: Iterable[Node]) -> set[Node]:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import finish, list_outputs
+from qcompiler.passes.ir.edit import finish_graph, list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input
-from qcompiler.passes.ir.verify import verify, verify_saved, verify_strides
+from qcompiler.passes.ir.verify import verify_graph, verify_saved, verify_strides
 
 
 @dataclasses.dataclass
@@ -71,8 +71,8 @@ def finish_halves(halves: Halves) -> None:
         VerifyError: with the first node that breaks a rule.
     """
     for module in halves.graphs:
-        finish(module)
-        verify(module)
+        finish_graph(module)
+        verify_graph(module)
 
 
 def verify_halves(halves: Halves) -> None:

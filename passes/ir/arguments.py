@@ -23,7 +23,7 @@ def has_argument(node: Node, name: str) -> bool:
 
 def set_arguments(node: Node, **given: Any) -> None:
     """Give a call other arguments, by name; the others stay as they are."""
-    now = {name: get_argument(node, name) for name in _names(node.target)[: len(node.args)]}
+    now = {name: get_argument(node, name) for name in _list_names(node.target)[: len(node.args)]}
     node.args = pack_arguments(node.target, {**now, **given})
 
 
@@ -32,7 +32,7 @@ def pack_arguments(target: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     parameters = target._schema.arguments
     unknown = given.keys() - {parameter.name for parameter in parameters}
     if unknown:
-        raise ValueError(f"{target}: no argument {', '.join(sorted(unknown))}; valid: {', '.join(_names(target))}")
+        raise ValueError(f"{target}: no argument {', '.join(sorted(unknown))}; valid: {', '.join(_list_names(target))}")
     packed = [given.get(p.name, p.default_value if p.has_default_value() else None) for p in parameters]
     last = max((i for i, p in enumerate(parameters) if given.get(p.name) is not None), default=-1)
     return tuple(packed[: last + 1])
@@ -40,7 +40,7 @@ def pack_arguments(target: Any, given: dict[str, Any]) -> tuple[Any, ...]:
 
 def iterate_arguments(node: Node) -> Iterator[tuple[str, Any]]:
     """Yield name and value of every argument that a call gives by position."""
-    yield from zip(_names(node.target), node.args, strict=False)
+    yield from zip(_list_names(node.target), node.args, strict=False)
 
 
 def list_arguments(node: Node) -> list[Any]:
@@ -72,7 +72,7 @@ def map_arguments(node: Node, replace: Callable[[Node], Any]) -> tuple[tuple[Any
 def run_call(node: Node, replace: Callable[[Node], Any], **given: Any) -> Any:
     """Return what a call gives for other values of its nodes; `given` are further arguments by name."""
     args, kwargs = map_arguments(node, replace)
-    places = {name: place for place, name in enumerate(_names(node.target))} if given else {}
+    places = {name: place for place, name in enumerate(_list_names(node.target))} if given else {}
     by_place = {places[name]: value for name, value in given.items()}
     args = tuple(by_place.get(place, argument) for place, argument in enumerate(args))
     return cast(Callable[..., Any], node.target)(*args, **kwargs)
@@ -84,7 +84,7 @@ def replace_arguments(node: Node, replaced: Mapping[int, Node]) -> None:
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: replaced.get(next(places), arg))
 
 
-def _names(target: Any) -> list[str]:
+def _list_names(target: Any) -> list[str]:
     return [parameter.name for parameter in target._schema.arguments]
 
 
@@ -94,4 +94,4 @@ def _find_parameter(node: Node, name: str) -> tuple[int, Any]:
     for place, parameter in enumerate(target._schema.arguments):
         if parameter.name == name:
             return place, parameter.default_value if parameter.has_default_value() else None
-    raise ValueError(f"{target}: no argument {name}; valid: {', '.join(_names(target))}")
+    raise ValueError(f"{target}: no argument {name}; valid: {', '.join(_list_names(target))}")

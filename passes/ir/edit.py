@@ -134,7 +134,7 @@ def fake_mode(graph: Graph) -> FakeTensorMode:
     )
 
 
-def finish(module: GraphModule) -> None:
+def finish_graph(module: GraphModule) -> None:
     """After a pass: drops what nothing reads, checks the links, recompiles."""
     module.graph.eliminate_dead_code()
     module.graph.lint()

@@ -30,7 +30,7 @@ def batch_norm_behind(node: Node) -> Node | None:
     reader = _only_reader(node)
     if reader is None or reader.target not in BATCH_NORMS or reader.args[0] is not node:
         return None
-    return reader if len(_results(reader)) == 1 else None
+    return reader if len(_list_results(reader)) == 1 else None
 
 
 def layer_end(node: Node) -> Node:
@@ -40,7 +40,7 @@ def layer_end(node: Node) -> Node:
     layer, (N·T, C) to (N, T, C), counts as part of a relu behind it.
     """
     norm = batch_norm_behind(node)
-    node = node if norm is None else _results(norm)[0]
+    node = node if norm is None else _list_results(norm)[0]
     reader = _only_reader(node)
     if reader is not None and _splits_rows(reader):
         reader = _only_reader(reader)
@@ -76,7 +76,7 @@ def sum_layout(node: Node) -> str:
     return "bc" + "s" * (ndim - 2) if ndim != 3 else "bbc"
 
 
-def _results(norm: Node) -> list[Node]:
+def _list_results(norm: Node) -> list[Node]:
     """The nodes that take the normalized tensor out of what a batch norm returns."""
     return [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0]
 

@@ -40,7 +40,7 @@ def adds_mask(node: Node) -> bool:
     addend = node.args[0] if node.target in _ALONE else None
     if not isinstance(addend, Node):
         return False
-    kinds = {_kind(source) for source in _reach([addend], _inputs) if source.op == "placeholder"}
+    kinds = {_get_kind(source) for source in _reach_nodes([addend], _list_inputs) if source.op == "placeholder"}
     return InputKind.PARAMETER not in kinds or not kinds <= {InputKind.PARAMETER, InputKind.BUFFER}
 
 
@@ -49,7 +49,7 @@ def split_mask(node: Node, fact: Contraction) -> Node:
     graph, addend = node.graph, node.args[0]
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     alone = total = insert_call(graph, _ALONE[node.target], node.args[1:3], before=node)  # type: ignore[index]
-    set_fact(alone, dataclasses.replace(fact, operands=tuple(_move(fact))))
+    set_fact(alone, dataclasses.replace(fact, operands=tuple(_move_operands(fact))))
     if alpha != 1:
         total = insert_call(graph, aten.mul.Tensor, (total, alpha), before=node)
     if beta not in (0, 1):
@@ -66,7 +66,7 @@ def is_masked_sum(node: Node) -> bool:
     return _is_read_by_softmax_only(node) or any(_is_mask(term, node) for term in node.all_input_nodes)
 
 
-def _move(fact: Contraction) -> Iterable[Operand]:
+def _move_operands(fact: Contraction) -> Iterable[Operand]:
     """The operands one place further to the front."""
     return (dataclasses.replace(operand, arg=operand.arg - 1) for operand in fact.operands)
 
@@ -86,11 +86,11 @@ def _is_mask(term: Node, total: Node) -> bool:
 
     A floating input is data if a contraction reads what is computed from it, other than through the sum `total`.
     """
-    sources = _reach([term], lambda node: () if _is_truth(node) else node.all_input_nodes)
-    if any(_kind(node) is InputKind.PARAMETER or get_contraction(node) is not None for node in sources):
+    sources = _reach_nodes([term], lambda node: () if _is_truth(node) else node.all_input_nodes)
+    if any(_get_kind(node) is InputKind.PARAMETER or get_contraction(node) is not None for node in sources):
         return False
-    inputs = [node for node in sources if _kind(node) is InputKind.INPUT and get_value(node).is_floating_point()]
-    readers = _reach(inputs, lambda node: () if node is total or is_backward(node) else node.users)
+    inputs = [node for node in sources if _get_kind(node) is InputKind.INPUT and get_value(node).is_floating_point()]
+    readers = _reach_nodes(inputs, lambda node: () if node is total or is_backward(node) else node.users)
     return not any(get_contraction(node) is not None for node in readers)
 
 
@@ -98,16 +98,16 @@ def _is_truth(node: Node) -> bool:
     return has_value(node) and getattr(get_value(node), "dtype", None) is torch.bool  # several results have no dtype
 
 
-def _kind(node: Node) -> InputKind | None:
+def _get_kind(node: Node) -> InputKind | None:
     fact = get_input(node)
     return None if fact is None else fact.kind
 
 
-def _inputs(node: Node) -> Iterable[Node]:
+def _list_inputs(node: Node) -> Iterable[Node]:
     return node.all_input_nodes
 
 
-def _reach(start: Iterable[Node], neighbors: Callable[[Node], Iterable[Node]]) -> set[Node]:
+def _reach_nodes(start: Iterable[Node], neighbors: Callable[[Node], Iterable[Node]]) -> set[Node]:
     """Every node on a way from `start`, these included."""
     found, waiting = set(start), list(start)
     while waiting:

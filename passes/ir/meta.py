@@ -43,7 +43,7 @@ def set_fact(node: Node, fact: Input | Contraction) -> None:
     node.meta[_KEY] = fact
 
 
-def contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
+def iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
     """Every annotated contraction, in graph order."""
     for node in graph.nodes:
         fact = get_contraction(node)

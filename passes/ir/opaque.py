@@ -54,16 +54,16 @@ _FOREIGN: Final = re.compile(
 _KNOWN: Final = ("aten", "prims", "prim", "qcompiler", "higher_order", "torch")
 
 
-def explain(target: Any) -> str:
+def explain_name(target: Any) -> str:
     """Return why the contractions of an operator cannot be reached; empty for one that has none, or that passes reach.
 
     Operators of other libraries are known by their names alone; see `explain_call`.
     """
-    return "" if target in _REACHED else _explain(*_split_name(target))
+    return "" if target in _REACHED else _explain_pattern(*_split_name(target))
 
 
 def explain_call(target: Any, given: Iterable[Any], returned: Any) -> str:
-    """Return `explain`, and for an operator of another library that may multiply, a reason that says so.
+    """Return `explain_name`, and for an operator of another library that may multiply, a reason that says so.
 
     Such an operator takes two floating tensors of two and more dimensions and returns a floating tensor. The name need
     not tell: `mine::project(x, w)`. One that only combines elements is named too, since nobody can know.
@@ -74,7 +74,7 @@ def explain_call(target: Any, given: Iterable[Any], returned: Any) -> str:
         returned: what it returned, or the fake values of that.
     """
     library, _name = _split_name(target)
-    reason = explain(target)
+    reason = explain_name(target)
     if reason or library in _KNOWN:
         return reason
     results = returned if isinstance(returned, list | tuple) else [returned]
@@ -94,7 +94,7 @@ def is_reached(target: Any) -> bool:
 
 
 @functools.cache
-def _explain(library: str, name: str) -> str:
+def _explain_pattern(library: str, name: str) -> str:
     if library not in _KNOWN:
         return f"operator of {library}, which multiplies inside of its own kernel" if _FOREIGN.search(name) else ""
     return next((reason for pattern, reason in OPAQUE.items() if re.search(pattern, name)), "")

@@ -104,7 +104,7 @@ class Quantizer:
 
     def write_beside(self, tensor: Node, layout: str) -> "Quantizer":
         """Return a new quantizer of another tensor by the same spec, key and name, behind the scale of this one."""
-        return _write(tensor, self.spec, layout, self.site, self.key, self.scale)
+        return _write_nodes(tensor, self.spec, layout, self.site, self.key, self.scale)
 
     def remove(self) -> None:
         """Erase the quantizer, which nothing reads any more."""
@@ -231,7 +231,7 @@ def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, s
     key = _draw_key(tensor) if spec.rounding is Rounding.STOCHASTIC else None
     # behind the key for an input of the graph, behind the tensor otherwise: where both are known
     place = key if key is not None and tensor.op == "placeholder" else tensor
-    return _write(tensor, spec, layout, site, key, place).insert_dequantizer(get_value(tensor).dtype, reader)
+    return _write_nodes(tensor, spec, layout, site, key, place).insert_dequantizer(get_value(tensor).dtype, reader)
 
 
 def insert_operator(
@@ -241,7 +241,7 @@ def insert_operator(
     return insert_call(graph, target, pack_arguments(target, given), after=after, before=before)
 
 
-def _write(tensor: Node, spec: QuantSpec, layout: str, site: str, key: Node | None, place: Node) -> Quantizer:
+def _write_nodes(tensor: Node, spec: QuantSpec, layout: str, site: str, key: Node | None, place: Node) -> Quantizer:
     """Return a new quantizer without readers, behind a place in the graph."""
     shared: dict[str, Any] = {"x": tensor, "spec": str(spec), "layout": layout}
     scale = place = insert_operator(tensor.graph, ops.SCALE, shared, after=place)

@@ -41,10 +41,12 @@ class Inside:
 def contractions_inside(module: GraphModule) -> Iterator[Inside]:
     """Yield every contraction of every subgraph of a joint graph, and of the subgraphs of these."""
     for node in module.graph.nodes:
-        yield from _enter(module, node, {}, "", is_backward(node))
+        yield from _enter_subgraphs(module, node, {}, "", is_backward(node))
 
 
-def _enter(outer: GraphModule, node: Node, known: _Parameters, place: str, backward: bool) -> Iterator[Inside]:
+def _enter_subgraphs(
+    outer: GraphModule, node: Node, known: _Parameters, place: str, backward: bool
+) -> Iterator[Inside]:
     """Yield what the subgraphs of one node multiply."""
     for source in dict.fromkeys(node.all_input_nodes):
         inner = getattr(outer, str(source.target), None) if source.op == "get_attr" else None
@@ -52,13 +54,13 @@ def _enter(outer: GraphModule, node: Node, known: _Parameters, place: str, backw
             parameters = _match_inputs(inner, node, known)
             here = f"{source.target} of {node.name}{f', {place}' if place else ''}"
             for inside in inner.graph.nodes:
-                if is_reached(inside.target) or explain_call(inside.target, *_values(inside)):
+                if is_reached(inside.target) or explain_call(inside.target, *_get_values(inside)):
                     path = _find_module(inside, parameters) or module_path(node)
                     yield Inside(str(inside.target), path, f"{inside.name} in {here}", backward)
-                yield from _enter(inner, inside, parameters, here, backward)
+                yield from _enter_subgraphs(inner, inside, parameters, here, backward)
 
 
-def _values(node: Node) -> tuple[list[Any], Any]:
+def _get_values(node: Node) -> tuple[list[Any], Any]:
     """Return the fake values that a node reads, and those that it returns."""
     return [find_value(source) for source in node.all_input_nodes], find_value(node)
 

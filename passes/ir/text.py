@@ -16,7 +16,7 @@ _SHORT: Final = {
 }
 
 
-def _type(node: Node) -> str:
+def _show_type(node: Node) -> str:
     val = find_value(node)
     if not isinstance(val, torch.Tensor):
         return ""
@@ -29,29 +29,31 @@ def graph_text(module: GraphModule | Graph) -> str:
     lines = []
     for node in (module if isinstance(module, Graph) else module.graph).nodes:
         mark = ("<" if is_backward(node) else " ") + ("!" if is_pinned_saved(node) else " ")
-        args = ", ".join([_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()])
+        args = ", ".join(
+            [_show_argument(a) for a in node.args] + [f"{k}={_show_argument(v)}" for k, v in node.kwargs.items()]
+        )
         if node.op == "placeholder":
             fact = get_input(node)
             lines.append(
-                f"{mark} %{node.name}{_type(node)} = {fact.kind} {fact.name}"
+                f"{mark} %{node.name}{_show_type(node)} = {fact.kind} {fact.name}"
                 if fact
-                else f"{mark} %{node.name}{_type(node)}"
+                else f"{mark} %{node.name}{_show_type(node)}"
             )
         elif node.op == "output":
-            lines.append(f"   return {_show(node.args[0])}")
+            lines.append(f"   return {_show_argument(node.args[0])}")
         else:
             target = (
                 str(node.target)
                 if not callable(node.target) or hasattr(node.target, "_schema")
                 else node.target.__name__
             )
-            lines.append(f"{mark} %{node.name}{_type(node)} = {target.removesuffix('.default')}({args})")
+            lines.append(f"{mark} %{node.name}{_show_type(node)} = {target.removesuffix('.default')}({args})")
     return "\n".join(lines) + "\n"
 
 
-def _show(arg: Any) -> str:
+def _show_argument(arg: Any) -> str:
     if isinstance(arg, Node):
         return f"%{arg.name}"
     if isinstance(arg, list | tuple):
-        return f"[{', '.join(map(_show, arg))}]"
+        return f"[{', '.join(map(_show_argument, arg))}]"
     return str(arg)

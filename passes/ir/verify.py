@@ -7,8 +7,8 @@ from typing import Any, Final
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.edit import finish
-from qcompiler.passes.ir.meta import contractions, get_input, get_value, has_value, is_backward, strides_read
+from qcompiler.passes.ir.edit import finish_graph
+from qcompiler.passes.ir.meta import get_input, get_value, has_value, is_backward, iterate_contractions, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
 from qcompiler.passes.ir.views import is_view, view_root
@@ -23,7 +23,7 @@ class VerifyError(QCompilerError):
     """The graph breaks a rule; the message names the node, what it has and what would be legal."""
 
 
-def verify(module: GraphModule) -> None:
+def verify_graph(module: GraphModule) -> None:
     """Checks every rule on one graph, whole or half.
 
     Raises:
@@ -33,10 +33,10 @@ def verify(module: GraphModule) -> None:
         if node.op == "call_function" and not has_value(node) and returns_something(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
     for quantizer in list_quantizers(module.graph):
-        _check(quantizer.codes, quantizer, _QUANTIZER)
+        _check_rules(quantizer.codes, quantizer, _QUANTIZER)
     for reader in list_dequantizers(module.graph):
-        _check(reader.floats, reader, _DEQUANTIZER)
-    for node, fact in contractions(module.graph):
+        _check_rules(reader.floats, reader, _DEQUANTIZER)
+    for node, fact in iterate_contractions(module.graph):
         for operand in fact.operands:
             tensor = node.args[operand.arg]
             if isinstance(tensor, Node) and len(operand.layout) != get_value(tensor).ndim:
@@ -45,7 +45,7 @@ def verify(module: GraphModule) -> None:
                 )
 
 
-def _check(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -> None:
+def _check_rules(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -> None:
     for rule in rules:
         complaint = rule(view)
         if complaint:
@@ -64,8 +64,8 @@ def finish_and_verify(module: GraphModule) -> None:
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
-    finish(module)
-    verify(module)
+    finish_graph(module)
+    verify_graph(module)
 
 
 def verify_saved(forward: GraphModule, saved: list[Node]) -> None:

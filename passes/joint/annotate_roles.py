@@ -71,12 +71,12 @@ class _Annotator:
 
     def run(self) -> int:
         found = [n for n in self.graph.nodes if n.op == "call_function" and get_contraction(n) is None]
-        forward = [n for n in found if _arguments(n) and not is_backward(n) and n.target is not _CONV_BACKWARD]
-        paths = [_path(node, _arguments(node)) for node in forward]
+        forward = [n for n in found if _find_operands(n) and not is_backward(n) and n.target is not _CONV_BACKWARD]
+        paths = [_find_path(node, _find_operands(node)) for node in forward]
         for node, path, positions in zip(forward, paths, self.frame.positions(paths) if paths else [], strict=True):
             set_fact(node, self.annotate_forward(node, path, positions))
             self.forward.setdefault(sequence_number(node), []).append(node)
-        backward = [n for n in found if is_backward(n) and _arguments(n)]
+        backward = [n for n in found if is_backward(n) and _find_operands(n)]
         for node in backward:
             set_fact(node, self.annotate_backward(node))
         sums = [n for n in found if self.annotate_bias(n)]
@@ -84,8 +84,8 @@ class _Annotator:
         return len(forward) + len(backward) + len(sums) + len(opaque)
 
     def annotate_forward(self, node: Node, module: str, positions: frozenset[Position]) -> Contraction:
-        args = _arguments(node)
-        roles = [Role.WEIGHT if self.is_weight[_arg(node, a)] else Role.ACTIVATION for a in args]
+        args = _find_operands(node)
+        roles = [Role.WEIGHT if self.is_weight[_get_operand(node, a)] else Role.ACTIVATION for a in args]
         convolution = node.target is aten.convolution.default
         weights = [role is Role.WEIGHT for role in roles]
         operator = "convolution" if convolution else "linear" if any(weights) else "matmul"
@@ -110,15 +110,15 @@ class _Annotator:
     def annotate_backward(self, node: Node) -> Contraction:
         """Case 3. Keeps a product that has no forward contraction, or two gradients for operands, with the reason."""
         if not get_value(node.args[0]).is_floating_point():  # type: ignore[arg-type]
-            return _kept(node, f"nothing to quantize: {get_value(node.args[0]).dtype}")  # type: ignore[arg-type]
-        args = _arguments(node)
-        grads = [a for a in args if self.is_gradient[_arg(node, a)]]
+            return _keep_contraction(node, f"nothing to quantize: {get_value(node.args[0]).dtype}")  # type: ignore[arg-type]
+        args = _find_operands(node)
+        grads = [a for a in args if self.is_gradient[_get_operand(node, a)]]
         if len(grads) != 1:
-            return _kept(node, "not the gradient of a product: it multiplies two gradients, or none")
+            return _keep_contraction(node, "not the gradient of a product: it multiplies two gradients, or none")
         (other,) = (a for a in args if a != grads[0])
         match = self.match(node, grads[0], other)
         if match is None:
-            return _kept(node, "no forward product belongs to this gradient")
+            return _keep_contraction(node, "no forward product belongs to this gradient")
         forward, index = match
         fact = get_contraction(forward)
         assert fact is not None
@@ -135,9 +135,9 @@ class _Annotator:
         of another operator: for them the last forward contraction counts that reads the tensor and lacks this gradient.
         """
         for forward in [*self.forward.get(sequence_number(node), []), *self.find_fitting(node, grad)]:
-            hits = self.find_open(forward, view_root(_arg(node, other)))
+            hits = self.find_open(forward, view_root(_get_operand(node, other)))
             if len(hits) == 2:
-                hits = [_which(node, other, [_arg(forward, a) for a in _arguments(forward)])]
+                hits = [_choose_operand(node, other, [_get_operand(forward, a) for a in _find_operands(forward)])]
             if hits:
                 self.matched.add((forward, hits[0]))
                 return forward, hits[0]
@@ -145,14 +145,14 @@ class _Annotator:
 
     def find_fitting(self, node: Node, grad: int) -> list[Node]:
         """The forward contractions, last one first, whose result is as large as the output gradient of a node."""
-        is_convolution, size = node.target is _CONV_BACKWARD, get_value(_arg(node, grad)).numel()
+        is_convolution, size = node.target is _CONV_BACKWARD, get_value(_get_operand(node, grad)).numel()
         forward = [n for nodes in self.forward.values() for n in nodes]
         fitting = [n for n in forward if get_value(n).numel() == size]
         return [n for n in reversed(fitting) if (n.target is aten.convolution.default) == is_convolution]
 
     def find_open(self, forward: Node, root: Node) -> list[int]:
         """The operands of a forward contraction that are views of a tensor, and that no gradient reads so far."""
-        places = [(k, view_root(_arg(forward, arg))) for k, arg in enumerate(_arguments(forward))]
+        places = [(k, view_root(_get_operand(forward, arg))) for k, arg in enumerate(_find_operands(forward))]
         return [k for k, source in places if source is root and (forward, k) not in self.matched]
 
     def annotate_bias(self, node: Node) -> bool:
@@ -191,7 +191,7 @@ def is_contraction(target: object) -> bool:
 _CONV_BACKWARD: Final = aten.convolution_backward.default
 
 
-def _arguments(node: Node) -> tuple[int, ...]:
+def _find_operands(node: Node) -> tuple[int, ...]:
     """The arguments that a contraction multiplies; empty for any other node."""
     if node.op != "call_function":
         return ()
@@ -203,31 +203,31 @@ def _arguments(node: Node) -> tuple[int, ...]:
     return MATRIX_PRODUCTS.get(node.target, ())  # type: ignore[call-overload,no-any-return]
 
 
-def _arg(node: Node, index: int) -> Node:
+def _get_operand(node: Node, index: int) -> Node:
     arg = node.args[index]
     assert isinstance(arg, Node)
     return arg
 
 
-def _which(node: Node, other: int, operands: list[Node]) -> int:
+def _choose_operand(node: Node, other: int, operands: list[Node]) -> int:
     """Which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the one its own views start from.
 
     Both in x·x. There the gradient of the left reads the right one, as G·xᵀ or (x·Gᵀ)ᵀ, that of the right the left one,
     as xᵀ·G or (Gᵀ·x)ᵀ.
     """
-    source = arg = _arg(node, other)
+    source = arg = _get_operand(node, other)
     while source not in operands and is_view(source):
-        source = _arg(source, 0)
+        source = _get_operand(source, 0)
     met = [k for k, operand in enumerate(operands) if operand is source]
-    on_right = other == _arguments(node)[1]
+    on_right = other == _find_operands(node)[1]
     return met[0] if len(met) == 1 else int(on_right == (source is not arg))
 
 
-def _path(node: Node, args: tuple[int, ...]) -> str:
+def _find_path(node: Node, args: tuple[int, ...]) -> str:
     """The module path; the owner of the weight where that lies inside (attention multiplies for its out_proj)."""
     path = module_path(node)
     for arg in args:
-        fact = get_input(view_root(_arg(node, arg)))
+        fact = get_input(view_root(_get_operand(node, arg)))
         owner = fact.name.rpartition(".")[0] if fact is not None and fact.kind is InputKind.PARAMETER else None
         if owner is not None and (owner == path or owner.startswith(f"{path}." if path else "")):
             return owner
@@ -236,14 +236,14 @@ def _path(node: Node, args: tuple[int, ...]) -> str:
 
 def _matrix_operand(node: Node, arg: int, role: Role, name: str, letters: tuple[str, str], contracted: int) -> Operand:
     """One operand [..., rows, columns] of a matrix product; letters = (left over, summed over)."""
-    tensor = get_value(_arg(node, arg))
+    tensor = get_value(_get_operand(node, arg))
     free, summed = letters
     layout = "g" * (tensor.ndim - 2) + (free + summed if contracted == 1 else summed + free)
     return Operand(arg, role, name, layout, summed, tensor.shape[contracted - 2])
 
 
 def _convolution_operands(node: Node, roles: list[Role]) -> list[Operand]:
-    x, w = get_value(_arg(node, 0)), get_value(_arg(node, 1))
+    x, w = get_value(_get_operand(node, 0)), get_value(_get_operand(node, 1))
     transposed, groups = bool(node.args[6]), int(node.args[8])  # type: ignore[arg-type]
     taps = "s" * (w.ndim - 2)
     channels = x.shape[1] // groups
@@ -254,7 +254,7 @@ def _convolution_operands(node: Node, roles: list[Role]) -> list[Operand]:
 
 
 def _convolution_gradient_operands(node: Node, fact: Contraction, index: int) -> list[Operand]:
-    grad, groups = get_value(_arg(node, 0)), int(node.args[9])  # type: ignore[arg-type]
+    grad, groups = get_value(_get_operand(node, 0)), int(node.args[9])  # type: ignore[arg-type]
     layout = fact.operands[0].layout
     channels, batch = grad.shape[1] // groups, grad.shape[0]
     letter, extent = ("c", channels) if index == 1 else ("b", batch)
@@ -267,7 +267,7 @@ def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contracti
     """Case 3 for matrices: operand `index` of the forward product meets the output gradient."""
     forward = fact.operands[index]
     free = next(letter for letter in forward.layout[-2:] if letter != forward.contracted)
-    sides = _arguments(node)
+    sides = _find_operands(node)
     tensor = _matrix_operand(
         node, other, forward.role, forward.name, (forward.contracted, free), 1 - sides.index(other)
     )
@@ -283,7 +283,7 @@ def _result_layout(operands: Sequence[Operand]) -> str:
     return operands[0].layout[:-2] + ("cb" if weights == [True, False] else "bc")
 
 
-def _kept(node: Node, reason: str) -> Contraction:
+def _keep_contraction(node: Node, reason: str) -> Contraction:
     module = get_owner(node) or ""
     return Contraction(module, module or "(root)", str(node.target), frozenset(), (), kept=reason)
 
@@ -292,7 +292,7 @@ def _annotate_opaque(node: Node) -> bool:
     reason = explain_call(node.target, map(find_value, node.all_input_nodes), find_value(node))
     if not reason:
         return False
-    set_fact(node, _kept(node, reason))
+    set_fact(node, _keep_contraction(node, reason))
     return True
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.facts import Operand
-from qcompiler.passes.ir.meta import contractions, record_operand
+from qcompiler.passes.ir.meta import iterate_contractions, record_operand
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.site_name import SiteName
 from qcompiler.passes.ir.walk import get_dequantizer
@@ -47,7 +47,7 @@ class ChooseBlocks:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that were turned or taken out."""
-        found = list(contractions(module.graph))
+        found = list(iterate_contractions(module.graph))
         return sum(_choose_block(node, operand) for node, fact in found for operand in fact.operands)
 
 

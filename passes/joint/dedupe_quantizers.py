@@ -32,7 +32,7 @@ class DedupeQuantizers:
         for node in list(module.graph.nodes):
             if node.target not in _MERGED:
                 continue
-            kept = first.setdefault((node.target, _key(node)), node)
+            kept = first.setdefault((node.target, _make_key(node)), node)
             if kept is not node:
                 if node.target is ops.QUANTIZE and min(node.users) < min(kept.users):
                     Quantizer(kept).rename(Quantizer(node).site)
@@ -42,6 +42,6 @@ class DedupeQuantizers:
         return merged
 
 
-def _key(node: Node) -> Hashable:
+def _make_key(node: Node) -> Hashable:
     """Return the arguments that make two calls equal: all but the name of the site."""
     return tuple((name, argument) for name, argument in iterate_arguments(node) if name != "site")

@@ -33,14 +33,14 @@ class HoistViews:
         """Returns the number of views that quantizers moved above."""
         moved = 0
         for quantizer in list_quantizers(module.graph):
-            above = _hoist(quantizer)
+            above = _hoist_quantizer(quantizer)
             while above is not None:
                 moved += 1
-                above = _hoist(above)
+                above = _hoist_quantizer(above)
         return moved
 
 
-def _hoist(quantizer: Quantizer) -> Quantizer | None:
+def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
     """Moves one quantizer above one view and returns it; None where there is no view or it is refused (case 4)."""
     view, scale = quantizer.tensor, quantizer.scale
     above = layout_above(view, quantizer.layout, quantizer.spec.block) if is_view(view) else None
@@ -80,7 +80,7 @@ def layout_above(view: Node, layout: str, block: Block) -> str | None:
     """The layout of a view's source that makes the same blocks, or None where there is none."""
     source = view.args[0]
     assert isinstance(source, Node)
-    order = _permutation(view)
+    order = _find_permutation(view)
     if order is not None:
         letters = [""] * len(order)
         for dim, letter in zip(order, layout, strict=True):
@@ -89,10 +89,10 @@ def layout_above(view: Node, layout: str, block: Block) -> str | None:
         return above if _same_order(above, layout, order, block) else None
     if view.target in (aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default):
         return layout
-    return _reshaped(tuple(get_value(source).shape), tuple(get_value(view).shape), layout, block)
+    return _reshape_layout(tuple(get_value(source).shape), tuple(get_value(view).shape), layout, block)
 
 
-def _permutation(view: Node) -> list[int] | None:
+def _find_permutation(view: Node) -> list[int] | None:
     """The dimension of the source behind each dimension of a permuting view; None for any other view."""
     ndim = get_value(view).ndim
     order = list(range(ndim))
@@ -120,10 +120,10 @@ def _same_order(above: str, below: str, order: list[int], block: Block) -> bool:
     return True
 
 
-def _reshaped(source: tuple[int, ...], shape: tuple[int, ...], layout: str, block: Block) -> str | None:
+def _reshape_layout(source: tuple[int, ...], shape: tuple[int, ...], layout: str, block: Block) -> str | None:
     """Case 2: splits both shapes into the smallest groups of equal size, and carries letters group by group."""
     letters: list[str] = []
-    for dims, outs in _groups(source, shape):
+    for dims, outs in _group_dimensions(source, shape):
         here = [layout[o] for o in outs if shape[o] != 1] or [layout[o] for o in outs]
         kinds = set(here)
         if len(dims) == len(here) and [source[d] for d in dims] == [shape[o] for o in outs if shape[o] != 1]:
@@ -139,7 +139,7 @@ def _reshaped(source: tuple[int, ...], shape: tuple[int, ...], layout: str, bloc
     return above if len(runs) == len(set(runs)) and len(above) == len(source) else None
 
 
-def _groups(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def _group_dimensions(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Dimensions of two shapes in the smallest groups with equal products; those of extent 1 join the group before."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0

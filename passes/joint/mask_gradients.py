@@ -8,7 +8,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import contractions, is_backward, pin_to_backward
+from qcompiler.passes.ir.meta import is_backward, iterate_contractions, pin_to_backward
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import get_dequantizer
@@ -33,27 +33,27 @@ class MaskGradients:
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of gradients that were masked."""
         pairs = gradient_pairs(module.graph)
-        return sum(_mask(*pair) for pair in pairs) + sum(_scale(*pair) for pair in pairs)
+        return sum(_mask_gradient(*pair) for pair in pairs) + sum(_scale_gradient(*pair) for pair in pairs)
 
 
 def gradient_pairs(graph: Graph) -> list[tuple[Contraction, Node, Quantizer]]:
     """(gradient contraction, the node that holds its result, the quantizer of the forward operand it belongs to)."""
     forward: dict[str, tuple[Node, Contraction]] = {}
     pairs = []
-    for node, fact in contractions(graph):
+    for node, fact in iterate_contractions(graph):
         if not is_backward(node) and fact.operands:
             forward[fact.site] = (node, fact)
         if fact.gradient_of is None or fact.site not in forward:
             continue
         reader, forward_fact = forward[fact.site]
         floats = get_dequantizer(reader.args[forward_fact.operands[fact.gradient_of].arg])
-        result = _result(node, fact.gradient_of)
+        result = _find_result(node, fact.gradient_of)
         if result is not None and floats is not None:
             pairs.append((fact, result, Quantizer(floats.codes)))
     return pairs
 
 
-def _mask(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
+def _mask_gradient(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
     spec = quantizer.spec
     done = any(user.target is aten.where.ScalarOther for user in result.users)
     if spec.vjp is not Vjp.CLIP or not spec.saturates or done:
@@ -69,7 +69,7 @@ def _mask(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
     return 1
 
 
-def _scale(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
+def _scale_gradient(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
     readers = list(result.users)
     done = any(user.target is ops.SCALE_GRADIENT for reader in [result, *readers] for user in reader.users)
     if not isinstance(quantizer.spec.vjp, Ewgs) or done:
@@ -84,7 +84,7 @@ def _scale(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
     return 1
 
 
-def _result(node: Node, gradient_of: int) -> Node | None:
+def _find_result(node: Node, gradient_of: int) -> Node | None:
     """The node that holds the gradient: the product itself, or an item of a convolution's gradient."""
     if node.target is not aten.convolution_backward.default:
         return node

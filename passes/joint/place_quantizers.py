@@ -12,10 +12,10 @@ from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.layers import end_layout, layer_end, residual_sums, sum_layout
 from qcompiler.passes.ir.masks import adds_mask, split_mask
 from qcompiler.passes.ir.meta import (
-    contractions,
     get_contraction,
     get_value,
     is_backward,
+    iterate_contractions,
     module_path,
     pin_to_backward,
     record_operand,
@@ -55,10 +55,10 @@ class PlaceQuantizers:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that were placed."""
-        found = list(contractions(module.graph))
+        found = list(iterate_contractions(module.graph))
         outputs = sum(self.place_output(node, fact) for node, fact in found)
         outputs += self.place_sums(module)
-        found = list(contractions(module.graph))
+        found = list(iterate_contractions(module.graph))
         return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
 
     def place_output(self, node: Node, fact: Contraction) -> int:
@@ -98,7 +98,7 @@ class PlaceQuantizers:
     def _match_output(self, fact: Contraction, node: Node, end: Node) -> tuple[int, Rule] | None:
         """The first rule for an output; its sign is that of the tensor that the quantizer would read."""
         for index, rule in enumerate(self.rules):
-            sign = _sign(end if rule.behind is Behind.LAYER else node)
+            sign = _get_sign(end if rule.behind is Behind.LAYER else node)
             if rule.matches(Role.OUTPUT, fact.operator, fact.module, fact.positions, Product.FORWARD, sign):
                 return index, rule
         return None
@@ -130,10 +130,10 @@ class PlaceQuantizers:
 
 def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
     """The first rule that matches one operand of a contraction, with its index."""
-    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _sign(tensor))
+    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _get_sign(tensor))
 
 
-def _sign(tensor: Node) -> Sign:
+def _get_sign(tensor: Node) -> Sign:
     return Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
 
 

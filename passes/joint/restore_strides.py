@@ -36,11 +36,11 @@ class RestoreStrides:
         copies: _Copies = {}
         if any(strides_read(node) is not None for node in nodes):
             for node in nodes:
-                _restore(node, copies)
+                _restore_reads(node, copies)
         return len(copies)
 
 
-def _restore(node: Node, copies: _Copies) -> None:
+def _restore_reads(node: Node, copies: _Copies) -> None:
     changed = list(changed_reads(node))
     if node.target is operator.getitem:
         set_value(node, get_value(node.all_input_nodes[0])[node.args[1]])  # type: ignore[index]

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import contractions, get_value, record_operand
+from qcompiler.passes.ir.meta import get_value, iterate_contractions, record_operand
 from qcompiler.passes.joint.place_quantizers import match_operand
 from qcompiler.passes.rules import Rule
 from qcompiler.runtime import ops
@@ -28,7 +28,7 @@ class RotateOperands:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of products that were rotated."""
-        return sum(self.rotate(node, fact) for node, fact in list(contractions(module.graph)))
+        return sum(self.rotate(node, fact) for node, fact in list(iterate_contractions(module.graph)))
 
     def rotate(self, node: Node, fact: Contraction) -> int:
         """Rotates one product; 0 where no rule asks for it, it cannot be done, or it is done already."""

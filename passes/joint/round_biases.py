@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction, InputKind
 from qcompiler.passes.ir.layers import batch_norm_behind
-from qcompiler.passes.ir.meta import contractions, get_input, get_value
+from qcompiler.passes.ir.meta import get_input, get_value, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
@@ -39,11 +39,15 @@ class RoundBiases:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of biases that were rounded."""
-        return sum(_round(node, fact) for node, fact in list(contractions(module.graph))) if self.active else 0
+        return (
+            sum(_round_bias(node, fact) for node, fact in list(iterate_contractions(module.graph)))
+            if self.active
+            else 0
+        )
 
 
-def _round(node: Node, fact: Contraction) -> int:
-    scales = _scales(node, fact)
+def _round_bias(node: Node, fact: Contraction) -> int:
+    scales = _find_scales(node, fact)
     if scales is None:
         return 0
     bias = node.args[_BIAS[node.target]]  # type: ignore[index]
@@ -64,7 +68,7 @@ def _is_held(bias: Node) -> bool:
     return held and get_value(bias).dtype is torch.float32 and get_value(bias).ndim == 1
 
 
-def _scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
+def _find_scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
     """The scales of input and weight; None where sums of their codes are no integers of one unit a channel."""
     roles = [operand.role for operand in fact.operands]
     if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:

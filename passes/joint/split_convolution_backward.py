@@ -26,11 +26,11 @@ class SplitConvolutionBackward:
         """Returns the number of gradients that were rewritten."""
         changes = 0
         for node in module.graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
-            changes += _split(node)
+            changes += _split_gradient(node)
         return changes
 
 
-def _split(node: Node) -> int:
+def _split_gradient(node: Node) -> int:
     *head, mask = node.args
     dx, dw, db = cast(list[bool], mask)
     changed = 0

@@ -98,7 +98,9 @@ def mean_square(model: nn.Module, arguments: Any) -> Tensor:
     """
     args, kwargs = as_call(arguments)
     parts = [
-        leaf for leaf in torch_compat.leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad
+        leaf
+        for leaf in torch_compat.list_leaves(model(*args, **kwargs))
+        if isinstance(leaf, Tensor) and leaf.requires_grad
     ]
     if not parts:
         raise ModelError("model: no output has a gradient; valid: a model with parameters, or --data and --loss")

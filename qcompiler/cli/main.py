@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcompiler import __version__
-from qcompiler.cli.options import MODEL, checked, named_recipe, picture, stage, with_file, with_graph, with_json
-from qcompiler.cli.progress import progress
+from qcompiler.cli.options import (
+    MODEL,
+    check_picture,
+    check_stage_name,
+    check_with,
+    named_recipe,
+    with_file,
+    with_graph,
+    with_json,
+)
+from qcompiler.cli.progress import show_progress
 from qcompiler.cli.training import debug, demo, search
 from qcompiler.errors import in_short
 
@@ -53,15 +62,15 @@ def main(traceback: bool) -> None:
     """Quantized training of PyTorch models: see what becomes of a model, find what spoils it, export it."""
 
 
-def _captured(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
-    with progress("capturing the graph"):
+def _capture_model(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
+    with show_progress("capturing the graph"):
         from qcompiler.cli.models import captured
 
         return captured(model, recipe, inputs, training=not evaluate)
 
 
 @main.command()
-@click.argument("name", required=False, callback=checked(named_recipe))
+@click.argument("name", required=False, callback=check_with(named_recipe))
 @with_json()
 def recipes(name: str | None, as_json: bool) -> None:
     """List the recipes, or show one as YAML."""
@@ -85,10 +94,16 @@ def recipes(name: str | None, as_json: bool) -> None:
 @click.option(
     "--after",
     metavar="PASS",
-    callback=checked(stage),
+    callback=check_with(check_stage_name),
     help="The graph after this pass, `captured` or `lowered`; default: after all.",
 )
-@click.option("--diff", nargs=2, metavar="PASS PASS", callback=checked(stage), help="What changed between two of them.")
+@click.option(
+    "--diff",
+    nargs=2,
+    metavar="PASS PASS",
+    callback=check_with(check_stage_name),
+    help="What changed between two of them.",
+)
 @with_json()
 def show(
     model: str,
@@ -104,8 +119,8 @@ def show(
         raise click.UsageError("--after and --diff do not go together; leave one out")
     from qcompiler.compiler.stages import QUANTIZED, stage_text
 
-    qmodel = _captured(model, recipe, inputs, evaluate)
-    with progress("running the passes"):
+    qmodel = _capture_model(model, recipe, inputs, evaluate)
+    with show_progress("running the passes"):
         frames = qmodel.stages(training=not evaluate)
     names = diff or (after or QUANTIZED,)
     texts = [stage_text(frames, name) for name in names]
@@ -113,21 +128,21 @@ def show(
         click.echo(json.dumps(dict(zip(names, texts, strict=True)), indent=1))
     elif diff:
         lines = difflib.unified_diff(texts[0].splitlines(), texts[1].splitlines(), *diff, n=0, lineterm="")
-        click.echo("\n".join(map(_colored, lines)) or f"no difference between {diff[0]} and {diff[1]}")
+        click.echo("\n".join(map(_color_line, lines)) or f"no difference between {diff[0]} and {diff[1]}")
     else:
         click.echo(texts[0], nl=False)
 
 
 @main.command(epilog=MODEL)
 @with_graph
-@click.argument("path", callback=checked(picture))
+@click.argument("path", callback=check_with(check_picture))
 @with_json("Print the path and size as JSON.")
 def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
     from qcompiler.drawing.drawing import draw
 
-    qmodel = _captured(model, recipe, inputs, evaluate)
-    with progress(f"drawing {path}"):
+    qmodel = _capture_model(model, recipe, inputs, evaluate)
+    with show_progress(f"drawing {path}"):
         made = draw(qmodel, path, training=not evaluate)
     size = made.stat().st_size
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
@@ -143,8 +158,8 @@ def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as
         raise click.UsageError("--json and --markdown do not go together; leave one out")
     from qcompiler.drawing.explanation import explain, is_colored
 
-    qmodel = _captured(model, recipe, inputs, evaluate)
-    with progress("counting"):
+    qmodel = _capture_model(model, recipe, inputs, evaluate)
+    with show_progress("counting"):
         made = explain(qmodel, training=not evaluate)
     plain = made.to_text(color=is_colored(sys.stdout))
     click.echo(made.to_json() if as_json else made.to_markdown() if markdown else plain)
@@ -218,7 +233,7 @@ def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoi
         raise click.exceptions.Exit(3)
 
 
-def _colored(line: str) -> str:
+def _color_line(line: str) -> str:
     """A line of a diff; click drops the colors where the output is no terminal."""
     color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
     return click.style(line, fg=color) if color and not os.environ.get("NO_COLOR") else line

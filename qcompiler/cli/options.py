@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from qcompiler.cli.progress import progress
+from qcompiler.cli.progress import show_progress
 from qcompiler.errors import in_short
 
 MODEL = (
@@ -35,12 +35,12 @@ class Training:
         return describe(self.model, input=self.inputs, data=self.data, loss=self.loss)
 
 
-def checked(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def check_with(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A callback for an option or argument: what `check` raises for is refused before any work, with exit code 2."""
 
     def refuse(context: click.Context, option: click.Parameter, value: Any) -> Any:
         try:
-            with progress("loading"):  # a check imports what the command needs
+            with show_progress("loading"):  # a check imports what the command needs
                 for one in value if isinstance(value, tuple) else () if value is None else (value,):
                     check(one)
         except (OSError, ValueError, ImportError) as error:
@@ -57,34 +57,34 @@ def named_recipe(name: str) -> None:
     get(name)
 
 
-def _input(text: str) -> None:
+def _parse_input(text: str) -> None:
     from qcompiler.cli.models import parse_input
 
     parse_input(text)
 
 
-def picture(path: str, *, colored: bool = False) -> None:
+def check_picture(path: str, *, colored: bool = False) -> None:
     """Refuses what no picture can be written to."""
-    from qcompiler.drawing.drawing import check
+    from qcompiler.drawing.drawing import check_path
 
-    check(path, colored=colored)
+    check_path(path, colored=colored)
 
 
-def stage(name: str) -> None:
+def check_stage_name(name: str) -> None:
     """Refuses what is the name of no stage."""
     from qcompiler.compiler.stages import check_stage
 
     check_stage(name)
 
 
-def writable(path: str) -> None:
+def check_writable(path: str) -> None:
     """Refuses what no file can be written to."""
     from qcompiler.files import check_writable
 
     check_writable(path)
 
 
-def positive(number: float) -> None:
+def check_positive(number: float) -> None:
     """Refuses NaN, infinity, zero and what is below."""
     if not 0 < number < math.inf:
         raise ValueError(f"got {number:g}; valid: a finite number above 0")
@@ -96,13 +96,15 @@ def recipe_path(path: str) -> None:
         raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
     if not Path(path).parent.is_dir():
         raise ValueError(f"there is no folder {Path(path).parent}")
-    writable(path)
+    check_writable(path)
 
 
 def with_recipe(default: str) -> Callable[[Any], Any]:
     """The option of every command that quantizes."""
     text = "A name (`qcompiler recipes` lists them) or a .yaml file."
-    return click.option("--recipe", "-r", default=default, show_default=True, callback=checked(named_recipe), help=text)
+    return click.option(
+        "--recipe", "-r", default=default, show_default=True, callback=check_with(named_recipe), help=text
+    )
 
 
 def with_json(text: str = "JSON instead of text.") -> Callable[[Any], Any]:
@@ -118,7 +120,7 @@ def with_model(command: Any, recipe: str = "hyperblock-int8") -> Any:
             "inputs",
             multiple=True,
             metavar="SHAPE",
-            callback=checked(_input),
+            callback=check_with(_parse_input),
             help="Shape of an input, instead of those that the callable gives: 8,3,32,32 or 4,16:int64; once for each.",
         ),
         with_recipe(recipe),

@@ -16,7 +16,7 @@ _START: Final = time.monotonic()
 
 
 @contextlib.contextmanager
-def progress(doing: str, start: float = _START) -> Iterator[None]:
+def show_progress(doing: str, start: float = _START) -> Iterator[None]:
     """Shows `doing` and the seconds since `start` on one line of stderr, which is gone where the block ends.
 
     Nothing is shown in the first two seconds, nor if stderr is no terminal; stdout never has any of it.
@@ -25,7 +25,7 @@ def progress(doing: str, start: float = _START) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
-    line = threading.Thread(target=_show, args=(doing, start, sys.stderr, ended), daemon=True)
+    line = threading.Thread(target=_show_line, args=(doing, start, sys.stderr, ended), daemon=True)
     line.start()
     try:
         yield
@@ -34,7 +34,7 @@ def progress(doing: str, start: float = _START) -> Iterator[None]:
         line.join()
 
 
-def _show(doing: str, start: float, stream: TextIO, ended: threading.Event) -> None:
+def _show_line(doing: str, start: float, stream: TextIO, ended: threading.Event) -> None:
     """Writes the line anew until the work has ended, then clears it."""
     shown = ""
     if ended.wait(max(0.0, start + _SILENT - time.monotonic())):
@@ -42,14 +42,14 @@ def _show(doing: str, start: float, stream: TextIO, ended: threading.Event) -> N
     while True:
         # a line that is broken could not be written over
         text = f"{doing}: {time.monotonic() - start:.0f} s"[: shutil.get_terminal_size().columns - 1]
-        _write(stream, text.ljust(len(shown)))
+        _write_line(stream, text.ljust(len(shown)))
         shown = text
         if ended.wait(_UPDATE):
             break
-    _write(stream, " " * len(shown) + "\r")
+    _write_line(stream, " " * len(shown) + "\r")
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write_line(stream: TextIO, text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that was closed
         stream.write(f"\r{text}")
         stream.flush()

@@ -10,16 +10,16 @@ import click
 from qcompiler.cli.options import (
     MODEL,
     Training,
-    checked,
-    picture,
-    positive,
+    check_picture,
+    check_positive,
+    check_with,
+    check_writable,
     recipe_path,
     with_json,
     with_recipe,
     with_training,
-    writable,
 )
-from qcompiler.cli.progress import progress
+from qcompiler.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
@@ -42,9 +42,9 @@ def demo(recipe: str, epochs: int, backend: str | None, as_json: bool) -> None:
       qcompiler demo
       qcompiler demo --recipe mxfp8 --epochs 3 --backend eager
     """
-    from qcompiler.demo.digits import compare
+    from qcompiler.demo.digits import compare_recipe
 
-    made = compare(recipe, epochs, backend)
+    made = compare_recipe(recipe, epochs, backend)
     click.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))
 
 
@@ -52,16 +52,21 @@ def demo(recipe: str, epochs: int, backend: str | None, as_json: bool) -> None:
 @with_training("hyperblock-int8")
 @click.option("--steps", type=click.IntRange(min=1), default=2, show_default=True, help="Training steps to watch.")
 @click.option(
-    "--rate", type=float, callback=checked(positive), default=0.01, show_default=True, help="Learning rate of SGD."
+    "--rate",
+    type=float,
+    callback=check_with(check_positive),
+    default=0.01,
+    show_default=True,
+    help="Learning rate of SGD.",
 )
 @click.option(
-    "--out", "-o", callback=checked(recipe_path), help="Write the recipe with the proposed rules to this .yaml file."
+    "--out", "-o", callback=check_with(recipe_path), help="Write the recipe with the proposed rules to this .yaml file."
 )
 @click.option(
     "--draw",
     "drawn",
     metavar="PATH",
-    callback=checked(functools.partial(picture, colored=True)),
+    callback=check_with(functools.partial(check_picture, colored=True)),
     help="Draw the graph, quantizers in the colors of their harm.",
 )
 def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str | None, as_json: bool) -> None:
@@ -80,24 +85,24 @@ def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str 
 
     qmodel, values = compiled(given.model, given.recipe, given.inputs, given.checkpoint, optional=bool(given.data))
     batches, loss, notes = training(given.data, given.loss, values, steps, str(given))
-    with progress("watching training steps"), debug(qmodel) as watched:
+    with show_progress("watching training steps"), debug(qmodel) as watched:
         losses = train(qmodel, batches, loss, rate)
-    with progress("trying what mends it"):
+    with show_progress("trying what mends it"):
         proposal, report = watched.propose(), watched.report()
     if drawn is not None:
-        with progress(f"drawing {drawn}"):
+        with show_progress(f"drawing {drawn}"):
             draw(qmodel, drawn, debug=watched)
-    notes = (*notes, *_short(len(batches), steps), *_mended(watched, proposal, out))
-    click.echo(_debug_json(report, proposal, losses, notes) if as_json else _lines(report, notes))
+    notes = (*notes, *_explain_end(len(batches), steps), *_write_mended(watched, proposal, out))
+    click.echo(_debug_json(report, proposal, losses, notes) if as_json else _write_lines(report, notes))
 
 
-def _short(found: int, asked: int) -> Iterator[str]:
+def _explain_end(found: int, asked: int) -> Iterator[str]:
     """What is to be said where the data ended early."""
     if found < asked:
         yield f"--data gave {found} of {asked} batches"
 
 
-def _mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -> Iterator[str]:
+def _write_mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -> Iterator[str]:
     """Writes the recipe with the proposed rules; says what became of the file."""
     if out is not None and proposal is not None:
         watched.mended(proposal).to_file(out)
@@ -106,25 +111,25 @@ def _mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -
         yield f"{out} is not written, as no rule is proposed"
 
 
-def _lines(report: "DebugReport", notes: tuple[str, ...]) -> str:
+def _write_lines(report: "DebugReport", notes: tuple[str, ...]) -> str:
     return "\n".join([str(report), *(f"note: {note}" for note in notes)])
 
 
 def _debug_json(report: "DebugReport", proposal: "Proposal | None", losses: list[float], notes: tuple[str, ...]) -> str:
-    from qcompiler.debugging.report import plain
+    from qcompiler.debugging.report import to_plain
 
     found = {"losses": losses, "proposal": None if proposal is None else proposal.to_dict(), "notes": list(notes)}
-    return json.dumps(plain(report.to_dict() | found), indent=1)
+    return json.dumps(to_plain(report.to_dict() | found), indent=1)
 
 
 @click.command(epilog=MODEL)
 @with_training("hyperblock-int4")
-@click.argument("path", callback=checked(recipe_path))
+@click.argument("path", callback=check_with(recipe_path))
 @click.option(
     "--budget",
     "-b",
     type=float,
-    callback=checked(positive),
+    callback=check_with(check_positive),
     required=True,
     help="Bits of an element with its scales, such as 4.5.",
 )
@@ -135,7 +140,7 @@ def _debug_json(report: "DebugReport", proposal: "Proposal | None", losses: list
     "-f",
     "state",
     metavar="PATH",
-    callback=checked(writable),
+    callback=check_with(check_writable),
     help="Keep measurements here (JSON), and go on from them.",
 )
 @click.option("--format", "formats", multiple=True, help="A format to choose from, such as int4; once for each.")

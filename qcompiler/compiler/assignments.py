@@ -67,12 +67,12 @@ def _find_source(value: Node, placeholders: Sequence[Node], name: str) -> Node |
     if source in placeholders:
         return source
     storage = get_example(value).untyped_storage()._cdata
-    if any(_storage(node) == storage for node in placeholders):
+    if any(_get_storage(node) == storage for node in placeholders):
         raise CaptureError(f"{name}.data: got a part of another input; valid: a whole tensor, or a copy, as by clone()")
     return None
 
 
-def _storage(node: Node) -> int | None:
+def _get_storage(node: Node) -> int | None:
     example = get_example(node)
     return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else None
 
@@ -81,10 +81,10 @@ def _keep_old_values(target: Node, node: Node) -> None:
     """Copy what was read from the old data and is used after the new data is there."""
     order = {other: index for index, other in enumerate(target.graph.nodes)}
     # reads and views of the target, and what is a view of those; a copy of what is a copy already does no harm
-    old = {_storage(user) for user in target.users if order[user] < order[node]}
+    old = {_get_storage(user) for user in target.users if order[user] < order[node]}
     for alias in [other for other in order if order[other] < order[node] and other.op != "placeholder"]:
         late = [user for user in alias.users if order[user] > order[node]]
-        if late and _storage(alias) is not None and _storage(alias) in old:
+        if late and _get_storage(alias) is not None and _get_storage(alias) in old:
             with target.graph.inserting_after(alias):
                 kept = target.graph.call_method("clone", (alias,))
             set_example(kept, get_example(alias).clone())

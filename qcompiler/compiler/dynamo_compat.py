@@ -36,7 +36,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from qcompiler.compiler.torch_compat import leaves
+from qcompiler.compiler.torch_compat import list_leaves
 from qcompiler.passes.ir.meta import get_example, get_graph_argument
 
 
@@ -63,7 +63,7 @@ def assigns_data(node: Node) -> bool:
 def has_symbolic_sizes(module: GraphModule) -> bool:
     """Return True if a tensor of a Dynamo graph has a size that is no number."""
     examples = [get_example(node) for node in module.graph.nodes]
-    tensors = [tensor for tensor in leaves(examples) if isinstance(tensor, torch.Tensor)]
+    tensors = [tensor for tensor in list_leaves(examples) if isinstance(tensor, torch.Tensor)]
     return any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
 
 

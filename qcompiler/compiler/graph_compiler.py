@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from qcompiler.compiler import dynamo_compat, torch_compat
 from qcompiler.compiler.capture import Captured, capture
-from qcompiler.compiler.lower import Lowered, lower
+from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.compiler.outside import Recorder, forward_order
 from qcompiler.compiler.pipelines import joint_pipeline
@@ -96,7 +96,7 @@ class GraphCompiler:
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Sees the graph before the passes; what it returns lowers the graph after them."""
         backend = "inductor" if self.strict and self.backend is None else self.backend
-        return lambda: lower(captured, backend, self.store)
+        return lambda: lower_graph(captured, backend, self.store)
 
     @contextlib.contextmanager
     def calling(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:

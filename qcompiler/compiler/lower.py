@@ -23,7 +23,7 @@ from qcompiler.passes.ir.meta import (
 )
 from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
-from qcompiler.runtime.execute.interpret import Half, interpret
+from qcompiler.runtime.execute.interpret import Half, make_runner
 from qcompiler.runtime.execute.step import Ranges, Step, Tangent
 from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.runtime.ranges.store import RangeStore, StateSite
@@ -44,7 +44,7 @@ class Lowered:
     notes: list[str]
 
 
-def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
+def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
     """Makes the step of a quantized graph.
 
     Args:
@@ -54,33 +54,33 @@ def lower(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
             eagerly with the reason in `notes` where that fails. A function runs every half its own way.
     """
     notes: list[str] = []
-    sites = [_sites(captured.module, backward) for backward in (False, True)]
+    sites = [_list_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
-        (whole,) = split(captured).graphs
-        ranges = _ranges(store, sites, whole, None, backend, ())
-        forward = _half(whole, captured, backend, notes, is_backward=False)
+        (whole,) = split_halves(captured).graphs
+        ranges = _make_ranges(store, sites, whole, None, backend, ())
+        forward = _make_half(whole, captured, backend, notes, is_backward=False)
         step = Step(
-            forward, None, captured.writes, captured.differentiable, device_types=_devices(captured), ranges=ranges
+            forward, None, captured.writes, captured.differentiable, device_types=_list_devices(captured), ranges=ranges
         )
         return Lowered(step, 0, 0, notes)
-    depends, states = _dependencies(captured)
-    halves = split(captured)
+    depends, states = _find_dependencies(captured)
+    halves = split_halves(captured)
     first, second = halves.graphs
-    ranges = _ranges(store, sites, first, second, backend, states)
+    ranges = _make_ranges(store, sites, first, second, backend, states)
     step = Step(
-        forward=_half(first, captured, backend, notes, is_backward=False),
-        backward=_lazy(second, captured, backend, notes),
+        forward=_make_half(first, captured, backend, notes, is_backward=False),
+        backward=_make_lazy_half(second, captured, backend, notes),
         writes=captured.writes,
         differentiable=captured.differentiable,
-        tangents=tuple(_tangents(captured)),
+        tangents=tuple(_list_tangents(captured)),
         depends=depends,
-        device_types=_devices(captured),
+        device_types=_list_devices(captured),
         ranges=ranges,
     )
     return Lowered(step, *saved_bytes(halves.saved), notes)
 
 
-def split(captured: Captured, observe: Callable[[str, int, Halves], None] | None = None) -> Halves:
+def split_halves(captured: Captured, observe: Callable[[str, int, Halves], None] | None = None) -> Halves:
     """Return the halves of a graph after the joint passes, verified. Changes the graph.
 
     Args:
@@ -100,7 +100,7 @@ def split(captured: Captured, observe: Callable[[str, int, Halves], None] | None
     return halves
 
 
-def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
+def _list_sites(module: GraphModule, backward: bool) -> list[StateSite]:
     """The sites whose state is an input of one half, in the order of those inputs."""
     sites = []
     for node in module.graph.find_nodes(op="placeholder"):
@@ -113,7 +113,7 @@ def _sites(module: GraphModule, backward: bool) -> list[StateSite]:
     return sites
 
 
-def _ranges(
+def _make_ranges(
     store: RangeStore,
     sites: Sequence[list[StateSite]],
     forward: GraphModule,
@@ -124,17 +124,17 @@ def _ranges(
     """What a step needs to run with states; None where no quantizer keeps one."""
     if not any(sites):
         return None
-    run = backend if callable(backend) else interpret
+    run = backend if callable(backend) else make_runner
     halves = [
         run(_copy_for(half, first=True)) if half is not None and found else None
         for half, found in zip((forward, backward), sites, strict=True)
     ]
     plain = None if backward is None else run(_copy_for(backward, first=False))
-    learns = any(half is not None and _updates(half) for half in (forward, backward))
+    learns = any(half is not None and _has_updates(half) for half in (forward, backward))
     return Ranges(learns, store, tuple(sites[False]), tuple(sites[True]), backward_depends, halves[0], halves[1], plain)
 
 
-def _updates(module: GraphModule) -> bool:
+def _has_updates(module: GraphModule) -> bool:
     return bool(list(module.graph.find_nodes(op="call_function", target=ops.UPDATE)))
 
 
@@ -146,26 +146,28 @@ def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
     return module
 
 
-def _half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool) -> Half:
+def _make_half(
+    module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool
+) -> Half:
     """One half, compiled or interpreted."""
     inputs = [get_value(node) for node in module.graph.find_nodes(op="placeholder")]
-    return _compile(module, inputs, captured, backend, notes, is_backward=is_backward)
+    return _compile_half(module, inputs, captured, backend, notes, is_backward=is_backward)
 
 
-def _lazy(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
+def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
     """The backward half, compiled at its first call for the strides that forward really returned."""
     compiled: list[Half] = []
 
     def run(args: list[Any]) -> Sequence[Any]:
         if not compiled:
             inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
-            compiled.append(_compile(module, inputs, captured, backend, notes, is_backward=True))
+            compiled.append(_compile_half(module, inputs, captured, backend, notes, is_backward=True))
         return compiled[0](args)
 
     return run
 
 
-def _compile(
+def _compile_half(
     module: GraphModule,
     inputs: list[Any],
     captured: Captured,
@@ -177,9 +179,9 @@ def _compile(
     if callable(backend):
         return backend(module)
     if backend == "eager":
-        return interpret(module)
+        return make_runner(module)
     try:
-        plain = torch_compat.retrace(module, inputs, fake_mode(module.graph))
+        plain = torch_compat.retrace_graph(module, inputs, fake_mode(module.graph))
         return torch_compat.compile_inductor(
             plain,
             inputs,
@@ -194,10 +196,10 @@ def _compile(
         half = "backward" if is_backward else "forward"
         notes.append(f"{half} runs eagerly, Inductor failed: {type(error).__name__}: {str(error).splitlines()[0]}")
         logger.warning("%s", notes[-1])
-        return interpret(module)
+        return make_runner(module)
 
 
-def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:
+def _find_dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...], tuple[frozenset[int], ...]]:
     """Return the tangents that gradients and states descend from.
 
     First for each input, then each learned range, None without gradient; second for each state of the backward half.
@@ -216,7 +218,7 @@ def _dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None, ...]
     return depends, tuple(reach[state] for state in states if is_backward(state))
 
 
-def _tangents(captured: Captured) -> list[Tangent]:
+def _list_tangents(captured: Captured) -> list[Tangent]:
     nodes = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
     return [
         Tangent(output, tuple(get_value(n).shape), get_value(n).stride(), get_value(n).dtype, get_value(n).device)
@@ -224,7 +226,7 @@ def _tangents(captured: Captured) -> list[Tangent]:
     ]
 
 
-def _devices(captured: Captured) -> tuple[str, ...]:
+def _list_devices(captured: Captured) -> tuple[str, ...]:
     values = [find_value(n) for n in captured.module.graph.nodes]
     return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
 

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.lower import saved_size
-from qcompiler.compiler.plan import describe
+from qcompiler.compiler.plan import describe_contraction
 from qcompiler.compiler.stages import Stage
 from qcompiler.passes.ir.arguments import number_arguments
 from qcompiler.passes.ir.facts import Contraction, InputKind
@@ -41,7 +41,7 @@ _KINDS: Final = {
 CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
 
 
-def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
+def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
     """One stage of every captured graph as one directed graph; an edge for every argument of every node.
 
     Returns:
@@ -55,21 +55,21 @@ def network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
         if data["kind"] == "quantizer":
             found = (reader for reader, _ in operand_readers(graph, node))
             data["consumers"] = tuple(reader for reader in found if not graph.nodes[reader]["recomputed"])
-            _place(data, [graph.nodes[reader] for reader in data["consumers"]])
-    _settle(graph)
+            _place_quantizer(data, [graph.nodes[reader] for reader in data["consumers"]])
+    _settle_sums(graph)
     return graph
 
 
-def readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
+def iterate_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
     """(reader, argument, saved on the way) of a tensor, through views, packing and dequantizers, in graph order."""
     for _, reader, data in graph.out_edges(node, data=True):
         if graph.nodes[reader]["kind"] not in CARRIERS:
             yield reader, data["arg"], data["saved"]
         elif data["arg"] == 0:
-            yield from ((found, arg, saved or data["saved"]) for found, arg, saved in readers(graph, reader))
+            yield from ((found, arg, saved or data["saved"]) for found, arg, saved in iterate_readers(graph, reader))
 
 
-def _place(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> None:
+def _place_quantizer(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> None:
     """Puts a quantizer into the innermost module around all its consumers; weights have no source line of their own."""
     if consumers:
         paths = [consumer["module"].split(".") for consumer in consumers]
@@ -78,7 +78,7 @@ def _place(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> No
         quantizer["source"] = quantizer["source"] or consumers[0]["source"]
 
 
-def _settle(graph: "networkx.MultiDiGraph[str]") -> None:
+def _settle_sums(graph: "networkx.MultiDiGraph[str]") -> None:
     """Gives what belongs to no module, sums of gradients, to the module that reads it."""
     for node in reversed(list(graph)):
         if graph.nodes[node]["module"] is None:
@@ -88,7 +88,7 @@ def _settle(graph: "networkx.MultiDiGraph[str]") -> None:
 
 def operand_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int]]:
     """(contraction, argument) for every operand that a quantizer gives."""
-    for reader, arg, _ in readers(graph, node):
+    for reader, arg, _ in iterate_readers(graph, node):
         if arg in {operand["arg"] for operand in graph.nodes[reader].get("operands", ())}:
             yield reader, arg
 
@@ -103,7 +103,7 @@ class _Builder:
 
     def run(self) -> None:
         captured, stage = self.stage.captured, self.stage
-        outputs = _outputs(captured)
+        outputs = _name_outputs(captured)
         if stage.backward is None:
             self.add_graph(stage.graph, outputs)
             return
@@ -126,7 +126,7 @@ class _Builder:
         name = self.prefix + node.name
         recomputed = name in self.graph
         self.names[node] = name = f"{name}@backward" if recomputed else name
-        data = _describe(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
+        data = _describe_node(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
         arguments = list(number_arguments(node))
         if (
@@ -165,42 +165,47 @@ class _Builder:
             self.connect(result, name, 0)
 
 
-def _describe(node: Node) -> dict[str, Any]:
+def _describe_node(node: Node) -> dict[str, Any]:
     """What a node is, without its place."""
     fact, contraction = get_input(node), get_contraction(node)
     kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
     kind = "key" if node.op == "placeholder" and fact is None else kind
-    data = {"kind": kind, "op": _operator(node), "name": "" if fact is None else fact.name, "module": get_owner(node)}
-    data |= _tensor(find_value(node)) | {"source": source_line(node)}
+    data = {
+        "kind": kind,
+        "op": _name_operator(node),
+        "name": "" if fact is None else fact.name,
+        "module": get_owner(node),
+    }
+    data |= _describe_tensor(find_value(node)) | {"source": source_line(node)}
     if contraction is not None:
-        return data | _contraction(contraction) | {"elements": _elements(node)}
-    return data | _quantizer(node) if kind == "quantizer" else data
+        return data | _describe_contraction(contraction) | {"elements": _count_elements(node)}
+    return data | _describe_quantizer(node) if kind == "quantizer" else data
 
 
-def _operator(node: Node) -> str:
+def _name_operator(node: Node) -> str:
     target = node.target
     name = str(target) if isinstance(target, str) or hasattr(target, "_schema") else target.__name__
     return node.op if node.op == "placeholder" else name.removesuffix(".default")
 
 
-def _tensor(value: Any) -> dict[str, Any]:
+def _describe_tensor(value: Any) -> dict[str, Any]:
     """Shape, dtype, bytes; of an operator with several results those of all of them together."""
     if isinstance(value, torch.Tensor):
         shape = tuple(int(size) for size in value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
         return {"shape": shape, "dtype": dtype, "bytes": math.prod(shape) * value.element_size()}
-    parts = [_tensor(part) for part in value] if isinstance(value, list | tuple) else []
+    parts = [_describe_tensor(part) for part in value] if isinstance(value, list | tuple) else []
     return {"shape": (), "dtype": "", "bytes": sum(part["bytes"] for part in parts)}
 
 
-def _elements(node: Node) -> int:
+def _count_elements(node: Node) -> int:
     """How many numbers a contraction makes; one that torch writes with several results makes one of them here."""
     made = find_value(node)
     parts = made if isinstance(made, list | tuple) else [made]
     return max((int(part.numel()) for part in parts if isinstance(part, torch.Tensor)), default=0)
 
 
-def _contraction(fact: Contraction) -> dict[str, Any]:
+def _describe_contraction(fact: Contraction) -> dict[str, Any]:
     operands = tuple(
         {"arg": o.arg, "name": o.name, "role": str(o.role), "axis": o.contracted, "kept": o.kept, "asked": o.asked}
         for o in fact.operands
@@ -210,14 +215,14 @@ def _contraction(fact: Contraction) -> dict[str, Any]:
         "kind": "contraction",
         "site": fact.site,
         "operator": fact.operator,
-        "name": fact.site if fact.kept else describe(fact),
+        "name": fact.site if fact.kept else describe_contraction(fact),
         "product": "bias-gradient" if fact.is_bias else str(fact.product),
         "operands": operands,
         "kept": fact.kept or "; ".join(kept),
     }
 
 
-def _quantizer(node: Node) -> dict[str, Any]:
+def _describe_quantizer(node: Node) -> dict[str, Any]:
     quantizer = Quantizer(node)
     spec, name = quantizer.spec, quantizer.site
     fields = {key: str(getattr(spec, key)) for key in ("format", "scale", "block", "rounding", "vjp", "range")}
@@ -231,7 +236,7 @@ def _quantizer(node: Node) -> dict[str, Any]:
     }
 
 
-def _outputs(captured: Captured) -> list[tuple[str, str]]:
+def _name_outputs(captured: Captured) -> list[tuple[str, str]]:
     """(name, module path) of every output of a captured graph, in order."""
     inside = {InputKind.PARAMETER, InputKind.BUFFER}
     owners = [fact.name.rpartition(".")[0] if fact.kind in inside else "" for fact in captured.inputs]

@@ -78,7 +78,7 @@ def halves_pipeline() -> Pipeline[Halves]:
         (
             RecomputeFloats(),  # codes, not floats, of what the user checkpoints
             OrderOutputs(),  # states after forward in front of the gradients
-            Partition(torch_compat.partition),  # what is saved, and what is computed again
+            Partition(torch_compat.split_joint),  # what is saved, and what is computed again
             DrawInForward(),  # one random key, so that backward can run twice
             SaveCodes(),  # in place of floats that backward computes with again
             RestoreHalves(),  # strides as traced, in what backward computes anew

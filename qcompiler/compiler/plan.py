@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import contractions, get_value
+from qcompiler.passes.ir.meta import get_value, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.subgraphs import contractions_inside
@@ -72,19 +72,22 @@ class QuantPlan:
     @classmethod
     def of(cls, module: GraphModule) -> "QuantPlan":
         """Reads the table off a graph, whole or forward only."""
-        found = list(contractions(module.graph))
+        found = list(iterate_contractions(module.graph))
         consumers = {reader.floats: fact for node, fact in found for reader in list_operands(node, fact)}
         sites = tuple(_describe_site(quantizer, consumers) for quantizer in list_quantizers(module.graph))
         readers = [reader.floats for reader in list_dequantizers(module.graph)]
         placed = [floats for floats in readers if floats in consumers and not consumers[floats].is_bias]
-        rules = {o.rule for _, fact in contractions(module.graph) for o in fact.operands}
-        rules |= {fact.output_rule for _, fact in contractions(module.graph)}
+        rules = {o.rule for _, fact in iterate_contractions(module.graph) for o in fact.operands}
+        rules |= {fact.output_rule for _, fact in iterate_contractions(module.graph)}
         matched = {rule for rule in rules if rule is not None}
-        facts = [fact for _, fact in contractions(module.graph)]
+        facts = [fact for _, fact in iterate_contractions(module.graph)]
         notes = [
-            f"{fact.site}/{o.name} in {describe(fact)}: {o.remark}" for fact in facts for o in fact.operands if o.remark
+            f"{fact.site}/{o.name} in {describe_contraction(fact)}: {o.remark}"
+            for fact in facts
+            for o in fact.operands
+            if o.remark
         ]
-        kept = tuple(_kept(module))
+        kept = tuple(_list_kept(module))
         return cls(sites=sites, kept=kept, placed=len(placed), matched=frozenset(matched), notes=tuple(notes))
 
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
@@ -111,7 +114,7 @@ class QuantPlan:
 
     def _parts(self) -> Iterator[Table | str]:
         columns = ("role", "format", "block", "scale", "range", "rounding", "shape", "read by")
-        yield Table("Quantizers", ("quantizer", *columns), [_row(site) for site in self.sites])
+        yield Table("Quantizers", ("quantizer", *columns), [_make_row(site) for site in self.sites])
         if self.kept:
             rows = [(kept.name, kept.consumer, kept.reason) for kept in self.kept]
             yield Table("Contractions left in float", ("kept in float", "in", "why"), rows)
@@ -120,13 +123,13 @@ class QuantPlan:
         yield from (f"note: {note}" for note in self.notes)
 
 
-def _row(site: Site) -> tuple[Any, ...]:
+def _make_row(site: Site) -> tuple[Any, ...]:
     """A quantizer as a row of the table."""
     s, readers = site.spec, ", ".join(site.consumers)
     return site.name, site.role, s.format, s.block, s.scale, s.range, s.rounding, list(site.shape), readers
 
 
-def describe(fact: Contraction) -> str:
+def describe_contraction(fact: Contraction) -> str:
     """`layer1.0.conv1 forward`, `… input gradient`, `… weight gradient`, `… bias gradient`."""
     if fact.is_bias:
         return f"{fact.site} bias gradient"
@@ -147,18 +150,18 @@ def _describe_site(quantizer: Quantizer, consumers: Mapping[Node, Contraction]) 
         quantizer.spec,
         quantizer.layout,
         tuple(get_value(quantizer.tensor).shape),
-        tuple(map(describe, facts)),
+        tuple(map(describe_contraction, facts)),
         forward and role is not Role.GRADIENT,
     )
 
 
-def _kept(module: GraphModule) -> list[Kept]:
+def _list_kept(module: GraphModule) -> list[Kept]:
     found = []
-    for _, fact in contractions(module.graph):
+    for _, fact in iterate_contractions(module.graph):
         if fact.kept:
             found.append(Kept(fact.operator, fact.site, fact.kept))
         found += [
-            Kept(f"{fact.site}/{o.name}", describe(fact), o.kept, asked=o.asked)
+            Kept(f"{fact.site}/{o.name}", describe_contraction(fact), o.kept, asked=o.asked)
             for o in fact.operands
             if o.kept and not fact.is_bias
         ]

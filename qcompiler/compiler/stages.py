@@ -7,7 +7,7 @@ from typing import Final
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.compiler.capture import Captured
-from qcompiler.compiler.lower import split
+from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes
@@ -60,12 +60,12 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
     joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
-    return [*stages, *_lower(captured, work)]
+    return [*stages, *_lower_stages(captured, work)]
 
 
 def lower_plain(captured: Captured) -> Stage:
     """The halves that would run without any pass: training in float."""
-    return _lower(captured, copy_graph(captured.module))[-1]
+    return _lower_stages(captured, copy_graph(captured.module))[-1]
 
 
 def check_stage(name: str) -> None:
@@ -77,16 +77,16 @@ def check_stage(name: str) -> None:
     names = [
         step.name for line in (joint_pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes
     ]
-    _check(name, [CAPTURED, *names, LOWERED])
+    _check_name(name, [CAPTURED, *names, LOWERED])
 
 
-def pick(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
+def pick_stages(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
     """The stage of one name of every captured graph.
 
     Raises:
         StageError: there is none of that name.
     """
-    _check(name, [stage.name for stage in frames[0]])
+    _check_name(name, [stage.name for stage in frames[0]])
     return [stage for stages in frames for stage in stages if stage.name == name]
 
 
@@ -101,16 +101,16 @@ def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
     Raises:
         StageError: there is none of that name.
     """
-    halves = [half for stage in pick(frames, name) for half in (stage.graph, stage.backward) if half is not None]
+    halves = [half for stage in pick_stages(frames, name) for half in (stage.graph, stage.backward) if half is not None]
     return "\n".join(map(graph_text, halves))
 
 
-def _check(name: str, names: Sequence[str]) -> None:
+def _check_name(name: str, names: Sequence[str]) -> None:
     if name not in names:
         raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _lower(captured: Captured, module: GraphModule) -> list[Stage]:
+def _lower_stages(captured: Captured, module: GraphModule) -> list[Stage]:
     """The stages from the joint graph to the halves that run; the last one is called "lowered". Changes the module."""
     stages: list[Stage] = []
 
@@ -120,5 +120,5 @@ def _lower(captured: Captured, module: GraphModule) -> list[Stage]:
         saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))
         stages.append(Stage(name, changes, captured, graphs[0], graphs[1] if len(graphs) > 1 else None, saved))
 
-    split(dataclasses.replace(captured, module=module), observe)
+    split_halves(dataclasses.replace(captured, module=module), observe)
     return [*stages, dataclasses.replace(stages[-1], name=LOWERED, changes=0)]

@@ -80,12 +80,12 @@ def reserve_names(graph: Graph) -> None:
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
 
 
-def symbols(size: Any) -> tuple[str, ...]:
+def list_symbols(size: Any) -> tuple[str, ...]:
     """The symbols in the size of a free dimension, `s31` and the like; none in a number."""
     return tuple(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else ()
 
 
-def leaves(tree: Any) -> list[Any]:
+def list_leaves(tree: Any) -> list[Any]:
     """The leaves of nested tuples, lists and dicts, and of what others have registered: outputs of transformers."""
     return pytree.tree_leaves(tree)
 
@@ -124,13 +124,13 @@ def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno != logging.ERROR
 
 
-def partition(
+def split_joint(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:
     """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
 
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
-    floats; `retrace` merges within each half.
+    floats; `retrace_graph` merges within each half.
     """
     with functorch_config.patch(cse=False):
         return min_cut_rematerialization_partition(
@@ -138,7 +138,7 @@ def partition(
         )
 
 
-def retrace(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
+def retrace_graph(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
     """The graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
     with mode, torch.no_grad(), inductor_config.patch(_INDUCTOR):
         table = {**select_decomp_table(), **DECOMPOSITIONS}

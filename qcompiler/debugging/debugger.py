@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from qcompiler.compiler.stages import Stage
 from qcompiler.debugging.recording import Recording
-from qcompiler.debugging.remedies import Proposal, Remedy, Trial, candidates
+from qcompiler.debugging.remedies import Proposal, Remedy, Trial, list_candidates
 from qcompiler.debugging.report import DebugReport, LayerFigures, SiteFigures
 from qcompiler.debugging.shadow import WatchedCompiler
 from qcompiler.debugging.site_rules import site_rules
@@ -145,7 +145,7 @@ class Debugger:
     def _propose(self, name: str) -> Proposal:
         harm, target = self.recording.harm(name), min(MENDED * self._usual(name), LOST / 2)
         trials: list[tuple[Remedy, Trial]] = []
-        for remedy, spec in candidates(self.recording.held[name].spec):
+        for remedy, spec in list_candidates(self.recording.held[name].spec):
             trials.append((remedy, self.recording.try_spec(name, spec)))
             if trials[-1][1].harm <= target:
                 break

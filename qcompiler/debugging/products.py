@@ -13,7 +13,7 @@ from qcompiler.passes.ir.facts import Contraction, Operand
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.annotate_roles import MATRIX_PRODUCTS
 from qcompiler.passes.joint.choose_blocks import legal_spec
-from qcompiler.runtime.numbers.figures import quantized, ratio
+from qcompiler.runtime.numbers.figures import compute_ratio, quantize_tensor
 from qcompiler.runtime.numbers.spec import QuantSpec
 
 
@@ -69,11 +69,11 @@ class Product:
 
     def run(self, values: Mapping[int, Tensor]) -> Tensor:
         """The product of these operands, without bias, in float32 (float64 where the operands are)."""
-        operands = {arg: _wide(value) for arg, value in values.items()}
+        operands = {arg: _widen(value) for arg, value in values.items()}
         if self.target in MATRIX_PRODUCTS:
             left, right = (operands[arg] for arg in MATRIX_PRODUCTS[self.target])
             return torch.matmul(left, right)
-        args = [operands.get(index, _wide(arg)) for index, arg in enumerate(self.args)]
+        args = [operands.get(index, _widen(arg)) for index, arg in enumerate(self.args)]
         if self.target is aten.convolution.default:
             args[2] = None
             return self.target(*args, **self.kwargs)  # type: ignore[no-any-return]
@@ -82,14 +82,14 @@ class Product:
 
     def loss(self, arg: int, quantized: Tensor) -> Loss:
         """What the product loses where the operand at `arg` is `quantized` and the other in float."""
-        error = self.run({**self.floats, arg: _wide(quantized) - _wide(self.floats[arg])})
+        error = self.run({**self.floats, arg: _widen(quantized) - _widen(self.floats[arg])})
         return self.loss_of(error, self.run(self.floats))
 
     def loss_of(self, error: Tensor, exact: Tensor) -> Loss:
         """The loss of a result, from its error and its float value."""
         lost, held = error.to(torch.float64).square(), exact.to(torch.float64).square()
         shares = [_lost_channels(lost, held, dim) for dim in self.channel_dims()]
-        return Loss(ratio(float(lost.sum()), float(held.sum())), max(shares, default=0.0))
+        return Loss(compute_ratio(float(lost.sum()), float(held.sum())), max(shares, default=0.0))
 
     def channel_dims(self) -> tuple[int, ...]:
         """The dimensions of the result that count channels: neither samples nor pixels."""
@@ -109,7 +109,11 @@ class Product:
         """
         operand = self.operand(arg)
         legal = None if spec is None else legal_spec(spec, operand)
-        return Loss(0.0, 0.0) if legal is None else self.loss(arg, quantized(self.floats[arg], legal, operand.layout))
+        return (
+            Loss(0.0, 0.0)
+            if legal is None
+            else self.loss(arg, quantize_tensor(self.floats[arg], legal, operand.layout))
+        )
 
 
 def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
@@ -120,7 +124,7 @@ def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
     return float(shares.mean()) if shares.numel() else 0.0
 
 
-def _wide(value: Any) -> Any:
+def _widen(value: Any) -> Any:
     """Short floats as float32, so that the product itself does not round; all else as it is."""
     short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32) if short else value

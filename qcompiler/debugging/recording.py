@@ -12,7 +12,14 @@ from qcompiler.debugging.shadow import QuantizeCall
 from qcompiler.passes.ir.facts import Operand
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
-from qcompiler.runtime.numbers.figures import Agreement, Tally, agreement, ratio, simulate, tally
+from qcompiler.runtime.numbers.figures import (
+    Agreement,
+    Tally,
+    compute_ratio,
+    measure_agreement,
+    simulate_quantizer,
+    tally_quantizer,
+)
 from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
 
 
@@ -58,7 +65,7 @@ class Recording:
     def quantized(self, site: str, call: QuantizeCall, codes: Tensor) -> None:
         """Adds one quantizer of one step."""
         spec = parse_spec(call.spec)
-        counted = tally(call.x, codes, call.scale, call.zero_point, spec, call.layout)
+        counted = tally_quantizer(call.x, codes, call.scale, call.zero_point, spec, call.layout)
         self.tallies[site] = self.tallies.get(site, Tally()) + counted
         self.held[site] = Held(call.x, spec, call.layout)
 
@@ -71,13 +78,13 @@ class Recording:
 
     def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
         """Adds one result of one contraction."""
-        found = agreement(own, reference)
+        found = measure_agreement(own, reference)
         self._judge(f"the result of {label}", found)
         self.layers[label] = self.layers.get(label, Agreement()) + found
 
     def gradient(self, name: str, own: Tensor, reference: Tensor) -> None:
         """Adds the gradient of one parameter."""
-        found = agreement(own, reference)
+        found = measure_agreement(own, reference)
         self._judge(f"the gradient of {name}", found)
         self.gradients[name] = self.gradients.get(name, Agreement()) + found
 
@@ -100,7 +107,9 @@ class Recording:
     def harm(self, site: str) -> float:
         """The harm of a site over all steps; inf where something is not finite."""
         found = self.losses.get(site, {}).values()
-        return _harm(site, [statistics.fmean(loss.worst for loss in steps) for steps in found], self.tallies[site])
+        return _compute_harm(
+            site, [statistics.fmean(loss.worst for loss in steps) for steps in found], self.tallies[site]
+        )
 
     def ranking(self) -> list[str]:
         """The sites, the most harmful first; of equal ones that which ran first."""
@@ -122,11 +131,11 @@ class Recording:
         losses = [product.try_spec(operand.arg, spec).worst for product, operand in readers]
         if spec is None:
             return Trial(None, 0.0, Tally())
-        seen = simulate(held.x, spec, held.layout).tally
-        return Trial(spec, _harm(site, losses, seen), seen)
+        seen = simulate_quantizer(held.x, spec, held.layout).tally
+        return Trial(spec, _compute_harm(site, losses, seen), seen)
 
 
-def _harm(site: str, losses: list[float], seen: Tally) -> float:
+def _compute_harm(site: str, losses: list[float], seen: Tally) -> float:
     own = get_role(site) is Role.OUTPUT or not losses
-    total = sum(losses) + (ratio(seen.noise, seen.signal) if own else 0.0)
+    total = sum(losses) + (compute_ratio(seen.noise, seen.signal) if own else 0.0)
     return math.inf if math.isnan(total) else total

@@ -63,7 +63,7 @@ class Proposal:
         return f"{self.site}: {change}\n" + "\n".join(f"  {rule}" for rule in self.rules)
 
 
-def candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
+def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
     """What to try in place of a spec, from the cheapest to float. Blocks grow smaller, bits more."""
     plain = dataclasses.replace(spec, range=Current())
     if spec.range != Current():
@@ -72,23 +72,23 @@ def candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
         yield Remedy.RANGE, dataclasses.replace(plain, scale=Scale.MAX)
     if not isinstance(spec.range, Percentile):
         yield Remedy.RANGE, dataclasses.replace(plain, range=Percentile())
-    smaller = _smaller(plain)
+    smaller = _shrink_blocks(plain)
     yield from ((Remedy.BLOCK, other) for other in smaller)
     for base in (plain, *smaller[:1]):
-        yield from ((Remedy.BITS, other) for other in _wider(base))
+        yield from ((Remedy.BITS, other) for other in _widen_formats(base))
     yield Remedy.KEEP, None
 
 
-def _smaller(spec: QuantSpec) -> list[QuantSpec]:
+def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
     """The spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
     found: list[QuantSpec] = []
     block = spec.block
-    while (block := _shrunk(block)) != (found[-1].block if found else spec.block):
+    while (block := _shrink_block(block)) != (found[-1].block if found else spec.block):
         found.append(spec.with_block(block))
     return found
 
 
-def _shrunk(block: Block) -> Block:
+def _shrink_block(block: Block) -> Block:
     """Whole axes become those of a hyperblock, long edges a quarter; no edge that was above 1 falls to it."""
     edges = {}
     for letter, whole in _HYPERBLOCK.items():
@@ -97,7 +97,7 @@ def _shrunk(block: Block) -> Block:
     return Block(**edges)
 
 
-def _wider(spec: QuantSpec) -> list[QuantSpec]:
+def _widen_formats(spec: QuantSpec) -> list[QuantSpec]:
     """The same with more bits, one format after the other."""
     form = spec.format
     if isinstance(form, FloatFormat):

@@ -46,7 +46,7 @@ class SiteFigures:
         last = found.pop("history")[-1:]
         del found["name"], found["spec"]
         ends = {f"{end}_of_last_step": value for step in last for end, value in step.items() if end != "sqnr"}
-        return {key: plain(value) for key, value in (found | ends).items()}
+        return {key: to_plain(value) for key, value in (found | ends).items()}
 
     def cells(self) -> tuple[str, ...]:
         """The row of a table."""
@@ -102,7 +102,7 @@ class DebugReport:
 
     def to_json(self) -> str:
         """The figures as JSON; numbers that JSON lacks are the texts "nan", "inf" and "-inf"."""
-        return json.dumps(plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
+        return json.dumps(to_plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
 
     def to_tensorboard(self, writer: "SummaryWriter | str | os.PathLike[str]", step: int = 0) -> None:
         """Writes a scalar a site (harm, sqnr, clipped, underflowed), a layer and a parameter (cosine, error).
@@ -115,7 +115,7 @@ class DebugReport:
             ImportError: TensorBoard is not installed.
         """
         if isinstance(writer, str | os.PathLike):
-            with _writer(writer) as own:
+            with _make_writer(writer) as own:
                 self._write(own, step)
         else:
             self._write(writer, step)
@@ -145,7 +145,7 @@ class DebugReport:
         return to_text([quantizers, *tables, self.advice])
 
 
-def _writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
+def _make_writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -153,10 +153,10 @@ def _writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
     return SummaryWriter(os.fspath(folder))
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """The value as JSON can hold it: NaN and infinities are the texts "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

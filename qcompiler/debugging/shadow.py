@@ -18,19 +18,19 @@ from torch.fx import Graph, GraphModule, Node
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
-from qcompiler.compiler.lower import Lowered, lower
+from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.pipelines import joint_pipeline
-from qcompiler.compiler.plan import describe
+from qcompiler.compiler.plan import describe_contraction
 from qcompiler.debugging.products import Product
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
-from qcompiler.passes.ir.meta import contractions, get_contraction, get_input
+from qcompiler.passes.ir.meta import get_contraction, get_input, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_quantizer
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.execute.interpret import Half, Hooks, interpret
+from qcompiler.runtime.execute.interpret import Half, Hooks, make_runner
 from qcompiler.runtime.execute.step import Step
 from qcompiler.runtime.ranges.store import Moment, RangeStore
 
@@ -119,7 +119,7 @@ class Watch(Hooks):
 
     def interpret(self, module: GraphModule) -> Half:
         """The half that runs a graph node by node under this watch."""
-        return interpret(module, self)
+        return make_runner(module, self)
 
     @contextlib.contextmanager
     def writing(self, record: Record) -> Iterator[None]:
@@ -139,7 +139,9 @@ class QuantizedWatch(Watch):
         #: node name → the name of its quantizer, numbered where a graph has it twice
         self.sites = site_names(module)
         #: contraction → argument → the quantizer whose codes it reads
-        self.operands = {labels[node.name]: self._operands(node, fact) for node, fact in _products(module.graph)}
+        self.operands = {
+            labels[node.name]: self._operands(node, fact) for node, fact in _iterate_contractions(module.graph)
+        }
 
     def _operands(self, node: Node, fact: Contraction) -> dict[int, str]:
         found = {operand.arg: find_quantizer(node.args[operand.arg]) for operand in fact.operands}
@@ -159,7 +161,7 @@ class QuantizedWatch(Watch):
             site = self.sites.get(node.name, Quantizer(node).site)
             if site not in self.record.tensors:
                 values = QuantizeCall(*args)
-                values = values._replace(x=_own(Quantizer(node).tensor, values.x))
+                values = values._replace(x=_keep_value(Quantizer(node).tensor, values.x))
                 self.record.tensors[site] = values.x
                 log.quantized(site, values, result)
         fact, label = get_contraction(node), self.labels.get(node.name)
@@ -167,7 +169,7 @@ class QuantizedWatch(Watch):
             return
         self.record.seen.add(label)
         if not fact.is_bias:
-            self.record.results[label] = _result(fact, result)
+            self.record.results[label] = _get_result(fact, result)
         sites = self.operands[label]
         floats = {o.arg: self._float(node.args[o.arg], args[o.arg], sites.get(o.arg)) for o in fact.operands}
         product = Product.of(node, fact, label, args, floats, sites)
@@ -176,7 +178,7 @@ class QuantizedWatch(Watch):
     def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:
         """The operand without its quantizer: the views between them, of the tensor that was quantized."""
         if site is None:
-            return _own(arg, value)
+            return _keep_value(arg, value)
         views = []
         while is_view(arg):
             views.append(arg)
@@ -199,7 +201,7 @@ class FloatWatch(Watch):
         """Compares the result of every contraction."""
         fact, label = get_contraction(node), self.labels.get(node.name)
         if fact is not None and label in self.record.results and self.relay.log is not None:
-            self.relay.log.compared(str(label), self.record.results.pop(str(label)), _result(fact, result))
+            self.relay.log.compared(str(label), self.record.results.pop(str(label)), _get_result(fact, result))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,10 +284,10 @@ class WatchedCompiler(GraphCompiler):
         return lambda: self._lower(captured, floats)
 
     def _lower(self, captured: Captured, floats: Captured) -> Lowered:
-        watch = QuantizedWatch(captured.module, _labels(captured.module), self.relay)
-        shadow_watch = FloatWatch(_labels(floats.module), self.relay)
-        lowered = lower(captured, watch.interpret, self.store)
-        shadow = lower(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
+        watch = QuantizedWatch(captured.module, _make_labels(captured.module), self.relay)
+        shadow_watch = FloatWatch(_make_labels(floats.module), self.relay)
+        lowered = lower_graph(captured, watch.interpret, self.store)
+        shadow = lower_graph(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
         own = {field.name: getattr(lowered.step, field.name) for field in dataclasses.fields(Step)}
         step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, inputs=captured.inputs)
         return dataclasses.replace(lowered, step=step)
@@ -299,14 +301,14 @@ def _not_finite(tensor: Tensor) -> Tensor:
     return ~torch.isfinite(tensor)
 
 
-def _products(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
+def _iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
     """The contractions whose operands can be quantized, sums of biases too: nothing inside of fused kernels."""
-    return ((node, fact) for node, fact in contractions(graph) if fact.operands)
+    return ((node, fact) for node, fact in iterate_contractions(graph) if fact.operands)
 
 
-def _labels(module: GraphModule) -> dict[str, str]:
+def _make_labels(module: GraphModule) -> dict[str, str]:
     """Node name → `layer1.0.conv1 weight gradient`, numbered where a graph has it twice."""
-    return _numbered((node.name, describe(fact)) for node, fact in _products(module.graph))
+    return _number_names((node.name, describe_contraction(fact)) for node, fact in _iterate_contractions(module.graph))
 
 
 def site_names(module: GraphModule) -> dict[str, str]:
@@ -316,22 +318,22 @@ def site_names(module: GraphModule) -> dict[str, str]:
 
 def numbered_sites(graph: Graph) -> dict[str, str]:
     """The same of a graph with quantizers that has not been split yet."""
-    return _numbered((quantizer.codes.name, quantizer.site) for quantizer in list_quantizers(graph))
+    return _number_names((quantizer.codes.name, quantizer.site) for quantizer in list_quantizers(graph))
 
 
-def _numbered(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _number_names(names: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Key → name, with #2, #3 … behind a name that was there before."""
     numbering = Numbering()
     return {key: numbering.number(name) for key, name in names}
 
 
-def _own(arg: Any, value: Tensor) -> Tensor:
+def _keep_value(arg: Any, value: Tensor) -> Tensor:
     """The value of a node, which stays what it is: a parameter or an input of the model is about to be written."""
     value = value.detach()
     return value.clone() if isinstance(arg, Node) and get_input(view_root(arg)) is not None else value
 
 
-def _result(fact: Contraction, result: Any) -> Tensor:
+def _get_result(fact: Contraction, result: Any) -> Tensor:
     """The tensor that a contraction gives: of a convolution's gradients the one that it is for."""
     if isinstance(result, Tensor):
         return result

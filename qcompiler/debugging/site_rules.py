@@ -35,12 +35,12 @@ def site_rules(
             sign=None,
             reason=reason,
         )
-        for fact, role, rule in _deciders(recording, recipe, site)
+        for fact, role, rule in _list_deciders(recording, recipe, site)
     )
     return tuple(dict.fromkeys(rules))
 
 
-def _deciders(recording: Recording, recipe: Recipe, site: str) -> list[tuple[Contraction, Role, Rule]]:
+def _list_deciders(recording: Recording, recipe: Recipe, site: str) -> list[tuple[Contraction, Role, Rule]]:
     """(layer, role, rule) of all that read the site; for the role output the layer whose result it is."""
     found = [(product.fact, operand.role, operand.rule) for product, operand in recording.readers(site)]
     if get_role(site) is Role.OUTPUT:

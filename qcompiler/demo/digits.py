@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.demo.measure import one_step, paired_times, saved_bytes
-from qcompiler.demo.nets import ResNet, accuracy
+from qcompiler.demo.nets import ResNet, measure_accuracy
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.tables import Table, to_text
 
@@ -56,7 +56,7 @@ class Comparison:
         return to_text([table, *(f"note: {note}" for note in self.notes)])
 
 
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(train images, train labels, test images, test labels): 1,408 and 389 images as float32 [n, 1, 8, 8] in 0 … 1.
 
     Raises:
@@ -73,7 +73,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[:1408], labels[:1408], images[1408:], labels[1408:]
 
 
-def train(name: str, model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int = 64) -> None:
+def train_network(name: str, model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int = 64) -> None:
     """SGD with momentum and a cosine schedule, with a bar on stderr; the loop knows nothing of quantization."""
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -90,7 +90,7 @@ def train(name: str, model: nn.Module, images: Tensor, labels: Tensor, epochs: i
         schedule.step()
 
 
-def compare(recipe: str = "hyperblock-int4", epochs: int = 12, backend: str | None = None) -> Comparison:
+def compare_recipe(recipe: str = "hyperblock-int4", epochs: int = 12, backend: str | None = None) -> Comparison:
     """Trains the same network twice, and measures both.
 
     Args:
@@ -103,15 +103,15 @@ def compare(recipe: str = "hyperblock-int4", epochs: int = 12, backend: str | No
         RecipeError: the recipe is unknown or not valid.
     """
     torch.manual_seed(0)
-    images, labels, test_images, test_labels = digits()
+    images, labels, test_images, test_labels = load_digits()
     plain = ResNet(blocks=1, channels=1, stages=2)
     quantized = qcompiler.compile(copy.deepcopy(plain), recipe, backend=backend)
     if backend != "eager":
         print("The first step of the quantized network compiles it: that takes most of the time.", file=sys.stderr)
     for name, model in (("float", plain), (quantized.recipe.name, quantized)):
-        train(name, model, images, labels, epochs)
+        train_network(name, model, images, labels, epochs)
     models, (x, y) = (plain, quantized), (images[:64], labels[:64])
-    scores = [accuracy(model, test_images, test_labels, batch=389) for model in models]
+    scores = [measure_accuracy(model, test_images, test_labels, batch=389) for model in models]
     plain.train(), quantized.train()
     plan, sizes = quantized.plan(), [saved_bytes(model, x) for model in models]
     times = paired_times({str(number): one_step(model, x, y) for number, model in enumerate(models)})

@@ -58,7 +58,7 @@ class VGG(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
+def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
     """Percent of labels that the model's largest output meets, in eval mode."""
     model.eval()
     images = images.to(memory_format=torch.channels_last) if images.ndim == 4 else images

@@ -11,7 +11,7 @@ _COLORS: Final = {"weight": "#2f6fde", "activation": "#1b8f58", "gradient": "#d9
 _HEAT: Final = ("#dcefe3", "#f7e9a0", "#f5b85c", "#e8743b", "#b3123b")
 
 
-def dot(picture: Picture) -> str:
+def write_dot(picture: Picture) -> str:
     """The last stage as a `digraph`: a cluster for each module, quantizers in the color of their role.
 
     Every name is written as a quoted string, so nothing in it is read as markup.
@@ -20,41 +20,41 @@ def dot(picture: Picture) -> str:
     shapes = [shape for shape in picture.shapes if shape.stages & bit]
     lines = [line for line in picture.lines if line.stages & bit]
     saved = {shape.id for shape in shapes if shape.kind == "saved"}
-    body = [*_cluster("", shapes, picture.parents)]
+    body = [*_write_cluster("", shapes, picture.parents)]
     for line in lines:
         style = " [style=dashed]" if {line.source, line.target} & saved else ""
-        body.append(f"  {_quote(line.source)} -> {_quote(line.target)}{style};")
-    head = f'digraph {_quote(picture.title)} {{\n  node [shape=box, fontname="monospace", fontsize=10];'
+        body.append(f"  {_quote_text(line.source)} -> {_quote_text(line.target)}{style};")
+    head = f'digraph {_quote_text(picture.title)} {{\n  node [shape=box, fontname="monospace", fontsize=10];'
     return "\n".join([head, *body, "}"]) + "\n"
 
 
-def _cluster(path: str, shapes: list[Shape], parents: Mapping[str, str]) -> list[str]:
+def _write_cluster(path: str, shapes: list[Shape], parents: Mapping[str, str]) -> list[str]:
     """The nodes of one module and the clusters of the modules in it; a module of which nothing is drawn has none."""
-    lines = [f"  {_quote(shape.id)} [{_style(shape)}];" for shape in shapes if shape.module == path]
+    lines = [f"  {_quote_text(shape.id)} [{_style_node(shape)}];" for shape in shapes if shape.module == path]
     for child in (inner for inner, outer in parents.items() if outer == path):
-        if body := _cluster(child, shapes, parents):
-            lines += [f"  subgraph {_quote(f'cluster {child}')} {{ label={_quote(child)};", *body, "  }"]
+        if body := _write_cluster(child, shapes, parents):
+            lines += [f"  subgraph {_quote_text(f'cluster {child}')} {{ label={_quote_text(child)};", *body, "  }"]
     return lines
 
 
-def _style(shape: Shape) -> str:
-    label = f"label={_quote(shape.label)}"
+def _style_node(shape: Shape) -> str:
+    label = f"label={_quote_text(shape.label)}"
     if shape.kind == "quantizer" and shape.figures:
-        tooltip = _quote("\n".join(f"{name}: {value}" for name, value in shape.figures.items()))
-        return f'{label}, style="rounded,filled", fillcolor="{_heat(shape.figures["harm"])}", tooltip={tooltip}'
+        tooltip = _quote_text("\n".join(f"{name}: {value}" for name, value in shape.figures.items()))
+        return f'{label}, style="rounded,filled", fillcolor="{_color_harm(shape.figures["harm"])}", tooltip={tooltip}'
     if shape.kind == "quantizer":
         return f'{label}, style="rounded,filled", fontcolor=white, fillcolor="{_COLORS[shape.role]}"'
     if shape.kind == "contraction":
-        kept = f', style="filled,striped", fillcolor="#f5d97a:white", tooltip={_quote(shape.kept)}'
+        kept = f', style="filled,striped", fillcolor="#f5d97a:white", tooltip={_quote_text(shape.kept)}'
         return label + (kept if shape.kept else ', style=filled, fillcolor="#1f2a3a", fontcolor=white')
     return f'{label}, style="rounded,filled", fillcolor="#ece8f6"' if shape.kind == "saved" else label
 
 
-def _heat(harm: float | str) -> str:
+def _color_harm(harm: float | str) -> str:
     """The color of a harm; JSON has an infinite one as text."""
     return _HEAT[sum(float(harm) >= edge for edge in HARMS)]
 
 
-def _quote(text: str) -> str:
+def _quote_text(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

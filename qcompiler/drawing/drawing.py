@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import networkx
 from torch import Tensor, nn
 
-from qcompiler.compiler.network import network
+from qcompiler.compiler.network import build_network
 from qcompiler.compiler.stages import QUANTIZED, Stage, find_stage
-from qcompiler.drawing.picture import Picture, picture
-from qcompiler.files import check_writable, replacing
+from qcompiler.drawing.picture import Picture, make_picture
+from qcompiler.files import check_writable, replace_file
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.runtime.errors import QCompilerError
 
@@ -65,18 +65,18 @@ def draw(
         OSError: the file cannot be written; an old one is then unchanged.
     """
     get_session("draw", qmodel)
-    path = check(path, colored=debug is not None)
+    path = check_path(path, colored=debug is not None)
     if debug is not None:
         _check_debugger(qmodel, training, debug)
     else:
         qmodel.check_captured("draw", training)
     text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
-    with replacing(path) as part:
+    with replace_file(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
 
-def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
+def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
     """The path, if `draw` can write to it.
 
     Args:
@@ -97,7 +97,7 @@ def check(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
         raise FileNotFoundError(f"draw: there is no folder {path.parent}")
     check_writable(path)
     if ending == ".svg":
-        _engine()
+        _find_engine()
     return path
 
 
@@ -124,13 +124,13 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
     shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
     session = get_session("draw", qmodel)
     title = f"{type(session.model).__name__}, {qmodel.recipe.name}"
-    drawn = [(name, count, network(stages)) for name, count, stages in shown]
-    made = picture(title, drawn, containers(session.model))
+    drawn = [(name, count, build_network(stages)) for name, count, stages in shown]
+    made = make_picture(title, drawn, list_containers(session.model))
     _add_ranges(made, qmodel.ranges())
     return made if report is None else _with_figures(made, frames, report)
 
 
-def containers(model: nn.Module) -> frozenset[str]:
+def list_containers(model: nn.Module) -> frozenset[str]:
     """The paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
     # the same module may have two paths, and either may name a node
     modules = model.named_modules(remove_duplicate=False)
@@ -147,10 +147,10 @@ def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
     for shape in made.shapes:
         if shape.kind == "quantizer" and (state := states.get(shape.details["name"])) is not None:
             rows = state.detach().reshape(state.shape[0], -1) if state.ndim else state.detach().reshape(1, 1)
-            shape.details["range_state"] = [_span(row) for row in rows]
+            shape.details["range_state"] = [_find_span(row) for row in rows]
 
 
-def _span(row: Tensor) -> str:
+def _find_span(row: Tensor) -> str:
     low, high = float(row.min()), float(row.max())
     return f"{low:.4g}" if low == high or row.numel() == 1 else f"{low:.4g} … {high:.4g}"
 
@@ -169,53 +169,53 @@ def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "Deb
     return dataclasses.replace(made, watched=report.steps)
 
 
-def _html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return page(picture_of(qmodel, training=training, debug=debug))
+def _write_html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return make_page(picture_of(qmodel, training=training, debug=debug))
 
 
-def page(shown: Picture) -> str:
+def make_page(shown: Picture) -> str:
     """The page of a picture: one document that reads nothing else."""
     # `<` could end the script element that the names of the user's model stand in
     text = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     data = text.replace("<", "\\u003c")
-    light = "".join(f"--{name}: {color}; " for name, color in _light().items())
-    css = f":root {{ {light}}}\n{_assets('theme.css', 'scene.css', 'page.css')}"
-    scripts = {"d3": _asset("d3.min.js"), "layout": _assets(*_LAYOUT), "page": _assets(*_PAGE)}
-    return Template(_asset("page.html")).substitute(scripts, css=css, picture=data, hatch=_HATCH)
+    light = "".join(f"--{name}: {color}; " for name, color in _read_light_theme().items())
+    css = f":root {{ {light}}}\n{_read_assets('theme.css', 'scene.css', 'page.css')}"
+    scripts = {"d3": _read_asset("d3.min.js"), "layout": _read_assets(*_LAYOUT), "page": _read_assets(*_PAGE)}
+    return Template(_read_asset("page.html")).substitute(scripts, css=css, picture=data, hatch=_HATCH)
 
 
-def _light() -> dict[str, str]:
+def _read_light_theme() -> dict[str, str]:
     """The light theme: name of a color → color."""
-    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _asset("theme.css")))
+    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _read_asset("theme.css")))
 
 
-def _svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return svg(picture_of(qmodel, training=training, debug=debug))
+def _write_svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return make_svg(picture_of(qmodel, training=training, debug=debug))
 
 
-def svg(shown: Picture, budget: int = _PARTS) -> str:
+def make_svg(shown: Picture, budget: int = _PARTS) -> str:
     """The last stage of a picture as SVG, with so many modules unfolded that about `budget` parts are seen.
 
     Raises:
         DrawError: mini-racer, which runs the layout, is not installed.
     """
-    with _engine()() as engine:
-        engine.eval(_assets(*_LAYOUT))
+    with _find_engine()() as engine:
+        engine.eval(_read_assets(*_LAYOUT))
         state = {"stage": len(shown.stages) - 1, "budget": budget, "color": "harm" if shown.watched else "role"}
         call = f"JSON.stringify(scene({json.dumps(shown.to_dict())}, {json.dumps(state)}))"
         made = json.loads(str(engine.eval(call)))
-    body = "\n".join(_element(item) for item in made["items"])
+    body = "\n".join(_make_element(item) for item in made["items"])
     size = f'width="{made["width"]:.0f}" height="{made["height"]:.0f}"'
     view = f'viewBox="0 0 {made["width"]:.0f} {made["height"]:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n<title>{html.escape(shown.title)}</title>'
     # light, and without variables, which some programs that read SVG do not know
-    colors = _light()
-    css = re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], _asset("scene.css"))
+    colors = _read_light_theme()
+    css = re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], _read_asset("scene.css"))
     style = f"<style>{css}</style>\n<defs>{_HATCH}</defs>"
     return f'{head}\n{style}\n<g class="scene">\n{body}\n</g>\n</svg>\n'
 
 
-def _engine() -> Any:
+def _find_engine() -> Any:
     """The class that runs the layout outside of a browser."""
     try:
         from py_mini_racer import MiniRacer
@@ -233,7 +233,7 @@ _ATTRIBUTES: Final = {
 }
 
 
-def _element(item: dict[str, Any]) -> str:
+def _make_element(item: dict[str, Any]) -> str:
     kind = item["type"]
     found = {name: item[key] for key, name in _ATTRIBUTES[kind].items() if key in item}
     texts = {name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in found.items()}
@@ -242,15 +242,15 @@ def _element(item: dict[str, Any]) -> str:
     return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
 
 
-def _json(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+def _write_json(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
     return json.dumps(picture_of(qmodel, training=training, debug=debug).to_dict(), indent=1) + "\n"
 
 
-def _graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return "\n".join(networkx.generate_graphml(_flat(qmodel.to_networkx(training=training)))) + "\n"
+def _write_graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    return "\n".join(networkx.generate_graphml(_flatten_graph(qmodel.to_networkx(training=training)))) + "\n"
 
 
-def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
+def _flatten_graph(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
     """The same graph, what is no text and no number as text: GraphML knows nothing else."""
     flat: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(**graph.graph)
     plain = (str, int, float)
@@ -261,24 +261,24 @@ def _flat(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
     return flat
 
 
-def _dot(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    from qcompiler.drawing.dot import dot
+def _write_dot(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+    from qcompiler.drawing.dot import write_dot
 
-    return dot(picture_of(qmodel, training=training, debug=debug))
+    return write_dot(picture_of(qmodel, training=training, debug=debug))
 
 
 _WRITERS: Final[dict[str, Callable[[QuantizedModule, bool, "Debugger | None"], str]]] = {
-    ".html": _html,
-    ".svg": _svg,
-    ".dot": _dot,
-    ".graphml": _graphml,
-    ".json": _json,
+    ".html": _write_html,
+    ".svg": _write_svg,
+    ".dot": _write_dot,
+    ".graphml": _write_graphml,
+    ".json": _write_json,
 }
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return resources.files("qcompiler.drawing").joinpath("viewer", name).read_text(encoding="utf-8")
 
 
-def _assets(*names: str) -> str:
-    return "\n".join(map(_asset, names))
+def _read_assets(*names: str) -> str:
+    return "\n".join(map(_read_asset, names))

@@ -9,8 +9,8 @@ from typing import IO, Any, Final
 
 import networkx
 
-from qcompiler.compiler.network import network, operand_readers
-from qcompiler.compiler.stages import lower_plain, pick
+from qcompiler.compiler.network import build_network, operand_readers
+from qcompiler.compiler.stages import lower_plain, pick_stages
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.tables import Table, to_markdown, to_text
 
@@ -135,12 +135,12 @@ def explain(qmodel: QuantizedModule, *, training: bool = True) -> Explanation:
     get_session("explain", qmodel)
     qmodel.check_captured("explain", training)
     frames = qmodel.stages(training=training)
-    graph = network(pick(frames, "lowered"))
-    plain = network([lower_plain(stages[0].captured) for stages in frames])
+    graph = build_network(pick_stages(frames, "lowered"))
+    plain = build_network([lower_plain(stages[0].captured) for stages in frames])
     plan = qmodel.plan(training=training)
     contractions = [data for _, data in graph.nodes(data=True) if data["kind"] == "contraction"]
     quantizers = tuple(_quantizer_rows(graph))
-    static, dynamic = (sum(sizes) for sizes in zip(*_traffic(graph), strict=True)) if contractions else (0, 0)
+    static, dynamic = (sum(sizes) for sizes in zip(*_list_traffic(graph), strict=True)) if contractions else (0, 0)
     totals = Totals(
         placed=plan.placed,
         quantizers=len(quantizers),
@@ -170,12 +170,12 @@ def _quantizer_rows(graph: "networkx.MultiDiGraph[str]") -> Iterator[QuantizerRo
         if data["kind"] == "quantizer":
             names = tuple(graph.nodes[reader]["name"] for reader in data["consumers"])
             placed = sum(graph.nodes[reader]["product"] != "bias-gradient" for reader in data["consumers"])
-            saved = sum(graph.nodes[part]["saved_bytes"] for part in _parts(graph, node))
+            saved = sum(graph.nodes[part]["saved_bytes"] for part in _list_parts(graph, node))
             fields = {key: data[key] for key in ("name", "module", "role", "spec", "shape", "source")}
             yield QuantizerRow(**fields, consumers=names, placed=placed, saved_bytes=saved)
 
 
-def _parts(graph: "networkx.MultiDiGraph[str]", quantizer: str) -> Iterator[str]:
+def _list_parts(graph: "networkx.MultiDiGraph[str]", quantizer: str) -> Iterator[str]:
     """The codes, packed or not, and the scales of a quantizer."""
     kinds = {"scale", "packing"}
     near = {quantizer, *(node for node in graph.predecessors(quantizer) if graph.nodes[node]["kind"] == "scale")}
@@ -208,7 +208,7 @@ def _one_dimensional(graph: "networkx.MultiDiGraph[str]") -> int:
     return len(needed)
 
 
-def _traffic(graph: "networkx.MultiDiGraph[str]") -> Iterator[tuple[int, int]]:
+def _list_traffic(graph: "networkx.MultiDiGraph[str]") -> Iterator[tuple[int, int]]:
     """(static, dynamic) bytes of each product."""
     sources = operands_of(graph)
     for node, data in graph.nodes(data=True):
@@ -219,10 +219,10 @@ def _traffic(graph: "networkx.MultiDiGraph[str]") -> Iterator[tuple[int, int]]:
                 quantizer = sources.get((node, operand["arg"]))
                 bits = graph.nodes[quantizer]["bits"] if quantizer else _FLOAT
                 sides.append((math.prod(graph.nodes[start]["shape"]), bits, operand["role"]))
-            yield traffic(sides, data["elements"], is_parameter=data["product"] == "weight-gradient")
+            yield compute_traffic(sides, data["elements"], is_parameter=data["product"] == "weight-gradient")
 
 
-def traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_parameter: bool) -> tuple[int, int]:
+def compute_traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_parameter: bool) -> tuple[int, int]:
     """Bytes that one product moves with static and with dynamic ranges, by the model of Fournarakis & Nagel 2021.
 
     static = |A|·a + |B|·b + |Y|·y bits; dynamic adds 2·|Y|·32: the result is written whole, and read back once its

@@ -12,7 +12,7 @@ from typing import Any, Final
 import networkx
 
 from qcompiler.compiler.network import CARRIERS, INPUTS
-from qcompiler.drawing.ranks import ranks
+from qcompiler.drawing.ranks import set_ranks
 
 #: kinds that are never drawn: their tensor is a part of another one, or they only carry random bits and ranges
 _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}
@@ -80,7 +80,9 @@ class Picture:
         return dataclasses.asdict(self) | {"harms": HARMS}
 
 
-def picture(title: str, stages: Sequence[tuple[str, int, Graph]], containers: Collection[str] = frozenset()) -> Picture:
+def make_picture(
+    title: str, stages: Sequence[tuple[str, int, Graph]], containers: Collection[str] = frozenset()
+) -> Picture:
     """The picture of a graph at several stages, in order; nodes are named alike in all of them.
 
     Args:
@@ -97,22 +99,22 @@ def picture(title: str, stages: Sequence[tuple[str, int, Graph]], containers: Co
             shapes[shape.id] = dataclasses.replace(shape, stages=1 << index | (before.stages if before else 0))
         for source, target in view.lines():
             lines.setdefault((source, target), Line(source, target)).stages |= 1 << index
-    parents = _parents((shape.module for shape in shapes.values()), containers)
-    rows = ranks(list(shapes.values()), list(lines.values()), parents)
+    parents = _find_parents((shape.module for shape in shapes.values()), containers)
+    rows = set_ranks(list(shapes.values()), list(lines.values()), parents)
     names = tuple((name, changes) for name, changes, _ in stages)
     return Picture(title, names, tuple(shapes.values()), tuple(lines.values()), parents, rows)
 
 
-def _boxes(module: str, containers: Collection[str]) -> list[str]:
+def _list_boxes(module: str, containers: Collection[str]) -> list[str]:
     """The paths of the boxes around a part of a module, outermost first: `a.b` → "", "a", "a.b"."""
     parts = module.split(".") if module else []
     paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
     return ["", *(path for path in paths if path not in containers)]
 
 
-def _parents(modules: Iterable[str], containers: Collection[str]) -> dict[str, str]:
+def _find_parents(modules: Iterable[str], containers: Collection[str]) -> dict[str, str]:
     """Box → the box around it, for all modules."""
-    pairs = (itertools.pairwise(_boxes(module, containers)) for module in modules)
+    pairs = (itertools.pairwise(_list_boxes(module, containers)) for module in modules)
     return {inner: outer for chain in pairs for outer, inner in chain}
 
 
@@ -178,11 +180,11 @@ class _View:
         if known is not None:
             known.bytes += size
             known.details["bytes"] = known.bytes
-            known.label = f"{known.details['as']} {human(known.bytes)}"
+            known.label = f"{known.details['as']} {format_bytes(known.bytes)}"
             return
         form = self.form(node)
         details = {"tensor": owner["name"] or start, "as": form, "bytes": size, "shape": owner["shape"]}
-        label = f"{form} {human(size)}"
+        label = f"{form} {format_bytes(size)}"
         chip = Shape(self.chip_id(node), "saved", 1, self.box(owner), label, bytes=size, details=details)
         chip.role = owner.get("role", "")
         self.chips[chip.id] = chip
@@ -231,36 +233,36 @@ class _View:
         lane = 0 if data["lane"] == "forward" else 2
         role = data.get("role", "")
         box = self.box(data)
-        return Shape(node, data["kind"], lane, box, _label(data, box), role, data["bytes"], kept, details=details)
+        return Shape(node, data["kind"], lane, box, _make_label(data, box), role, data["bytes"], kept, details=details)
 
     def box(self, data: dict[str, Any]) -> str:
         """The path of the innermost box around a node."""
-        return _boxes(data["module"], self.containers)[-1]
+        return _list_boxes(data["module"], self.containers)[-1]
 
 
-def _label(data: dict[str, Any], box: str) -> str:
+def _make_label(data: dict[str, Any], box: str) -> str:
     """What stands on a node; the path of the box around it is not said again."""
     kind, name = data["kind"], str(data["name"])
     if kind == "quantizer":
         return f"{data['format']} {data['block']}"
     if kind == "contraction":
         whole = not data["operands"]  # a fused kernel, whose operands nobody knows
-        return _plain(data) if whole else name.removeprefix(f"{box} ").rpartition(".")[2]
+        return _shorten_operator(data) if whole else name.removeprefix(f"{box} ").rpartition(".")[2]
     if kind == "key":
         return "random key"
     if kind not in INPUTS and kind != "output":
-        return _plain(data)
+        return _shorten_operator(data)
     what, of, tensor = ("gradient", " of ", name) if kind == "tangent" else name.rpartition(" of ")
     return f"{what}{of}{tensor.removeprefix(f'{box}.')}"
 
 
-def _plain(data: dict[str, Any]) -> str:
+def _shorten_operator(data: dict[str, Any]) -> str:
     """`aten.convolution_backward.default` → `convolution_backward`."""
     name = str(data["op"]).removeprefix("aten.").partition(".")[0].strip("_")
     return name.removeprefix("native_").partition("_legit")[0]  # native_batch_norm_legit_functional
 
 
-def human(size: int) -> str:
+def format_bytes(size: int) -> str:
     """1536 → `1.5 KiB`."""
     value, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qcompiler.drawing.picture import Line, Shape
 
 
-def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[str, str]) -> dict[str, int]:
+def set_ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[str, str]) -> dict[str, int]:
     """Sets the rank of every shape in its box; returns the rank of every box in the box around it.
 
     A line between two boxes counts where they meet: between the parts of the innermost box around both.
@@ -26,9 +26,9 @@ def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[s
         lines: what joins them.
         parents: path of a box → path of the box around it.
     """
-    places = {shape.id: [*_around(shape.module, parents), shape.id] for shape in shapes}
+    places = {shape.id: [*_list_boxes_around(shape.module, parents), shape.id] for shape in shapes}
     graphs: dict[str, networkx.DiGraph[str]] = {}
-    order = _order(shapes, places)
+    order = _order_parts(shapes, places)
     for shape in shapes:
         for box, part in itertools.pairwise(places[shape.id]):
             graphs.setdefault(box, networkx.DiGraph()).add_node(part)
@@ -37,19 +37,19 @@ def ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[s
     for line in lines:
         if lanes[line.target] != 1:
             source = into.get(line.source, line.source)
-            _connect(graphs, places[source], places[line.target], (lanes[source], lanes[line.target]))
-    found = {part: rank for graph in graphs.values() for part, rank in _rank(graph, order).items()}
+            _connect_parts(graphs, places[source], places[line.target], (lanes[source], lanes[line.target]))
+    found = {part: rank for graph in graphs.values() for part, rank in _rank_parts(graph, order).items()}
     for shape in shapes:
         shape.rank = found[into.get(shape.id, shape.id)]  # what is saved stands beside what made it
     return {part: rank for part, rank in found.items() if part not in places}
 
 
-def _around(module: str, parents: Mapping[str, str]) -> list[str]:
+def _list_boxes_around(module: str, parents: Mapping[str, str]) -> list[str]:
     """`a.b` → the boxes around its parts, outermost first: "", "box a", "box a.b"."""
-    return [*_around(parents[module], parents), f"box {module}"] if module else [""]
+    return [*_list_boxes_around(parents[module], parents), f"box {module}"] if module else [""]
 
 
-def _order(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
+def _order_parts(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
     """A number for each part, growing downwards: its place in forward; backward ran the other way round.
 
     A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top. What
@@ -69,7 +69,7 @@ def _order(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str,
     return order
 
 
-def _connect(
+def _connect_parts(
     graphs: "dict[str, networkx.DiGraph[str]]", source: Sequence[str], target: Sequence[str], lanes: tuple[int, int]
 ) -> None:
     """One line, in the innermost box around both ends, pointing down.
@@ -84,7 +84,7 @@ def _connect(
     graph.add_edge(start, end, step=step)
 
 
-def _rank(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, int]:
+def _rank_parts(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, int]:
     """The longest path from above; a part that nothing holds from above moves down to its first reader."""
     for start, end in list(graph.edges):
         if start == end:

@@ -51,7 +51,7 @@ def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -
     for node, spec in zip(nodes, _list_specs(model, args, kwargs, shapes), strict=True):
         for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec or ()):
             root = getattr(dim, "root", dim)  # 2 * batch is made of batch
-            found = torch_compat.symbols(get_value(node).shape[axis])
+            found = torch_compat.list_symbols(get_value(node).shape[axis])
             if isinstance(root, Dim) and len(found) == 1:
                 names[found[0]] = str(root.__name__)
     return names
@@ -70,7 +70,7 @@ def _list_specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 def _list_inner_specs(given: Any, spec: Any) -> Iterator[Any]:
     """The same for one argument, part by part."""
-    parts = torch_compat.leaves(given)
+    parts = torch_compat.list_leaves(given)
     if len(parts) == 1 and parts[0] is given:
         yield spec
     elif spec is None or not isinstance(given, Mapping | tuple | list):

@@ -50,7 +50,7 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     except TypeError as error:
         raise ExportError(f"export: inputs: {error}") from error
     for name, given in named.items():
-        if any(isinstance(one, Tensor) and one.ndim and not len(one) for one in torch_compat.leaves(given)):
+        if any(isinstance(one, Tensor) and one.ndim and not len(one) for one in torch_compat.list_leaves(given)):
             raise ExportError(f"export: input {_describe_input(name, given)} holds no sample; valid: at least one")
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
@@ -83,7 +83,7 @@ def free_batch(
         ExportError: none of the arguments is a tensor with dimensions.
     """
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    tensors = [one for one in torch_compat.leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
+    tensors = [one for one in torch_compat.list_leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
     if not tensors:
         raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
     length, axis = tensors[0].shape[0], torch.export.Dim("batch")
@@ -111,7 +111,7 @@ def free_as(
         free: input of the file → its free dimensions, in the order of the inputs.
     """
     bound = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    tensors = [bound[name] for name in free] if free.keys() <= bound.keys() else torch_compat.leaves(bound)
+    tensors = [bound[name] for name in free] if free.keys() <= bound.keys() else torch_compat.list_leaves(bound)
     known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), free.values(), strict=False))
 
     def twice(one: Any) -> Any:

@@ -18,7 +18,7 @@ from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import is_size
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
-from qcompiler.runtime.execute.interpret import Hooks, interpret
+from qcompiler.runtime.execute.interpret import Hooks, make_runner
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import FloatFormat
 
@@ -51,13 +51,13 @@ class Observer(Hooks):
         held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
         known = {InputKind.INPUT: given, InputKind.STATE: self.states}
         values = [self.held(fact.kind, known.get(fact.kind, held)[fact.name]) for fact in self.traced.inputs]
-        returned = interpret(self.module, self)(values)
-        return [one.numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
+        returned = make_runner(self.module, self)(values)
+        return [one.numpy() for one in torch_compat.list_leaves(returned) if isinstance(one, Tensor)]
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Input of the graph → what a call gives it."""
         names = [fact.name for fact in self.traced.inputs if fact.kind is InputKind.INPUT]
-        leaves = torch_compat.leaves((args, dict(kwargs)))
+        leaves = torch_compat.list_leaves((args, dict(kwargs)))
         if len(leaves) != len(names):
             raise TypeError(f"got {len(leaves)} inputs; valid: {len(names)}")
         return dict(zip(names, leaves, strict=True))

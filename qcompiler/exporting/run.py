@@ -99,7 +99,7 @@ def make_feeds(
     running: onnxruntime.InferenceSession, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """The tensors of a call by the names of the file's inputs, in the same order."""
-    tensors = [one for one in torch_compat.leaves((args, dict(kwargs))) if isinstance(one, Tensor)]
+    tensors = [one for one in torch_compat.list_leaves((args, dict(kwargs))) if isinstance(one, Tensor)]
     return {given.name: one.detach().cpu().numpy() for given, one in zip(running.get_inputs(), tensors, strict=True)}
 
 
@@ -224,7 +224,7 @@ def run_reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mappin
     """The tensors that PyTorch returns in eval mode."""
     with enter_eval_mode(get_session("export", qmodel).model), torch.no_grad():
         returned = qmodel(*args, **kwargs)
-    return [one.detach().cpu().numpy() for one in torch_compat.leaves(returned) if isinstance(one, Tensor)]
+    return [one.detach().cpu().numpy() for one in torch_compat.list_leaves(returned) if isinstance(one, Tensor)]
 
 
 def measure_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

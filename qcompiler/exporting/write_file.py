@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qcompiler.exporting import build
-from qcompiler.files import replacing
+from qcompiler.files import replace_file
 
 #: a file above this size keeps its tensors in a second file: protobuf ends at 2 GiB
 _EXTERNAL = 2**31 - 2**26
@@ -20,7 +20,7 @@ def write_file(model: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int
     """Write a model in place of what is at `path`, unless `check` raises; return its bytes and what `check` gives."""
     data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
     try:
-        with replacing(path) as draft:
+        with replace_file(path) as draft:
             size = build.save_model(model, draft, data if build.count_bytes(model) > _EXTERNAL else None)
             build.check_file(draft)
             found = check(draft)

@@ -11,7 +11,7 @@ _UNSIGNED: Final = parse_spec(f"uint8:real:tensor:nearest:pass:{_HINDSIGHT}")
 _AFFINE: Final = parse_spec(f"affine8:real:tensor:nearest:pass:{_HINDSIGHT}")
 
 
-def _outputs(operator: str) -> tuple[Rule, ...]:
+def _make_output_rules(operator: str) -> tuple[Rule, ...]:
     """Every layer of one kind ends in codes: unsigned behind relu, with a zero point elsewhere."""
     return tuple(
         Rule(role=Role.OUTPUT, operator=operator, behind=Behind.LAYER, sign=sign, spec=spec)
@@ -35,8 +35,8 @@ DEPLOY_INT8: Final = Recipe(
         Rule(role=Role.ACTIVATION, spec=_AFFINE),
         Rule(role=Role.GRADIENT, spec=parse_spec(f"affine8:real:tensor:stochastic:pass:{_HINDSIGHT}")),
         Rule(spec=None, role=Role.OUTPUT, position=Position.LAST, reason="the result of the model"),
-        *_outputs("convolution"),
-        *_outputs("linear"),
-        *_outputs(ADDITION),
+        *_make_output_rules("convolution"),
+        *_make_output_rules("linear"),
+        *_make_output_rules(ADDITION),
     ),
 )

@@ -13,7 +13,7 @@ HINDSIGHT_PAPER: Final = (
 )
 
 
-def _w8a8g8(name: str, estimator: str, what: str) -> Recipe:
+def _make_w8a8g8(name: str, estimator: str, what: str) -> Recipe:
     """8 bits for weights, activations, outputs and gradients, the ranges of all but weights by one estimator."""
     nearest, noisy = (f"affine8:real:tensor:{rounding}:pass:{estimator}" for rounding in ("nearest", "stochastic"))
     rules = by_role(weight="int8:real:tensor:nearest:pass", activation=nearest, gradient=noisy)
@@ -25,8 +25,8 @@ def _w8a8g8(name: str, estimator: str, what: str) -> Recipe:
 
 
 #: In-Hindsight (2021): every range but that of weights is known before its tensor is, so one pass quantizes it.
-IN_HINDSIGHT_W8A8G8: Final = _w8a8g8("in-hindsight-w8a8g8", "hindsight(0.9,0.01)", "in-hindsight min-max")
+IN_HINDSIGHT_W8A8G8: Final = _make_w8a8g8("in-hindsight-w8a8g8", "hindsight(0.9,0.01)", "in-hindsight min-max")
 #: What In-Hindsight is compared with: the present tensor's own range, two passes.
-CURRENT_W8A8G8: Final = _w8a8g8("current-w8a8g8", "current", "the baseline current min-max")
+CURRENT_W8A8G8: Final = _make_w8a8g8("current-w8a8g8", "current", "the baseline current min-max")
 #: What In-Hindsight is compared with: a moving average that includes the present tensor, two passes.
-RUNNING_W8A8G8: Final = _w8a8g8("running-w8a8g8", "running(0.9)", "the baseline running min-max")
+RUNNING_W8A8G8: Final = _make_w8a8g8("running-w8a8g8", "running(0.9)", "the baseline running min-max")

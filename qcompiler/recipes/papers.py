@@ -5,7 +5,7 @@ from typing import Final
 
 from qcompiler.passes.rules import Position, Product, Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.recipes.rule_sets import by_role, everywhere, float_ends
+from qcompiler.recipes.rule_sets import by_role, float_ends, quantize_everywhere
 from qcompiler.runtime.numbers.spec import parse_spec
 
 #: Flexpoint, which recipes.py takes the coarsest baselines from too
@@ -18,20 +18,20 @@ FLEXPOINT_PAPER: Final = (
 GUPTA_FIXED16: Final = Recipe(
     name="gupta-fixed16",
     source="S. Gupta et al.: Deep Learning with Limited Numerical Precision, ICML 2015, arXiv 1502.02551",
-    rules=everywhere("int16:max:tensor:stochastic:pass:fixed(-4,4)"),
+    rules=quantize_everywhere("int16:max:tensor:stochastic:pass:fixed(-4,4)"),
 )
 #: Flexpoint: 16 bits, one exponent a tensor, predicted from the maxima of the last 16 steps.
 FLEXPOINT16: Final = Recipe(
     name="flexpoint16",
     source=FLEXPOINT_PAPER,
-    rules=everywhere("int16:ceil:tensor:nearest:pass:history(16,3,2)"),
+    rules=quantize_everywhere("int16:ceil:tensor:nearest:pass:history(16,3,2)"),
 )
 #: Dynamic fixed point: 16 bits, one exponent a tensor, from the present tensor.
 DFP16: Final = Recipe(
     name="dfp16",
     source="D. Das et al.: Mixed Precision Training of Convolutional Neural Networks using Integer Operations, "
     "ICLR 2018",
-    rules=everywhere("int16:max:tensor:nearest:pass"),
+    rules=quantize_everywhere("int16:max:tensor:nearest:pass"),
 )
 #: Fixed-point back-propagation at its usual widths: powers of two, int8 forward, int16 gradients.
 FIXED_POINT_BACKPROP: Final = Recipe(
@@ -73,7 +73,7 @@ ADAPTIVE_INT8: Final = Recipe(
 )
 
 
-def _statquant(name: str, block: str, what: str) -> Recipe:
+def _make_statquant(name: str, block: str, what: str) -> Recipe:
     """8 bits; the gradient quantized apart for the weight gradient (one range) and for the input gradient (`block`)."""
     weight_gradient = parse_spec("affine8:real:tensor:stochastic:pass")
     return Recipe(
@@ -91,9 +91,9 @@ def _statquant(name: str, block: str, what: str) -> Recipe:
 
 
 #: StatQuant with one range a tensor for gradients.
-STATQUANT_TENSOR: Final = _statquant("statquant-tensor", "tensor", "per-tensor quantizer (PTQ)")
+STATQUANT_TENSOR: Final = _make_statquant("statquant-tensor", "tensor", "per-tensor quantizer (PTQ)")
 #: StatQuant with one range a sample for the gradients that the input gradient reads.
-STATQUANT_SAMPLE: Final = _statquant("statquant-sample", "c*s*", "per-sample quantizer (PSQ)")
+STATQUANT_SAMPLE: Final = _make_statquant("statquant-sample", "c*s*", "per-sample quantizer (PSQ)")
 
 #: said by a rule, so that `strict` takes it as asked
 _FLOAT_GRADIENTS: Final = (Rule(spec=None, role=Role.GRADIENT, reason="float in the paper"),)
@@ -175,7 +175,7 @@ FP8_2018: Final = Recipe(
     "accumulated in float32, not in chunks of float16)",
     rules=(
         Rule(spec=None, position=Position.LAST, reason="float16 in the paper"),
-        *everywhere("e5m2:one:tensor:nearest:pass"),
+        *quantize_everywhere("e5m2:one:tensor:nearest:pass"),
     ),
 )
 #: HFP8: 1-4-3 with bias 4 forward, 1-5-2 backward, at scale 1, for use with loss scaling.
@@ -234,7 +234,7 @@ LUQ: Final = Recipe(
 _HBFP_PAPER: Final = "M. Drumond et al.: Training DNNs with Hybrid Block Floating Point, NeurIPS 2018, arXiv 1804.01526"
 
 
-def _hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
+def _make_hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
     """One exponent a sample for activations and gradients, one for 24 × 24 weights; exponents ⌈log2 max⌉."""
     return by_role(
         weight=f"int{bits}:ceil:o24i24:nearest:pass",
@@ -245,16 +245,18 @@ def _hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
 
 
 #: HBFP with 8 bits.
-HBFP8: Final = Recipe(name="hbfp8", source=_HBFP_PAPER, rules=_hbfp(8))
+HBFP8: Final = Recipe(name="hbfp8", source=_HBFP_PAPER, rules=_make_hbfp(8))
 _BOOSTER_PAPER: Final = (
     "S. B. Harma et al.: Accuracy Booster: Performance Boosting using Heterogeneous Mixed Mantissa Block Floating "
     f"Point, 2022, arXiv 2211.10737; blocks of {_HBFP_PAPER}"
 )
 #: HBFP with 6 bits: the last epoch of Accuracy Booster.
-HBFP6: Final = Recipe(name="hbfp6", source=_BOOSTER_PAPER, rules=_hbfp(6))
+HBFP6: Final = Recipe(name="hbfp6", source=_BOOSTER_PAPER, rules=_make_hbfp(6))
 #: HBFP with 4 bits, 6 in the first and the last layer: all epochs of Accuracy Booster but the last (schedule.py).
 HBFP4: Final = Recipe(
-    name="hbfp4", source=_BOOSTER_PAPER, rules=_hbfp(6, Position.FIRST) + _hbfp(6, Position.LAST) + _hbfp(4)
+    name="hbfp4",
+    source=_BOOSTER_PAPER,
+    rules=_make_hbfp(6, Position.FIRST) + _make_hbfp(6, Position.LAST) + _make_hbfp(4),
 )
 
 _MX_PAPER: Final = (
@@ -262,7 +264,7 @@ _MX_PAPER: Final = (
 )
 
 
-def _mx(forward: str, backward: str, position: Position | None = None) -> tuple[Rule, ...]:
+def _make_mx(forward: str, backward: str, position: Position | None = None) -> tuple[Rule, ...]:
     """32 elements along the summed axis share a power of two: six quantizers a layer.
 
     `backward` is the head of a spec: format, scale rule, and the rounding after the block.
@@ -278,19 +280,21 @@ def _mx(forward: str, backward: str, position: Position | None = None) -> tuple[
 
 _MXFP8: Final = ("e4m3", "e5m2:max:nearest")
 #: MXFP8: E4M3 forward, E5M2 backward.
-MXFP8: Final = Recipe(name="mxfp8", source=_MX_PAPER, rules=_mx(*_MXFP8))
+MXFP8: Final = Recipe(name="mxfp8", source=_MX_PAPER, rules=_make_mx(*_MXFP8))
 #: MXFP6: E2M3 forward, E3M2 backward.
-MXFP6: Final = Recipe(name="mxfp6", source=_MX_PAPER, rules=_mx("e2m3", "e3m2:max:nearest"))
+MXFP6: Final = Recipe(name="mxfp6", source=_MX_PAPER, rules=_make_mx("e2m3", "e3m2:max:nearest"))
 #: MXFP4: E2M1, MXFP8 in the first and the last layer. Gradients round stochastically, at a scale that clips none: `max`
 #: clips what lies above 6 of 8, and the gradient of a loss, −0.9 beside many 0.01, is then too small on one side in
 #: every step: the common part of all classes grew until a ResNet-8 had 24 % right.
 MXFP4: Final = Recipe(
     name="mxfp4",
     source=_MX_PAPER,
-    rules=_mx(*_MXFP8, Position.FIRST) + _mx(*_MXFP8, Position.LAST) + _mx("e2m1", "e2m1:fit:stochastic"),
+    rules=_make_mx(*_MXFP8, Position.FIRST)
+    + _make_mx(*_MXFP8, Position.LAST)
+    + _make_mx("e2m1", "e2m1:fit:stochastic"),
 )
 #: MXINT8: 8-bit integers.
-MXINT8: Final = Recipe(name="mxint8", source=_MX_PAPER, rules=_mx("int8", "int8:max:nearest"))
+MXINT8: Final = Recipe(name="mxint8", source=_MX_PAPER, rules=_make_mx("int8", "int8:max:nearest"))
 #: NVFP4: 16 elements with an E4M3 scale under one of the tensor; weights in 16 × 16; the ends in float; the operands of
 #: the weight gradient turned by Hadamard matrices of 16.
 NVFP4: Final = Recipe(

@@ -9,13 +9,13 @@ from typing import Any, Final, Self
 
 import yaml
 
-from qcompiler.files import replacing
+from qcompiler.files import replace_file
 from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale, choice, parse_vjp
+from qcompiler.runtime.numbers.spec import QuantSpec, Scale, parse_choice, parse_vjp
 from qcompiler.runtime.ranges.observed import Current, parse_range
 
 
@@ -112,7 +112,7 @@ class Recipe:
         Raises:
             OSError: the file cannot be written; an old one is then unchanged.
         """
-        with replacing(path) as draft:
+        with replace_file(path) as draft:
             draft.write_bytes(self.to_yaml().encode())
 
     @classmethod
@@ -135,33 +135,33 @@ class Recipe:
             raise RecipeError(f"{where}: not a text file in UTF-8") from None
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2023-13-45
             raise RecipeError(f"{where}: not valid YAML: {error}") from error
-        data = _mapping(data, where, _RECIPE_KEYS)
+        data = _read_mapping(data, where, _RECIPE_KEYS)
         if missing := [key for key in ("name", "rules") if key not in data]:
             raise RecipeError(f"{where}: key {missing[0]!r} is missing; valid keys: {', '.join(_RECIPE_KEYS)}")
         if not isinstance(data["rules"], list):
             raise RecipeError(f"{where}: rules: got {data['rules']!r}; valid: a list of mappings, [] for none")
         rules = tuple(_rule_from_dict(rule, f"{where}, rule {i}") for i, rule in enumerate(data["rules"], start=1))
-        texts = {key: _text(data[key], key, where) for key in ("name", "source") if key in data}
+        texts = {key: _write_text(data[key], key, where) for key in ("name", "source") if key in data}
         return cls(rules=rules, integer_biases=data.get("integer_biases", False), **texts)
 
 
 #: how the text of each key becomes a field of `Rule` or of `QuantSpec`; `str` of the field gives the text back
 _CONDITIONS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "role": lambda text: choice(Role, text, "role"),
+    "role": lambda text: parse_choice(Role, text, "role"),
     "operator": str,
     "module": str,
-    "position": lambda text: choice(Position, text, "position"),
-    "product": lambda text: choice(Product, text, "product"),
-    "sign": lambda text: choice(Sign, text, "sign"),
-    "rotate": lambda text: _whole(text, "rotate"),
-    "behind": lambda text: choice(Behind, text, "behind"),
+    "position": lambda text: parse_choice(Position, text, "position"),
+    "product": lambda text: parse_choice(Product, text, "product"),
+    "sign": lambda text: parse_choice(Sign, text, "sign"),
+    "rotate": lambda text: _read_whole(text, "rotate"),
+    "behind": lambda text: parse_choice(Behind, text, "behind"),
     "reason": str,
 }
 _SPEC: Final[Mapping[str, Callable[[str], Any]]] = {
     "format": parse_format,
-    "scale": lambda text: choice(Scale, text, "scale"),
+    "scale": lambda text: parse_choice(Scale, text, "scale"),
     "block": parse_block,
-    "rounding": lambda text: choice(Rounding, text, "rounding"),
+    "rounding": lambda text: parse_choice(Rounding, text, "rounding"),
     "vjp": parse_vjp,
     "range": parse_range,
 }
@@ -170,7 +170,7 @@ _RULE_KEYS: Final = (*_CONDITIONS, "keep", *_SPEC)
 _EVERYTHING: Final = Rule(spec=None)
 
 
-def _whole(text: str, key: str) -> int:
+def _read_whole(text: str, key: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -187,7 +187,7 @@ def _rule_to_dict(rule: Rule) -> dict[str, Any]:
 
 
 def _rule_from_dict(data: object, where: str) -> Rule:
-    data = _mapping(data, where, _RULE_KEYS)
+    data = _read_mapping(data, where, _RULE_KEYS)
     spec_keys = [key for key in _SPEC if key in data]
     if "keep" in data and data["keep"] is not True:
         raise RecipeError(f"{where}: keep: got {data['keep']!r}; valid: true, or no such key in a rule that quantizes")
@@ -195,25 +195,25 @@ def _rule_from_dict(data: object, where: str) -> Rule:
         raise RecipeError(f"{where}: 'keep: true' does not go together with {', '.join(spec_keys)}; leave one out")
     if "keep" not in data and "format" not in data:
         raise RecipeError(f"{where}: neither 'format' nor 'keep: true' is given; valid: one of them")
-    texts = {key: _text(value, key, where) for key, value in data.items() if key != "keep"}
+    texts = {key: _write_text(value, key, where) for key, value in data.items() if key != "keep"}
     try:
-        spec = QuantSpec(**_fields(texts, _SPEC)) if spec_keys else None
-        return Rule(spec=spec, **_fields(texts, _CONDITIONS))
+        spec = QuantSpec(**_list_fields(texts, _SPEC)) if spec_keys else None
+        return Rule(spec=spec, **_list_fields(texts, _CONDITIONS))
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _fields(texts: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+def _list_fields(texts: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     return {key: parse(texts[key]) for key, parse in parsers.items() if key in texts}
 
 
-def _text(value: object, key: str, where: str) -> str:
+def _write_text(value: object, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise RecipeError(f"{where}: {key}: got {value!r} ({type(value).__name__}); valid: text, in quotes if need be")
     return value
 
 
-def _mapping(data: object, where: str, valid: Sequence[str]) -> dict[str, Any]:
+def _read_mapping(data: object, where: str, valid: Sequence[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: got {data!r}; valid: a mapping with the keys {', '.join(valid)}")
     for key in data:

@@ -19,7 +19,7 @@ def by_role(
     )
 
 
-def everywhere(spec: str) -> tuple[Rule, ...]:
+def quantize_everywhere(spec: str) -> tuple[Rule, ...]:
     """One spec, as text, for weights, activations and gradients."""
     return by_role(weight=spec, activation=spec, gradient=spec)
 

@@ -35,7 +35,7 @@ class Allocation:
         return Allocation((*self.choices[:slot], choice, *self.choices[slot + 1 :]))
 
 
-def hull(choices: Sequence[Choice]) -> list[Choice]:
+def find_hull(choices: Sequence[Choice]) -> list[Choice]:
     """The choices on the lower convex hull of error over cost, the cheapest first; error falls on the way."""
     found: list[Choice] = []
     for choice in sorted(choices, key=lambda choice: (choice.cost, choice.error)):
@@ -43,18 +43,18 @@ def hull(choices: Sequence[Choice]) -> list[Choice]:
             continue
         while found and choice.cost == found[-1].cost:
             found.pop()
-        while len(found) > 1 and _gain(found[-2], found[-1]) <= _gain(found[-2], choice):
+        while len(found) > 1 and _compute_gain(found[-2], found[-1]) <= _compute_gain(found[-2], choice):
             found.pop()
         found.append(choice)
     return found
 
 
-def _gain(cheap: Choice, dear: Choice) -> float:
+def _compute_gain(cheap: Choice, dear: Choice) -> float:
     """Error saved for each unit of cost."""
     return (cheap.error - dear.error) / (dear.cost - cheap.cost)
 
 
-def frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
+def walk_frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
     """From the cheapest choices to the best ones, a step at a time, the step that saves most for its cost first.
 
     Each of them has the least error that its cost allows (the sum of the slots' hulls is the hull of their sum).
@@ -64,9 +64,9 @@ def frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
     """
     if not all(slots):
         raise ValueError("frontier: a slot has no choice; valid: at least one for each")
-    hulls = [hull(choices) for choices in slots]
+    hulls = [find_hull(choices) for choices in slots]
     steps = [
-        (_gain(cheap, dear), slot, dear)
+        (_compute_gain(cheap, dear), slot, dear)
         for slot, choices in enumerate(hulls)
         for cheap, dear in itertools.pairwise(choices)
     ]
@@ -76,21 +76,21 @@ def frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
     return found
 
 
-def allocate(slots: Sequence[Sequence[Choice]], budget: float) -> Allocation | None:
+def allocate_budget(slots: Sequence[Sequence[Choice]], budget: float) -> Allocation | None:
     """The last allocation of the frontier within a budget, what is left spent on the best steps that still fit.
 
     None where the cheapest choices cost more. The error is above the least possible by less than one step of one slot.
     """
-    fitting = [allocation for allocation in frontier(slots) if allocation.cost <= budget]
+    fitting = [allocation for allocation in walk_frontier(slots) if allocation.cost <= budget]
     if not fitting:
         return None
     best = fitting[-1]
-    while better := [one for one in _neighbors(best, slots) if one.cost <= budget]:
+    while better := [one for one in _list_neighbors(best, slots) if one.cost <= budget]:
         best = min(better, key=lambda one: one.error)
     return best
 
 
-def _neighbors(allocation: Allocation, slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
+def _list_neighbors(allocation: Allocation, slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
     """Allocations with another choice for one slot, and less error."""
     return [
         allocation.with_choice(slot, choice)

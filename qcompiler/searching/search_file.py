@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.compiler import torch_compat
-from qcompiler.files import replacing
+from qcompiler.files import replace_file
 from qcompiler.runtime.errors import QCompilerError
 
 #: what it is that differs, by the key of the file
@@ -66,14 +66,14 @@ class SearchFile:
 
     def _write(self) -> None:
         if self.path is not None:
-            with replacing(self.path) as part:
+            with replace_file(self.path) as part:
                 part.write_text(json.dumps({"search": self.search, "found": self.found}), encoding="utf-8")
 
 
-def checksum(tree: Any) -> int:
+def compute_checksum(tree: Any) -> int:
     """crc32 of all tensors in nested lists, tuples and dictionaries, and of the text of all else."""
     found = 0
-    for leaf in torch_compat.leaves(tree):
+    for leaf in torch_compat.list_leaves(tree):
         if isinstance(leaf, Tensor):
             data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         else:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from qcompiler import recipes
 from qcompiler.module import QuantizedModule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.figures import decibels
-from qcompiler.searching.allocation import Allocation, allocate, frontier
-from qcompiler.searching.search_file import SearchFile, checksum
-from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, respecify
+from qcompiler.runtime.numbers.figures import to_decibels
+from qcompiler.searching.allocation import Allocation, allocate_budget, walk_frontier
+from qcompiler.searching.search_file import SearchFile, compute_checksum
+from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, change_spec
 from qcompiler.tables import Table, to_text
 
 FORMATS: Final = ("int2", "int3", "int4", "int5", "int6", "int8")
@@ -75,15 +75,15 @@ def search(
     base, given = recipes.get(recipe), list(itertools.islice(data, batches))
     if not given:
         raise SearchError("search: data: got no batch; valid: at least one")
-    specs = _candidates(base, formats, blocks)
-    store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": checksum(model.state_dict())})
+    specs = _list_candidates(base, formats, blocks)
+    store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": compute_checksum(model.state_dict())})
     found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
     found.measure(given, store, quiet, budget)
     slots = found.choices(store)
-    chosen = allocate(slots, budget * found.scale)
+    chosen = allocate_budget(slots, budget * found.scale)
     assert chosen is not None  # measure() has refused such a budget
     if not quiet:
-        print(to_text([_table(frontier(slots), chosen, found.scale, unit)]))
+        print(to_text([_make_table(walk_frontier(slots), chosen, found.scale, unit)]))
     return found.recipe(chosen, f"{base.name}-{budget:g}-{unit}")
 
 
@@ -94,7 +94,7 @@ def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def _candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> list[tuple[str, str]]:
+def _list_candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> list[tuple[str, str]]:
     """Every (format, block); those that contradict a rule of the recipe are an error."""
     if base.has_state:
         raise SearchError(f"search: recipe {base.name!r} keeps ranges between steps; valid: one without")
@@ -104,16 +104,16 @@ def _candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> 
         raise SearchError("search: nothing to choose; valid: formats, blocks, and a recipe that quantizes")
     for spec, (form, block) in itertools.product(rules, pairs):
         try:
-            respecify(spec, form, block)
+            change_spec(spec, form, block)
         except ValueError as error:
             raise SearchError(f"search: {form} with block {block} for {spec}: {error}") from None
     return pairs
 
 
-def _table(points: Sequence[Allocation], chosen: Allocation, scale: float, unit: str) -> Table:
+def _make_table(points: Sequence[Allocation], chosen: Allocation, scale: float, unit: str) -> Table:
     """Some points of the frontier, and the chosen one."""
     step = max(1, len(points) // 12)
     shown = sorted([*points[::step], points[-1], chosen], key=lambda point: point.cost)
     marks = {point: "chosen" if point is chosen else "" for point in shown}
-    rows = [(f"{point.cost / scale:.4g}", f"{decibels(point.error):.2f}", mark) for point, mark in marks.items()]
+    rows = [(f"{point.cost / scale:.4g}", f"{to_decibels(point.error):.2f}", mark) for point, mark in marks.items()]
     return Table("Frontier", (unit, "expected error of gradients, dB", ""), rows)

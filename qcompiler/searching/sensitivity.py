@@ -23,13 +23,13 @@ from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
-from qcompiler.runtime.numbers.figures import agreement, ratio, simulate
+from qcompiler.runtime.numbers.figures import compute_ratio, measure_agreement, simulate_quantizer
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.numbers.spec import QuantSpec
 from qcompiler.runtime.ranges.observed import Current
 from qcompiler.searching.allocation import Allocation, Choice
-from qcompiler.searching.search_file import SearchFile, checksum
+from qcompiler.searching.search_file import SearchFile, compute_checksum
 from qcompiler.searching.solo import Solo, SoloCompiler
 
 #: pairs of a format and a block
@@ -42,7 +42,7 @@ class SearchError(QCompilerError):
     """The search cannot be done as asked; says what was given and what would be valid."""
 
 
-def respecify(spec: QuantSpec, form: str, block: str) -> QuantSpec:
+def change_spec(spec: QuantSpec, form: str, block: str) -> QuantSpec:
     """The spec with another format and block, and the tensor's own range.
 
     Raises:
@@ -76,7 +76,7 @@ class Sensitivity:
             bar = stack.enter_context(Progress(console=Console(stderr=True), disable=quiet, transient=True))
             task = bar.add_task("search", total=None)
             for number, batch in enumerate(batches):
-                name, sites = f"{number}:{checksum(batch)}", self.record(number, batch)
+                name, sites = f"{number}:{compute_checksum(batch)}", self.record(number, batch)
                 self.refuse_below(budget)
                 self.batches.append(name)
                 bar.update(task, total=len(batches) * len(sites))
@@ -104,7 +104,7 @@ class Sensitivity:
 
     def is_legal(self, site: str, form: str, block: str) -> bool:
         """True where every reader of a site can take the spec."""
-        spec = respecify(self.recording.held[site].spec, form, block)
+        spec = change_spec(self.recording.held[site].spec, form, block)
         return all(legal_spec(spec, operand) is not None for _, operand in self.recording.readers(site))
 
     def record(self, number: int, batch: Any) -> list[str]:
@@ -135,7 +135,7 @@ class Sensitivity:
         held = self.recording.held[site].spec
         found = {"": self.loss_of(site, held)}
         for form, block in self.specs:
-            found[f"{form}:{block}"] = self.loss_of(site, respecify(held, form, block))
+            found[f"{form}:{block}"] = self.loss_of(site, change_spec(held, form, block))
         return found
 
     def loss_of(self, site: str, spec: QuantSpec) -> float | None:
@@ -147,8 +147,8 @@ class Sensitivity:
         if losses and get_role(site) is not Role.OUTPUT:
             return sum(losses)
         held = self.recording.held[site]
-        seen = simulate(held.x, spec, held.layout).tally
-        return sum(losses) + ratio(seen.noise, seen.signal)
+        seen = simulate_quantizer(held.x, spec, held.layout).tally
+        return sum(losses) + compute_ratio(seen.noise, seen.signal)
 
     def slots(self) -> list[list[str]]:
         """Sites that get one spec: those that one rule speaks of, and so on along shared quantizers."""
@@ -176,13 +176,13 @@ class Sensitivity:
             own, other = losses[""], losses[name]
             if other is None:
                 return None
-            error += alone * (ratio(other, own) if own else 0.0) / len(self.batches)
+            error += alone * (compute_ratio(other, own) if own else 0.0) / len(self.batches)
         return Choice(name, sum(self.cost(site, form, block) for site in sites), error)
 
     def cost(self, site: str, form: str, block: str) -> float:
         """Bits of codes and scales; or bytes that backward is saved, none of gradients and what it does not read."""
         held = self.recording.held[site]
-        spec = respecify(held.spec, form, block)
+        spec = change_spec(held.spec, form, block)
         blocks = math.prod(view_blocks(tuple(held.x.shape), held.layout, spec.block).counts)
         words = spec.scale.dtype.itemsize + (spec.format.dtype.itemsize if spec.has_zero_point else 0)
         if self.unit == "bits":
@@ -202,11 +202,11 @@ class Sensitivity:
         for sites, choice in zip(self.slots(), chosen.choices, strict=True):
             form, block = choice.name.split(":")
             for site in sites:
-                rules += site_rules(self.recording, self.base, site, lambda spec: respecify(spec, form, block))  # noqa: B023
+                rules += site_rules(self.recording, self.base, site, lambda spec: change_spec(spec, form, block))  # noqa: B023
         return Recipe(name=name, rules=(*dict.fromkeys(rules), *self.base.rules))
 
 
 def gradient_error(own: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     """The mean over weights of ‖g − f‖²/‖f‖²; a weight without gradient in float does not count."""
-    errors = [agreement(own[name], exact[name]).error for name in exact if bool(exact[name].any())]
+    errors = [measure_agreement(own[name], exact[name]).error for name in exact if bool(exact[name].any())]
     return statistics.fmean(errors) if errors else 0.0

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
-from qcompiler.compiler.lower import Lowered, lower
+from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.debugging.shadow import Watch, site_names
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.walk import unpack_codes
@@ -55,4 +55,4 @@ class SoloCompiler(GraphCompiler):
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """The step of the graph, under a `SoloWatch`."""
-        return lambda: lower(captured, SoloWatch(captured.module, self.solo).interpret, self.store)
+        return lambda: lower_graph(captured, SoloWatch(captured.module, self.solo).interpret, self.store)

@@ -28,7 +28,7 @@ class Hooks:
         return result
 
 
-def interpret(module: GraphModule, hooks: Hooks | None = None) -> Half:
+def make_runner(module: GraphModule, hooks: Hooks | None = None) -> Half:
     """Return a function that runs a graph node by node, without gradients, and drops each value after its last use."""
 
     def run(args: list[Any]) -> Sequence[Any]:

@@ -224,7 +224,7 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step, ctx.after, ctx.moment = step, after, moment
         ctx.set_materialize_grads(False)
-        outputs = [_standalone(out, inputs) for out in outputs]
+        outputs = [_detach_output(out, inputs) for out in outputs]
         fixed = [write.how is not WriteKind.AUTOGRAD for write in step.writes]
         fixed += [not wanted for wanted in step.differentiable]
         ctx.mark_non_differentiable(*(o for o, f in zip(outputs, fixed, strict=True) if f and isinstance(o, Tensor)))
@@ -242,7 +242,7 @@ class _Run(torch.autograd.Function):
         return (None, None, *step.gradients(list(ctx.saved_tensors), grads, ctx.moment))
 
 
-def _standalone(out: Any, inputs: Sequence[Any]) -> Any:
+def _detach_output(out: Any, inputs: Sequence[Any]) -> Any:
     """An output that autograd does not take for a view or an input, so that users may change it in place."""
     if not isinstance(out, Tensor):
         return out

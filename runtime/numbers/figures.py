@@ -16,12 +16,12 @@ from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.numbers.spec import QuantSpec
 
 
-def decibels(ratio: float) -> float:
+def to_decibels(ratio: float) -> float:
     """10·log10 of a ratio of energies; −inf for 0, inf for inf, NaN for NaN."""
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
 
 
-def ratio(part: float, whole: float) -> float:
+def compute_ratio(part: float, whole: float) -> float:
     """part / whole; 0 for 0/0, inf where only the whole is 0, NaN where either is NaN."""
     if whole == 0:
         return 0.0 if part == 0 else math.nan if math.isnan(part) else math.inf
@@ -71,32 +71,32 @@ class Tally:
     @property
     def sqnr(self) -> float:
         """Signal-to-quantization-noise ratio Σx²/Σ(x − x̂)² in dB; inf where nothing was lost."""
-        return -decibels(ratio(self.noise, self.signal))
+        return -to_decibels(compute_ratio(self.noise, self.signal))
 
     @property
     def clipped(self) -> float:
         """The fraction of elements that were clipped."""
-        return ratio(self.clipped_count, self.elements)
+        return compute_ratio(self.clipped_count, self.elements)
 
     @property
     def underflowed(self) -> float:
         """The fraction of elements that are not zero and became zero."""
-        return ratio(self.underflowed_count, self.elements)
+        return compute_ratio(self.underflowed_count, self.elements)
 
     @property
     def zeros(self) -> float:
         """The fraction of elements that are zero behind the quantizer."""
-        return ratio(self.zero_count, self.elements)
+        return compute_ratio(self.zero_count, self.elements)
 
     @property
     def not_finite(self) -> float:
         """The fraction of elements that are NaN or infinite."""
-        return ratio(self.not_finite_count, self.elements)
+        return compute_ratio(self.not_finite_count, self.elements)
 
     @property
     def exponent_use(self) -> float:
         """The fraction of the format's binades that codes lie in: 1 where small and large levels are all used."""
-        return ratio(len(self.binades), self.all_binades)
+        return compute_ratio(len(self.binades), self.all_binades)
 
     def __add__(self, other: Self) -> Self:
         exponents = [e for e in (self.lowest_exponent, other.lowest_exponent) if e is not None]
@@ -113,7 +113,9 @@ class Tally:
         )
 
 
-def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str) -> Tally:
+def tally_quantizer(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str
+) -> Tally:
     """What one quantizer did to one tensor, from its own codes and scales.
 
     Args:
@@ -130,15 +132,17 @@ def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, sp
     levels = ops.dequantize(codes, scale, zero_point, str(spec), layout, torch.float32)
     exact, rounded = x.to(torch.float64), levels.to(x.dtype).to(torch.float64)
     finite, gone = torch.isfinite(exact), rounded == 0
-    factors = scales.factor(scale).to(torch.float64)
+    factors = scales.get_factor(scale).to(torch.float64)
     zero = 0.0 if zero_point is None else view.spread(zero_point).to(torch.float64)
     place, margin = exact / view.spread(factors) + zero, last_step(form) / 2
     clipped = (place < form.lowest - margin) | (place > form.largest + margin)
     known = factors[torch.isfinite(factors)]
     exponents = torch.frexp(known).exponent - 1
     signal, noise = float(exact.square().sum()), float((exact - rounded).square().sum())
-    range_low, range_high = _limits(factors, zero_point, form)
-    span = Span(float(exact.amin()), float(exact.amax()), range_low, range_high, -decibels(ratio(noise, signal)))
+    range_low, range_high = _find_limits(factors, zero_point, form)
+    span = Span(
+        float(exact.amin()), float(exact.amax()), range_low, range_high, -to_decibels(compute_ratio(noise, signal))
+    )
     return Tally(
         elements=x.numel(),
         signal=signal,
@@ -147,7 +151,7 @@ def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, sp
         underflowed_count=int((gone & finite & (exact != 0)).sum()),
         zero_count=int((gone & finite).sum()),
         not_finite_count=int((~finite).sum()),
-        binades=_binades(form.decode(codes) - zero),
+        binades=_find_binades(form.decode(codes) - zero),
         all_binades=len(format_binades(form)),
         lowest_exponent=int(exponents.min()) if known.numel() else None,
         highest_exponent=int(exponents.max()) if known.numel() else None,
@@ -155,13 +159,13 @@ def tally(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, sp
     )
 
 
-def _limits(factors: Tensor, zero_point: Tensor | None, form: Format) -> tuple[float, float]:
+def _find_limits(factors: Tensor, zero_point: Tensor | None, form: Format) -> tuple[float, float]:
     """The lowest and the highest value that some block can represent."""
     zero = 0.0 if zero_point is None else zero_point.to(torch.float64)
     return float((factors * (form.lowest - zero)).amin()), float((factors * (form.largest - zero)).amax())
 
 
-def _binades(units: Tensor) -> frozenset[int]:
+def _find_binades(units: Tensor) -> frozenset[int]:
     """The exponents E with 2^E ≤ |u| < 2^(E+1) for some finite u ≠ 0."""
     sizes = units.abs()
     sizes = sizes[(sizes > 0) & torch.isfinite(sizes)]
@@ -172,7 +176,7 @@ def _binades(units: Tensor) -> frozenset[int]:
 def format_binades(form: Format) -> frozenset[int]:
     """The exponents of all levels of a format but zero, at scale 1."""
     levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
-    return _binades(levels[levels.abs() <= max(form.largest, -form.lowest)])
+    return _find_binades(levels[levels.abs() <= max(form.largest, -form.lowest)])
 
 
 @functools.cache
@@ -202,19 +206,19 @@ class Agreement:
     @property
     def error(self) -> float:
         """Σ(q − f)²/Σf²: 0 where equal, 1 where q is 0; inf where only f is."""
-        return ratio(self.difference, self.reference)
+        return compute_ratio(self.difference, self.reference)
 
     @property
     def error_db(self) -> float:
         """`error` in decibels."""
-        return decibels(self.error)
+        return to_decibels(self.error)
 
     def __add__(self, other: Self) -> Self:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return type(self)(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
-def agreement(own: Tensor, reference: Tensor) -> Agreement:
+def measure_agreement(own: Tensor, reference: Tensor) -> Agreement:
     """How near one tensor is to its reference, of the same shape."""
     q, f = own.to(torch.float64).flatten(), reference.to(torch.float64).flatten()
     sums = torch.stack([q.dot(f), q.dot(q), f.dot(f), (q - f).dot(q - f)])
@@ -229,23 +233,23 @@ class Simulated:
     tally: Tally
 
 
-def simulate(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
+def simulate_quantizer(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
     """Quantizes a tensor as the first step of a new site would: ranges of the past start from the tensor itself.
 
     Stochastic rounding draws the same bits at every call, and nothing from torch's generator.
     """
-    codes, scale, point = _codes(x, spec, layout)
+    codes, scale, point = _compute_codes(x, spec, layout)
     values = ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
-    return Simulated(values, tally(x, codes, scale, point, spec, layout))
+    return Simulated(values, tally_quantizer(x, codes, scale, point, spec, layout))
 
 
-def quantized(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
-    """The values of `simulate`, without the figures."""
-    codes, scale, point = _codes(x, spec, layout)
+def quantize_tensor(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
+    """The values of `simulate_quantizer`, without the figures."""
+    codes, scale, point = _compute_codes(x, spec, layout)
     return ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
 
 
-def _codes(x: Tensor, spec: QuantSpec, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _compute_codes(x: Tensor, spec: QuantSpec, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
     text = str(spec)
     scale = ops.scale(x, text, layout)
     point = ops.zero_point(x, scale, text, layout) if spec.has_zero_point else None

@@ -19,7 +19,7 @@ def packed_dim(shape: tuple[int, ...], bits: int) -> int | None:
     return next((dim for dim, extent in enumerate(shape) if extent and extent % per_byte(bits) == 0), None)
 
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """The codes (int8, uint8 or bool), `per_byte(bits)` to a byte, as uint8.
 
     The packed dimension shrinks by that factor (`packed_dim`); where none divides, the result is flat.
@@ -44,8 +44,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return packed.to(torch.uint8)
 
 
-def unpack(packed: torch.Tensor, shape: tuple[int, ...], bits: int, signed: bool) -> torch.Tensor:
-    """The inverse of `pack`: codes of `shape` as int32, or bool (1 bit).
+def unpack_codes(packed: torch.Tensor, shape: tuple[int, ...], bits: int, signed: bool) -> torch.Tensor:
+    """The inverse of `pack_codes`: codes of `shape` as int32, or bool (1 bit).
 
     Unpacked codes are not stored but turned into floats at once, for which int32 takes half the time of int8.
     """

@@ -20,20 +20,20 @@ class Rounding(enum.StrEnum):
     STOCHASTIC = "stochastic"
 
 
-def _signed(word: int) -> int:
+def _to_signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
+def _shift_right(x: torch.Tensor, by: int) -> torch.Tensor:
     """Logical right shift of int32 (torch shifts arithmetically)."""
     return (x >> by) & ((1 << (32 - by)) - 1)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+def _mix_bits(x: torch.Tensor) -> torch.Tensor:
     """A bijection of 32 bits whose every output bit depends on every input bit (C. Wellons, "lowbias32")."""
-    x = (x ^ _shift(x, 16)) * 0x7FEB352D
-    x = (x ^ _shift(x, 15)) * _signed(0x846CA68B)
-    return x ^ _shift(x, 16)
+    x = (x ^ _shift_right(x, 16)) * 0x7FEB352D
+    x = (x ^ _shift_right(x, 15)) * _to_signed(0x846CA68B)
+    return x ^ _shift_right(x, 16)
 
 
 def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tensor:
@@ -46,11 +46,11 @@ def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tens
         site: the name of the quantizer.
         index: int32, the logical (row-major) index of each element, modulo 2³².
     """
-    seed = stored(_mix(_mix(key[0] ^ _signed(zlib.crc32(site.encode()))) ^ key[1]))
-    return _mix(seed + index * _signed(0x9E3779B1))
+    seed = store_once(_mix_bits(_mix_bits(key[0] ^ _to_signed(zlib.crc32(site.encode()))) ^ key[1]))
+    return _mix_bits(seed + index * _to_signed(0x9E3779B1))
 
 
-def stored(x: torch.Tensor) -> torch.Tensor:
+def store_once(x: torch.Tensor) -> torch.Tensor:
     """The same small tensor, computed once: Inductor stores what it takes a strided view of.
 
     Left alone, it would write the whole computation of a seed or of a block's factor into the loop over the elements:
@@ -68,7 +68,7 @@ def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """
     floor = torch.floor(x)
     threshold = (x - floor) * 2.0**24
-    return floor + (_shift(bits, 8).to(torch.float32) < threshold).to(torch.float32)
+    return floor + (_shift_right(bits, 8).to(torch.float32) < threshold).to(torch.float32)
 
 
 def round_code(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from qcompiler.runtime.numbers.floats import E4M3
 from qcompiler.runtime.numbers.formats import Kind
-from qcompiler.runtime.numbers.rounding import stored
+from qcompiler.runtime.numbers.rounding import store_once
 from qcompiler.runtime.numbers.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
@@ -80,7 +80,7 @@ def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
     if amax.numel() == 0:
         return amax
     finite = torch.where(torch.isfinite(amax), amax, 0.0)
-    unit = stored((finite.amax() / (reach * E4M3.largest)).clamp(min=2.0**-126))
+    unit = store_once((finite.amax() / (reach * E4M3.largest)).clamp(min=2.0**-126))
     inner = E4M3.decode(E4M3.encode(finite / reach / unit, None)).clamp(min=E4M3.smallest)
     return torch.where(torch.isfinite(amax), (inner * unit).clamp(min=2.0**-126), torch.nan)
 
@@ -98,14 +98,14 @@ def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.T
     return power_of_two(amax, spec)
 
 
-def factor(scale: torch.Tensor) -> torch.Tensor:
+def get_factor(scale: torch.Tensor) -> torch.Tensor:
     """What a code is multiplied by: float32, 2^(code−127) for stored exponents; NaN for a NaN block."""
     if scale.dtype != torch.uint8:
         return scale
     code = scale.to(torch.int32)
-    return stored(torch.where(code == NAN_EXPONENT, torch.nan, (code << 23).view(torch.float32)))
+    return store_once(torch.where(code == NAN_EXPONENT, torch.nan, (code << 23).view(torch.float32)))
 
 
-def inverse(scale: torch.Tensor) -> torch.Tensor:
+def get_inverse(scale: torch.Tensor) -> torch.Tensor:
     """What a value is multiplied by before rounding: 1 / factor, exact, for stored exponents; NaN for a NaN block."""
-    return stored(factor(scale).reciprocal())
+    return store_once(get_factor(scale).reciprocal())

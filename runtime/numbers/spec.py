@@ -182,15 +182,15 @@ def parse_spec(text: str) -> QuantSpec:
         )
     return QuantSpec(
         format=parse_format(fields[0]),
-        scale=choice(Scale, fields[1], "scale"),
+        scale=parse_choice(Scale, fields[1], "scale"),
         block=parse_block(fields[2]),
-        rounding=choice(Rounding, fields[3], "rounding"),
+        rounding=parse_choice(Rounding, fields[3], "rounding"),
         vjp=parse_vjp(fields[4]),
         range=parse_range(fields[5]) if len(fields) == 6 else Current(),
     )
 
 
-def choice(kind: type[_E], text: str, field: str) -> _E:
+def parse_choice(kind: type[_E], text: str, field: str) -> _E:
     """The member of an enumeration, or a ValueError that names the field and the valid members."""
     try:
         return kind(text)

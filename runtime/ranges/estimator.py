@@ -176,10 +176,10 @@ class Range:
         return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
 
     def __str__(self) -> str:
-        values = [_shortest(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        values = [_write_shortest(getattr(self, field.name)) for field in dataclasses.fields(self)]
         return f"{self.name}({','.join(values)})" if values else self.name
 
 
-def _shortest(number: float) -> str:
+def _write_shortest(number: float) -> str:
     text = f"{number:g}"
     return text if float(text) == number else repr(float(number))

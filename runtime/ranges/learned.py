@@ -43,7 +43,7 @@ class _Learned(Range):
         return one
 
 
-def _spread(seen: Observed, high: Tensor) -> Ends:
+def _spread_range(seen: Observed, high: Tensor) -> Ends:
     """(−high, high) for every block, (0, high) for unsigned formats."""
     high = high.reshape(()).expand(seen.view.counts)
     return torch.zeros_like(high) if seen.kind is Kind.UNSIGNED else -high, high
@@ -72,11 +72,13 @@ class Lsq(_Learned):
 
     def first(self, seen: Observed) -> Tensor:
         """2⟨|x|⟩/√top."""
-        return (2 * seen.x.to(torch.float32).abs().mean() / math.sqrt(_top(seen))).clamp(min=2.0**-126).reshape(1, 1)
+        return (
+            (2 * seen.x.to(torch.float32).abs().mean() / math.sqrt(_get_top(seen))).clamp(min=2.0**-126).reshape(1, 1)
+        )
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """top·|step|."""
-        return _spread(seen, state.abs() * _top(seen))
+        return _spread_range(seen, state.abs() * _get_top(seen))
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad·∂x̂/∂Δ / √(n·top)."""
@@ -102,7 +104,7 @@ class LearnedEnd(_Learned):
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """±|c|."""
-        return _spread(seen, state.abs())
+        return _spread_range(seen, state.abs())
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad·∂x̂/∂Δ / top, since c = top·Δ."""
@@ -126,7 +128,7 @@ class Pact(_Learned):
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """(0, |α|)."""
-        return _spread(seen, state.abs())
+        return _spread_range(seen, state.abs())
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
         """Σ grad over x ≥ α; signed formats also take −Σ grad over x < −α."""
@@ -135,5 +137,5 @@ class Pact(_Learned):
         return (grad.to(torch.float32) * over).sum().reshape(1, 1)
 
 
-def _top(seen: Observed) -> int:
+def _get_top(seen: Observed) -> int:
     return int(2**seen.magnitude_bits - 1)

@@ -30,7 +30,7 @@ class Current(Range):
         return seen.ends
 
 
-def _mix(momentum: float, old: Tensor, new: Tensor) -> Tensor:
+def _mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:
     return momentum * old + (1 - momentum) * new
 
 
@@ -59,7 +59,7 @@ class Running(Range):
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
         """m·state + (1−m)·(lowest, highest)."""
-        return _mix(self.momentum, state, torch.stack(seen.ends))
+        return _mix_states(self.momentum, state, torch.stack(seen.ends))
 
     def frozen(self, seen: Observed, state: Tensor) -> Ends:
         """The state alone."""
@@ -105,7 +105,7 @@ class Hindsight(Range):
         now = torch.stack(seen.ends)
         fired = seen.clipped((state[0], state[1])) > self.guard
         both = torch.stack([torch.minimum(state[0], now[0]), torch.maximum(state[1], now[1])])
-        ends = torch.where(fired, both, _mix(self.momentum, state[:2], now))
+        ends = torch.where(fired, both, _mix_states(self.momentum, state[:2], now))
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])
 
     def remark(self, state: Tensor) -> str:
@@ -261,7 +261,7 @@ class Cosine(Range):
         x = seen.x.to(torch.float32)
         top = x.abs().amax()
         clips = [top * (i / self.steps) for i in range(int(self.steps), 0, -1)]
-        cosines = torch.stack([_cosine(x, _round_to(x, clip, 2**seen.magnitude_bits - 1)) for clip in clips])
+        cosines = torch.stack([_search_cosine(x, _round_to(x, clip, 2**seen.magnitude_bits - 1)) for clip in clips])
         deviation = (1 - cosines.amax()).clamp(min=0.0)
         return torch.stack([torch.stack(clips)[cosines.argmax()], deviation]).unsqueeze(1)
 
@@ -284,7 +284,7 @@ def _round_to(x: Tensor, clip: Tensor, levels: int) -> Tensor:
     return torch.round(x / scale).clamp(-levels, levels) * scale
 
 
-def _cosine(x: Tensor, y: Tensor) -> Tensor:
+def _search_cosine(x: Tensor, y: Tensor) -> Tensor:
     norms = x.square().sum().sqrt() * y.square().sum().sqrt()
     return (x * y).sum() / norms.clamp(min=2.0**-126)
 
@@ -343,7 +343,7 @@ class LargeGradients(Range):
         gamma = torch.where(torch.isfinite(top), gamma, torch.nan)
         if not self.is_static:
             return gamma.unsqueeze(0)
-        return torch.stack([gamma, _mix(self.momentum, state[1], top)])
+        return torch.stack([gamma, _mix_states(self.momentum, state[1], top)])
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """The larger γ (which clips less) and the larger magnitude."""

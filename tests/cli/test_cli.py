@@ -235,7 +235,7 @@ def test_demo_on_few_digits(monkeypatch):
     assert [*map(len, (images, labels, test_images, test_labels))] == [1408, 1408, 389, 389]
     assert (images.min(), images.max()) == (0, 1)
     few = images[:192], labels[:192], test_images[:32], test_labels[:32]
-    monkeypatch.setattr(digits, "digits", lambda: few)
+    monkeypatch.setattr(digits, "load_digits", lambda: few)
     torch._dynamo.reset()
     made = CliRunner().invoke(main, ["demo", "--epochs", "1", "--backend", "eager", "--json"])
     assert made.exit_code == 0, made.output

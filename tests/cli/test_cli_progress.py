@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from qcompiler.cli.progress import progress
+from qcompiler.cli.progress import show_progress
 
 SLOW = """
 import time
@@ -51,7 +51,7 @@ def screen(text):
 def test_a_line_with_the_seconds_which_is_gone_in_the_end(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress("drawing graph.html", start=time.monotonic() - 100):
+    with show_progress("drawing graph.html", start=time.monotonic() - 100):
         time.sleep(0.8)
         assert re.fullmatch(r"drawing graph\.html: 10\d s", screen(terminal.text))
     assert screen(terminal.text) == ""
@@ -61,7 +61,7 @@ def test_a_line_with_the_seconds_which_is_gone_in_the_end(monkeypatch):
 def test_a_quick_command_says_nothing(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress("drawing", start=time.monotonic()):
+    with show_progress("drawing", start=time.monotonic()):
         time.sleep(0.1)
     assert terminal.text == ""
 
@@ -71,7 +71,7 @@ def test_an_error_clears_the_line_and_passes(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
 
     def fail():
-        with progress("x" * 500, start=0):
+        with show_progress("x" * 500, start=0):
             time.sleep(0.2)
             assert 0 < len(screen(terminal.text)) < 200  # no longer than the terminal is wide
             raise ZeroDivisionError
@@ -85,7 +85,7 @@ def test_an_error_clears_the_line_and_passes(monkeypatch):
 def test_what_is_no_terminal_stays_empty(monkeypatch):
     pipe = Terminal(is_terminal=False)
     monkeypatch.setattr(sys, "stderr", pipe)
-    with progress("drawing", start=0):
+    with show_progress("drawing", start=0):
         time.sleep(0.1)
     assert pipe.text == ""
 

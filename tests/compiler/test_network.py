@@ -10,9 +10,9 @@ from torch import nn
 from torch.fx import Node
 
 import qcompiler
-from qcompiler.compiler.plan import describe
+from qcompiler.compiler.plan import describe_contraction
 from qcompiler.compiler.stages import QUANTIZED, StageError
-from qcompiler.passes.ir.meta import contractions
+from qcompiler.passes.ir.meta import iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
@@ -29,11 +29,11 @@ LOOKS = [
 
 def readers_of(codes):
     """An oracle on the fx graph before the partition: the contractions behind a quantizer."""
-    facts, found, queue = dict(contractions(codes.graph)), [], [codes]
+    facts, found, queue = dict(iterate_contractions(codes.graph)), [], [codes]
     while queue:
         for user in queue.pop().users:
             if user in facts:
-                found.append(describe(facts[user]))
+                found.append(describe_contraction(facts[user]))
             elif user.target in (ops.PACK, ops.UNPACK, ops.DEQUANTIZE) or is_view(user):
                 queue.append(user)
     return sorted(found)

@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing.drawing import page, picture_of
+from qcompiler.drawing.drawing import make_page, picture_of
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
@@ -97,7 +97,7 @@ def opened(browser, show_page, pictures, tmp_path):
 
     def show(name):
         path = tmp_path / f"{name}.html"
-        path.write_text(page(pictures[0][name]), encoding="utf-8")
+        path.write_text(make_page(pictures[0][name]), encoding="utf-8")
         assert path.stat().st_size < 5 * 2**20
         browser.get_log("performance")
         browser.get_log("browser")

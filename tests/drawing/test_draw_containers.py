@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing.drawing import containers, picture_of, svg
+from qcompiler.drawing.drawing import list_containers, make_svg, picture_of
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -49,14 +49,14 @@ def picture(eager):
 
 def test_what_is_a_container():
     inside = {"branches", "experts", "experts.0", "experts.1", "scales", "space"}
-    assert containers(Model()) == inside
+    assert list_containers(Model()) == inside
     shared = nn.ModuleList([nn.Linear(2, 2)])
     outer = nn.Module()
     outer.first, outer.second = shared, shared
-    assert containers(outer) == {"first", "second"}  # one module with two names
+    assert list_containers(outer) == {"first", "second"}  # one module with two names
     outer.first.forward = lambda x: x
-    assert containers(outer) == frozenset()  # it has one now
-    assert containers(nn.ModuleList([nn.Linear(2, 2)])) == frozenset()  # the model itself is the page
+    assert list_containers(outer) == frozenset()  # it has one now
+    assert list_containers(nn.ModuleList([nn.Linear(2, 2)])) == frozenset()  # the model itself is the page
 
 
 def test_parts_of_a_container_stand_in_the_box_around_it(picture):
@@ -82,10 +82,10 @@ def test_every_ending_leaves_the_box_out(picture, eager, tmp_path):
     text = qcompiler.draw(qmodel, tmp_path / "graph.dot").read_text(encoding="utf-8")
     assert set(re.findall(r'subgraph "cluster ([^"]+)"', text)) == picture.parents.keys()
     pytest.importorskip("py_mini_racer")
-    shown = set(re.findall(r">▾ (?:∇ )?([^<]+)</text>", svg(picture, budget=10_000)))
+    shown = set(re.findall(r">▾ (?:∇ )?([^<]+)</text>", make_svg(picture, budget=10_000)))
     assert {"branches.wide", "branches.narrow", "experts.0.up", "space.inner", "called"} <= shown
-    assert not shown & containers(Model())
-    folded = set(re.findall(r">▸ (?:∇ )?([^<]+)</text>", svg(picture, budget=1)))
+    assert not shown & list_containers(Model())
+    folded = set(re.findall(r">▸ (?:∇ )?([^<]+)</text>", make_svg(picture, budget=1)))
     assert folded == {path for path, outer in picture.parents.items() if outer == ""}
 
 

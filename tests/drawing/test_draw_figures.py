@@ -11,7 +11,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, parse_spec
-from qcompiler.drawing.drawing import page, picture_of, svg
+from qcompiler.drawing.drawing import make_page, make_svg, picture_of
 
 FAULT = Rule(role=Role.GRADIENT, module="2", spec=parse_spec("int8:real:tensor:stochastic:pass:fixed(-1e-5,1e-5)"))
 RECIPE = Recipe(name="bad", rules=(FAULT, Rule(spec=parse_spec("int4:real:tensor:nearest:pass"))))
@@ -74,12 +74,12 @@ def test_without_a_debugger_there_are_none(watched):
 def test_colors_are_those_of_the_harm(watched):
     qmodel, d = watched
     pytest.importorskip("py_mini_racer")
-    text = svg(picture_of(qmodel, debug=d), budget=10_000)
+    text = make_svg(picture_of(qmodel, debug=d), budget=10_000)
     found = Counter(int(heat) for heat in re.findall(r'<rect class="shape quantizer heat-(\d)', text))
     assert found == heats(d)
     assert len(found) > 1
     assert "role-" not in text.partition("</style>")[2]
-    folded = svg(picture_of(qmodel, debug=d), budget=5)
+    folded = make_svg(picture_of(qmodel, debug=d), budget=5)
     dots = re.findall(r'<circle class="dot heat-(\d)"', folded.partition("</style>")[2])
     assert set(map(int, dots)) == set(heats(d))
 
@@ -104,7 +104,7 @@ def test_an_infinite_harm_is_json(tmp_path):
     def refuse(text):
         raise AssertionError(text)
 
-    text = page(picture_of(qmodel, debug=d))
+    text = make_page(picture_of(qmodel, debug=d))
     data = re.search(r'<script type="application/json" id="picture">(.*?)</script>', text, re.DOTALL)[1]
     figures = [shape["figures"] for shape in json.loads(data, parse_constant=refuse)["shapes"] if shape["figures"]]
     assert "inf" in [figure["harm"] for figure in figures]

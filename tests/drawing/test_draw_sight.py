@@ -10,7 +10,7 @@ from selenium.webdriver import ActionChains, Keys
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing.drawing import page, svg
+from qcompiler.drawing.drawing import make_page, make_svg
 from qcompiler.drawing.picture import Picture, Shape
 
 
@@ -269,7 +269,7 @@ return [counts.length, bad, out.length]
 def test_counts_and_dots_do_not_collide(window, show_page, tmp_path, watched):
     browser = window(1600)
     path = tmp_path / "crowded.html"
-    path.write_text(page(crowded(watched)), encoding="utf-8")
+    path.write_text(make_page(crowded(watched)), encoding="utf-8")
     show_page(path)
     browser.find_element("id", "fold").click()
     count, bad, out = browser.execute_script(COLLISIONS)
@@ -326,7 +326,7 @@ def test_contrast(pairs, least, dark):
 def test_an_svg_has_plain_colors():
     """Not every program that reads SVG knows variables and themes."""
     pytest.importorskip("py_mini_racer")
-    text = svg(crowded(watched=False), budget=1)
+    text = make_svg(crowded(watched=False), budget=1)
     assert "var(" not in text
     assert "light-dark" not in text
     assert ".shape.role-weight, .dot.role-weight { fill: #" in text
@@ -337,8 +337,9 @@ def test_a_graph_without_backward_has_one_lane():
     both = crowded(watched=False)
     forward = dataclasses.replace(both, shapes=tuple(shape for shape in both.shapes if shape.lane == 0))
     names = [
-        re.findall(r"(forward ↓|saved for backward|backward ↑)</text>", svg(one, budget=1)) for one in (both, forward)
+        re.findall(r"(forward ↓|saved for backward|backward ↑)</text>", make_svg(one, budget=1))
+        for one in (both, forward)
     ]
     assert names == [["forward ↓", "saved for backward", "backward ↑"], ["forward ↓"]]
-    wide = [float(re.search(r'width="(\d+)"', svg(one, budget=1))[1]) for one in (both, forward)]
+    wide = [float(re.search(r'width="(\d+)"', make_svg(one, budget=1))[1]) for one in (both, forward)]
     assert wide[1] < wide[0] / 2

@@ -12,7 +12,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.compiler.network import CARRIERS
-from qcompiler.drawing.drawing import page, picture_of, svg
+from qcompiler.drawing.drawing import make_page, make_svg, picture_of
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -153,18 +153,18 @@ def test_dot_names_every_shape(network, tmp_path):
 
 def test_svg_draws_every_quantizer_when_unfolded(network):
     picture = picture_of(network)
-    text = svg(picture, budget=10_000)
+    text = make_svg(picture, budget=10_000)
     found = ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}rect")
     stars = [rect for rect in found if rect.get("class", "").startswith("shape quantizer")]
     assert len(stars) == len(network.plan().sites)
-    folded = svg(picture, budget=5)
+    folded = make_svg(picture, budget=5)
     assert 'class="module closed"' in folded
     assert "shape quantizer" not in folded
 
 
 def test_the_page_needs_nothing_else(network):
     """No address is fetched: those in it are names of XML spaces, or text of a license."""
-    text = page(picture_of(network))
+    text = make_page(picture_of(network))
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
     assert "default-src 'none'" in text
     assert "url(" not in text.replace("url(#hatch)", "")

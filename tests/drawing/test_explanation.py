@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.drawing.explanation import traffic
+from qcompiler.drawing.explanation import compute_traffic
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -72,7 +72,7 @@ def test_bytes_saved_in_float_are_those_of_plain_training(models, eager):
 def test_traffic_of_the_paper(weights, inputs, outputs, static, dynamic):
     """KiB at 8 bits, batch 1: Fournarakis & Nagel 2021, and the same formula for other layers."""
     sides = [(inputs, 8, "activation"), (weights, 8, "weight")]
-    found = traffic(sides, outputs, is_parameter=False)
+    found = compute_traffic(sides, outputs, is_parameter=False)
     assert [round(size / 1024) for size in found] == [static, dynamic]
 
 

@@ -11,7 +11,7 @@ from torch.fx import Interpreter
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.passes.base import Pass, Pipeline
 from qcompiler.passes.ir.facts import InputKind
-from qcompiler.passes.ir.meta import contractions, get_input, get_value
+from qcompiler.passes.ir.meta import get_input, get_value, iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
@@ -171,7 +171,7 @@ def facts_text() -> Callable[[Captured], str]:
 
     def text(captured: Captured) -> str:
         lines = []
-        for node, fact in contractions(captured.module.graph):
+        for node, fact in iterate_contractions(captured.module.graph):
             half = "bias" if fact.is_bias else "forward"
             half = half if fact.gradient_of is None else f"gradient of {fact.gradient_of}"
             positions = "+".join(sorted(fact.positions))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from qcompiler.searching.allocation import Allocation, Choice, allocate, frontier, hull
+from qcompiler.searching.allocation import Allocation, Choice, allocate_budget, find_hull, walk_frontier
 
 
 def slots(seed, count=4, width=4):
@@ -25,7 +25,7 @@ def best(choices, budget):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_point_of_the_frontier_is_optimal(seed):
-    points = frontier(slots(seed))
+    points = walk_frontier(slots(seed))
     for point in points:
         assert point.error == best(slots(seed), point.cost)
     for cheap, dear in itertools.pairwise(points):
@@ -38,9 +38,9 @@ def test_every_point_of_the_frontier_is_optimal(seed):
 def test_allocations_fit_and_are_near_the_best(seed):
     """Within the budget, and above the best by less than the frontier's next step saves."""
     choices = slots(seed)
-    points = frontier(choices)
+    points = walk_frontier(choices)
     for budget in range(40):
-        found, limit = allocate(choices, budget), best(choices, budget)
+        found, limit = allocate_budget(choices, budget), best(choices, budget)
         if found is None:
             assert budget < points[0].cost
             assert limit is None
@@ -55,11 +55,11 @@ def test_allocations_fit_and_are_near_the_best(seed):
 def test_hull():
     """Above the line between its neighbors a choice is left out; of equal costs the better one stays."""
     cheap, above, middle, dear = (Choice("", *pair) for pair in ((1, 8), (2, 7), (3, 2), (5, 0)))
-    assert hull([dear, above, cheap, middle]) == [cheap, middle, dear]
-    assert hull([cheap, Choice("", 1, 5), Choice("", 2, 5)]) == [Choice("", 1, 5)]
-    assert hull([cheap]) == [cheap]
+    assert find_hull([dear, above, cheap, middle]) == [cheap, middle, dear]
+    assert find_hull([cheap, Choice("", 1, 5), Choice("", 2, 5)]) == [Choice("", 1, 5)]
+    assert find_hull([cheap]) == [cheap]
 
 
 def test_a_slot_without_choices():
     with pytest.raises(ValueError, match="a slot has no choice"):
-        frontier([[Choice("", 1, 1)], []])
+        walk_frontier([[Choice("", 1, 1)], []])

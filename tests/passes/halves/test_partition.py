@@ -16,7 +16,7 @@ def leaf():
 
 @pytest.fixture
 def step():
-    return Partition(torch_compat.partition)
+    return Partition(torch_compat.split_joint)
 
 
 def test_golden_partition(in_front_of, settle_halves, step, text, golden):

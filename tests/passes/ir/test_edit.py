@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from qcompiler.passes.ir.edit import fake_mode, finish, insert_call, last_placeholder
+from qcompiler.passes.ir.edit import fake_mode, finish_graph, insert_call, last_placeholder
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind, Operand
 from qcompiler.passes.ir.meta import (
-    contractions,
     get_contraction,
     get_input,
     get_value,
     has_value,
     is_backward,
     is_pinned_saved,
+    iterate_contractions,
     module_path,
     pin_saved,
     pin_to_backward,
@@ -156,7 +156,7 @@ def test_facts(linear):
     set_fact(node, fact)
     assert get_contraction(node) is fact
     assert get_input(node) is None
-    assert [*contractions(linear.graph)] == [(node, fact)]
+    assert [*iterate_contractions(linear.graph)] == [(node, fact)]
     record_operand(node, 2, kept="why", rule=3)
     first, second = get_contraction(node).operands
     assert (first.kept, first.rule, second.kept, second.rule) == ("", None, "why", 3)
@@ -167,7 +167,7 @@ def test_a_placeholder_is_never_a_contraction(linear):
     node = last_placeholder(linear.graph)
     set_fact(node, Contraction("0", "0", "linear", frozenset(), ()))
     assert get_contraction(node) is None
-    assert [*contractions(linear.graph)] == []
+    assert [*iterate_contractions(linear.graph)] == []
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_graph_without_values_has_no_mode():
 def test_finish_drops_what_nothing_reads(linear):
     insert_call(linear.graph, aten.exp.default, (find(linear, "addmm"),), after=find(linear, "addmm"))
     assert "exp" in graph_text(linear)
-    finish(linear)
+    finish_graph(linear)
     assert "exp" not in graph_text(linear)
     assert "exp" not in linear.code
 

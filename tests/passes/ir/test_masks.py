@@ -6,7 +6,7 @@ from torch import nn
 
 from qcompiler.passes.ir.layers import residual_sums
 from qcompiler.passes.ir.masks import adds_mask
-from qcompiler.passes.ir.meta import contractions, get_value
+from qcompiler.passes.ir.meta import get_value, iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
@@ -62,11 +62,13 @@ def test_the_split_gives_the_numbers_of_the_whole(beta, alpha, annotated, settle
 
 def test_the_quantizer_reads_the_contraction_alone(annotated, settle):
     captured = annotated(masked(), torch.zeros(2, 3, 3), leaf(2, 3, 4), leaf(2, 4, 3))
-    (before,) = [fact for node, fact in contractions(captured.module.graph) if node.target is aten.baddbmm.default]
+    (before,) = [
+        fact for node, fact in iterate_contractions(captured.module.graph) if node.target is aten.baddbmm.default
+    ]
     settle(captured, PlaceQuantizers(OUTPUTS))
     (codes,) = calls(captured, ops.QUANTIZE)
     assert codes.args[0].target is aten.bmm.default
-    (after,) = [fact for node, fact in contractions(captured.module.graph) if node is codes.args[0]]
+    (after,) = [fact for node, fact in iterate_contractions(captured.module.graph) if node is codes.args[0]]
     assert after.site == before.site
     assert [operand.arg for operand in after.operands] == [0, 1]
     (total,) = calls(captured, aten.add.Tensor)
@@ -165,8 +167,8 @@ def test_sums_are_not_quantized_in_front_of_softmax(annotated, settle):
 def test_outputs_that_are_not_floating_stay(dtype, annotated, settle):
     captured = annotated(lambda x: torch.bmm(x.to(dtype), x.to(dtype)).abs(), leaf(2, 3, 3))
     assert settle(captured, PlaceQuantizers(OUTPUTS)) == 0
-    kept = [o.kept for node, fact in contractions(captured.module.graph) for o in fact.operands] + [
-        fact.kept for _, fact in contractions(captured.module.graph) if not fact.operands
+    kept = [o.kept for node, fact in iterate_contractions(captured.module.graph) for o in fact.operands] + [
+        fact.kept for _, fact in iterate_contractions(captured.module.graph) if not fact.operands
     ]
     assert kept
     assert all(reason.startswith(f"nothing to quantize: {dtype}") for reason in kept)

@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry
 
-from qcompiler.passes.ir.opaque import explain, explain_call, is_reached
+from qcompiler.passes.ir.opaque import explain_call, explain_name, is_reached
 
 aten = torch.ops.aten
 
 
 def is_opaque(target):
-    return bool(explain(target))
+    return bool(explain_name(target))
 
 
 def overloads(packet):
@@ -55,7 +55,7 @@ def test_every_operator_with_a_count_of_multiplications_is_reached_or_opaque(pac
     ],
 )
 def test_reasons(name, reason):
-    assert explain(getattr(aten, name).default).startswith(reason)
+    assert explain_name(getattr(aten, name).default).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_reasons(name, reason):
 )
 def test_names_that_only_look_so(name):
     overload = getattr(aten, name).overloads()[0]
-    assert explain(getattr(getattr(aten, name), overload)) == ""
+    assert explain_name(getattr(getattr(aten, name), overload)) == ""
 
 
 def test_a_result_of_another_type_is_no_contraction_of_ours():
     assert not is_opaque(aten.mm.default)
-    assert explain(aten.mm.dtype) == "product of another type than its operands"
+    assert explain_name(aten.mm.dtype) == "product of another type than its operands"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import nn
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.meta import get_value, is_backward
 from qcompiler.passes.ir.quantizer import Quantizer, insert_quantizer, list_dequantizers, list_quantizers
-from qcompiler.passes.ir.verify import VerifyError, verify
+from qcompiler.passes.ir.verify import VerifyError, verify_graph
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import find_dequantizer, find_quantizer, get_dequantizer, iterate_readers, unpack_codes
 from qcompiler.runtime import ops
@@ -42,13 +42,13 @@ def test_fields(quantized):
     own = (reader.codes, reader.scale, reader.zero_point, reader.text, reader.layout, reader.dtype)
     assert own == reader.floats.args
     assert (reader.shown, get_value(reader.floats).dtype) == (None, torch.float32)
-    verify(module)
+    verify_graph(module)
 
 
 def test_without_zero_point_and_key(quantized):
     module, quantizer = quantized("int8:fit:tensor:nearest:pass")
     assert (quantizer.zero_point, quantizer.key) == (None, None)
-    verify(module)
+    verify_graph(module)
 
 
 def test_respecify_infers_every_shape_again(quantized):
@@ -57,17 +57,17 @@ def test_respecify_infers_every_shape_again(quantized):
     assert quantizer.site == "0/output.turned"
     assert {tuple(get_value(node).shape) for node in (quantizer.scale, quantizer.zero_point)} == {(2, 3)}
     assert {reader.text for reader in quantizer.dequantizers} == {quantizer.text}
-    verify(module)
+    verify_graph(module)
 
 
 def test_a_reader_that_shows_another_tensor_is_refused(quantized):
     module, quantizer = quantized()
     (reader,) = quantizer.dequantizers
     reader.show(quantizer.tensor)
-    verify(module)
+    verify_graph(module)
     reader.show(module.graph.find_nodes(op="placeholder")[0])
     with pytest.raises(VerifyError, match="not the tensor of its codes"):
-        verify(module)
+        verify_graph(module)
     reader.show(None)
     assert len(reader.floats.args) == 6
 
@@ -81,7 +81,7 @@ def test_write_beside_and_remove(quantized):
     quantizer.remove()
     assert [one.codes for one in list_quantizers(module.graph)] == [other.codes]
     assert (other.layout, other.site) == ("cb", "0/output")
-    verify(module)
+    verify_graph(module)
 
 
 def test_a_dequantizer_of_backward_is_pinned_there(quantized):

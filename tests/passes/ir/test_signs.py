@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx import Interpreter
 from torch.nn import functional as F
 
-from qcompiler.passes.ir.meta import contractions
+from qcompiler.passes.ir.meta import iterate_contractions
 from qcompiler.passes.ir.signs import is_nonnegative
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.rules import Role
@@ -60,7 +60,9 @@ def last_input(joint, function):
     """The captured graph, and the node that the last convolution of forward reads."""
     captured = joint(Net(function), torch.randn(2, 3, 4, 4))
     AnnotateRoles()(captured.module)
-    found = [(n, f) for n, f in contractions(captured.module.graph) if f.module == "last" and f.gradient_of is None]
+    found = [
+        (n, f) for n, f in iterate_contractions(captured.module.graph) if f.module == "last" and f.gradient_of is None
+    ]
     (node, fact) = found[0]
     assert fact.operands[0].role is Role.ACTIVATION
     return captured, node.args[0]

@@ -11,9 +11,9 @@ from qcompiler import recipes
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir.edit import insert_call
-from qcompiler.passes.ir.meta import contractions, get_contraction, get_value, set_fact
+from qcompiler.passes.ir.meta import get_contraction, get_value, iterate_contractions, set_fact
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
-from qcompiler.passes.ir.verify import VerifyError, verify, verify_saved
+from qcompiler.passes.ir.verify import VerifyError, verify_graph, verify_saved
 from qcompiler.passes.ir.views import aten
 from qcompiler.runtime import ops
 
@@ -38,7 +38,7 @@ class Parts:
 
     @classmethod
     def of(cls, module):
-        by_gradient = {fact.gradient_of: node for node, fact in contractions(module.graph)}
+        by_gradient = {fact.gradient_of: node for node, fact in iterate_contractions(module.graph)}
         product = by_gradient[None]
         floats, other = product.args[:2]
         return cls(product, by_gradient[0], floats, floats.args[0], floats.args[1], other)
@@ -159,10 +159,10 @@ BROKEN = {
 def test_refuses(name, placed):
     how, complaint = BROKEN[name]
     captured = placed(SPEC, nn.Linear(4, 3, bias=False), leaf(4, 4))
-    verify(captured.module)
+    verify_graph(captured.module)
     how(Parts.of(captured.module))
     with pytest.raises(VerifyError, match=f"^{re.escape(complaint)}"):
-        verify(captured.module)
+        verify_graph(captured.module)
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_refuses(name, placed):
 )
 def test_refuses_what_is_missing(spec, argument, complaint, placed):
     captured = placed(spec, nn.Linear(4, 3), leaf(2, 4))
-    verify(captured.module)
+    verify_graph(captured.module)
     next(one.codes for one in list_quantizers(captured.module.graph)).update_arg(argument, None)
     with pytest.raises(VerifyError, match=f"^quantize.*: spec {spec} {complaint}$"):
-        verify(captured.module)
+        verify_graph(captured.module)
 
 
 def test_an_operator_without_a_result_needs_no_value(joint):
@@ -187,11 +187,11 @@ def test_an_operator_without_a_result_needs_no_value(joint):
     )
     targets = [node.target for node in captured.module.graph.nodes]
     assert aten._assert_async.msg in targets
-    verify(captured.module)
+    verify_graph(captured.module)
 
 
 def test_a_graph_without_quantizers_is_legal(joint):
-    verify(joint(nn.Linear(4, 3), leaf(2, 4)).module)
+    verify_graph(joint(nn.Linear(4, 3), leaf(2, 4)).module)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def halves(joint):
     def make(recipe, model, *inputs):
         captured = joint(model, *inputs)
         joint_pipeline(recipes.get(recipe))(captured.module)
-        first, second = torch_compat.partition(captured.module, captured.forward_outputs, captured.static_inputs)
+        first, second = torch_compat.split_joint(captured.module, captured.forward_outputs, captured.static_inputs)
         return first, second, list(first.graph.output_node().args[0])[captured.forward_outputs :]
 
     return make
@@ -214,8 +214,8 @@ def network():
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "channelwise-int4", "tensor-int4"])
 def test_both_halves_are_legal_and_save_no_floats(recipe, halves):
     first, second, saved = halves(recipe, network(), leaf(4, 4, 6, 6))
-    verify(first)
-    verify(second)
+    verify_graph(first)
+    verify_graph(second)
     verify_saved(first, saved)
     made = [node for node in saved if node.op != "placeholder"]
     assert made
@@ -230,7 +230,7 @@ def test_a_half_is_verified_like_a_whole(halves):
     scale = floats.args[1]
     scale.meta["val"] = get_value(scale).float()
     with pytest.raises(VerifyError, match=rf"^{floats.name}: scale is torch.float32 .*; valid: torch.uint8"):
-        verify(second)
+        verify_graph(second)
 
 
 @pytest.mark.parametrize("view", [False, True])

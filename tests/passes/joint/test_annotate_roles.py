@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qcompiler.passes.ir.meta import contractions, is_backward
+from qcompiler.passes.ir.meta import is_backward, iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
@@ -142,7 +142,7 @@ def test_bias_inside_the_product(operands, function):
 def test_products_of_one_tensor(product, gradients, joint, apply, function):
     captured = joint(function(product), leaf(4, 4))
     assert apply(captured, ANNOTATE) == [3]
-    found = [fact for _, fact in contractions(captured.module.graph) if fact.gradient_of is not None]
+    found = [fact for _, fact in iterate_contractions(captured.module.graph) if fact.gradient_of is not None]
     grads = [next(o for o in fact.operands if o.role is Role.GRADIENT) for fact in found]
     texts = [f"{g.layout} over {g.contracted}={g.extent}" for g in grads]
     assert [*zip([fact.gradient_of for fact in found], texts, strict=True)] == gradients
@@ -162,7 +162,7 @@ def test_products_of_one_tensor(product, gradients, joint, apply, function):
 def test_a_weight_comes_from_parameters_alone(model, role, joint, apply, function):
     captured = joint(function(model, v=parameter(4, 4), b=torch.randn(4, 4)), leaf(4, 4))
     apply(captured, ANNOTATE)
-    _, fact = next(contractions(captured.module.graph))
+    _, fact = next(iterate_contractions(captured.module.graph))
     assert [o.role for o in fact.operands] == [Role.ACTIVATION, role]
     assert fact.operator == ("linear" if role is Role.WEIGHT else "matmul")
 
@@ -170,7 +170,7 @@ def test_a_weight_comes_from_parameters_alone(model, role, joint, apply, functio
 def test_every_reader_of_an_output_gradient_is_a_gradient(joint, apply):
     captured = joint(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), leaf(2, 4))
     apply(captured, ANNOTATE)
-    found = [(node, fact) for node, fact in contractions(captured.module.graph) if is_backward(node)]
+    found = [(node, fact) for node, fact in iterate_contractions(captured.module.graph) if is_backward(node)]
     assert len(found) == 6
     assert all(sum(o.role is Role.GRADIENT for o in fact.operands) == 1 for _, fact in found)
 
@@ -188,7 +188,7 @@ def test_names_and_positions(joint, apply, function):
 
     captured = joint(function(forward, fc=nn.Linear(4, 4), head=nn.Linear(4, 2)), leaf(3, 4))
     apply(captured, ANNOTATE)
-    facts = [f for n, f in contractions(captured.module.graph) if f.gradient_of is None and not f.is_bias]
+    facts = [f for n, f in iterate_contractions(captured.module.graph) if f.gradient_of is None and not f.is_bias]
     assert [(f.module, f.site, *f.positions) for f in facts] == [
         ("fc", "fc", Position.FIRST),
         ("fc", "fc#2", Position.INNER),
@@ -201,7 +201,7 @@ def test_names_and_positions(joint, apply, function):
 def test_a_gradient_has_the_name_and_positions_of_its_product(joint, apply):
     captured = joint(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), leaf(3, 4))
     apply(captured, ANNOTATE)
-    names = {(f.site, f.positions) for _, f in contractions(captured.module.graph)}
+    names = {(f.site, f.positions) for _, f in iterate_contractions(captured.module.graph)}
     assert names == {("0", frozenset({Position.FIRST})), ("2", frozenset({Position.LAST}))}
 
 
@@ -209,7 +209,7 @@ def test_a_weight_of_a_submodule_names_the_product(joint, apply, function):
     model = function(lambda m, x: F.linear(x, m.part.weight), part=nn.Linear(4, 3))
     captured = joint(model, leaf(2, 4))
     apply(captured, ANNOTATE)
-    assert {fact.module for _, fact in contractions(captured.module.graph)} == {"part"}
+    assert {fact.module for _, fact in iterate_contractions(captured.module.graph)} == {"part"}
 
 
 def test_the_only_product_is_first_and_last(lines):
@@ -229,7 +229,7 @@ def test_the_only_product_is_first_and_last(lines):
 def test_what_is_out_of_reach_says_why(call, shapes, reason, joint, apply, function):
     captured = joint(function(call, w=parameter(2, 3, 3)), *(leaf(*shape) for shape in shapes))
     (count,) = apply(captured, ANNOTATE)
-    facts = [fact for _, fact in contractions(captured.module.graph)]
+    facts = [fact for _, fact in iterate_contractions(captured.module.graph)]
     assert len(facts) == count > 0
     assert all(fact.kept.startswith(reason) and not fact.operands for fact in facts)
 
@@ -248,7 +248,7 @@ def test_what_is_out_of_reach_says_why(call, shapes, reason, joint, apply, funct
 def test_rare_products_say_why(call, shapes, reason, joint, apply):
     captured = joint(lambda *inputs: call(*inputs), *(leaf(*shape) for shape in shapes))
     apply(captured, ANNOTATE)
-    facts = [fact for node, fact in contractions(captured.module.graph) if not is_backward(node)]
+    facts = [fact for node, fact in iterate_contractions(captured.module.graph) if not is_backward(node)]
     assert [(fact.kept, fact.operands) for fact in facts] == [(reason, ())]
 
 
@@ -270,7 +270,7 @@ class Odd(torch.autograd.Function):
 def test_gradients_of_no_product_say_so(joint, apply, function):
     captured = joint(function(lambda m, x: Odd.apply(x, m.w), w=parameter(4, 4)), leaf(4, 4))
     assert apply(captured, ANNOTATE) == [2]
-    assert [fact.kept for _, fact in contractions(captured.module.graph)] == [
+    assert [fact.kept for _, fact in iterate_contractions(captured.module.graph)] == [
         "not the gradient of a product: it multiplies two gradients, or none",
         "no forward product belongs to this gradient",
     ]
@@ -306,7 +306,7 @@ def test_gradients_by_hand_belong_to_their_contraction(call, joint, apply, funct
     """Every forward contraction has both of its gradients, each once."""
     captured = joint(function(call, w=parameter(4, 4), layer=nn.Linear(4, 4)), leaf(4, 4))
     apply(captured, ANNOTATE)
-    facts = [fact for _, fact in contractions(captured.module.graph) if not fact.is_bias]
+    facts = [fact for _, fact in iterate_contractions(captured.module.graph) if not fact.is_bias]
     forward = [fact.site for fact in facts if fact.gradient_of is None]
     assert {fact.kept for fact in facts} == {""}
     assert len({*forward}) == len(forward) >= 2

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qcompiler.passes.ir.facts import Operand
-from qcompiler.passes.ir.meta import contractions, get_value
+from qcompiler.passes.ir.meta import get_value, iterate_contractions
 from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import aten
@@ -135,7 +135,7 @@ def test_an_operand_without_a_legal_block_stays_in_float(block, placed, settle, 
     captured = placed(spec(block), model, x)
     assert settle(captured, CHOOSE) == 6
     assert not [one.codes for one in list_quantizers(captured.module.graph)]
-    facts = [fact for _, fact in contractions(captured.module.graph)]
+    facts = [fact for _, fact in iterate_contractions(captured.module.graph)]
     assert [[operand.kept for operand in fact.operands] for fact in facts] == [
         [f"block {block} has edge 1 along the summed axis '{letter}', turned or not" for letter in letters]
         for letters in ("ci", "bb", "co")

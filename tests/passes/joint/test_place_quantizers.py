@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler.passes.ir.meta import contractions, is_backward, is_pinned_saved
+from qcompiler.passes.ir.meta import is_backward, is_pinned_saved, iterate_contractions
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import aten
@@ -27,7 +27,7 @@ def leaf(*shape):
 
 def kept(captured):
     """The reasons why operands stay in float, in graph order."""
-    return [operand.kept for _, fact in contractions(captured.module.graph) for operand in fact.operands]
+    return [operand.kept for _, fact in iterate_contractions(captured.module.graph) for operand in fact.operands]
 
 
 def quantized(x):
@@ -59,7 +59,7 @@ def test_every_operand_gets_one(joint, apply, settle, rules):
         == len([one.floats for one in list_dequantizers(graph)])
         == 13
     )
-    for node, fact in contractions(graph):
+    for node, fact in iterate_contractions(graph):
         assert all(node.args[operand.arg].target is ops.DEQUANTIZE for operand in fact.operands)
 
 
@@ -105,7 +105,7 @@ def test_convolution_equals_its_formula(transposed, joint, apply, settle, rules,
 
 def test_a_backward_dequantize_is_pinned_there(placed):
     captured = placed(PLAIN, nn.Linear(4, 3), leaf(2, 4))
-    for node, fact in contractions(captured.module.graph):
+    for node, fact in iterate_contractions(captured.module.graph):
         for operand in fact.operands:
             floats = node.args[operand.arg]
             assert floats.meta["partitioner_tag"] == ("must_be_in_backward" if is_backward(node) else "is_forward")
@@ -153,7 +153,7 @@ def test_a_rule_decides_by_role_operator_module_and_position(joint, apply, settl
     assert settle(captured, PlaceQuantizers(rules)) == 8
     decided = {
         (fact.site, str(operand.role)): (operand.rule, operand.kept)
-        for _, fact in contractions(captured.module.graph)
+        for _, fact in iterate_contractions(captured.module.graph)
         for operand in fact.operands
     }
     keep = f"rule 2: {rules[1]}"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qcompiler.compiler.plan import QuantPlan
-from qcompiler.passes.ir.meta import contractions
+from qcompiler.passes.ir.meta import iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
@@ -98,7 +98,7 @@ def test_an_outlier_is_spread():
 def test_quantizers_read_the_turned_operands(annotated, apply):
     captured = annotated(nn.Linear(4, 3, bias=False), leaf(16, 4))
     apply(captured, RotateOperands(rules()), PlaceQuantizers(rules()))
-    wgrad = [(n, f) for n, f in contractions(captured.module.graph) if f.product is Product.WEIGHT_GRADIENT]
+    wgrad = [(n, f) for n, f in iterate_contractions(captured.module.graph) if f.product is Product.WEIGHT_GRADIENT]
     ((node, fact),) = wgrad
     for operand in fact.operands:
         assert node.args[operand.arg].args[0].args[0].target is ops.ROTATE

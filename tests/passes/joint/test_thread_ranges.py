@@ -13,7 +13,7 @@ from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input, get_value, is_backward
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
 from qcompiler.passes.ir.text import graph_text
-from qcompiler.passes.ir.verify import VerifyError, verify
+from qcompiler.passes.ir.verify import VerifyError, verify_graph
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
 from qcompiler.passes.joint.hoist_views import HoistViews
@@ -158,7 +158,7 @@ def test_states_of_forward_and_of_gradients_end_in_their_halves(joint, rules):
     order = [*outputs[: captured.forward_outputs], *split, *grads, *(node for node in after if is_backward(node))]
     captured.module.graph.output_node().args = (tuple(order),)
     captured.module.graph.output_node().meta.pop("desc", None)
-    first, second = torch_compat.partition(
+    first, second = torch_compat.split_joint(
         captured.module, captured.forward_outputs + len(split), captured.static_inputs
     )
     for half, expected in ((first, forward), (second, backward)):
@@ -235,12 +235,12 @@ def test_every_scale_of_a_state_is_that_of_its_codes(placed, apply, settle):
 def test_verify_refuses_the_checked_scale_of_other_codes(placed, apply):
     captured = placed(PAST, nn.Linear(4, 3, bias=False), leaf(2, 4))
     apply(captured, *PREPARE, THREAD)
-    verify(captured.module)
+    verify_graph(captured.module)
     one, other = saved_readers(captured)[:2]
     assert one.args[0] is not other.args[0]
     one.args[1].update_arg(0, other.args[1].args[0])
     with pytest.raises(VerifyError, match="scale, zero point, spec or layout differ from those of its codes"):
-        verify(captured.module)
+        verify_graph(captured.module)
 
 
 def test_verify_refuses_a_scale_checked_for_another_tensor(placed, apply):
@@ -249,7 +249,7 @@ def test_verify_refuses_a_scale_checked_for_another_tensor(placed, apply):
     one, other = saved_readers(captured)[:2]
     one.args[1].update_arg(1, other.args[0].args[0])
     with pytest.raises(VerifyError, match="checks another tensor, spec or layout"):
-        verify(captured.module)
+        verify_graph(captured.module)
 
 
 def test_verify_refuses_another_tensor_beside_the_codes(placed, apply):
@@ -260,4 +260,4 @@ def test_verify_refuses_another_tensor_beside_the_codes(placed, apply):
     ][:2]
     one.update_arg(6, other.args[6])
     with pytest.raises(VerifyError, match="which is not the tensor of its codes"):
-        verify(captured.module)
+        verify_graph(captured.module)

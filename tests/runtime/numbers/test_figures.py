@@ -11,12 +11,12 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.figures import (
     Agreement,
     Tally,
-    agreement,
-    decibels,
+    compute_ratio,
     format_binades,
-    ratio,
-    simulate,
-    tally,
+    measure_agreement,
+    simulate_quantizer,
+    tally_quantizer,
+    to_decibels,
 )
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.spec import parse_spec
@@ -51,7 +51,7 @@ def exponent(values):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tally(spec, dtype, oracle, array):
     x = tensor(dtype)
-    seen = simulate(x, parse_spec(spec), LAYOUT)
+    seen = simulate_quantizer(x, parse_spec(spec), LAYOUT)
     facts = oracle.read_spec(spec)
     expected = oracle.quantize(array(x), spec, LAYOUT, (0, 0), "what-if")
     name = str(dtype).removeprefix("torch.")
@@ -96,7 +96,7 @@ def test_tally(spec, dtype, oracle, array):
     ],
 )
 def test_range_of_the_codes(spec, low, high):
-    (span,) = simulate(torch.tensor([-1.0, 4.0]), parse_spec(spec), "b").tally.history
+    (span,) = simulate_quantizer(torch.tensor([-1.0, 4.0]), parse_spec(spec), "b").tally.history
     assert (span.range_low, span.range_high) == pytest.approx((low, high), rel=1e-6)
 
 
@@ -104,8 +104,8 @@ def test_tallies_add_up():
     """Of two tensors one after the other: every count and sum of the tensor that holds both."""
     spec = parse_spec("int4:real:tensor:nearest:pass:fixed(-1,1)")
     x = tensor()
-    parts = [simulate(part, spec, LAYOUT).tally for part in (x[:2], x[2:])]
-    whole = simulate(x, spec, LAYOUT).tally
+    parts = [simulate_quantizer(part, spec, LAYOUT).tally for part in (x[:2], x[2:])]
+    whole = simulate_quantizer(x, spec, LAYOUT).tally
     both = parts[0] + parts[1]
     assert both.signal == pytest.approx(whole.signal, rel=1e-12)
     assert both.noise == pytest.approx(whole.noise, rel=1e-12)
@@ -118,7 +118,7 @@ def test_tallies_add_up():
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_what_is_not_finite(bad):
     x = torch.tensor([[1.0, 2.0], [bad, 0.0]])
-    seen = simulate(x, parse_spec("int4:max:c2:nearest:pass"), "bc").tally
+    seen = simulate_quantizer(x, parse_spec("int4:max:c2:nearest:pass"), "bc").tally
     assert seen.not_finite == 0.25
     assert math.isnan(seen.sqnr)
     assert (seen.clipped, seen.underflowed, seen.zeros) == (0, 0, 0)  # the NaN block has no zero
@@ -127,9 +127,9 @@ def test_what_is_not_finite(bad):
 
 def test_nothing_and_zeros():
     spec = parse_spec("int4:max:tensor:nearest:pass")
-    assert simulate(torch.empty(0, 3), spec, "bc").tally == Tally()
+    assert simulate_quantizer(torch.empty(0, 3), spec, "bc").tally == Tally()
     assert (Tally().clipped, Tally().exponent_use) == (0, 0)
-    zeros = simulate(torch.zeros(2, 3), spec, "bc").tally
+    zeros = simulate_quantizer(torch.zeros(2, 3), spec, "bc").tally
     assert (zeros.zeros, zeros.underflowed, zeros.exponent_use, zeros.sqnr) == (1, 0, 0, INF)
 
 
@@ -137,7 +137,7 @@ def test_a_simulation_draws_nothing():
     """The same bits at every call, and torch's generator as it was."""
     spec, x = parse_spec("int4:max:tensor:stochastic:pass"), tensor()
     state = torch.get_rng_state()
-    assert torch.equal(simulate(x, spec, LAYOUT).values, simulate(x, spec, LAYOUT).values)
+    assert torch.equal(simulate_quantizer(x, spec, LAYOUT).values, simulate_quantizer(x, spec, LAYOUT).values)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -147,7 +147,7 @@ def test_a_range_from_elsewhere():
     scale = ops.scale(x / 64, str(spec), LAYOUT)
     codes = ops.quantize(x, scale, None, None, str(spec), LAYOUT, "")
     limit = float(scale) * 127
-    seen = tally(x, codes, scale, None, spec, LAYOUT)
+    seen = tally_quantizer(x, codes, scale, None, spec, LAYOUT)
     assert seen.clipped == int((x.abs() > limit * 127.5 / 127).sum()) / x.numel() > 0
     assert seen.history[0].range_high == pytest.approx(limit)
 
@@ -163,7 +163,7 @@ def test_binades_of_formats(name, binades):
 def test_agreement():
     torch.manual_seed(0)
     pairs = [(torch.randn(7, 5), torch.randn(7, 5)) for _ in range(2)]
-    found = agreement(*pairs[0]) + agreement(*pairs[1])
+    found = measure_agreement(*pairs[0]) + measure_agreement(*pairs[1])
     q, f = (np.concatenate([pair[side].double().numpy().ravel() for pair in pairs]) for side in (0, 1))
     assert found.cosine == pytest.approx(q @ f / np.sqrt(q @ q * (f @ f)), rel=1e-12)
     assert found.error == pytest.approx(((q - f) ** 2).sum() / (f @ f), rel=1e-12)
@@ -182,13 +182,18 @@ def test_agreement():
     ],
 )
 def test_agreement_at_the_edges(own, reference, cosine, error):
-    found = agreement(torch.tensor(own), torch.tensor(reference))
+    found = measure_agreement(torch.tensor(own), torch.tensor(reference))
     assert found.cosine == pytest.approx(cosine, nan_ok=True)
     assert found.error == pytest.approx(error, nan_ok=True)
 
 
 def test_ratios():
-    assert (ratio(0, 0), ratio(1, 0), ratio(1, 4)) == (0, INF, 0.25)
-    assert (math.isnan(ratio(NAN, 0)), decibels(0), decibels(INF), decibels(10)) == (True, -INF, INF, 10)
-    assert math.isnan(decibels(NAN))
+    assert (compute_ratio(0, 0), compute_ratio(1, 0), compute_ratio(1, 4)) == (0, INF, 0.25)
+    assert (math.isnan(compute_ratio(NAN, 0)), to_decibels(0), to_decibels(INF), to_decibels(10)) == (
+        True,
+        -INF,
+        INF,
+        10,
+    )
+    assert math.isnan(to_decibels(NAN))
     assert Agreement().error == 0

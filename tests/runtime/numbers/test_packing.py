@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime.numbers.packing import pack, packed_dim, per_byte, unpack
+from qcompiler.runtime.numbers.packing import pack_codes, packed_dim, per_byte, unpack_codes
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=300)
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
@@ -34,7 +34,7 @@ def coded(draw: Callable[..., Any]) -> tuple[torch.Tensor, int, bool]:
 @PROPERTY
 def test_round_trip(case: tuple[torch.Tensor, int, bool]) -> None:
     codes, bits, signed = case
-    back = unpack(pack(codes, bits), tuple(codes.shape), bits, signed)
+    back = unpack_codes(pack_codes(codes, bits), tuple(codes.shape), bits, signed)
     assert back.dtype == (torch.bool if bits == 1 else torch.int32)
     assert back.shape == codes.shape
     assert torch.equal(back, codes.to(back.dtype))
@@ -46,15 +46,15 @@ def test_bytes(oracle: ModuleType, case: tuple[torch.Tensor, int, bool]) -> None
     codes, bits, _ = case
     packed, dim = oracle.pack(codes.contiguous().numpy(), bits)
     assert packed_dim(tuple(codes.shape), bits) == dim
-    assert oracle.same(pack(codes, bits).contiguous().numpy(), packed)
+    assert oracle.same(pack_codes(codes, bits).contiguous().numpy(), packed)
 
 
 @pytest.mark.parametrize(("bits", "count"), [(1, 8), (2, 4), (3, 2), (4, 2), (5, 1), (6, 1), (7, 1), (8, 1)])
 def test_every_code_in_every_place_of_a_byte(bits: int, count: int) -> None:
     assert per_byte(bits) == count
     codes = torch.cartesian_prod(*[torch.arange(2**bits, dtype=torch.uint8)] * count).reshape(-1, count)
-    packed = pack(codes.t(), bits)
-    assert torch.equal(unpack(packed, (count, len(codes)), bits, False).to(torch.uint8), codes.t())
+    packed = pack_codes(codes.t(), bits)
+    assert torch.equal(unpack_codes(packed, (count, len(codes)), bits, False).to(torch.uint8), codes.t())
     assert packed.numel() == len(codes)
     assert len(packed.unique()) == len(codes)
 
@@ -74,7 +74,7 @@ def test_every_code_in_every_place_of_a_byte(bits: int, count: int) -> None:
     ],
 )
 def test_documented_bytes(codes: torch.Tensor, bits: int, expected: list[int]) -> None:
-    packed = pack(codes, bits)
+    packed = pack_codes(codes, bits)
     assert packed.dtype == torch.uint8
     assert packed.tolist() == expected
 
@@ -97,5 +97,5 @@ def test_documented_bytes(codes: torch.Tensor, bits: int, expected: list[int]) -
 def test_shape_of_the_packed(shape: tuple[int, ...], bits: int, dim: int | None, packed_shape: tuple[int, ...]) -> None:
     codes = torch.zeros(shape, dtype=torch.uint8)
     assert packed_dim(shape, bits) == dim
-    assert tuple(pack(codes, bits).shape) == packed_shape
+    assert tuple(pack_codes(codes, bits).shape) == packed_shape
     assert math.prod(packed_shape) == -(-math.prod(shape) // per_byte(bits))

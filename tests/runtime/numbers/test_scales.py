@@ -106,7 +106,7 @@ def test_each_rule_keeps_what_it_promises(oracle: ModuleType, spec: str) -> None
     amax = torch.from_numpy(np.abs(oracle.patterns("float16").astype(np.float32)))
     amax = amax[torch.isfinite(amax) & (amax > 0)].double()
     parsed = parse_spec(spec)
-    step = scales.factor(scales.power_of_two(amax.float(), parsed)).double()
+    step = scales.get_factor(scales.power_of_two(amax.float(), parsed)).double()
     form, power = parsed.format, 2**parsed.format.magnitude_bits
     if parsed.scale == "fit":
         assert torch.all(amax <= form.reach * step)
@@ -126,7 +126,7 @@ def test_each_rule_keeps_what_it_promises(oracle: ModuleType, spec: str) -> None
 
 def test_factor_of_every_byte() -> None:
     stored = torch.arange(1, 256, dtype=torch.int32).to(torch.uint8)
-    factors = scales.factor(stored)
+    factors = scales.get_factor(stored)
     assert factors.dtype == torch.float32
     assert factors[:-1].tolist() == [2.0 ** (byte - 127) for byte in range(1, 255)]
     assert math.isnan(factors[-1])
@@ -134,7 +134,7 @@ def test_factor_of_every_byte() -> None:
 
 def test_factor_of_a_real_scale_is_itself() -> None:
     stored = torch.tensor([0.1, NAN, 2.0**-126])
-    assert scales.factor(stored) is stored
+    assert scales.get_factor(stored) is stored
 
 
 @pytest.mark.parametrize(

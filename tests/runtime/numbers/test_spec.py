@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qcompiler.runtime.numbers.blocks import AXES, TENSOR, Block
 from qcompiler.runtime.numbers.formats import BITS, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, Scale, Vjp, choice, parse_spec
+from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, Scale, Vjp, parse_choice, parse_spec
 from qcompiler.runtime.ranges.observed import ESTIMATORS
 from qcompiler.runtime.ranges.statistical import Sawb
 
@@ -109,9 +109,9 @@ def test_parse_refuses(text: str, message: str) -> None:
 
 
 def test_choice() -> None:
-    assert choice(Scale, "real", "scale") is Scale.REAL
+    assert parse_choice(Scale, "real", "scale") is Scale.REAL
     with pytest.raises(ValueError, match=r"^knob: got 'REAL'; valid: max, fit, real, ceil, round, one, two-level$"):
-        choice(Scale, "REAL", "knob")
+        parse_choice(Scale, "REAL", "knob")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def compiled_code(text, layout, *shape):
     state = torch.ones(spec.range.state_shape(view_blocks(shape, layout, spec.block).counts) or (1,))
     mode = FakeTensorMode()
     fakes = [mode.from_tensor(x), mode.from_tensor(state)]
-    plain = torch_compat.retrace(make_fx(quantizer(text, layout))(x, state), fakes, mode)
+    plain = torch_compat.retrace_graph(make_fx(quantizer(text, layout))(x, state), fakes, mode)
     half = torch_compat.compile_inductor
     result, (code,) = run_and_get_code(
         lambda: half(plain, fakes, is_backward=False, is_inference=True, static_inputs=(), fixed_outputs=0)([x, state])
