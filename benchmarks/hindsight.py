@@ -20,7 +20,7 @@ import qcompiler
 from qcompiler import recipes
 from qcompiler.demo.nets import Block, measure_accuracy
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 MEAN, DEVIATION = 0.2860, 0.3530  # of the pixels of the training images
 IMAGES, BATCH = 12_800, 128

@@ -28,7 +28,7 @@ from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import view_blocks
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 RECIPES = ("int4-minmax", "int4-dsgc", "int4-large-gradients", "int4-large-hindsight", "tensor-int4", "hyperblock-int4")
 LARGE = 1000  # one of so many counts as large: α of the paper is 0.001

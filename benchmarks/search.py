@@ -32,7 +32,7 @@ from gradient_error import pretrain
 
 import qcompiler
 from qcompiler import Recipe, Role, Rule, parse_spec
-from qcompiler.runtime.numbers.figures import to_decibels
+from qcompiler.runtime.figures import to_decibels
 from qcompiler.searching.sensitivity import gradient_error
 
 BITS = 4.5

@@ -37,7 +37,7 @@ from qcompiler import Recipe, Rule
 from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.compiler.stages import QUANTIZED, find_stage
 from qcompiler.passes.ir.meta import is_backward, iterate_contractions
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: forward operator → the contractions of its gradients
 GRADIENTS: Final = {

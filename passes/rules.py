@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from qcompiler.runtime.numbers.spec import QuantSpec, Vjp
+from qcompiler.runtime.spec import QuantSpec, Vjp
 
 
 class Role(enum.StrEnum):

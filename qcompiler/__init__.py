@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qcompiler.recipes.recipe import Recipe, RecipeError
     from qcompiler.recipes.schedule import SCHEDULES, Schedule, deviation_rate
     from qcompiler.runtime.errors import QCompilerError
-    from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+    from qcompiler.runtime.spec import QuantSpec, parse_spec
     from qcompiler.searching.searcher import search
     from qcompiler.searching.sensitivity import SearchError
 
@@ -80,7 +80,7 @@ _EXPORTS = {
     "qcompiler.recipes.recipe": ("Recipe", "RecipeError"),
     "qcompiler.recipes": ("RECIPES",),
     "qcompiler.runtime.errors": ("QCompilerError",),
-    "qcompiler.runtime.numbers.spec": ("QuantSpec", "parse_spec"),
+    "qcompiler.runtime.spec": ("QuantSpec", "parse_spec"),
     "qcompiler.recipes.schedule": ("SCHEDULES", "Schedule", "deviation_rate"),
     "qcompiler.searching.searcher": ("search",),
     "qcompiler.searching.sensitivity": ("SearchError",),

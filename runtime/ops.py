@@ -13,12 +13,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.numbers import packing, scales
+from qcompiler.runtime import scales
+from qcompiler.runtime.numbers import packing
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding, random_bits
-from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, parse_spec
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
+from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
 
 def _find_range(

@@ -13,7 +13,7 @@ import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

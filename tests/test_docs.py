@@ -24,8 +24,8 @@ from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Produc
 from qcompiler.runtime.numbers.blocks import AXES
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import Scale, Vjp
 from qcompiler.runtime.ranges.observed import ESTIMATORS, Current, parse_range
+from qcompiler.runtime.spec import Scale, Vjp
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

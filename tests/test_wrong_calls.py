@@ -14,7 +14,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import Block, parse_block, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, parse_format
-from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

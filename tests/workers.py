@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: one estimator of each kind of state: by block with a guard, a history, one factor for the site
 ESTIMATORS = ("hindsight(0.75,0.02)", "large(0.1,0.01,0.9)", "history(4,1,1)")

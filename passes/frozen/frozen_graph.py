@@ -14,7 +14,7 @@ from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.verify import verify_graph
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 @dataclasses.dataclass

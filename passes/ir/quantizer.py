@@ -15,7 +15,7 @@ from qcompiler.passes.ir.edit import infer_value, insert_call, last_placeholder
 from qcompiler.passes.ir.meta import get_value, is_backward, pin_saved, pin_to_backward
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 #: an argument that a change leaves as it is
 _KEEP: Any = object()

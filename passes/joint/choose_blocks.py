@@ -12,7 +12,7 @@ from qcompiler.passes.ir.site_name import SiteName
 from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.passes.rules import Role
 from qcompiler.runtime.numbers.blocks import Block
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec
 
 
 def is_legal(block: Block, operand: Operand) -> bool:

@@ -14,7 +14,7 @@ from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import Ewgs, Vjp
+from qcompiler.runtime.spec import Ewgs, Vjp
 
 
 @dataclasses.dataclass(frozen=True)

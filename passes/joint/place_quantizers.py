@@ -27,7 +27,7 @@ from qcompiler.passes.ir.site_name import Numbering, SiteName
 from qcompiler.passes.ir.views import aten, is_view
 from qcompiler.passes.ir.walk import find_dequantizer
 from qcompiler.passes.rules import ADDITION, Behind, Position, Product, Role, Rule, Sign, first_match
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
 from qcompiler.runtime.execute.interpret import Half, make_runner
 from qcompiler.runtime.execute.step import Ranges, Step, Tangent
-from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.runtime.ranges.store import RangeStore, StateSite
+from qcompiler.runtime.spec import parse_spec
 
 logger = logging.getLogger("qcompiler")
 

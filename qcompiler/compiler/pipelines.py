@@ -1,8 +1,7 @@
-"""The order of the passes: the table of contents of the compiler."""
+"""The order of the passes: the table of contents of the compiler. That over ONNX: qcompiler/exporting/pipeline.py."""
 
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
@@ -40,9 +39,6 @@ from qcompiler.passes.joint.save_quantized import SaveQuantized
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from qcompiler.exporting.exported_model import ExportedModel
 
 
 def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
@@ -112,47 +108,4 @@ def frozen_pipeline(
             FoldBatchNorms(fold_batch_norm),  # into scales and bias of a convolution
         ),
         verify_frozen,
-    )
-
-
-def onnx_pipeline(*, signed_weights: bool = False) -> Pipeline["ExportedModel"]:
-    """Return the passes over an ONNX model in memory; needs the packages of the extra `onnx`.
-
-    Args:
-        signed_weights: codes of weights stay int8, though kernels of some CPUs saturate.
-    """
-    from qcompiler.exporting.exported_model import verify_structure
-    from qcompiler.exporting.passes.add_functions import AddFunctions
-    from qcompiler.exporting.passes.close_windows import CloseWindows
-    from qcompiler.exporting.passes.lower_quantizers import LowerQuantizers
-    from qcompiler.exporting.passes.move_relus import MoveRelus
-    from qcompiler.exporting.passes.name_nodes import NameNodes
-    from qcompiler.exporting.passes.open_batch_norms import OpenBatchNorms
-    from qcompiler.exporting.passes.remove_unused import RemoveUnused
-    from qcompiler.exporting.passes.rename_dimensions import RenameDimensions
-    from qcompiler.exporting.passes.separate_quantizers import SeparateQuantizers
-    from qcompiler.exporting.passes.shield_float_kernels import ShieldFloatKernels
-    from qcompiler.exporting.passes.shield_four_bits import ShieldFourBits
-    from qcompiler.exporting.passes.split_biases import SplitBiases
-    from qcompiler.exporting.passes.split_clips import SplitClips
-    from qcompiler.exporting.passes.transpose_in_gemms import TransposeInGemms
-
-    return Pipeline(
-        (
-            LowerQuantizers(signed_weights),  # stored codes, QuantizeLinear, functions
-            TransposeInGemms(),  # of weights: no MatMulNBits
-            MoveRelus(),  # from behind a view to their linear layer
-            SplitClips(),  # beside 4 bits, into Max and Min
-            OpenBatchNorms(),  # that onnxruntime would fold into decoded weights
-            ShieldFourBits(),  # no kernel on codes of 4 bits
-            ShieldFloatKernels(),  # no kernel on codes that gives other numbers
-            SeparateQuantizers(),  # that onnxruntime would make one
-            RemoveUnused(),  # scales of stand-ins, floats of weights
-            AddFunctions(),  # that nodes call
-            NameNodes(),  # after their layer
-            CloseWindows(),  # of max pools, as torch counts them
-            RenameDimensions(),  # as the user calls them
-            SplitBiases(),  # that onnxruntime would round
-        ),
-        verify_structure,
     )

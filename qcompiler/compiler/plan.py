@@ -15,7 +15,7 @@ from qcompiler.passes.ir.subgraphs import contractions_inside
 from qcompiler.passes.ir.walk import iterate_readers, list_operands
 from qcompiler.passes.rules import Role
 from qcompiler.runtime.numbers.packing import per_byte
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
 
 

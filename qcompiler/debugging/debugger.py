@@ -15,7 +15,7 @@ from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
-from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 #: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0

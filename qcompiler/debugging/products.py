@@ -13,8 +13,8 @@ from qcompiler.passes.ir.facts import Contraction, Operand
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.annotate_roles import MATRIX_PRODUCTS
 from qcompiler.passes.joint.choose_blocks import legal_spec
-from qcompiler.runtime.numbers.figures import compute_ratio, quantize_tensor
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.figures import compute_ratio, quantize_tensor
+from qcompiler.runtime.spec import QuantSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from qcompiler.debugging.shadow import QuantizeCall
 from qcompiler.passes.ir.facts import Operand
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role
-from qcompiler.runtime.numbers.figures import (
+from qcompiler.runtime.figures import (
     Agreement,
     Tally,
     compute_ratio,
@@ -20,7 +20,7 @@ from qcompiler.runtime.numbers.figures import (
     simulate_quantizer,
     tally_quantizer,
 )
-from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from qcompiler.passes.rules import Rule
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime.figures import Tally
 from qcompiler.runtime.numbers.blocks import AXES, WHOLE, Block
-from qcompiler.runtime.numbers.figures import Tally
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale
 from qcompiler.runtime.ranges.observed import Current, Percentile
+from qcompiler.runtime.spec import QuantSpec, Scale
 
 #: edges of a block that is legal for all three products of a layer
 _HYPERBLOCK: Final = {"b": 2, "c": 8, "o": 4, "i": 4}

@@ -6,8 +6,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from qcompiler.runtime.numbers.figures import Agreement, Tally
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.figures import Agreement, Tally
+from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
 
 if TYPE_CHECKING:

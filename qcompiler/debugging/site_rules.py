@@ -9,7 +9,7 @@ from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec
 
 
 def site_rules(

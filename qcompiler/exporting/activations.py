@@ -15,10 +15,10 @@ from qcompiler.exporting.weights import cut_dimension
 from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.numbers.blocks import WHOLE
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind
-from qcompiler.runtime.numbers.scales import mantissa_of
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale
 from qcompiler.runtime.ranges.observed import Current
 from qcompiler.runtime.ranges.statistical import Sawb
+from qcompiler.runtime.scales import mantissa_of
+from qcompiler.runtime.spec import QuantSpec, Scale
 
 
 def get_activation_shift(q: StandIn) -> int:

@@ -18,9 +18,9 @@ from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
 from qcompiler.compiler import torch_compat
-from qcompiler.compiler.pipelines import onnx_pipeline
 from qcompiler.exporting.checksums import compute_checksum, compute_checksums
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
+from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.stand_ins import TRANSLATIONS
 from qcompiler.exporting.trace import ExportError, Traced
 from qcompiler.module import QuantizedModule, get_session

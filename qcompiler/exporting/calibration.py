@@ -14,8 +14,8 @@ from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
-from qcompiler.runtime.numbers.spec import Scale
 from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.spec import Scale
 
 
 def measure_ranges(

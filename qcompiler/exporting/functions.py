@@ -18,7 +18,7 @@ DOMAIN: Final = "qcompiler"
 _own = Opset(DOMAIN, 1)
 op: Any = opset21
 
-#: stored exponent → factor: 2^(code − 127), 255 is NaN (runtime/numbers/scales.py); code 0 is never stored
+#: stored exponent → factor: 2^(code − 127), 255 is NaN (runtime/scales.py); code 0 is never stored
 _FACTORS = onnx.numpy_helper.from_array(
     np.array([0.0, *(math.ldexp(1, code - 127) for code in range(1, 255)), math.nan], np.float32), "factors"
 )

@@ -10,7 +10,7 @@ from qcompiler.exporting.blocks import Edges, find_edges, spread_scale
 from qcompiler.exporting.edits import add_constant
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.exporting.trace import ExportError
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 class StandIn:

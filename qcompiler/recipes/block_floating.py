@@ -8,7 +8,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale, Vjp
+from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
 #: gradients are summed over many samples, so their rounding must be right on average, also below half a step
 _ROUNDING: Final = {

@@ -4,7 +4,7 @@ from typing import Final
 
 from qcompiler.passes.rules import ADDITION, Behind, Position, Role, Rule, Sign
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 _HINDSIGHT: Final = "hindsight(0.9,0.01)"
 _UNSIGNED: Final = parse_spec(f"uint8:real:tensor:nearest:pass:{_HINDSIGHT}")

@@ -5,7 +5,7 @@ from typing import Final
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.recipes.rule_sets import by_role
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 HINDSIGHT_PAPER: Final = (
     "M. Fournarakis, M. Nagel: In-Hindsight Quantization Range Estimation for Quantized Training, CVPR Workshops 2021, "

@@ -6,7 +6,7 @@ from typing import Final
 from qcompiler.passes.rules import Position, Product, Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.recipes.rule_sets import by_role, float_ends, quantize_everywhere
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: Flexpoint, which recipes.py takes the coarsest baselines from too
 FLEXPOINT_PAPER: Final = (

@@ -1,7 +1,7 @@
 """The shapes that most recipes have: a rule for each role, one spec everywhere, ends in float."""
 
 from qcompiler.passes.rules import Position, Role, Rule, Sign
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 def by_role(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qcompiler import recipes
 from qcompiler.module import QuantizedModule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.figures import to_decibels
+from qcompiler.runtime.figures import to_decibels
 from qcompiler.searching.allocation import Allocation, allocate_budget, walk_frontier
 from qcompiler.searching.search_file import SearchFile, compute_checksum
 from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, change_spec

@@ -22,12 +22,12 @@ from qcompiler.passes.joint.choose_blocks import legal_spec
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
+from qcompiler.runtime.figures import compute_ratio, measure_agreement, simulate_quantizer
 from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
-from qcompiler.runtime.numbers.figures import compute_ratio, measure_agreement, simulate_quantizer
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
-from qcompiler.runtime.numbers.spec import QuantSpec
 from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.spec import QuantSpec
 from qcompiler.searching.allocation import Allocation, Choice
 from qcompiler.searching.search_file import SearchFile, compute_checksum
 from qcompiler.searching.solo import Solo, SoloCompiler

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qcompiler.passes.rules import Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),

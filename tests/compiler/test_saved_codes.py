@@ -8,7 +8,7 @@ import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 class Tokens(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import qcompiler
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 from qcompiler.session import CAPTURES, NO_GRAPH
 
 pytestmark = pytest.mark.usefixtures("fresh")

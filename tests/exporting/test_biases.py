@@ -12,7 +12,7 @@ from torch import nn
 import qcompiler
 from qcompiler.exporting import run
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 

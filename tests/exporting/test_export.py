@@ -15,7 +15,7 @@ import qcompiler
 from qcompiler.exporting import build, run
 from qcompiler.passes.rules import Role, Rule, Sign
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: recipe → how its activations are quantized in the file
 RECIPES = {

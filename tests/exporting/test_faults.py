@@ -14,7 +14,7 @@ from qcompiler.exporting.report import list_unread
 from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 @pytest.fixture

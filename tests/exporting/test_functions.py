@@ -13,7 +13,7 @@ from qcompiler.exporting.activations import _list_exponent_rule
 from qcompiler.exporting.functions import DOMAIN, FUNCTIONS
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.formats import parse_format
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 LEVELS = (
     onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

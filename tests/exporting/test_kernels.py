@@ -13,7 +13,7 @@ from qcompiler.exporting.passes.separate_quantizers import SeparateQuantizers
 from qcompiler.exporting.passes.shield_float_kernels import ShieldFloatKernels
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: operators on two activations of 8 channels and 8×8 places
 OPERATORS = {

@@ -13,7 +13,7 @@ import qcompiler
 from qcompiler.exporting import run
 from qcompiler.exporting.inputs import as_example
 from qcompiler.exporting.report import list_approximate
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 def exported(model, recipe, x, path, **options):

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
-from qcompiler.compiler.pipelines import frozen_pipeline, onnx_pipeline
+from qcompiler.compiler.pipelines import frozen_pipeline
 from qcompiler.exporting import build
 from qcompiler.exporting.exported_model import ExportedModel, verify_structure
 from qcompiler.exporting.freeze import find_known_inputs, rebuild_program
+from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import qcompiler
-from qcompiler.compiler.pipelines import frozen_pipeline, joint_pipeline, onnx_pipeline
+from qcompiler.compiler.pipelines import frozen_pipeline, joint_pipeline
 from qcompiler.exporting.passes.name_nodes import NameNodes
+from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 

@@ -18,7 +18,7 @@ from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Role, Rule
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from qcompiler.compiler.plan import Kept, QuantPlan, Site
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 HYPERBLOCK = "int8:fit:b2c2o2i2:nearest:pass"
 

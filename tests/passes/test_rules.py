@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qcompiler.passes.rules import OPERATORS, Position, Product, Role, Rule, Sign, did_you_mean, first_match
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, parse_spec
+from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 INT8 = QuantSpec(format=IntFormat(8))
 INT4 = QuantSpec(format=IntFormat(4), rounding=Rounding.STOCHASTIC)

@@ -12,9 +12,9 @@ from qcompiler.recipes.recipe import _RULE_KEYS, _SPEC, Recipe
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
 from qcompiler.runtime.numbers.formats import BITS, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale, Vjp
 from qcompiler.runtime.ranges.observed import ESTIMATORS, parse_range
 from qcompiler.runtime.ranges.statistical import Sawb
+from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
 INT8 = QuantSpec(format=IntFormat(8), block=Block(batch=4, channel=16))
 LEARNED = QuantSpec(

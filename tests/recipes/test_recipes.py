@@ -15,8 +15,8 @@ from qcompiler.recipes import RECIPES, block_floating, deployment, get, hindsigh
 from qcompiler.recipes.block_floating import HYPERBLOCK_INT4, IDENTITY
 from qcompiler.recipes.recipe import Recipe, RecipeError
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
-from qcompiler.runtime.numbers.spec import Scale
 from qcompiler.runtime.ranges.store import PREFIX
+from qcompiler.runtime.spec import Scale
 
 HYPERBLOCK = Block(batch=2, channel=8, out=4, in_=4)
 CHANNELWISE = Block(channel=16, in_=16)

@@ -16,7 +16,7 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import AXES, Block
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale, parse_spec
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = math.inf, math.nan
 KEY, SITE = (123456789, -987654321), "layer.weight"

@@ -8,7 +8,7 @@ from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 def recipe_of(activation):

@@ -7,7 +7,7 @@ from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 #: only gradients round stochastically, so that the partitioner moves the key to backward if nothing pins it
 GRADIENTS = Recipe(

@@ -10,7 +10,7 @@ from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.verify import VerifyError
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 class Cubic(nn.Module):

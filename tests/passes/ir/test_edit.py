@@ -32,7 +32,7 @@ from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 
 def leaf(*shape):

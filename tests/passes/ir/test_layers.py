@@ -7,7 +7,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.passes.rules import ADDITION, Behind, Role, Rule
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 SPEC = parse_spec("int8:real:tensor:nearest:pass")
 RULES = tuple(

@@ -13,7 +13,7 @@ from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rules import ADDITION, Behind, Role, Rule, Sign
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 SPEC = parse_spec("int8:fit:tensor:nearest:pass")
 OUTPUTS = (Rule(spec=SPEC, role=Role.OUTPUT),)

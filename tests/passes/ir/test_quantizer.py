@@ -11,7 +11,7 @@ from qcompiler.passes.ir.verify import VerifyError, verify_graph
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import find_dequantizer, find_quantizer, get_dequantizer, iterate_readers, unpack_codes
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 AFFINE = "affine8:real:tensor:stochastic:pass"
 

@@ -12,7 +12,7 @@ from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.choose_blocks import ChooseBlocks, is_legal
 from qcompiler.passes.rules import Role
 from qcompiler.runtime.numbers.blocks import parse_block
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 CHOOSE = ChooseBlocks()
 

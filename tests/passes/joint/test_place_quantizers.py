@@ -13,7 +13,7 @@ from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Position, Product, Role, Rule
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 PLAIN = "int8:real:tensor:nearest:pass"
 STOCHASTIC = "int8:fit:tensor:stochastic:pass"

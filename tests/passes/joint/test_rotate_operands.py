@@ -15,7 +15,7 @@ from qcompiler.passes.joint.rotate_operands import RotateOperands
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Product, Role, Rule
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 INT8 = parse_spec("int8:fit:c*b*:nearest:pass")
 

@@ -15,7 +15,7 @@ from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBa
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 WEIGHT = "int7:real:i*s*:nearest:pass"
 INPUT = "affine8:real:tensor:nearest:pass:hindsight(0.9,0.01)"

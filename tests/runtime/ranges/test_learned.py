@@ -9,9 +9,9 @@ from torch import Tensor
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import parse_format
-from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.runtime.ranges.estimator import Observed, Range
 from qcompiler.runtime.ranges.learned import LearnedEnd, Lsq, Pact
+from qcompiler.runtime.spec import parse_spec
 
 
 def rounded(x: Tensor) -> Tensor:

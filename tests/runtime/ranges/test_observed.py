@@ -13,7 +13,6 @@ import torch
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR, Block, parse_block, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, Kind, parse_format
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale, parse_spec
 from qcompiler.runtime.ranges.estimator import Observed, Range
 from qcompiler.runtime.ranges.observed import (
     ESTIMATORS,
@@ -27,6 +26,7 @@ from qcompiler.runtime.ranges.observed import (
     Running,
     parse_range,
 )
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = float("inf"), float("nan")
 SHAPE, LAYOUT = (5, 6, 3), "bcs"

@@ -15,7 +15,7 @@ from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import view_blocks
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

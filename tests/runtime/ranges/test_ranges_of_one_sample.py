@@ -6,7 +6,7 @@ from torch import nn
 
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

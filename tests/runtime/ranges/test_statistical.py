@@ -5,9 +5,9 @@ import torch
 
 from qcompiler.runtime.numbers.blocks import TENSOR, Block, view_blocks
 from qcompiler.runtime.numbers.formats import Kind
-from qcompiler.runtime.numbers.spec import parse_spec
 from qcompiler.runtime.ranges.estimator import Observed
 from qcompiler.runtime.ranges.statistical import Adaptive, Sawb
+from qcompiler.runtime.spec import parse_spec
 
 
 def test_sawb_is_that_of_its_block() -> None:

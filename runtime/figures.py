@@ -8,12 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import ops
-from qcompiler.runtime.numbers import scales
+from qcompiler.runtime import ops, scales
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import QuantSpec
+from qcompiler.runtime.spec import QuantSpec
 
 
 def to_decibels(ratio: float) -> float:

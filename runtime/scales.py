@@ -12,7 +12,7 @@ import torch
 from qcompiler.runtime.numbers.floats import E4M3
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.numbers.rounding import store_once
-from qcompiler.runtime.numbers.spec import QuantSpec, Scale
+from qcompiler.runtime.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
 _MANTISSA = (1 << 23) - 1

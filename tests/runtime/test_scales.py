@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from qcompiler.runtime.numbers import scales
+from qcompiler.runtime import scales
 from qcompiler.runtime.numbers.formats import BITS
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
 RULES = ("max", "fit", "ceil", "round", "one")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.figures import (
+from qcompiler.runtime.figures import (
     Agreement,
     Tally,
     compute_ratio,
@@ -19,7 +19,7 @@ from qcompiler.runtime.numbers.figures import (
     to_decibels,
 )
 from qcompiler.runtime.numbers.formats import parse_format
-from qcompiler.runtime.numbers.spec import parse_spec
+from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
 SPECS = (

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from qcompiler.runtime.numbers.blocks import AXES, TENSOR, Block
 from qcompiler.runtime.numbers.formats import BITS, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.numbers.spec import Ewgs, QuantSpec, Scale, Vjp, parse_choice, parse_spec
 from qcompiler.runtime.ranges.observed import ESTIMATORS
 from qcompiler.runtime.ranges.statistical import Sawb
+from qcompiler.runtime.spec import Ewgs, QuantSpec, Scale, Vjp, parse_choice, parse_spec
 
 BLOCKS = st.builds(Block, **dict.fromkeys(AXES.values(), st.integers(0, 300)))
 INTS = st.builds(IntFormat, st.sampled_from(BITS), st.sampled_from(list(Kind)))

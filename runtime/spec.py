@@ -20,7 +20,7 @@ _E = TypeVar("_E", bound=enum.StrEnum)
 
 
 class Scale(enum.StrEnum):
-    """How the scale of a block follows from the largest magnitude in it (runtime/numbers/scales.py, docs/numbers.md).
+    """How the scale of a block follows from the largest magnitude in it (runtime/scales.py, docs/numbers.md).
 
     Write amax = f·2^E with ½ ≤ f < 1, and m for the magnitude bits of the format: 2^(m−1) ≤ reach < 2^m.
     """
