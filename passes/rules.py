@@ -101,7 +101,7 @@ class Rule:
     #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of its
     #: quantizer, if every operand of the product is (passes/rotate_operands.py)
     rotate: int = 0
-    #: of an output: where its quantizer stands
+    #: of an output: the place of its quantizer
     behind: Behind = Behind.PRODUCT
     #: why this rule is there, for the report
     reason: str = ""
@@ -146,13 +146,13 @@ class Rule:
         product: Product = Product.FORWARD,
         sign: Sign = Sign.SIGNED,
     ) -> bool:
-        """True where every condition holds for one operand.
+        """Return True if every condition holds for one operand.
 
         Args:
             role: what the operand is.
             operator: the kind of its contraction, one of `OPERATORS`.
             module: the path of the module that the contraction belongs to.
-            positions: all positions of the contraction: {FIRST, LAST} where it is the only one of its graph.
+            positions: all positions of the contraction: {FIRST, LAST} if it is the only one of its graph.
             product: which of the layer's products reads it.
             sign: what is known of its values.
         """
@@ -206,7 +206,7 @@ def first_match(
     product: Product = Product.FORWARD,
     sign: Sign = Sign.SIGNED,
 ) -> tuple[int, Rule] | None:
-    """The first rule that matches an operand, with its index; None where none does: the operand then stays in float."""
+    """The first rule that matches an operand, with its index; None if none does: the operand then stays in float."""
     for index, rule in enumerate(rules):
         if rule.matches(role, operator, module, positions, product, sign):
             return index, rule
@@ -214,7 +214,7 @@ def first_match(
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the nearest valid word, to end an error message with; empty where none is near.
+    """`; did you mean 'x'?` with the nearest valid word, to end an error message with; empty if none is near.
 
     The cutoff lets abbreviations through: 'conv2d' and 'convolution' have a similarity of 2·4/(6+11) = 0.47.
     """

@@ -17,12 +17,12 @@ class CaptureError(QCompilerError):
 
 
 def is_own(error: BaseException) -> bool:
-    """True for exceptions of this project, whose messages name what is wrong themselves."""
+    """Return True for exceptions of this project, whose messages name what is wrong themselves."""
     return isinstance(error, QCompilerError)
 
 
 def in_short(error: BaseException) -> str:
-    """One line: `PATH: reason` for a file, the message of our own exceptions, `Type: message` for all others."""
+    """Return one line: `PATH: reason` for a file, the message of our own exceptions, `Type: message` for all others."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())

@@ -19,7 +19,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     behind; after a kill the unfinished file is, under `.NAME.PROCESS.part`.
 
     Raises:
-        OSError: where the folder is not there or cannot be written to; it names the path.
+        OSError: the folder is not there or cannot be written to; the message names the path.
     """
     target = Path(os.path.realpath(path))
     _refuse_special(target)
@@ -69,13 +69,13 @@ def _refuse_special(target: Path) -> None:
 
 
 def _name_draft(target: Path) -> Path:
-    """The unfinished file: cut, so that its name is no longer than that of `target` may be."""
+    """Return the unfinished file: cut, so that its name is no longer than that of `target` may be."""
     name = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f".{name}.{os.getpid()}.part")
 
 
 def _drop_draft(draft: Path) -> None:
-    """Removes what was left of it; where that fails there is a reason, which is on its way already."""
+    """Removes what was left of it; if that fails there is a reason, which is on its way already."""
     with contextlib.suppress(OSError):
         draft.unlink()
 

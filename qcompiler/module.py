@@ -49,7 +49,7 @@ def compile(  # noqa: A001
     Args:
         model: any module.
         recipe: the name of a recipe, the path of a .yaml file, or a `Recipe`.
-        backend: "inductor" compiles (an error where that fails), "eager" runs node by node. None compiles, and where
+        backend: "inductor" compiles (an error if that fails), "eager" runs node by node. None compiles, and if
             that fails runs eagerly, with the reason logged and in `plan()`.
         strict: everything that would stay in float without a rule that says so raises: graph breaks, fused kernels,
             operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
@@ -140,7 +140,7 @@ class QuantizedModule(nn.Module):
     def use(self, recipe: str | os.PathLike[str] | Recipe) -> "QuantizedModule":
         """Goes on with another recipe: more bits in the last epoch, say (schedule.py). Parameters stay.
 
-        Ranges stay where they mean the same (docs/numbers.md, "Checkpoints"), others start anew. Each recipe is
+        Ranges stay if they mean the same (docs/numbers.md, "Checkpoints"), others start anew. Each recipe is
         captured once: going back to one costs nothing.
 
         Raises:
@@ -154,11 +154,11 @@ class QuantizedModule(nn.Module):
         return self._session.training_through(make)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, through the quantized graph of this mode and signature."""
+        """Return the model's forward, through the quantized graph of this mode and signature."""
         return self._session.run(args, kwargs)
 
     def plan(self, *, training: bool = True) -> QuantPlan:
-        """The quantizers of the latest capture of each frame, in training or in eval mode.
+        """Return the quantizers of the latest capture of each frame, in training or in eval mode.
 
         Raises:
             CompileError: the model has not been called in that mode.
@@ -166,7 +166,7 @@ class QuantizedModule(nn.Module):
         return self._session.make_plan(training)
 
     def graph_text(self, *, training: bool = True) -> str:
-        """The quantized graphs of that mode as text, forward and backward, one after the other.
+        """Return the quantized graphs of that mode as text, forward and backward, one after the other.
 
         Raises:
             CompileError: the model has not been called in that mode.
@@ -185,7 +185,7 @@ class QuantizedModule(nn.Module):
         return self._session.make_stages(training)
 
     def to_networkx(self, *, stage: str = "lowered", training: bool = True) -> "networkx.MultiDiGraph[str]":
-        """The joint graph of forward and backward, of all captured graphs; docs/inspect.md lists the attributes.
+        """Return the joint graph of forward and backward, of all captured graphs; docs/inspect.md lists the attributes.
 
         Args:
             stage: "captured", the name of a pass (the graph after it), or "lowered", the two halves that run.
@@ -218,7 +218,7 @@ class QuantizedModule(nn.Module):
         return self
 
     def ranges(self) -> dict[str, torch.Tensor]:
-        """A copy of the state of every site that keeps one; its estimator says what the numbers mean."""
+        """Return a copy of the state of every site that keeps one; its estimator says what the numbers mean."""
         return self._session.get_ranges()
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
@@ -240,7 +240,7 @@ class QuantizedModule(nn.Module):
         return RangeKeys()
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
-        """The model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
+        """Return the model's own state_dict; for a recipe that keeps ranges also these, under keys of their own."""
         self._session.follow()
         for before in self._state_dict_pre_hooks.values():
             before(self, prefix, keep_vars)
@@ -253,7 +253,7 @@ class QuantizedModule(nn.Module):
         return states
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads into the model, and the ranges where there are any.
+        """Loads into the model, and the ranges if there are any.
 
         A checkpoint without ranges loads as strictly as ever; they then start anew, and the log says so.
         """

@@ -32,7 +32,7 @@ Parts: TypeAlias = Iterable[Table | str]
 
 
 def to_text(parts: Parts, width: int = 160, *, color: bool = False) -> str:
-    """The parts for a terminal of so many columns, without a line break at the end."""
+    """Return the parts for a terminal of so many columns, without a line break at the end."""
     file = io.StringIO()
     console = Console(file=file, width=width, color_system="standard" if color else None)
     for part in parts:
@@ -42,7 +42,7 @@ def to_text(parts: Parts, width: int = 160, *, color: bool = False) -> str:
 
 
 def to_markdown(parts: Parts) -> str:
-    """The parts in Markdown: a heading for each table, a list for the lines."""
+    """Return the parts in Markdown: a heading for each table, a list for the lines."""
     return "\n".join(f"* {_escape_text(part)}" if isinstance(part, str) else _write_markdown(part) for part in parts)
 
 
@@ -93,7 +93,7 @@ def split_shared(cells: Sequence[str], separator: str) -> tuple[list[str], str]:
 
 
 def _join_parts(parts: Iterable[tuple[str, bool]], separator: str, *, hidden: bool) -> str:
-    """The parts whose flag is not `hidden`, joined; a run of others is one …"""
+    """Return the parts whose flag is not `hidden`, joined; a run of others is one …"""
     runs = itertools.groupby(parts, lambda part: part[1] is hidden)
     return separator.join("…" if is_hidden else separator.join(text for text, _ in run) for is_hidden, run in runs)
 

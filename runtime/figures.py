@@ -21,7 +21,7 @@ def to_decibels(ratio: float) -> float:
 
 
 def compute_ratio(part: float, whole: float) -> float:
-    """part / whole; 0 for 0/0, inf where only the whole is 0, NaN where either is NaN."""
+    """part / whole; 0 for 0/0, inf if only the whole is 0, NaN if either is NaN."""
     if whole == 0:
         return 0.0 if part == 0 else math.nan if math.isnan(part) else math.inf
     return part / whole
@@ -69,7 +69,7 @@ class Tally:
 
     @property
     def sqnr(self) -> float:
-        """Signal-to-quantization-noise ratio Σx²/Σ(x − x̂)² in dB; inf where nothing was lost."""
+        """Signal-to-quantization-noise ratio Σx²/Σ(x − x̂)² in dB; inf if nothing was lost."""
         return -to_decibels(compute_ratio(self.noise, self.signal))
 
     @property
@@ -94,7 +94,7 @@ class Tally:
 
     @property
     def exponent_use(self) -> float:
-        """The fraction of the format's binades that codes lie in: 1 where small and large levels are all used."""
+        """The fraction of the format's binades that codes lie in: 1 if small and large levels are all used."""
         return compute_ratio(len(self.binades), self.all_binades)
 
     def __add__(self, other: Self) -> Self:
@@ -159,13 +159,13 @@ def tally_quantizer(
 
 
 def _find_limits(factors: Tensor, zero_point: Tensor | None, form: Format) -> tuple[float, float]:
-    """The lowest and the highest value that some block can represent."""
+    """Return the lowest and the highest value that some block can represent."""
     zero = 0.0 if zero_point is None else zero_point.to(torch.float64)
     return float((factors * (form.lowest - zero)).amin()), float((factors * (form.largest - zero)).amax())
 
 
 def _find_binades(units: Tensor) -> frozenset[int]:
-    """The exponents E with 2^E ≤ |u| < 2^(E+1) for some finite u ≠ 0."""
+    """Return the exponents E with 2^E ≤ |u| < 2^(E+1) for some finite u ≠ 0."""
     sizes = units.abs()
     sizes = sizes[(sizes > 0) & torch.isfinite(sizes)]
     return frozenset((torch.frexp(sizes).exponent - 1).unique().tolist())
@@ -173,14 +173,14 @@ def _find_binades(units: Tensor) -> frozenset[int]:
 
 @functools.cache
 def format_binades(form: Format) -> frozenset[int]:
-    """The exponents of all levels of a format but zero, at scale 1."""
+    """Return the exponents of all levels of a format but zero, at scale 1."""
     levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
     return _find_binades(levels[levels.abs() <= max(form.largest, -form.lowest)])
 
 
 @functools.cache
 def last_step(form: Format) -> float:
-    """The distance of the two largest levels of a format, at scale 1."""
+    """Return the distance of the two largest levels of a format, at scale 1."""
     levels = form.decode(torch.arange(2**form.bits, dtype=torch.int32))
     top = levels[levels <= form.largest].unique()[-2:]
     return float(top[1] - top[0])
@@ -198,13 +198,13 @@ class Agreement:
 
     @property
     def cosine(self) -> float:
-        """Σ q·f / √(Σq²·Σf²); 1 where both are zero, 0 where one is, NaN where either is not finite."""
+        """Σ q·f / √(Σq²·Σf²); 1 if both are zero, 0 if one is, NaN if either is not finite."""
         norms = math.sqrt(self.own) * math.sqrt(self.reference)
         return (1.0 if self.own == self.reference else 0.0) if norms == 0 else self.product / norms
 
     @property
     def error(self) -> float:
-        """Σ(q − f)²/Σf²: 0 where equal, 1 where q is 0; inf where only f is."""
+        """Σ(q − f)²/Σf²: 0 if equal, 1 if q is 0; inf if only f is."""
         return compute_ratio(self.difference, self.reference)
 
     @property
@@ -218,7 +218,7 @@ class Agreement:
 
 
 def measure_agreement(own: Tensor, reference: Tensor) -> Agreement:
-    """How near one tensor is to its reference, of the same shape."""
+    """Return how near one tensor is to its reference, of the same shape."""
     q, f = own.to(torch.float64).flatten(), reference.to(torch.float64).flatten()
     sums = torch.stack([q.dot(f), q.dot(q), f.dot(f), (q - f).dot(q - f)])
     return Agreement(*sums.tolist())
@@ -243,7 +243,7 @@ def simulate_quantizer(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
 
 
 def quantize_tensor(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
-    """The values of `simulate_quantizer`, without the figures."""
+    """Return the values of `simulate_quantizer`, without the figures."""
     codes, scale, point = _compute_codes(x, spec, layout)
     return ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
 

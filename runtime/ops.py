@@ -34,7 +34,7 @@ def _find_range(
 
 
 def _fill_state(estimator: Range, seen: Observed, state: Tensor | None) -> Tensor:
-    """The state; the tensor's own where nothing has been seen yet, or where this is a step that seeks it anew."""
+    """The state; the tensor's own if nothing has been seen yet, or if this is a step that seeks it anew."""
     own = estimator.first(seen)
     return own if state is None or estimator.refresh else torch.where(torch.isnan(state), own, state)
 
@@ -42,14 +42,14 @@ def _fill_state(estimator: Range, seen: Observed, state: Tensor | None) -> Tenso
 def scale(
     x: Tensor, spec: str, layout: str, state: Tensor | None = None, first: bool = True, frozen: bool = False
 ) -> Tensor:
-    """The scale of every block of `x`: uint8 exponents + 127 (powers of two) or float32 (`real`).
+    """Return the scale of every block of `x`: uint8 exponents + 127 (powers of two) or float32 (`real`).
 
     Args:
         x: a floating tensor, any shape.
         spec: `str` of a `QuantSpec`.
         layout: a letter for each dimension of `x` (runtime/numbers/blocks.py).
         state: of the range estimator (runtime/ranges/), for those that keep one; None: `x` is the first tensor.
-        first: where the state is NaN, `x` gives its own range. False: the state is known to hold one.
+        first: if the state is NaN, `x` gives its own range. False: the state is known to hold one.
         frozen: the range of eval mode, from the state alone.
 
     Returns:
@@ -69,7 +69,7 @@ def zero_point(
     first: bool = True,
     frozen: bool = False,
 ) -> Tensor:
-    """The code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
+    """Return the code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
     s = parse_spec(spec)
     _, _, (low, _) = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
     point = torch.round(-low / scale).clamp(0, s.format.largest)
@@ -88,7 +88,7 @@ def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tens
 def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, spec: str, layout: str, site: str
 ) -> Tensor:
-    """The codes of `x`, of its shape and strides: `encode` of the format, at x / factor.
+    """Return the codes of `x`, of its shape and strides: `encode` of the format, at x / factor.
 
     For integers clamp(round(x / factor) + zero point, qmin, qmax), for floats the bits of one of the two levels beside
     x / factor. Rounding comes before saturation. Codes of a NaN block are the zero point, or the float format's NaN.
@@ -123,7 +123,7 @@ def dequantize(
 ) -> Tensor:
     """(`decode` of the code − zero point) · factor in float32, rounded once to `dtype`; NaN throughout a NaN block.
 
-    With `x`, the tensor that was quantized, NaN also where that is not finite: for ranges of the past, which do not
+    With `x`, the tensor that was quantized, NaN also if that is not finite: for ranges of the past, which do not
     show it, in one pass over the tensor (`checked` needs a second one).
 
     The top code of a range that ends beside the largest value of `dtype` can come back as infinity: 60000 in float16
@@ -139,7 +139,7 @@ def dequantize(
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
-    """bool: False where x is clipped, x / factor + zero point < lowest or > largest; True throughout a NaN block.
+    """bool: False if x is clipped, x / factor + zero point < lowest or > largest; True throughout a NaN block.
 
     So a gradient that is NaN comes back as NaN through the clip mask of a NaN block, instead of as zero.
     """
@@ -152,7 +152,7 @@ def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tenso
 
 
 def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False) -> Tensor:
-    """The state of the range estimator after `x`; unchanged where that would not be finite (a skipped step of AMP)."""
+    """The state of the range estimator after `x`; unchanged if that would not be finite (a skipped step of AMP)."""
     s = parse_spec(spec)
     seen, known, _ = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
     after = s.range.update(seen, known).reshape(state.shape)
@@ -178,7 +178,7 @@ def scale_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
 
 
 def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
-    """The scale, NaN (255) for each block of `x` that holds a NaN or an infinity.
+    """Return the scale, NaN (255) for each block of `x` that holds a NaN or an infinity.
 
     A range of the past does not show them. The scale for dequantizing does, so that loss scaling and anomaly detection
     see the step, and the pass that quantizes need not wait for it.
@@ -211,17 +211,17 @@ def make_rotation(size: int, device: torch.device) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of at most 4 bits (bool: 1), several to a byte; see runtime/numbers/packing.py."""
+    """Return codes of at most 4 bits (bool: 1), several to a byte; see runtime/numbers/packing.py."""
     return packing.pack_codes(codes, bits)
 
 
 def unpack(packed: Tensor, shape: list[int], bits: int, signed: bool) -> Tensor:
-    """The inverse of `pack`, as int32 or (1 bit) bool."""
+    """Return the inverse of `pack`, as int32 or (1 bit) bool."""
     return packing.unpack_codes(packed, tuple(shape), bits, signed)
 
 
 def lay_out(x: Tensor, stride: list[int]) -> Tensor:
-    """A copy of `x` with these strides, in which no two elements share memory."""
+    """Return a copy of `x` with these strides, in which no two elements share memory."""
     return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
 
 

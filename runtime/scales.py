@@ -19,14 +19,14 @@ _MANTISSA = (1 << 23) - 1
 
 
 def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """The exponent of each block's step plus 127, uint8; 255 where amax is not finite.
+    """Return the exponent of each block's step plus 127, uint8; 255 where amax is not finite.
 
     With amax = f·2^E, ½ ≤ f < 1, and m magnitude bits, `max` gives the step 2^(E−m). The other rules give that or a
     neighbor, by a comparison of mantissa bits:
 
-    - `fit` one more where amax > reach·2^(E−m): for integers f > 1 − 2^−m, for `e2m1` (reach 6 = ¾·2³) f > ¾;
-    - `ceil` one less where f = ½, a power of two: 2^(⌈log2 amax⌉−m);
-    - `round` one less where f < √½: 2^(round(log2 amax)−m);
+    - `fit` one more if amax > reach·2^(E−m): for integers f > 1 − 2^−m, for `e2m1` (reach 6 = ¾·2³) f > ¾;
+    - `ceil` one less if f = ½, a power of two: 2^(⌈log2 amax⌉−m);
+    - `round` one less if f < √½: 2^(round(log2 amax)−m);
     - `one` always 2⁰.
 
     The step never falls below 2^−126, so subnormal blocks round on that grid instead of vanishing; amax = 0 gets 2^−126
@@ -52,14 +52,14 @@ def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
 
 
 def mantissa_of(value: float) -> int:
-    """The mantissa bits of the largest float32 that is not above `value`."""
+    """Return the mantissa bits of the largest float32 that is not above `value`."""
     return int((2 * math.frexp(value)[0] - 1) * (1 << 23))
 
 
 def real_scale(low: torch.Tensor, high: torch.Tensor, levels: float) -> torch.Tensor:
     """high/levels − low/levels as float32 (the difference of the quotients: high − low could overflow).
 
-    At least 2^−126, so that an all-zero block has codes 0; NaN where an end of the range is not finite.
+    At least 2^−126, so that an all-zero block has codes 0; NaN if an end of the range is not finite.
     """
     scale = (high / levels - low / levels).clamp(min=2.0**-126)
     return torch.where(torch.isfinite(high) & torch.isfinite(low), scale, torch.nan)

@@ -51,7 +51,7 @@ class Vjp(enum.StrEnum):
 
     #: passes it on unchanged (straight-through estimator)
     PASS = "pass"
-    #: passes it where the value lay inside the range, zero where it was clipped
+    #: passes it if the value lay inside the range, zero if it was clipped
     CLIP = "clip"
 
 
@@ -59,7 +59,7 @@ class Vjp(enum.StrEnum):
 class Ewgs:
     """Scales the gradient by how far the value was rounded; `str` gives `ewgs(1)`, which `parse_vjp` reads back.
 
-    g·(1 + δ·sign(g)·(x − x̂)/(high − low)), zero where the value was clipped (J. Lee, D. Kim, B. Ham: Network
+    g·(1 + δ·sign(g)·(x − x̂)/(high − low)), zero if the value was clipped (J. Lee, D. Kim, B. Ham: Network
     Quantization with Element-wise Gradient Scaling, CVPR 2021, §3; there δ follows the Hessian).
 
     Raises:
@@ -111,7 +111,7 @@ class QuantSpec:
     rounding: Rounding = Rounding.NEAREST
     #: gradient through this quantizer
     vjp: Vjp | Ewgs = Vjp.PASS
-    #: where the ends of the range come from
+    #: the source of the ends of the range
     range: Range = dataclasses.field(default_factory=Current)
 
     def __post_init__(self) -> None:
@@ -135,23 +135,23 @@ class QuantSpec:
 
     @property
     def has_zero_point(self) -> bool:
-        """True where zero is stored as a code of its own."""
+        """True if zero is stored as a code of its own."""
         return self.format.kind is Kind.AFFINE
 
     @property
     def saturates(self) -> bool:
-        """True where values can fall outside the range, so that `Vjp.CLIP` differs from `Vjp.PASS`."""
+        """True if values can fall outside the range, so that `Vjp.CLIP` differs from `Vjp.PASS`."""
         clips = self.scale not in (Scale.FIT, Scale.REAL) or self.format.kind is Kind.UNSIGNED
         return clips or self.range != Current()
 
     @property
     def has_known_scale(self) -> bool:
-        """True where the scale does not depend on the tensor in front, in eval mode at least."""
+        """True if the scale does not depend on the tensor in front, in eval mode at least."""
         return self.range.is_static or self.range.has_state or self.scale is Scale.ONE
 
     @property
     def outlives_batch(self) -> bool:
-        """False where a range is to be kept for blocks that the next batch does not have: those of samples and pixels.
+        """False if a range is to be kept for blocks that the next batch does not have: those of samples and pixels.
 
         Weights are the same tensor in every step: for them any block will do.
         """
@@ -159,7 +159,7 @@ class QuantSpec:
         return not kept or (self.block.batch, self.block.space, self.block.group) == (WHOLE, WHOLE, WHOLE)
 
     def with_block(self, block: Block) -> "QuantSpec":
-        """The same spec over another block."""
+        """Return the same spec over another block."""
         return dataclasses.replace(self, block=block)
 
     def __str__(self) -> str:
@@ -191,7 +191,7 @@ def parse_spec(text: str) -> QuantSpec:
 
 
 def parse_choice(kind: type[_E], text: str, field: str) -> _E:
-    """The member of an enumeration, or a ValueError that names the field and the valid members."""
+    """Return the member of an enumeration, or a ValueError that names the field and the valid members."""
     try:
         return kind(text)
     except ValueError:

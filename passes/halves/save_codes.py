@@ -20,7 +20,7 @@ from qcompiler.runtime.numbers.packing import per_byte
 class SaveCodes:
     """Where forward saves a float that codes were turned back into, it saves the codes, and backward turns them back.
 
-    1. The partitioner saves such a float where backward computes an elementwise function of it again (the tanh form of
+    1. The partitioner saves such a float if backward computes an elementwise function of it again (the tanh form of
        GELU, for one): it knows our operators by their shapes alone, and takes none of them for cheap.
     2. Codes of 4 bits and less are packed.
     3. Of a range that does not show what is not finite, the scale is the checked one.
@@ -68,7 +68,7 @@ class _SavedTable:
         self.backward.graph.erase_node(placeholder)
 
     def _dequantize(self, root: Node, place: Node) -> Node:
-        """The dequantize `root` of forward, anew in backward."""
+        """Return the dequantize `root` of forward, anew in backward."""
         reader = Dequantizer(root)
         codes, scale, point = reader.codes, reader.scale, reader.zero_point
         shared = {"spec": reader.text, "layout": reader.layout}
@@ -87,13 +87,13 @@ class _SavedTable:
         return insert_operator(self.backward.graph, ops.DEQUANTIZE, given, before=place)
 
     def _call_beside(self, source: Node, target: Any, given: dict[str, Any], before: Node) -> Node:
-        """The call of forward that `source` has already, or a new one."""
+        """Return the call of forward that `source` has already, or a new one."""
         args = pack_arguments(target, given)
         known = [user for user in source.users if user.target is target and user.args == args]
         return known[0] if known else insert_call(self.forward.graph, target, args, before=before)
 
     def _take_saved(self, node: Node) -> Node:
-        """The input of backward that holds what a node of forward saves."""
+        """Return the input of backward that holds what a node of forward saves."""
         if node not in self.saved:
             with self.backward.graph.inserting_after(self.last):
                 made = self.backward.graph.placeholder(node.name)

@@ -24,7 +24,7 @@ from qcompiler.passes.ir.meta import (
 
 
 def copy_nodes(graph: Graph) -> Graph:
-    """The same nodes, names and facts in a graph of their own."""
+    """Return the same nodes, names and facts in a graph of their own."""
     copied = Graph()
     outputs = copied.graph_copy(graph, {})
     copy_meta(graph.output_node(), copied.output(outputs))
@@ -32,18 +32,18 @@ def copy_nodes(graph: Graph) -> Graph:
 
 
 def copy_graph(module: GraphModule) -> GraphModule:
-    """A module with a copy of the graph, over the same attributes."""
+    """Return a module with a copy of the graph, over the same attributes."""
     return GraphModule(module, copy_nodes(module.graph))
 
 
 def last_placeholder(graph: Graph) -> Node:
-    """The last of the inputs, which stand at the head of the graph."""
+    """Return the last of the inputs, which stand at the head of the graph."""
     nodes: list[Node] = list(graph.find_nodes(op="placeholder"))
     return nodes[-1]
 
 
 def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, backward: bool) -> Node:
-    """A new input of the graph, behind all others, of the half that reads it.
+    """Return a new input of the graph, behind all others, of the half that reads it.
 
     The partitioner knows the inputs of backward by "tangents" in their names.
     """
@@ -89,7 +89,7 @@ def insert_call(
 ) -> Node:
     """A new call with its shape inferred and the partitioner tag of its place; one of `after`, `before` is given.
 
-    The tag is that of the neighbor, or backward where any argument is.
+    The tag is that of the neighbor, or backward if any argument is.
     """
     place = after if after is not None else before
     assert place is not None
@@ -114,7 +114,7 @@ def infer_value(node: Node) -> None:
 
 
 def is_outdated(node: Node) -> bool:
-    """True where a node that a pass wrote was inferred from other fake values than it reads now."""
+    """Return True if a node that a pass wrote was inferred from other fake values than it reads now."""
     before, now = get_inferred_from(node), _list_values_read(node)
     return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
 
@@ -124,7 +124,7 @@ def _list_values_read(node: Node) -> tuple[Any, ...]:
 
 
 def fake_mode(graph: Graph) -> FakeTensorMode:
-    """The mode that the graph's fake tensors belong to."""
+    """Return the mode that the graph's fake tensors belong to."""
     for node in graph.nodes:
         mode = getattr(find_value(node), "fake_mode", None)
         if mode is not None:

@@ -44,7 +44,7 @@ class Operand:
     extent: int
     #: why this operand stays in float; empty: it is quantized
     kept: str = ""
-    #: True where a rule of the recipe keeps it, False where nothing else was possible
+    #: True if a rule of the recipe keeps it, False if nothing else was possible
     asked: bool = False
     #: index of the recipe's rule that decided; None: no rule matched
     rule: int | None = None
@@ -58,13 +58,13 @@ class Contraction:
 
     #: module path of the layer, which rules match: `layer1.0.conv1`, empty for the model itself
     module: str
-    #: the unique name: the path, with /matmul for products of activations and #2, #3 … where a module multiplies again
+    #: the unique name: the path, with /matmul for products of activations and #2, #3 … if a module multiplies again
     site: str
     #: convolution, linear or matmul
     operator: str
     positions: frozenset[Position]
     operands: tuple[Operand, ...]
-    #: a letter for each dimension of the result; empty where nobody asks (backward)
+    #: a letter for each dimension of the result; empty if nobody asks (backward)
     layout: str = ""
     #: index of the recipe's rule that quantizes the result; None: it stays in float
     output_rule: int | None = None
@@ -72,7 +72,7 @@ class Contraction:
     gradient_of: int | None = None
     #: True for the sum that makes a bias gradient: no product, but it reads the same codes of the gradient
     is_bias: bool = False
-    #: why nothing here can be quantized; empty where the operands decide
+    #: why nothing here can be quantized; empty if the operands decide
     kept: str = ""
 
     @property

@@ -44,5 +44,5 @@ class Frame:
         return number_name(f"{key}@{graph}" if graph > 1 else key, occurrence)
 
 
-#: where the only graph of a model stands
+#: the place of the only graph of a model
 WHOLE: Final = Frame()

@@ -26,7 +26,7 @@ _RELUS: Final = frozenset({aten.relu.default, aten.hardtanh.default, aten.clamp_
 
 
 def batch_norm_behind(node: Node) -> Node | None:
-    """The batch norm that alone reads a product or a sum in forward, and of which only the result is read."""
+    """Return the batch norm that alone reads a product or a sum in forward, and of which only the result is read."""
     reader = _only_reader(node)
     if reader is None or reader.target not in BATCH_NORMS or reader.args[0] is not node:
         return None
@@ -34,9 +34,9 @@ def batch_norm_behind(node: Node) -> Node | None:
 
 
 def layer_end(node: Node) -> Node:
-    """The last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
+    """Return the last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
 
-    Each counts only where it is the one forward reader of what comes before. The view that splits the rows of a linear
+    Each counts only if it is the one forward reader of what comes before. The view that splits the rows of a linear
     layer, (N·T, C) to (N, T, C), counts as part of a relu behind it.
     """
     norm = batch_norm_behind(node)
@@ -62,7 +62,7 @@ def residual_sums(graph: Graph) -> Iterator[Node]:
 
 
 def end_layout(layout: str, end: Node) -> str:
-    """The layout of a layer's end, from that of its product: split rows are several batch dimensions."""
+    """Return the layout of a layer's end, from that of its product: split rows are several batch dimensions."""
     return "b" * (get_value(end).ndim - len(layout)) + layout
 
 
@@ -77,12 +77,12 @@ def sum_layout(node: Node) -> str:
 
 
 def _list_results(norm: Node) -> list[Node]:
-    """The nodes that take the normalized tensor out of what a batch norm returns."""
+    """Return the nodes that take the normalized tensor out of what a batch norm returns."""
     return [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0]
 
 
 def _splits_rows(view: Node) -> bool:
-    """True where a view makes several dimensions of the first and keeps the others."""
+    """Return True if a view makes several dimensions of the first and keeps the others."""
     if not is_view(view) or view.target not in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
         return False
     before, after = get_value(view.all_input_nodes[0]).shape, get_value(view).shape
@@ -90,7 +90,7 @@ def _splits_rows(view: Node) -> bool:
 
 
 def _only_reader(node: Node) -> Node | None:
-    """The one forward reader of a node, None where there are several; quantizers of it do not count."""
+    """Return the one forward reader of a node, None if there are several; quantizers of it do not count."""
     readers = [user for user in node.users if not is_backward(user) and user.op == "call_function"]
     return readers[0] if len(readers) == 1 else None
 

@@ -67,12 +67,12 @@ def is_masked_sum(node: Node) -> bool:
 
 
 def _move_operands(fact: Contraction) -> Iterable[Operand]:
-    """The operands one place further to the front."""
+    """Return the operands one place further to the front."""
     return (dataclasses.replace(operand, arg=operand.arg - 1) for operand in fact.operands)
 
 
 def _is_read_by_softmax_only(node: Node) -> bool:
-    """True if every forward reader is a softmax, or computes element by element what only a softmax reads."""
+    """Return True if every forward reader is a softmax, or computes element by element what only a softmax reads."""
     readers = [user for user in node.users if not is_backward(user)]
     return bool(readers) and all(
         reader.target in _SOFTMAXES
@@ -108,7 +108,7 @@ def _list_inputs(node: Node) -> Iterable[Node]:
 
 
 def _reach_nodes(start: Iterable[Node], neighbors: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """Every node on a way from `start`, these included."""
+    """Return every node on a way from `start`, these included."""
     found, waiting = set(start), list(start)
     while waiting:
         new = [node for node in neighbors(waiting.pop()) if node not in found]

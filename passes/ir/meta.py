@@ -27,7 +27,7 @@ _INFERRED_FROM: Final = "qcompiler_inferred_from"
 
 
 def get_input(node: Node) -> Input | None:
-    """The `Input` of a placeholder that capture described."""
+    """Return the `Input` of a placeholder that capture described."""
     fact = node.meta.get(_KEY)
     return fact if isinstance(fact, Input) else None
 
@@ -44,7 +44,7 @@ def set_fact(node: Node, fact: Input | Contraction) -> None:
 
 
 def iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
-    """Every annotated contraction, in graph order."""
+    """Yield every annotated contraction, in graph order."""
     for node in graph.nodes:
         fact = get_contraction(node)
         if fact is not None:
@@ -60,7 +60,7 @@ def record_operand(node: Node, arg: int, **changes: Any) -> None:
 
 
 def get_value(node: Node) -> torch.Tensor:
-    """The fake tensor that a node produces: shape, strides, dtype, device."""
+    """Return the fake tensor that a node produces: shape, strides, dtype, device."""
     return cast(torch.Tensor, node.meta["val"])
 
 
@@ -75,12 +75,12 @@ def set_value(node: Node, val: Any) -> None:
 
 
 def has_value(node: Node) -> bool:
-    """True where the fake value of a node is known."""
+    """Return True if the fake value of a node is known."""
     return "val" in node.meta
 
 
 def is_size(node: Node) -> bool:
-    """True for a number of a graph with free dimensions, such as the batch: it carries no values of a tensor."""
+    """Return True for a number of a graph with free dimensions, such as the batch: it carries no values of a tensor."""
     return isinstance(find_value(node), torch.SymInt)
 
 
@@ -105,7 +105,7 @@ def set_strides_read(node: Node, strides: tuple[tuple[int, ...] | None, ...]) ->
 
 
 def is_backward(node: Node) -> bool:
-    """True where the node was traced, or placed, in the backward half."""
+    """Return True if the node was traced, or placed, in the backward half."""
     return str(node.meta.get("partitioner_tag", "")) in ("is_backward", "must_be_in_backward")
 
 
@@ -130,12 +130,12 @@ def pin_saved(node: Node) -> None:
 
 
 def is_pinned_saved(node: Node) -> bool:
-    """True after `pin_saved`."""
+    """Return True after `pin_saved`."""
     return node.meta.get("recompute") is CheckpointPolicy.MUST_SAVE
 
 
 def is_recomputed(node: Node) -> bool:
-    """True in a region that the user checkpoints, where nodes are computed again in backward."""
+    """Return True in a region that the user checkpoints, where nodes are computed again in backward."""
     return node.meta.get("recompute") in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
 
@@ -162,20 +162,20 @@ def copy_origin(source: Node, node: Node) -> None:
 
 
 def sequence_number(node: Node) -> int | None:
-    """The number of the autograd node that traced this one: equal in a forward operator and its gradient."""
+    """Return the number of the autograd node that traced this one: equal in a forward operator and its gradient."""
     return node.meta.get("seq_nr")
 
 
 def module_path(node: Node) -> str:
-    """The path of the innermost module that traced a forward node, `layer1.0.conv1`; empty where none is known."""
+    """The path of the innermost module that traced a forward node, `layer1.0.conv1`; empty if none is known."""
     stack = node.meta.get("nn_module_stack") or {}
     return clean_path(list(stack.values())[-1][0]) if stack else ""
 
 
 def get_owner(node: Node) -> str | None:
-    """The path of the module that a node of either half works for: in backward, the one whose gradient it makes.
+    """Return the path of the module that a node of either half works for: in backward, the one whose gradient it makes.
 
-    A parameter or buffer belongs to the module that holds it; what the model itself does has the path "". None where
+    A parameter or buffer belongs to the module that holds it; what the model itself does has the path "". None if
     no module is known: sums of gradients, for one.
     """
     fact = get_input(node)
@@ -204,9 +204,9 @@ _SUM: Final = re.compile(r"_*[ir]?add_*(?:[._]tensor)?(?:_\d+)?", re.IGNORECASE)
 
 
 def is_written_sum(node: Node) -> bool:
-    """True where the code of the model adds, and not torch inside of a call such as `interpolate` or `gru_cell`.
+    """Return True if the code of the model adds, and not torch inside of a call such as `interpolate` or `gru_cell`.
 
-    Torch takes such calls apart, in training otherwise than elsewhere. True too where no tracer has noted the call.
+    Torch takes such calls apart, in training otherwise than elsewhere. True too if no tracer has noted the call.
     """
     stack = node.meta.get("source_fn_stack")  # by Dynamo: (name, target) of calls, the innermost last
     name = stack[-1][0] if stack else node.meta.get("torch_fn", ("add",))[0]  # the latter by torch.export

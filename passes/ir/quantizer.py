@@ -170,7 +170,7 @@ class Dequantizer:
 
     @property
     def scale(self) -> Node:
-        """The scale; a checked one is NaN where the tensor was not finite."""
+        """The scale; a checked one is NaN if the tensor was not finite."""
         return cast(Node, get_argument(self.floats, "scale"))
 
     @property
@@ -229,7 +229,7 @@ def list_dequantizers(graph: Graph) -> list[Dequantizer]:
 def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:
     """Write scale, zero point and quantize behind a tensor, dequantize in front of a reader; return the latter."""
     key = _draw_key(tensor) if spec.rounding is Rounding.STOCHASTIC else None
-    # behind the key for an input of the graph, behind the tensor otherwise: where both are known
+    # behind the key for an input of the graph, behind the tensor otherwise: both are known there
     place = key if key is not None and tensor.op == "placeholder" else tensor
     return _write_nodes(tensor, spec, layout, site, key, place).insert_dequantizer(get_value(tensor).dtype, reader)
 

@@ -26,7 +26,7 @@ _ALWAYS: Final = frozenset(
         aten.rand_like.default,
     }
 )
-#: the result is never negative where none of the tensors that go in is
+#: the result is never negative if none of the tensors that go in is
 _WHERE_INPUTS_ARE: Final = frozenset(
     {
         aten.cat.default,
@@ -46,9 +46,9 @@ _CLAMPS: Final = frozenset({aten.hardtanh.default, aten.clamp.default, aten.clam
 
 
 def is_nonnegative(node: Any) -> bool:
-    """True where no value of the tensor can be below zero (NaN aside), by the operators that it comes from.
+    """Return True if no value of the tensor can be below zero (NaN aside), by the operators that it comes from.
 
-    Numbers count by themselves. False where nothing is known: for inputs, parameters and every other operator.
+    Numbers count by themselves. False if nothing is known: for inputs, parameters and every other operator.
     """
     if isinstance(node, int | float):
         return bool(node >= 0)

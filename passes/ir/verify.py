@@ -53,7 +53,7 @@ def _check_rules(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -
 
 
 def returns_something(node: Node) -> bool:
-    """False for an operator without a result: the check of a value, as F.one_hot makes it."""
+    """Return False for an operator without a result: the check of a value, as F.one_hot makes it."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or bool(schema.returns)
 

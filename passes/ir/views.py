@@ -24,7 +24,7 @@ VIEWS: Final = frozenset(
         aten.squeeze.dims,
         aten.unsqueeze.default,
         aten.expand.default,
-        aten.slice.Tensor,  # of a whole dimension: x[:, None] where that dimension is free
+        aten.slice.Tensor,  # of a whole dimension: x[:, None] if that dimension is free
         aten.clone.default,
         aten.detach.default,
         aten.alias.default,
@@ -35,7 +35,7 @@ VIEWS: Final = frozenset(
 
 
 def is_view(node: Node) -> bool:
-    """True where the node holds the same elements as its first argument, arranged otherwise (copies included)."""
+    """True if the node holds the same elements as its first argument, arranged otherwise (copies included)."""
     if node.op != "call_function" or node.target not in VIEWS:
         return False
     source = node.args[0]
@@ -43,7 +43,7 @@ def is_view(node: Node) -> bool:
 
 
 def view_root(node: Node) -> Node:
-    """The tensor that a chain of views starts from."""
+    """Return the tensor that a chain of views starts from."""
     while is_view(node):
         node = cast(Node, node.args[0])
     return node

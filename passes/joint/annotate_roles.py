@@ -102,7 +102,7 @@ class _Annotator:
         return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands), layout)
 
     def unique(self, module: str, operator: str) -> str:
-        """The module path, with /matmul for products of activations and #2, #3 … where a module multiplies again."""
+        """The module path, with /matmul for products of activations and #2, #3 … if a module multiplies again."""
         key = module or "(root)"
         key = f"{key}/{operator}" if operator == "matmul" else key
         return self.frame.name(key, self.names.count(key))
@@ -170,7 +170,7 @@ class _Annotator:
         return True
 
     def gradient_reader(self, root: Node) -> Contraction | None:
-        """The linear gradient contraction that reads this tensor as its output gradient."""
+        """Return the linear gradient contraction that reads this tensor as its output gradient."""
         readers = [root]
         for reader in readers:
             for user in reader.users:
@@ -192,7 +192,7 @@ _CONV_BACKWARD: Final = aten.convolution_backward.default
 
 
 def _find_operands(node: Node) -> tuple[int, ...]:
-    """The arguments that a contraction multiplies; empty for any other node."""
+    """Return the arguments that a contraction multiplies; empty for any other node."""
     if node.op != "call_function":
         return ()
     if node.target is aten.convolution.default:
@@ -224,7 +224,7 @@ def _choose_operand(node: Node, other: int, operands: list[Node]) -> int:
 
 
 def _find_path(node: Node, args: tuple[int, ...]) -> str:
-    """The module path; the owner of the weight where that lies inside (attention multiplies for its out_proj)."""
+    """The module path; the owner of the weight if that lies inside (attention multiplies for its out_proj)."""
     path = module_path(node)
     for arg in args:
         fact = get_input(view_root(_get_operand(node, arg)))
@@ -235,7 +235,7 @@ def _find_path(node: Node, args: tuple[int, ...]) -> str:
 
 
 def _matrix_operand(node: Node, arg: int, role: Role, name: str, letters: tuple[str, str], contracted: int) -> Operand:
-    """One operand [..., rows, columns] of a matrix product; letters = (left over, summed over)."""
+    """Return one operand [..., rows, columns] of a matrix product; letters = (left over, summed over)."""
     tensor = get_value(_get_operand(node, arg))
     free, summed = letters
     layout = "g" * (tensor.ndim - 2) + (free + summed if contracted == 1 else summed + free)

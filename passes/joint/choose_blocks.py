@@ -16,9 +16,9 @@ from qcompiler.runtime.spec import QuantSpec
 
 
 def is_legal(block: Block, operand: Operand) -> bool:
-    """True where an integer dot product exists: the scale is constant over at least two elements that are summed.
+    """True if an integer dot product exists: the scale is constant over at least two elements that are summed.
 
-    A scale can be pulled out of Σ xₖ·wₖ only where it does not change with k. So the edge along the summed axis must be
+    A scale can be pulled out of Σ xₖ·wₖ only if it does not change with k. So the edge along the summed axis must be
     above 1 (or cover the axis); the sum then runs over integers within a block, and over floats between blocks.
     An axis of one element asks for nothing (depthwise convolutions: one channel a group).
     """

@@ -19,7 +19,7 @@ class DedupeQuantizers:
 
     Two quantizers are equal where tensor, spec (with its block) and layout are. The site, which names random bits and
     the state of a range, becomes that of the first reader: the same with and without a backward. Forward, input
-    gradient and weight gradient of one layer meet here where one block is legal for all of them; so do three
+    gradient and weight gradient of one layer meet here if one block is legal for all of them; so do three
     projections of one input. Dequantizes stay apart: each belongs to its reader's half.
     """
 

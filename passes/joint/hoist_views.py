@@ -21,8 +21,8 @@ class HoistViews:
     1. A permutation permutes the letters of the layout.
     2. A reshape gives each dimension of X the letter of the dimensions that it becomes, if that is one letter.
     3. A copy or an alias changes nothing.
-    4. Refused where an axis would be flattened in another order and its edge is neither 1 nor whole, where two letters
-       meet in one dimension, or where spatial edges would tile other rows.
+    4. Refused if an axis would be flattened in another order and its edge is neither 1 nor whole, where two letters
+       meet in one dimension, or if spatial edges would tile other rows.
     5. A clip mask moves with its quantizer: in_range(view(X)) → view(in_range(X)).
     6. A stochastic quantizer moves above a permutation too; its random bits then follow the elements of X.
     """
@@ -41,7 +41,7 @@ class HoistViews:
 
 
 def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
-    """Moves one quantizer above one view and returns it; None where there is no view or it is refused (case 4)."""
+    """Moves one quantizer above one view and returns it; None if there is no view or it is refused (case 4)."""
     view, scale = quantizer.tensor, quantizer.scale
     above = layout_above(view, quantizer.layout, quantizer.spec.block) if is_view(view) else None
     if above is None:
@@ -66,7 +66,7 @@ def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
 
 
 def _view_like(source: Node, like: Node, target: Any, reader: Node) -> Node:
-    """The view `like` of another tensor, in front of a reader and in its half."""
+    """Return the view `like` of another tensor, in front of a reader and in its half."""
     view = insert_call(source.graph, target, (source, *like.args[1:]), dict(like.kwargs), before=reader)
     if is_backward(reader):
         pin_to_backward(view)
@@ -77,7 +77,7 @@ _RESHAPES: Final = (aten.view.default, aten._unsafe_view.default)
 
 
 def layout_above(view: Node, layout: str, block: Block) -> str | None:
-    """The layout of a view's source that makes the same blocks, or None where there is none."""
+    """Return the layout of a view's source that makes the same blocks, or None if there is none."""
     source = view.args[0]
     assert isinstance(source, Node)
     order = _find_permutation(view)
@@ -93,7 +93,7 @@ def layout_above(view: Node, layout: str, block: Block) -> str | None:
 
 
 def _find_permutation(view: Node) -> list[int] | None:
-    """The dimension of the source behind each dimension of a permuting view; None for any other view."""
+    """Return the dimension of the source behind each dimension of a permuting view; None for any other view."""
     ndim = get_value(view).ndim
     order = list(range(ndim))
     if view.target is aten.permute.default:

@@ -18,7 +18,7 @@ class LearnRanges:
     """dX → range_gradient(dX, X, scale) as an output, for every operand X whose spec has a learned range.
 
     dX is the gradient before any clip mask. An operand with several consumers has one such output for each of its
-    gradients; thread-ranges adds them up where their quantizers have become one.
+    gradients; thread-ranges adds them up if their quantizers have become one.
     """
 
     name: ClassVar[str] = "learn-ranges"
@@ -40,6 +40,6 @@ def _learn_range(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
 
 
 def _with_transposes(result: Node) -> list[Node]:
-    """The readers of a gradient, and those of its transposes."""
+    """Return the readers of a gradient, and those of its transposes."""
     users = list(result.users)
     return users + [again for user in users if user.target is aten.transpose.int for again in user.users]

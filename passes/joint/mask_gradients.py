@@ -1,4 +1,4 @@
-"""The backward of quantizers: no gradient where a value was clipped, or one scaled by how far it was rounded."""
+"""The backward of quantizers: no gradient if a value was clipped, or one scaled by how far it was rounded."""
 
 import dataclasses
 import operator
@@ -25,7 +25,7 @@ class MaskGradients:
     several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Where the range is the tensor's own,
     formats with a zero point and a `real` or `fit` scale over signed codes never clip, so they get no mask.
 
-    dX → scale_gradient(dX, X, scale) where the spec says `vjp: ewgs`; gradients of several consumers one by one.
+    dX → scale_gradient(dX, X, scale) if the spec says `vjp: ewgs`; gradients of several consumers one by one.
     """
 
     name: ClassVar[str] = "mask-gradients"
@@ -85,7 +85,7 @@ def _scale_gradient(fact: Contraction, result: Node, quantizer: Quantizer) -> in
 
 
 def _find_result(node: Node, gradient_of: int) -> Node | None:
-    """The node that holds the gradient: the product itself, or an item of a convolution's gradient."""
+    """Return the node that holds the gradient: the product itself, or an item of a convolution's gradient."""
     if node.target is not aten.convolution_backward.default:
         return node
     items = [u for u in node.users if u.target is operator.getitem and u.args[1] == gradient_of]
@@ -93,7 +93,7 @@ def _find_result(node: Node, gradient_of: int) -> Node | None:
 
 
 def is_transposed(fact: Contraction) -> bool:
-    """True where autograd computes the transpose: dA = G·Bᵀ and dB = Aᵀ·G are direct, B·Gᵀ and Gᵀ·A are not."""
+    """Return True if autograd computes the transpose: dA = G·Bᵀ and dB = Aᵀ·G are direct, B·Gᵀ and Gᵀ·A are not."""
     if fact.operator == "convolution":
         return False
     gradient_left = fact.operands[0].role is Role.GRADIENT

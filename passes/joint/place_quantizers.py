@@ -96,7 +96,7 @@ class PlaceQuantizers:
         return placed
 
     def _match_output(self, fact: Contraction, node: Node, end: Node) -> tuple[int, Rule] | None:
-        """The first rule for an output; its sign is that of the tensor that the quantizer would read."""
+        """Return the first rule for an output; its sign is that of the tensor that the quantizer would read."""
         for index, rule in enumerate(self.rules):
             sign = _get_sign(end if rule.behind is Behind.LAYER else node)
             if rule.matches(Role.OUTPUT, fact.operator, fact.module, fact.positions, Product.FORWARD, sign):
@@ -104,7 +104,7 @@ class PlaceQuantizers:
         return None
 
     def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
-        """Places one quantizer; 0 where the operand stays in float or has its quantizer already."""
+        """Places one quantizer; 0 if the operand stays in float or has its quantizer already."""
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)
         if find_dequantizer(tensor) is not None or operand.kept:
@@ -129,7 +129,7 @@ class PlaceQuantizers:
 
 
 def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
-    """The first rule that matches one operand of a contraction, with its index."""
+    """Return the first rule that matches one operand of a contraction, with its index."""
     return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _get_sign(tensor))
 
 
@@ -146,7 +146,7 @@ def _quantize_for_all(tensor: Node, spec: QuantSpec, layout: str, site: str) -> 
 
 
 def _is_relu_gradient(reader: Node) -> bool:
-    """True where a backward node asks only where relu was positive, itself or through a view."""
+    """Return True if a backward node asks only if relu was positive, itself or through a view."""
     if is_view(reader):
         return is_backward(reader) and all(map(_is_relu_gradient, reader.users))
     return reader.target in (aten.threshold_backward.default, aten.hardtanh_backward.default)

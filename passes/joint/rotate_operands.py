@@ -31,7 +31,7 @@ class RotateOperands:
         return sum(self.rotate(node, fact) for node, fact in list(iterate_contractions(module.graph)))
 
     def rotate(self, node: Node, fact: Contraction) -> int:
-        """Rotates one product; 0 where no rule asks for it, it cannot be done, or it is done already."""
+        """Rotates one product; 0 if no rule asks for it, it cannot be done, or it is done already."""
         sizes = {self.size(node, fact, index) for index in range(len(fact.operands))}
         if len(fact.operands) != 2 or sizes <= {0}:
             return 0
@@ -51,7 +51,7 @@ class RotateOperands:
         return 1
 
     def size(self, node: Node, fact: Contraction, index: int) -> int:
-        """The size that the rule of one operand asks for; 0 where it is kept in float."""
+        """Return the size that the rule of one operand asks for; 0 if it is kept in float."""
         operand = fact.operands[index]
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)

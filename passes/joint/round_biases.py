@@ -27,11 +27,11 @@ _BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}
 class RoundBiases:
     """bias → integer_bias(bias, scale of the input, scale of the weight), where sums of codes are integers.
 
-    They are where the input has one float scale that does not depend on it, and the weight one, or one for each output
+    They are if the input has one float scale that does not depend on it, and the weight one, or one for each output
     channel, both with integer codes. A batch norm that alone reads a convolution belongs to the layer: then its offset
     β changes, by the rounding of the bias of both together. Engines fold none into a transposed convolution.
 
-    Only where the recipe asks for `integer_biases`, in eval mode (`active`): training keeps the float biases.
+    Only if the recipe asks for `integer_biases`, in eval mode (`active`): training keeps the float biases.
     """
 
     name: ClassVar[str] = "round-biases"
@@ -62,14 +62,14 @@ def _round_bias(node: Node, fact: Contraction) -> int:
 
 
 def _is_held(bias: Node) -> bool:
-    """True for a float32 [C] of the model itself, which is known before its input is."""
+    """Return True for a float32 [C] of the model itself, which is known before its input is."""
     fact = get_input(view_root(bias))
     held = fact is not None and fact.kind in (InputKind.PARAMETER, InputKind.BUFFER)
     return held and get_value(bias).dtype is torch.float32 and get_value(bias).ndim == 1
 
 
 def _find_scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
-    """The scales of input and weight; None where sums of their codes are no integers of one unit a channel."""
+    """Return the scales of input and weight; None if sums of their codes are no integers of one unit a channel."""
     roles = [operand.role for operand in fact.operands]
     if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:
         return None
@@ -83,13 +83,13 @@ def _find_scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
 
 
 def _has_float_scales(quantizer: Quantizer) -> bool:
-    """True for a quantizer of integers with float scales."""
+    """Return True for a quantizer of integers with float scales."""
     spec = quantizer.spec
     return isinstance(spec.format, IntFormat) and spec.scale.dtype is torch.float32
 
 
 def _is_whole(quantizer: Quantizer) -> bool:
-    """True for one scale that is known before the tensor is."""
+    """Return True for one scale that is known before the tensor is."""
     spec = quantizer.spec
     return _has_float_scales(quantizer) and spec.has_known_scale and spec.block == TENSOR
 
@@ -104,7 +104,7 @@ def _is_by_channel(quantizer: Quantizer, channels: int) -> bool:
 
 
 def _is_permuted(weight: Node) -> bool:
-    """True where a weight is read through a view that changes the order of dimensions."""
+    """Return True if a weight is read through a view that changes the order of dimensions."""
     while is_view(weight):
         if weight.target in (aten.t.default, aten.transpose.int, aten.permute.default):
             return True

@@ -18,7 +18,7 @@ class SaveQuantized:
     """1. Codes of a forward tensor that backward reads are pinned as saved, with their scale and zero point.
 
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
-    3. The gradient of relu asks only where its output was positive. Where that output is quantized, one bit an element
+    3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element
        takes the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
     4. A clip mask is saved as one bit an element too.
 
@@ -95,7 +95,7 @@ def _save_mask(mask: Node) -> int:
 
 
 def _is_quantized(root: Node) -> bool:
-    """True where some view of the tensor is read by a quantizer."""
+    """Return True if some view of the tensor is read by a quantizer."""
     readers = [root]
     for reader in readers:
         for user in reader.users:

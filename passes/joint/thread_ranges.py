@@ -46,7 +46,7 @@ class ThreadRanges:
         return sum(self.thread(quantizer, joint, taken) for quantizer in found)
 
     def thread(self, quantizer: Quantizer, joint: bool, taken: set[str]) -> int:
-        """Threads one quantizer; 0 where its range is the tensor's own, or is threaded already."""
+        """Threads one quantizer; 0 if its range is the tensor's own, or is threaded already."""
         estimator = quantizer.spec.range
         if not (estimator.has_state or estimator.is_static) or not _show_what_is_not_finite(quantizer):
             return 0
@@ -62,7 +62,7 @@ class ThreadRanges:
 
 
 def _show_what_is_not_finite(quantizer: Quantizer) -> bool:
-    """Case 2; False where it is done already."""
+    """Case 2; False if it is done already."""
     codes, readers = quantizer.codes, quantizer.dequantizers
     if any(user.target is ops.CHECKED for user in quantizer.scale.users) or any(reader.shown for reader in readers):
         return False
@@ -80,7 +80,7 @@ def _sum_gradients(scale: Node, state: Node) -> None:
     graph = scale.graph
     parts = sorted(user for user in scale.users if user.target is ops.RANGE_GRADIENT)
     remove_outputs(graph, parts)
-    if not parts:  # the input of the model, which needs no gradient: its range stays where it starts
+    if not parts:  # the input of the model, which needs no gradient: its range stays if it starts
         return add_output(graph, None)
     total = parts[0]
     for part in parts[1:]:
@@ -94,7 +94,7 @@ def _find_first_reader(quantizer: Quantizer) -> Node:
 
 
 def _find_free_name(site: str, taken: set[str]) -> str:
-    """Case 3: the site's name, numbered where it is taken; taken from now on."""
+    """Case 3: the site's name, numbered if it is taken; taken from now on."""
     names = (number_name(site, index) for index in itertools.count(1))
     name = next(name for name in names if name not in taken)
     taken.add(name)

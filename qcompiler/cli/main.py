@@ -221,7 +221,7 @@ def export(
 @main.command(epilog=MODEL)
 @with_file
 def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None, as_json: bool) -> None:
-    """Compare the ONNX file at PATH with MODEL, code by code; exit code 3 where one differs."""
+    """Compare the ONNX file at PATH with MODEL, code by code; exit code 3 if one differs."""
     from qcompiler.cli.models import as_call, compiled
     from qcompiler.exporting.verify import verify_onnx
 
@@ -234,7 +234,7 @@ def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoi
 
 
 def _color_line(line: str) -> str:
-    """A line of a diff; click drops the colors where the output is no terminal."""
+    """Return a line of a diff; click drops the colors if the output is no terminal."""
     color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
     return click.style(line, fg=color) if color and not os.environ.get("NO_COLOR") else line
 

@@ -1,4 +1,4 @@
-"""Options that commands share. What is expensive to import is imported where it is used."""
+"""Options that commands share. What is expensive to import is imported if it is used."""
 
 import dataclasses
 import functools
@@ -100,7 +100,7 @@ def recipe_path(path: str) -> None:
 
 
 def with_recipe(default: str) -> Callable[[Any], Any]:
-    """The option of every command that quantizes."""
+    """Return the option of every command that quantizes."""
     text = "A name (`qcompiler recipes` lists them) or a .yaml file."
     return click.option(
         "--recipe", "-r", default=default, show_default=True, callback=check_with(named_recipe), help=text
@@ -108,12 +108,12 @@ def with_recipe(default: str) -> Callable[[Any], Any]:
 
 
 def with_json(text: str = "JSON instead of text.") -> Callable[[Any], Any]:
-    """The option of every command."""
+    """Return the option of every command."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
 def with_model(command: Any, recipe: str = "hyperblock-int8") -> Any:
-    """The argument and the options of every command that takes a model."""
+    """Return the argument and the options of every command that takes a model."""
     for add in (
         click.option(
             "--input",
@@ -131,25 +131,25 @@ def with_model(command: Any, recipe: str = "hyperblock-int8") -> Any:
 
 
 def with_graph(command: Any) -> Any:
-    """Those of every command that looks at one of its graphs."""
+    """Return the options of every command that looks at a graph."""
     flag = click.option("--eval", "evaluate", is_flag=True, help="The graph of eval mode instead of training.")
     return with_model(flag(command))
 
 
 def with_checkpoint(command: Any) -> Any:
-    """The trained state of the model."""
+    """Return the trained state of the model."""
     text = "The state_dict() of the trained model: a file of torch.save."
     return click.option("--checkpoint", "-c", type=click.Path(exists=True, dir_okay=False), help=text)(command)
 
 
 def with_file(command: Any) -> Any:
-    """Those of every command about a file of ONNX."""
+    """Return the options of every command about a file of ONNX."""
     path = click.argument("path", type=click.Path(dir_okay=False))
     return with_model(path(with_checkpoint(with_json("JSON instead of a table.")(command))))
 
 
 def with_training(recipe: str) -> Callable[[Any], Any]:
-    """Those of every command that trains; the command gets them as one `Training`."""
+    """Return the options of every command that trains; the command gets one `Training`."""
 
     def add(command: Any) -> Any:
         @functools.wraps(command)

@@ -17,7 +17,7 @@ _START: Final = time.monotonic()
 
 @contextlib.contextmanager
 def show_progress(doing: str, start: float = _START) -> Iterator[None]:
-    """Shows `doing` and the seconds since `start` on one line of stderr, which is gone where the block ends.
+    """Shows `doing` and the seconds since `start` on one line of stderr, which is gone if the block ends.
 
     Nothing is shown in the first two seconds, nor if stderr is no terminal; stdout never has any of it.
     """

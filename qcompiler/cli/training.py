@@ -97,7 +97,7 @@ def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str 
 
 
 def _explain_end(found: int, asked: int) -> Iterator[str]:
-    """What is to be said where the data ended early."""
+    """What is to be said if the data ended early."""
     if found < asked:
         yield f"--data gave {found} of {asked} batches"
 

@@ -30,7 +30,7 @@ from qcompiler.runtime.spec import parse_spec
 
 logger = logging.getLogger("qcompiler")
 
-#: a name, None (compile, or run eagerly where that fails), or a function that makes a half out of a graph
+#: a name, None (compile, or run eagerly if that fails), or a function that makes a half out of a graph
 Backend: TypeAlias = str | Callable[[GraphModule], Half] | None
 
 
@@ -49,9 +49,9 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowe
 
     Args:
         captured: the graph after the passes.
-        store: where the ranges of the past live.
-        backend: "eager" runs node by node; "inductor" compiles, and raises where that fails; None compiles, and runs
-            eagerly with the reason in `notes` where that fails. A function runs every half its own way.
+        store: holds the ranges of the past.
+        backend: "eager" runs node by node; "inductor" compiles, and raises if that fails; None compiles, and runs
+            eagerly with the reason in `notes` if that fails. A function runs every half its own way.
     """
     notes: list[str] = []
     sites = [_list_sites(captured.module, backward) for backward in (False, True)]
@@ -101,7 +101,7 @@ def split_halves(captured: Captured, observe: Callable[[str, int, Halves], None]
 
 
 def _list_sites(module: GraphModule, backward: bool) -> list[StateSite]:
-    """The sites whose state is an input of one half, in the order of those inputs."""
+    """Return the sites whose state is an input of one half, in the order of those inputs."""
     sites = []
     for node in module.graph.find_nodes(op="placeholder"):
         fact = get_input(node)
@@ -121,7 +121,7 @@ def _make_ranges(
     backend: Backend,
     backward_depends: tuple[frozenset[int], ...],
 ) -> Ranges | None:
-    """What a step needs to run with states; None where no quantizer keeps one."""
+    """What a step needs to run with states; None if no quantizer keeps one."""
     if not any(sites):
         return None
     run = backend if callable(backend) else make_runner
@@ -149,13 +149,13 @@ def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
 def _make_half(
     module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool
 ) -> Half:
-    """One half, compiled or interpreted."""
+    """Return one half, compiled or interpreted."""
     inputs = [get_value(node) for node in module.graph.find_nodes(op="placeholder")]
     return _compile_half(module, inputs, captured, backend, notes, is_backward=is_backward)
 
 
 def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
-    """The backward half, compiled at its first call for the strides that forward really returned."""
+    """Return the backward half, compiled at its first call for the strides that forward really returned."""
     compiled: list[Half] = []
 
     def run(args: list[Any]) -> Sequence[Any]:
@@ -232,7 +232,7 @@ def _list_devices(captured: Captured) -> tuple[str, ...]:
 
 
 def saved_size(node: Node) -> int:
-    """Bytes that a node takes where it is saved for backward; 0 for inputs and parameters, which are there anyway."""
+    """Bytes that a node takes if it is saved for backward; 0 for inputs and parameters, which are there anyway."""
     if view_root(node).op == "placeholder":
         return 0
     return (

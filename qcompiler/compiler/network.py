@@ -42,7 +42,7 @@ CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
 
 
 def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
-    """One stage of every captured graph as one directed graph; an edge for every argument of every node.
+    """Return one stage of every captured graph as one directed graph; an edge for every argument of every node.
 
     Returns:
         Nodes have kind, lane, op, module, shape, dtype, bytes, source; quantizers and contractions have more. With

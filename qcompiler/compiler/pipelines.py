@@ -46,7 +46,7 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
 
     Args:
         frozen: for eval mode, in which ranges do not move.
-        frame: where the graph stands in its model.
+        frame: the place of the graph in its model.
     """
     return Pipeline(
         (

@@ -29,7 +29,7 @@ class Site:
     layout: str
     shape: tuple[int, ...]
     consumers: tuple[str, ...]  # `layer1.0.conv1 forward`, `… weight gradient`
-    #: False for gradients, and where only the backward half reads the codes
+    #: False for gradients, and if only the backward half reads the codes
     is_forward: bool
 
     @property
@@ -46,7 +46,7 @@ class Kept:
     name: str
     consumer: str
     reason: str
-    #: True where a rule says so; False where nothing could be done, or no rule speaks of it
+    #: True if a rule says so; False if nothing could be done, or no rule speaks of it
     asked: bool = False
 
 
@@ -91,14 +91,14 @@ class QuantPlan:
         return cls(sites=sites, kept=kept, placed=len(placed), matched=frozenset(matched), notes=tuple(notes))
 
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
-        """The table with what lowering learned."""
+        """Return the table with what lowering learned."""
         return dataclasses.replace(
             self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=(*self.notes, *notes)
         )
 
     @classmethod
     def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":
-        """One table for a model that was captured in several graphs."""
+        """Return one table for a model that was captured in several graphs."""
         return cls(
             sites=tuple(site for plan in plans for site in plan.sites),
             kept=tuple(kept for plan in plans for kept in plan.kept),
@@ -124,7 +124,7 @@ class QuantPlan:
 
 
 def _make_row(site: Site) -> tuple[Any, ...]:
-    """A quantizer as a row of the table."""
+    """Return a quantizer as a row of the table."""
     s, readers = site.spec, ", ".join(site.consumers)
     return site.name, site.role, s.format, s.block, s.scale, s.range, s.rounding, list(site.shape), readers
 

@@ -22,7 +22,7 @@ class View:
 
     @classmethod
     def of(cls, index: int, tensor: Tensor) -> "View":
-        """Return where a tensor lies in its memory."""
+        """Return if a tensor lies in its memory."""
         return cls(index, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 

@@ -46,7 +46,7 @@ class Stage:
 
 
 def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> list[Stage]:
-    """Every stage of one captured graph, which stays as it is. The passes and the partition run anew.
+    """Return every stage of one captured graph, which stays as it is. The passes and the partition run anew.
 
     Args:
         captured: the graph as captured.
@@ -64,7 +64,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
 
 
 def lower_plain(captured: Captured) -> Stage:
-    """The halves that would run without any pass: training in float."""
+    """Return the halves that would run without any pass: training in float."""
     return _lower_stages(captured, copy_graph(captured.module))[-1]
 
 
@@ -81,7 +81,7 @@ def check_stage(name: str) -> None:
 
 
 def pick_stages(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
-    """The stage of one name of every captured graph.
+    """Return the stage of one name of every captured graph.
 
     Raises:
         StageError: there is none of that name.
@@ -91,12 +91,12 @@ def pick_stages(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
 
 
 def find_stage(stages: Sequence[Stage], name: str) -> Stage:
-    """The stage of one name of one captured graph."""
+    """Return the stage of one name of one captured graph."""
     return next(stage for stage in stages if stage.name == name)
 
 
 def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
-    """The stage of one name of every captured graph as text; forward and then backward when lowered.
+    """Return the stage of one name of every captured graph as text; forward and then backward when lowered.
 
     Raises:
         StageError: there is none of that name.

@@ -81,7 +81,7 @@ def reserve_names(graph: Graph) -> None:
 
 
 def list_symbols(size: Any) -> tuple[str, ...]:
-    """The symbols in the size of a free dimension, `s31` and the like; none in a number."""
+    """Return the symbols in the size of a free dimension, `s31` and the like; none in a number."""
     return tuple(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else ()
 
 
@@ -91,7 +91,7 @@ def list_leaves(tree: Any) -> list[Any]:
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same tree with `function` of each leaf."""
+    """Return the same tree with `function` of each leaf."""
     return pytree.tree_map(function, tree)
 
 
@@ -139,7 +139,7 @@ def split_joint(
 
 
 def retrace_graph(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
-    """The graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
+    """Return the graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
     with mode, torch.no_grad(), inductor_config.patch(_INDUCTOR):
         table = {**select_decomp_table(), **DECOMPOSITIONS}
         plain = make_fx(module, decomposition_table=table, tracing_mode="real")(*inputs)
@@ -155,7 +155,7 @@ def compile_inductor(
     static_inputs: Sequence[int],
     fixed_outputs: int | None,
 ) -> Callable[[list[Any]], Sequence[Any]]:
-    """The graph compiled by Inductor; called with a list, which it empties.
+    """Return the graph compiled by Inductor; called with a list, which it empties.
 
     The first `fixed_outputs` outputs (None: all) have the strides that they were traced with, others as is fastest.
     Backward is compiled after Dynamo has left; the tracing context that it needs to use Inductor's cache is made anew.
@@ -198,7 +198,7 @@ RandomState: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 def random_state() -> RandomState:
-    """The state of every generator that a graph can draw from."""
+    """Return the state of every generator that a graph can draw from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
@@ -210,7 +210,7 @@ def set_random_state(state: RandomState) -> None:
 
 
 def is_random(node: Node) -> bool:
-    """True where a node draws from torch's generators; in a region that is computed again only the first drawing."""
+    """True if a node draws from torch's generators; in a region that is computed again only the first drawing."""
     if node.target is run_and_save_rng_state:
         return True
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

@@ -17,7 +17,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
-#: a site stands out where its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
+#: a site stands out if its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0
 MENDED: Final = 4.0
 #: a harm that stands out whatever the peers are: half of a product is lost
@@ -70,7 +70,7 @@ class Debugger:
         self._contexts.close()
 
     def report(self) -> DebugReport:
-        """All figures, the most harmful site first: `print` shows tables, `to_json`, `to_tensorboard`.
+        """Return all figures, the most harmful site first: `print` shows tables, `to_json`, `to_tensorboard`.
 
         Raises:
             DebugError: no training step ran inside of the context, or the recipe placed no quantizer.
@@ -106,11 +106,11 @@ class Debugger:
         return self.recording.try_spec(site, parse_spec(spec) if isinstance(spec, str) else spec)
 
     def propose(self, site: str | None = None) -> Proposal | None:
-        """The cheapest change that brings a site's harm down to that of its peers; None where it does not stand out.
+        """The cheapest change that brings a site's harm down to that of its peers; None if it does not stand out.
 
-        None also where float is not finite either: NaN and infinities that a quantizer made are harm, others are not.
+        None also if float is not finite either: NaN and infinities that a quantizer made are harm, others are not.
 
-        It does where its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
+        It does if its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
         there are none, all others), or above `LOST`. Candidates are tried on the recorded tensors, from other ranges
         over smaller blocks and more bits to float; the first that leaves at most `MENDED` times that median, and at
         most half of `LOST`, is taken.
@@ -135,7 +135,7 @@ class Debugger:
         return min(STANDS_OUT * self._usual(site), LOST)
 
     def _usual(self, site: str) -> float:
-        """The median harm of a site's peers; of a site that is alone a hundredth of its own."""
+        """Return the median harm of a site's peers; of a site that is alone a hundredth of its own."""
         bits = {name: held.spec.format.bits for name, held in self.recording.held.items()}
         others = [name for name in bits if name != site]
         peers = [name for name in others if bits[name] == bits[site]] or others
@@ -167,7 +167,7 @@ class Debugger:
         return self.qmodel.recipe
 
     def mended(self, proposal: Proposal) -> Recipe:
-        """The present recipe with the rules of a proposal in front."""
+        """Return the present recipe with the rules of a proposal in front."""
         present = self.qmodel.recipe
         rules = tuple(dict.fromkeys((*proposal.rules, *present.rules)))
         return Recipe(name=f"{present.name.removesuffix('+debug')}+debug", rules=rules, source=present.source)

@@ -19,7 +19,7 @@ from qcompiler.runtime.spec import QuantSpec
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a product P loses to an error E in one of its operands; NaN where either is not finite."""
+    """What a product P loses to an error E in one of its operands; NaN if either is not finite."""
 
     #: ‖E‖²/‖P‖²
     whole: float
@@ -30,7 +30,7 @@ class Loss:
 
     @property
     def worst(self) -> float:
-        """The larger of both; inf where they are NaN."""
+        """The larger of both; inf if they are NaN."""
         return math.inf if math.isnan(self.whole) else max(self.whole, self.channels)
 
 
@@ -63,12 +63,12 @@ class Product:
         floats: dict[int, Tensor],
         sites: dict[int, str],
     ) -> "Product":
-        """The contraction at a node that has just run with `args`."""
+        """Return the contraction at a node that has just run with `args`."""
         kept = tuple(None if index in floats else arg for index, arg in enumerate(args))
         return cls(label, fact, node.target, kept, dict(node.kwargs), floats, sites)
 
     def run(self, values: Mapping[int, Tensor]) -> Tensor:
-        """The product of these operands, without bias, in float32 (float64 where the operands are)."""
+        """Return the product of these operands, without bias, in float32 (float64 if the operands are)."""
         operands = {arg: _widen(value) for arg, value in values.items()}
         if self.target in MATRIX_PRODUCTS:
             left, right = (operands[arg] for arg in MATRIX_PRODUCTS[self.target])
@@ -81,18 +81,18 @@ class Product:
         return self.target(*args, **self.kwargs)[self.fact.gradient_of]  # type: ignore[no-any-return]
 
     def loss(self, arg: int, quantized: Tensor) -> Loss:
-        """What the product loses where the operand at `arg` is `quantized` and the other in float."""
+        """What the product loses if the operand at `arg` is `quantized` and the other in float."""
         error = self.run({**self.floats, arg: _widen(quantized) - _widen(self.floats[arg])})
         return self.loss_of(error, self.run(self.floats))
 
     def loss_of(self, error: Tensor, exact: Tensor) -> Loss:
-        """The loss of a result, from its error and its float value."""
+        """Return the loss of a result, from its error and its float value."""
         lost, held = error.to(torch.float64).square(), exact.to(torch.float64).square()
         shares = [_lost_channels(lost, held, dim) for dim in self.channel_dims()]
         return Loss(compute_ratio(float(lost.sum()), float(held.sum())), max(shares, default=0.0))
 
     def channel_dims(self) -> tuple[int, ...]:
-        """The dimensions of the result that count channels: neither samples nor pixels."""
+        """Return the dimensions of the result that count channels: neither samples nor pixels."""
         if self.fact.operator == "convolution":
             return (0, 1) if self.fact.gradient_of == 1 else (1,)
         letters = [self.operand(arg).layout[side - 2] for side, arg in enumerate(MATRIX_PRODUCTS[self.target])]
@@ -117,7 +117,7 @@ class Product:
 
 
 def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
-    """The mean over one dimension of lost/held, at most 1; 0 for a channel of zeros that loses nothing."""
+    """Return the mean over one dimension of lost/held, at most 1; 0 for a channel of zeros that loses nothing."""
     others = [d for d in range(lost.ndim) if d != dim % lost.ndim]
     lost, held = (part.sum(others) if others else part for part in (lost, held))
     shares = torch.where(lost == 0, 0.0, (lost / held).clamp(max=1.0))

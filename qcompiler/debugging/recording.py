@@ -35,7 +35,7 @@ class Held:
 class Recording:
     """A `Log` of watched steps (qcompiler/debugging/shadow.py). Tensors are those of the last step that had them.
 
-    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) where this
+    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) if this
     operand alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output,
     whose codes every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
     """
@@ -94,7 +94,7 @@ class Recording:
         self._given = None
 
     def given(self, what: str, tensor: Tensor) -> None:
-        """Keeps the name of the first; it is to blame only where a result in float is not finite."""
+        """Keeps the name of the first; it is to blame only if a result in float is not finite."""
         self._given = self._given or what
 
     def _judge(self, what: str, found: Agreement) -> None:
@@ -105,18 +105,18 @@ class Recording:
                 self.not_finite = f"{self._given or what}, step {self.steps}"
 
     def harm(self, site: str) -> float:
-        """The harm of a site over all steps; inf where something is not finite."""
+        """Return the harm of a site over all steps; inf if something is not finite."""
         found = self.losses.get(site, {}).values()
         return _compute_harm(
             site, [statistics.fmean(loss.worst for loss in steps) for steps in found], self.tallies[site]
         )
 
     def ranking(self) -> list[str]:
-        """The sites, the most harmful first; of equal ones that which ran first."""
+        """Return the sites, the most harmful first; of equal ones that which ran first."""
         return sorted(self.tallies, key=lambda site: -self.harm(site))
 
     def readers(self, site: str) -> list[tuple[Product, Operand]]:
-        """The products and sums of biases that read a site, with the operand that it is there."""
+        """Return the products and sums of biases that read a site, with the operand that it is there."""
         return [
             (product, product.operand(arg))
             for product in self.products.values()

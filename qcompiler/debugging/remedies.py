@@ -80,7 +80,7 @@ def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]
 
 
 def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
-    """The spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
+    """Return the spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
     found: list[QuantSpec] = []
     block = spec.block
     while (block := _shrink_block(block)) != (found[-1].block if found else spec.block):
@@ -98,7 +98,7 @@ def _shrink_block(block: Block) -> Block:
 
 
 def _widen_formats(spec: QuantSpec) -> list[QuantSpec]:
-    """The same with more bits, one format after the other."""
+    """Return the same with more bits, one format after the other."""
     form = spec.format
     if isinstance(form, FloatFormat):
         plain = dataclasses.replace(spec, scale=Scale.MAX if spec.scale is Scale.ONE else spec.scale)

@@ -49,7 +49,7 @@ class SiteFigures:
         return {key: to_plain(value) for key, value in (found | ends).items()}
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table."""
+        """Return the row of a table."""
         seen, last = self.tally, self.tally.history[-1:]
         spans = [(span.low, span.high) for span in last] + [(span.range_low, span.range_high) for span in last]
         shares = [f"{100 * share:.1f} %" for share in (seen.clipped, seen.underflowed, seen.zeros)]
@@ -70,7 +70,7 @@ class LayerFigures:
         return {"name": self.name, "cosine": self.agreement.cosine, "error_db": self.agreement.error_db}
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table."""
+        """Return the row of a table."""
         return self.name, f"{self.agreement.cosine:.4f}", f"{self.agreement.error_db:.1f}"
 
 
@@ -101,7 +101,7 @@ class DebugReport:
         }
 
     def to_json(self) -> str:
-        """The figures as JSON; numbers that JSON lacks are the texts "nan", "inf" and "-inf"."""
+        """Return the figures as JSON; numbers that JSON lacks are the texts "nan", "inf" and "-inf"."""
         return json.dumps(to_plain(self.to_dict()), indent=1, allow_nan=False, ensure_ascii=False)
 
     def to_tensorboard(self, writer: "SummaryWriter | str | os.PathLike[str]", step: int = 0) -> None:
@@ -109,7 +109,7 @@ class DebugReport:
 
         Args:
             writer: a SummaryWriter, which stays open, or the folder of a new one.
-            step: where the steps stand on the axis: the last one at `step`.
+            step: the place of the last step on the axis.
 
         Raises:
             ImportError: TensorBoard is not installed.
@@ -154,7 +154,7 @@ def _make_writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
 
 
 def to_plain(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities are the texts "nan", "inf" and "-inf"."""
+    """Return the value as JSON can hold it: NaN and infinities are the texts "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list):

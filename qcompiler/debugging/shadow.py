@@ -118,7 +118,7 @@ class Watch(Hooks):
         self.record = Record()
 
     def interpret(self, module: GraphModule) -> Half:
-        """The half that runs a graph node by node under this watch."""
+        """Return the half that runs a graph node by node under this watch."""
         return make_runner(module, self)
 
     @contextlib.contextmanager
@@ -136,7 +136,7 @@ class QuantizedWatch(Watch):
 
     def __init__(self, module: GraphModule, labels: dict[str, str], relay: Relay) -> None:
         super().__init__(labels, relay)
-        #: node name → the name of its quantizer, numbered where a graph has it twice
+        #: node name → the name of its quantizer, numbered if a graph has it twice
         self.sites = site_names(module)
         #: contraction → argument → the quantizer whose codes it reads
         self.operands = {
@@ -176,7 +176,7 @@ class QuantizedWatch(Watch):
         log.multiplied(product, {arg: args[arg] for arg in sites})
 
     def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:
-        """The operand without its quantizer: the views between them, of the tensor that was quantized."""
+        """Return the operand without its quantizer: the views between them, of the tensor that was quantized."""
         if site is None:
             return _keep_value(arg, value)
         views = []
@@ -302,22 +302,22 @@ def _not_finite(tensor: Tensor) -> Tensor:
 
 
 def _iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
-    """The contractions whose operands can be quantized, sums of biases too: nothing inside of fused kernels."""
+    """Yield the contractions whose operands can be quantized, sums of biases too: nothing inside of fused kernels."""
     return ((node, fact) for node, fact in iterate_contractions(graph) if fact.operands)
 
 
 def _make_labels(module: GraphModule) -> dict[str, str]:
-    """Node name → `layer1.0.conv1 weight gradient`, numbered where a graph has it twice."""
+    """Return node name → `layer1.0.conv1 weight gradient`, numbered if a graph has it twice."""
     return _number_names((node.name, describe_contraction(fact)) for node, fact in _iterate_contractions(module.graph))
 
 
 def site_names(module: GraphModule) -> dict[str, str]:
-    """Node name → the name of its quantizer, numbered where a graph has it twice."""
+    """Return node name → the name of its quantizer, numbered if a graph has it twice."""
     return numbered_sites(module.graph)
 
 
 def numbered_sites(graph: Graph) -> dict[str, str]:
-    """The same of a graph with quantizers that has not been split yet."""
+    """Return the same of a graph with quantizers that has not been split yet."""
     return _number_names((quantizer.codes.name, quantizer.site) for quantizer in list_quantizers(graph))
 
 
@@ -334,7 +334,7 @@ def _keep_value(arg: Any, value: Tensor) -> Tensor:
 
 
 def _get_result(fact: Contraction, result: Any) -> Tensor:
-    """The tensor that a contraction gives: of a convolution's gradients the one that it is for."""
+    """Return the tensor that a contraction gives: of a convolution's gradients the one that it is for."""
     if isinstance(result, Tensor):
         return result
     assert fact.gradient_of is not None

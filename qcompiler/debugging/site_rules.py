@@ -19,10 +19,10 @@ def site_rules(
     change: Callable[[QuantSpec], QuantSpec | None],
     reason: str = "",
 ) -> tuple[Rule, ...]:
-    """The rules that made a quantizer, each once: with another spec, and for its layers alone.
+    """Return the rules that made a quantizer, each once: with another spec, and for its layers alone.
 
     `change` makes the new spec of each of theirs. In front of all others of the recipe they change this site, and
-    others only where no rule can tell them apart.
+    others only if no rule can tell them apart.
     """
     rules = (
         dataclasses.replace(

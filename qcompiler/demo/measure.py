@@ -26,7 +26,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def one_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """The forward and backward pass of one batch, to be timed."""
+    """Return the forward and backward pass of one batch, to be timed."""
 
     def run() -> None:
         F.cross_entropy(model(x), y).backward()

@@ -59,7 +59,7 @@ class VGG(nn.Sequential):
 
 
 def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """Percent of labels that the model's largest output meets, in eval mode."""
+    """Return percent of labels that the model's largest output meets, in eval mode."""
     model.eval()
     images = images.to(memory_format=torch.channels_last) if images.ndim == 4 else images
     with torch.no_grad():

@@ -12,7 +12,7 @@ _HEAT: Final = ("#dcefe3", "#f7e9a0", "#f5b85c", "#e8743b", "#b3123b")
 
 
 def write_dot(picture: Picture) -> str:
-    """The last stage as a `digraph`: a cluster for each module, quantizers in the color of their role.
+    """Return the last stage as a `digraph`: a cluster for each module, quantizers in the color of their role.
 
     Every name is written as a quoted string, so nothing in it is read as markup.
     """
@@ -51,7 +51,7 @@ def _style_node(shape: Shape) -> str:
 
 
 def _color_harm(harm: float | str) -> str:
-    """The color of a harm; JSON has an infinite one as text."""
+    """Return the color of a harm; JSON has an infinite one as text."""
     return _HEAT[sum(float(harm) >= edge for edge in HARMS)]
 
 

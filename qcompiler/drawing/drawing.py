@@ -77,7 +77,7 @@ def draw(
 
 
 def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
-    """The path, if `draw` can write to it.
+    """Return the path, if `draw` can write to it.
 
     Args:
         colored: with the figures of a debugger.
@@ -102,7 +102,7 @@ def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
 
 
 def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") -> None:
-    """Raises DrawError where the figures are not those of the quantizers that are drawn."""
+    """Raises DrawError if the figures are not those of the quantizers that are drawn."""
     if debug.qmodel is not qmodel:
         raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
     if not training:
@@ -113,7 +113,7 @@ def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") 
 
 
 def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
-    """The picture of a model at every stage that changed something.
+    """Return the picture of a model at every stage that changed something.
 
     Raises:
         CompileError: no graph of that mode has been captured.
@@ -131,14 +131,14 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
 
 
 def list_containers(model: nn.Module) -> frozenset[str]:
-    """The paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
+    """Return the paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
     # the same module may have two paths, and either may name a node
     modules = model.named_modules(remove_duplicate=False)
     return frozenset(path for path, module in modules if path and not _has_forward(module))
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """True unless forward is the one of nn.Module itself, which refuses every call."""
+    """Return True unless forward is the one of nn.Module itself, which refuses every call."""
     return getattr(module.forward, "__func__", None) is not nn.Module.forward
 
 
@@ -156,7 +156,7 @@ def _find_span(row: Tensor) -> str:
 
 
 def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "DebugReport") -> Picture:
-    """The picture with the figures of the debugger at its quantizers."""
+    """Return the picture with the figures of the debugger at its quantizers."""
     from qcompiler.debugging.shadow import numbered_sites
 
     figures = {site.name: site.to_figures() for site in report.sites}
@@ -174,7 +174,7 @@ def _write_html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None
 
 
 def make_page(shown: Picture) -> str:
-    """The page of a picture: one document that reads nothing else."""
+    """Return the page of a picture: one document that reads nothing else."""
     # `<` could end the script element that the names of the user's model stand in
     text = json.dumps(shown.to_dict(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     data = text.replace("<", "\\u003c")
@@ -185,7 +185,7 @@ def make_page(shown: Picture) -> str:
 
 
 def _read_light_theme() -> dict[str, str]:
-    """The light theme: name of a color → color."""
+    """Return the light theme: name of a color → color."""
     return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _read_asset("theme.css")))
 
 
@@ -194,7 +194,7 @@ def _write_svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None"
 
 
 def make_svg(shown: Picture, budget: int = _PARTS) -> str:
-    """The last stage of a picture as SVG, with so many modules unfolded that about `budget` parts are seen.
+    """Return the last stage of a picture as SVG, with so many modules unfolded that about `budget` parts are seen.
 
     Raises:
         DrawError: mini-racer, which runs the layout, is not installed.
@@ -216,7 +216,7 @@ def make_svg(shown: Picture, budget: int = _PARTS) -> str:
 
 
 def _find_engine() -> Any:
-    """The class that runs the layout outside of a browser."""
+    """Return the class that runs the layout outside of a browser."""
     try:
         from py_mini_racer import MiniRacer
     except ImportError as error:
@@ -251,7 +251,7 @@ def _write_graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | N
 
 
 def _flatten_graph(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
-    """The same graph, what is no text and no number as text: GraphML knows nothing else."""
+    """Return the same graph, what is no text and no number as text: GraphML knows nothing else."""
     flat: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(**graph.graph)
     plain = (str, int, float)
     for node, data in graph.nodes(data=True):

@@ -94,14 +94,14 @@ class Explanation:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_markdown(self) -> str:
-        """The tables in Markdown."""
+        """Return the tables in Markdown."""
         return to_markdown([*self._tables(), *self.notes])
 
     def __str__(self) -> str:
         return self.to_text()
 
     def to_text(self, width: int = 160, *, color: bool = False) -> str:
-        """The tables for a terminal of so many columns."""
+        """Return the tables for a terminal of so many columns."""
         return to_text([*self._tables(), *(f"note: {note}" for note in self.notes)], width, color=color)
 
     def _tables(self) -> Iterator[Table]:
@@ -176,7 +176,7 @@ def _quantizer_rows(graph: "networkx.MultiDiGraph[str]") -> Iterator[QuantizerRo
 
 
 def _list_parts(graph: "networkx.MultiDiGraph[str]", quantizer: str) -> Iterator[str]:
-    """The codes, packed or not, and the scales of a quantizer."""
+    """Yield the codes, packed or not, and the scales of a quantizer."""
     kinds = {"scale", "packing"}
     near = {quantizer, *(node for node in graph.predecessors(quantizer) if graph.nodes[node]["kind"] == "scale")}
     after = {reader for node in near for reader in graph.successors(node) if graph.nodes[reader]["kind"] in kinds}
@@ -197,7 +197,7 @@ def _contraction_rows(graph: "networkx.MultiDiGraph[str]") -> Iterator[Contracti
 
 
 def _one_dimensional(graph: "networkx.MultiDiGraph[str]") -> int:
-    """Blocks along one axis are legal where that is the summed one: a quantizer for each tensor and summed axis."""
+    """Blocks along one axis are legal if that is the summed one: a quantizer for each tensor and summed axis."""
     sources, needed = operands_of(graph), set()
     for (node, arg), quantizer in sources.items():
         data = graph.nodes[node]
@@ -241,5 +241,5 @@ def compute_traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_
 
 
 def is_colored(stream: IO[str]) -> bool:
-    """True where text to this stream may have colors: a terminal, and NO_COLOR is not set."""
+    """Return True if text to this stream may have colors: a terminal, and NO_COLOR is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")

@@ -72,18 +72,18 @@ class Picture:
     parents: dict[str, str]
     #: `box ` and the path of a box → its row in the box around it
     ranks: dict[str, int]
-    #: training steps that the debugger has watched; 0 where there are no figures
+    #: training steps that the debugger has watched; 0 if there are no figures
     watched: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The picture as JSON values."""
+        """Return the picture as JSON values."""
         return dataclasses.asdict(self) | {"harms": HARMS}
 
 
 def make_picture(
     title: str, stages: Sequence[tuple[str, int, Graph]], containers: Collection[str] = frozenset()
 ) -> Picture:
-    """The picture of a graph at several stages, in order; nodes are named alike in all of them.
+    """Return the picture of a graph at several stages, in order; nodes are named alike in all of them.
 
     Args:
         title: what stands above it.
@@ -106,7 +106,7 @@ def make_picture(
 
 
 def _list_boxes(module: str, containers: Collection[str]) -> list[str]:
-    """The paths of the boxes around a part of a module, outermost first: `a.b` → "", "a", "a.b"."""
+    """Return the paths of the boxes around a part of a module, outermost first: `a.b` → "", "a", "a.b"."""
     parts = module.split(".") if module else []
     paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
     return ["", *(path for path in paths if path not in containers)]
@@ -129,7 +129,7 @@ class _View:
         self.is_lowered = graph.graph["stage"] == "lowered"
 
     def shapes(self) -> Iterator[Shape]:
-        """Every node that is drawn, then one chip for each form in which one of them is saved."""
+        """Yield every node that is drawn, then one chip for each form in which one of them is saved."""
         for node, data in self.graph.nodes(data=True):
             if data["kind"] not in _HIDDEN:
                 yield self.shape(node, data)
@@ -138,7 +138,7 @@ class _View:
         yield from self.chips.values()
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Every tensor that a drawn node reads, by way of a chip where it is saved."""
+        """Yield every tensor that a drawn node reads, by way of a chip if it is saved."""
         for node, data in self.graph.nodes(data=True):
             if data["kind"] in _HIDDEN:
                 continue
@@ -151,7 +151,7 @@ class _View:
                 yield from self.path(start, source, node)
 
     def path(self, start: str, source: str, node: str) -> Iterator[tuple[str, str]]:
-        """start → node, or start → chip → node where the tensor crosses from forward to backward."""
+        """start → node, or start → chip → node if the tensor crosses from forward to backward."""
         lane = self.graph.nodes
         while source != start and lane[source]["lane"] == "backward":
             source = self.carried(source)
@@ -203,7 +203,7 @@ class _View:
         return "mask" if data["kind"] in ("mask", "packing") else str(data["dtype"]) or "tensor"
 
     def representative(self, node: str) -> str | None:
-        """The drawn node that a tensor belongs to; None where it belongs to none."""
+        """Return the drawn node that a tensor belongs to; None if it belongs to none."""
         if node not in self.drawn:
             self.drawn[node] = self.find(node)
         return self.drawn[node]
@@ -219,12 +219,12 @@ class _View:
         return self.representative(self.carried(node)) if kind in CARRIERS or kind == "mask" else None
 
     def of_scale(self, reader: str) -> str | None:
-        """The quantizer behind a reader of its scale: itself, or the one whose codes a dequantizer reads."""
+        """Return the quantizer behind a reader of its scale: itself, or the one whose codes a dequantizer reads."""
         kind = self.graph.nodes[reader]["kind"]
         return self.representative(reader) if kind in ("quantizer", "dequantizer", "scale") else None
 
     def carried(self, node: str) -> str:
-        """The first argument of a node."""
+        """Return the first argument of a node."""
         return str(next(source for source, _, data in self.graph.in_edges(node, data=True) if data["arg"] == 0))
 
     def shape(self, node: str, data: dict[str, Any]) -> Shape:
@@ -236,7 +236,7 @@ class _View:
         return Shape(node, data["kind"], lane, box, _make_label(data, box), role, data["bytes"], kept, details=details)
 
     def box(self, data: dict[str, Any]) -> str:
-        """The path of the innermost box around a node."""
+        """Return the path of the innermost box around a node."""
         return _list_boxes(data["module"], self.containers)[-1]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def set_ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[str, str]) -> dict[str, int]:
     """Sets the rank of every shape in its box; returns the rank of every box in the box around it.
 
-    A line between two boxes counts where they meet: between the parts of the innermost box around both.
+    A line between two boxes counts if they meet: between the parts of the innermost box around both.
 
     Args:
         shapes: the nodes.
@@ -50,7 +50,7 @@ def _list_boxes_around(module: str, parents: Mapping[str, str]) -> list[str]:
 
 
 def _order_parts(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
-    """A number for each part, growing downwards: its place in forward; backward ran the other way round.
+    """Return a number for each part, growing downwards: its place in forward; backward ran the other way round.
 
     A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top. What
     enters forward stands above all.
@@ -85,7 +85,7 @@ def _connect_parts(
 
 
 def _rank_parts(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, int]:
-    """The longest path from above; a part that nothing holds from above moves down to its first reader."""
+    """Return the longest path from above; a part that nothing holds from above moves down to its first reader."""
     for start, end in list(graph.edges):
         if start == end:
             graph.remove_edge(start, end)

@@ -12,7 +12,7 @@ _AFFINE: Final = parse_spec(f"affine8:real:tensor:nearest:pass:{_HINDSIGHT}")
 
 
 def _make_output_rules(operator: str) -> tuple[Rule, ...]:
-    """Every layer of one kind ends in codes: unsigned behind relu, with a zero point elsewhere."""
+    """Return rules by which every layer of one kind ends in codes: unsigned behind relu, else with a zero point."""
     return tuple(
         Rule(role=Role.OUTPUT, operator=operator, behind=Behind.LAYER, sign=sign, spec=spec)
         for sign, spec in ((Sign.NONNEGATIVE, _UNSIGNED), (None, _AFFINE))

@@ -14,7 +14,7 @@ LARGE_GRADIENT_PAPER: Final = (
 
 
 def _large_gradients(name: str, bits: int, estimator: str, what: str = "") -> Recipe:
-    """The quantizers of the third paper, one range a tensor, with an estimator for gradients."""
+    """Return the quantizers of the third paper, one range a tensor, with an estimator for gradients."""
     return Recipe(
         name=name,
         source=LARGE_GRADIENT_PAPER + what,

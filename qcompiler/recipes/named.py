@@ -55,7 +55,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 
 
 def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """A recipe from its name, from the path of a file that ends in .yaml or .yml, or from itself.
+    """Return a recipe from its name, from the path of a file that ends in .yaml or .yml, or from itself.
 
     Raises:
         RecipeError: no such name, or the file holds no valid recipe.

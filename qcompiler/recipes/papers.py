@@ -43,7 +43,7 @@ FIXED_POINT_BACKPROP: Final = Recipe(
         gradient="int16:fit:tensor:nearest:pass",
     ),
 )
-#: Unified INT8: gradients clipped where the direction suffers least (DSGC). Its learning-rate rule is not in a recipe.
+#: Unified INT8: gradients clipped if the direction suffers least (DSGC). Its learning-rate rule is not in a recipe.
 UI8: Final = Recipe(
     name="ui8",
     source="F. Zhu et al.: Towards Unified INT8 Training for Convolutional Neural Network, CVPR 2020",
@@ -235,7 +235,7 @@ _HBFP_PAPER: Final = "M. Drumond et al.: Training DNNs with Hybrid Block Floatin
 
 
 def _make_hbfp(bits: int, position: Position | None = None) -> tuple[Rule, ...]:
-    """One exponent a sample for activations and gradients, one for 24 × 24 weights; exponents ⌈log2 max⌉."""
+    """Return one exponent a sample for activations and gradients, one for 24 × 24 weights; exponents ⌈log2 max⌉."""
     return by_role(
         weight=f"int{bits}:ceil:o24i24:nearest:pass",
         activation=f"int{bits}:ceil:c*s*:nearest:pass",

@@ -59,7 +59,7 @@ class Recipe:
         """The recipe with a batch edge of 1 in every block, so that no sample's result depends on its batch mates.
 
         Ranges of the past do not depend on them either, so their blocks stay. All else, rounding too, is unchanged; the
-        recipe itself where its blocks already are so.
+        recipe itself if its blocks already are so.
         """
         rules = tuple(
             dataclasses.replace(rule, spec=rule.spec.with_block(rule.spec.block.per_sample()))
@@ -71,7 +71,7 @@ class Recipe:
 
     @property
     def has_state(self) -> bool:
-        """True where a rule takes ranges from the past."""
+        """True if a rule takes ranges from the past."""
         return any(rule.spec is not None and rule.spec.range.has_state for rule in self.rules)
 
     def unused(self, matched: AbstractSet[int]) -> list[Rule]:
@@ -79,7 +79,7 @@ class Recipe:
         return [rule for index, rule in enumerate(self.rules) if index not in matched]
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, one line a rule.
+        """Return the recipe as YAML, one line a rule.
 
         Conditions that hold for everything are left out, and so is the range `current`; other spec fields never.
         """
@@ -91,12 +91,12 @@ class Recipe:
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=float("inf"), default_flow_style=None)
 
     def _texts(self) -> list[str]:
-        """Every text that people wrote freely."""
+        """Return every text that people wrote freely."""
         return [self.name, self.source, *(text for rule in self.rules for text in (rule.module, rule.reason))]
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
-        """The recipe that `to_yaml` or a person wrote.
+        """Return the recipe that `to_yaml` or a person wrote.
 
         A rule has conditions (`role`, `operator`, `module`, `position`, `product`, `sign`), all optional, a
         `reason`, and either `keep: true` or the fields of a spec, of which only `format` is required.
@@ -117,7 +117,7 @@ class Recipe:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """The recipe in a YAML file.
+        """Return the recipe in a YAML file.
 
         Raises:
             RecipeError: as for `from_yaml`; the message names the file.

@@ -7,7 +7,7 @@ from qcompiler.runtime.spec import parse_spec
 def by_role(
     *, weight: str = "", activation: str = "", unsigned: str = "", gradient: str = "", position: Position | None = None
 ) -> tuple[Rule, ...]:
-    """One rule for each spec that is given, as text; `unsigned` is for activations that are never negative."""
+    """Return one rule for each spec that is given, as text; `unsigned` is for activations that are never negative."""
     texts = (
         (Role.WEIGHT, None, weight),
         (Role.ACTIVATION, Sign.NONNEGATIVE, unsigned),
@@ -20,10 +20,10 @@ def by_role(
 
 
 def quantize_everywhere(spec: str) -> tuple[Rule, ...]:
-    """One spec, as text, for weights, activations and gradients."""
+    """Return one spec, as text, for weights, activations and gradients."""
     return by_role(weight=spec, activation=spec, gradient=spec)
 
 
 def float_ends(reason: str) -> tuple[Rule, ...]:
-    """The first and the last contraction stay in float."""
+    """Return the first and the last contraction stay in float."""
     return tuple(Rule(spec=None, position=end, reason=reason) for end in (Position.FIRST, Position.LAST))

@@ -18,7 +18,7 @@ class Schedule:
     A schedule keeps no state. So a resumed run asks for the epoch it resumes at, and nothing of it is in a checkpoint.
     Every change costs one capture at most, since `use` keeps what it has captured.
 
-    A stage is (start, recipe). The start is a whole number of steps, from the end where it is negative, as in indexing,
+    A stage is (start, recipe). The start is a whole number of steps, from the end if it is negative, as in indexing,
     or a float below 1, that share of all steps. A step is whatever the loop counts: an epoch, or a batch.
 
     Example: `Schedule(((0, "hbfp4"), (-1, "hbfp6")))` has 6 bits in the last epoch, `(0.9, "hbfp6")` in the last tenth.
@@ -50,7 +50,7 @@ class Schedule:
         object.__setattr__(self, "stages", found)
 
     def at(self, step: int, steps: int) -> Recipe:
-        """The recipe of one step: that of the last stage, in their order, that has begun.
+        """Return the recipe of one step: that of the last stage, in their order, that has begun.
 
         Args:
             step: counted from 0.
@@ -65,7 +65,7 @@ class Schedule:
 
 
 def _first_step(start: float, steps: int) -> int:
-    """The first step of a stage."""
+    """Return the first step of a stage."""
     if isinstance(start, float):
         return math.ceil(round(start * steps, 6))  # 0.07 of 100 is 7.000000000000001
     return int(start) if start >= 0 else max(0, steps + int(start))

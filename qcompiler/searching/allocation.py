@@ -31,12 +31,12 @@ class Allocation:
         return sum(choice.error for choice in self.choices)
 
     def with_choice(self, slot: int, choice: Choice) -> "Allocation":
-        """The same with another choice for one slot."""
+        """Return the same with another choice for one slot."""
         return Allocation((*self.choices[:slot], choice, *self.choices[slot + 1 :]))
 
 
 def find_hull(choices: Sequence[Choice]) -> list[Choice]:
-    """The choices on the lower convex hull of error over cost, the cheapest first; error falls on the way."""
+    """Return the choices on the lower convex hull of error over cost, the cheapest first; error falls on the way."""
     found: list[Choice] = []
     for choice in sorted(choices, key=lambda choice: (choice.cost, choice.error)):
         if found and choice.error >= found[-1].error:
@@ -77,9 +77,9 @@ def walk_frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
 
 
 def allocate_budget(slots: Sequence[Sequence[Choice]], budget: float) -> Allocation | None:
-    """The last allocation of the frontier within a budget, what is left spent on the best steps that still fit.
+    """Return the last allocation of the frontier within a budget, what is left spent on the best steps that still fit.
 
-    None where the cheapest choices cost more. The error is above the least possible by less than one step of one slot.
+    None if the cheapest choices cost more. The error is above the least possible by less than one step of one slot.
     """
     fitting = [allocation for allocation in walk_frontier(slots) if allocation.cost <= budget]
     if not fitting:

@@ -56,7 +56,7 @@ class SearchFile:
                 )
 
     def has(self, batch: str, site: str) -> bool:
-        """True where a site was measured on a batch."""
+        """Return True if a site was measured on a batch."""
         return site in self.found.get(batch, {})
 
     def put(self, batch: str, site: str, error: float, losses: dict[str, float | None]) -> None:

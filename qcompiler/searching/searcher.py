@@ -95,7 +95,7 @@ def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _list_candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]) -> list[tuple[str, str]]:
-    """Every (format, block); those that contradict a rule of the recipe are an error."""
+    """Return every (format, block); those that contradict a rule of the recipe are an error."""
     if base.has_state:
         raise SearchError(f"search: recipe {base.name!r} keeps ranges between steps; valid: one without")
     pairs = list(itertools.product(formats, blocks))
@@ -111,7 +111,7 @@ def _list_candidates(base: Recipe, formats: Sequence[str], blocks: Sequence[str]
 
 
 def _make_table(points: Sequence[Allocation], chosen: Allocation, scale: float, unit: str) -> Table:
-    """Some points of the frontier, and the chosen one."""
+    """Return some points of the frontier, and the chosen one."""
     step = max(1, len(points) // 12)
     shown = sorted([*points[::step], points[-1], chosen], key=lambda point: point.cost)
     marks = {point: "chosen" if point is chosen else "" for point in shown}

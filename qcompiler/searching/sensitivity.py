@@ -43,7 +43,7 @@ class SearchError(QCompilerError):
 
 
 def change_spec(spec: QuantSpec, form: str, block: str) -> QuantSpec:
-    """The spec with another format and block, and the tensor's own range.
+    """Return the spec with another format and block, and the tensor's own range.
 
     Raises:
         ValueError: they do not go together.
@@ -91,7 +91,7 @@ class Sensitivity:
                     bar.advance(task)
 
     def refuse_below(self, budget: float) -> None:
-        """Raises SearchError where the cheapest legal choices take more; costs follow from the shapes alone."""
+        """Raises SearchError if the cheapest legal choices take more; costs follow from the shapes alone."""
         least = 0.0
         for sites in self.slots():
             legal = [pair for pair in self.specs if all(self.is_legal(site, *pair) for site in sites)]
@@ -103,12 +103,12 @@ class Sensitivity:
             raise SearchError(f"search: budget: got {budget:g} {self.unit}; valid: {valid}")
 
     def is_legal(self, site: str, form: str, block: str) -> bool:
-        """True where every reader of a site can take the spec."""
+        """Return True if every reader of a site can take the spec."""
         spec = change_spec(self.recording.held[site].spec, form, block)
         return all(legal_spec(spec, operand) is not None for _, operand in self.recording.readers(site))
 
     def record(self, number: int, batch: Any) -> list[str]:
-        """One watched step: its tensors and its products; returns the sites."""
+        """Return one watched step: its tensors and its products; returns the sites."""
         self.recording.clear()
         self.step(self.watched, number, batch)
         if not self.recording.tallies:
@@ -118,7 +118,7 @@ class Sensitivity:
         return list(self.recording.tallies)
 
     def gradients(self, number: int, batch: Any, site: str | None) -> dict[str, Tensor]:
-        """The gradients of all weights with one site at work; None: in float."""
+        """Return the gradients of all weights with one site at work; None: in float."""
         self.solo.site = site
         self.step(self.alone, number, batch)
         return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None and p.ndim > 1}
@@ -197,7 +197,7 @@ class Sensitivity:
         return sum(held.x.numel() for held in self.recording.held.values()) if self.unit == "bits" else 1.0
 
     def recipe(self, chosen: Allocation, name: str) -> Recipe:
-        """The chosen specs as rules in front of those of the recipe."""
+        """Return the chosen specs as rules in front of those of the recipe."""
         rules: list[Rule] = []
         for sites, choice in zip(self.slots(), chosen.choices, strict=True):
             form, block = choice.name.split(":")
@@ -207,6 +207,6 @@ class Sensitivity:
 
 
 def gradient_error(own: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
-    """The mean over weights of ‖g − f‖²/‖f‖²; a weight without gradient in float does not count."""
+    """Return the mean over weights of ‖g − f‖²/‖f‖²; a weight without gradient in float does not count."""
     errors = [measure_agreement(own[name], exact[name]).error for name in exact if bool(exact[name].any())]
     return statistics.fmean(errors) if errors else 0.0

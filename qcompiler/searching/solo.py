@@ -41,7 +41,7 @@ class SoloWatch(Watch):
             self.tensors[self.sites[node.name]] = args[0]
 
     def instead(self, node: Node, result: Any) -> Any:
-        """The tensor in front of the codes, where its site is not at work."""
+        """Return the tensor in front of the codes, where its site is not at work."""
         site = self.readers.get(node.name)
         return result if site is None or site == self.solo.site else self.tensors[site]
 
@@ -54,5 +54,5 @@ class SoloCompiler(GraphCompiler):
         self.solo = Solo()
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """The step of the graph, under a `SoloWatch`."""
+        """Return the step of the graph, under a `SoloWatch`."""
         return lambda: lower_graph(captured, SoloWatch(captured.module, self.solo).interpret, self.store)

@@ -58,7 +58,7 @@ class Tangent:
     device: torch.device
 
     def fit(self, grad: Tensor | None) -> Tensor:
-        """The gradient with the traced strides; zeros where the loss did not use the output."""
+        """Return the gradient with the traced strides; zeros if the loss did not use the output."""
         if grad is None:
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).zero_()
         if grad.stride() == self.stride and grad.dtype == self.dtype:
@@ -81,7 +81,7 @@ class Ranges:
     backward_sites: tuple[StateSite, ...]
     #: for each backward site: the tangents that its tensor depends on
     backward_depends: tuple[frozenset[int], ...]
-    #: None where no site is in that half
+    #: None if no site is in that half
     first_forward: Half | None
     first_backward: Half | None
     #: backward, for any strides: that of a step whose forward was a first one, which returned strides of its own
@@ -108,10 +108,10 @@ class Step:
     backward: Half | None
     #: how each of the first outputs is written back
     writes: tuple[Write, ...]
-    #: for each user output: True where it takes part in autograd
+    #: for each user output: True if it takes part in autograd
     differentiable: tuple[bool, ...]
     tangents: tuple[Tangent, ...] = ()
-    #: for each input: the tangents that its gradient depends on; None where it has no gradient
+    #: for each input: the tangents that its gradient depends on; None if it has no gradient
     depends: tuple[frozenset[int] | None, ...] = ()
     device_types: tuple[str, ...] = ("cpu",)
     ranges: Ranges | None = None
@@ -200,7 +200,7 @@ class Step:
     def gradients(
         self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
     ) -> list[Tensor | None]:
-        """The gradient of every input; None where it hangs on outputs only that the loss did not use, as in eager."""
+        """The gradient of every input; None if it hangs on outputs only that the loss did not use, as in eager."""
         given = [grads[tangent.output] for tangent in self.tangents]
         used = {i for i, grad in enumerate(given) if grad is not None}
         fitted = [tangent.fit(grad) for tangent, grad in zip(self.tangents, given, strict=True)]
@@ -243,7 +243,7 @@ class _Run(torch.autograd.Function):
 
 
 def _detach_output(out: Any, inputs: Sequence[Any]) -> Any:
-    """An output that autograd does not take for a view or an input, so that users may change it in place."""
+    """Return an output that autograd does not take for a view or an input, so that users may change it in place."""
     if not isinstance(out, Tensor):
         return out
     if any(out is given for given in inputs):

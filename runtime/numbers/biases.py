@@ -31,7 +31,7 @@ def integer_bias(
         weight_scale: float32, one number, or one for each of C channels in any shape.
 
     Returns:
-        [C], of the type of `bias` or `mean`, computed in float64. A channel where s is 0 or not finite, or where b / s
+        [C], of the type of `bias` or `mean`, computed in float64. A channel where s is 0 or not finite, or if b / s
         needs more than 32 bits, keeps its offset; an offset that is not finite stays so.
 
     Source: B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only

@@ -49,7 +49,7 @@ class Block:
                 )
 
     def edge(self, letter: str) -> int:
-        """The edge along the axis that a layout calls `letter`."""
+        """Return the edge along the axis that a layout calls `letter`."""
         return int(getattr(self, AXES[letter]))
 
     def transposed(self) -> "Block":
@@ -57,7 +57,7 @@ class Block:
         return dataclasses.replace(self, batch=self.channel, channel=self.batch, out=self.in_, in_=self.out)
 
     def per_sample(self) -> "Block":
-        """The block with a batch edge of 1: no sample's result depends on its batch mates."""
+        """Return the block with a batch edge of 1: no sample's result depends on its batch mates."""
         return dataclasses.replace(self, batch=1, group=1)
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ TENSOR: Final = Block(batch=0, channel=0, space=0, out=0, in_=0, group=0)
 
 
 def parse_block(text: str) -> Block:
-    """The block that `str` wrote: `b4c16`, `o16i16`, `b*c1s*`, `tensor`, `each`.
+    """Return the block that `str` wrote: `b4c16`, `o16i16`, `b*c1s*`, `tensor`, `each`.
 
     Raises:
         ValueError: empty text, unknown axis letter, repeated axis, or no edge above 0 behind a letter.
@@ -144,7 +144,7 @@ class BlockView:
 
 
 def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
-    """The split of `shape` into blocks; layout has one letter of `AXES` for each dimension.
+    """Return the split of `shape` into blocks; layout has one letter of `AXES` for each dimension.
 
     Raises:
         ValueError: the layout does not fit the shape, has an unknown letter, or repeats a letter with others between.

@@ -143,12 +143,12 @@ class FloatFormat:
 
     @property
     def nan_code(self) -> int:
-        """The code of NaN, quiet in IEEE; 0 where the format has none."""
+        """The code of NaN, quiet in IEEE; 0 if the format has none."""
         quiet = (1 << self.mantissa_bits) // 2
         return {Top.FINITE: 0, Top.NAN: self.last_code + 1, Top.IEEE: self.last_code + 1 + quiet}[self.top]
 
     def encode(self, real: Tensor, noise: Tensor | None, zero: Tensor | None = None) -> Tensor:
-        """The code of one of the two levels beside each number, as `dtype`.
+        """Return the code of one of the two levels beside each number, as `dtype`.
 
         To nearest, ties to the even code; or stochastically, the upper one with the probability of the distance to the
         lower (below the smallest level s: ±s with probability |x|/s, else ±0). NaN becomes `nan_code`; infinities
@@ -184,7 +184,7 @@ class FloatFormat:
         return octave >> 1, torch.where(place > 1, (place - 1) / 3 + 1, place)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The level of each code as float32, exact."""
+        """Return the level of each code as float32, exact."""
         m, sign = self.mantissa_bits, 1 << (self.bits - 1)
         words = codes.to(torch.int32)
         size = words & (sign - 1)

@@ -19,7 +19,7 @@ _FLOAT = re.compile(r"e(\d)m(\d{1,2})(?:b(\d{1,2})|r(4)(x2)?)?(nan|inf)?")
 
 
 def parse_format(text: str) -> Format:
-    """The format that `str` wrote: `int4`, `uint8`, `affine16`, `e4m3`, `e5m2inf`, `e4m3b11`, `e3m0r4x2`.
+    """Return the format that `str` wrote: `int4`, `uint8`, `affine16`, `e4m3`, `e5m2inf`, `e4m3b11`, `e3m0r4x2`.
 
     Raises:
         ValueError: the text names no format.

@@ -95,5 +95,5 @@ class IntFormat:
         return codes.clamp(self.qmin, self.qmax).to(self.dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The codes as float32."""
+        """Return the codes as float32."""
         return codes.to(torch.float32)

@@ -10,7 +10,7 @@ import torch
 
 
 def per_byte(bits: int) -> int:
-    """Codes stored in one byte: 8 for masks (1 bit), 4 at 2 bits, 2 at 3 and 4 bits, 1 above."""
+    """Return codes stored in one byte: 8 for masks (1 bit), 4 at 2 bits, 2 at 3 and 4 bits, 1 above."""
     return {1: 8, 2: 4, 3: 2, 4: 2}.get(bits, 1)
 
 
@@ -20,9 +20,9 @@ def packed_dim(shape: tuple[int, ...], bits: int) -> int | None:
 
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes (int8, uint8 or bool), `per_byte(bits)` to a byte, as uint8.
+    """Return the codes (int8, uint8 or bool), `per_byte(bits)` to a byte, as uint8.
 
-    The packed dimension shrinks by that factor (`packed_dim`); where none divides, the result is flat.
+    The packed dimension shrinks by that factor (`packed_dim`); if none divides, the result is flat.
 
     Raises:
         ValueError: the codes are longer than a byte.
@@ -45,7 +45,7 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_codes(packed: torch.Tensor, shape: tuple[int, ...], bits: int, signed: bool) -> torch.Tensor:
-    """The inverse of `pack_codes`: codes of `shape` as int32, or bool (1 bit).
+    """Return the inverse of `pack_codes`: codes of `shape` as int32, or bool (1 bit).
 
     Unpacked codes are not stored but turned into floats at once, for which int32 takes half the time of int8.
     """

@@ -30,7 +30,7 @@ def _shift_right(x: torch.Tensor, by: int) -> torch.Tensor:
 
 
 def _mix_bits(x: torch.Tensor) -> torch.Tensor:
-    """A bijection of 32 bits whose every output bit depends on every input bit (C. Wellons, "lowbias32")."""
+    """Return a bijection of 32 bits whose every output bit depends on every input bit (C. Wellons, "lowbias32")."""
     x = (x ^ _shift_right(x, 16)) * 0x7FEB352D
     x = (x ^ _shift_right(x, 15)) * _to_signed(0x846CA68B)
     return x ^ _shift_right(x, 16)
@@ -51,7 +51,7 @@ def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tens
 
 
 def store_once(x: torch.Tensor) -> torch.Tensor:
-    """The same small tensor, computed once: Inductor stores what it takes a strided view of.
+    """Return the same small tensor, computed once: Inductor stores what it takes a strided view of.
 
     Left alone, it would write the whole computation of a seed or of a block's factor into the loop over the elements:
     ten times slower, and four times as long to compile.
@@ -60,7 +60,7 @@ def store_once(x: torch.Tensor) -> torch.Tensor:
 
 
 def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """⌊x⌋ or ⌊x⌋+1; up where the top 24 of the random bits, as a number u in [0, 1), are below the fraction of x.
+    """⌊x⌋ or ⌊x⌋+1; up if the top 24 of the random bits, as a number u in [0, 1), are below the fraction of x.
 
     The fraction x − ⌊x⌋ of a float32 is exact, but for small negative x, where it is rounded to a multiple of 2⁻²⁴; so
     E[result] differs from x by at most 2⁻²⁴. (x + u rounded down would not do: the sum of 100.3 and u is itself rounded
@@ -72,5 +72,5 @@ def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def round_code(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-    """`x` rounded stochastically by its random bits; where there are none, to nearest with ties to even."""
+    """`x` rounded stochastically by its random bits; if there are none, to nearest with ties to even."""
     return torch.round(x) if noise is None else round_stochastic(x, noise)

@@ -29,7 +29,7 @@ class Observed:
 
     @property
     def largest(self) -> Tensor:
-        """The largest magnitude of each block, [*counts]; NaN where the block holds one, 0 for an empty tensor."""
+        """The largest magnitude of each block, [*counts]; NaN if the block holds one, 0 for an empty tensor."""
         return self._none if self.x.numel() == 0 else self.blocks.abs().amax(self.view.inner)
 
     @property
@@ -49,7 +49,7 @@ class Observed:
         return blocks.amin(self.view.inner).clamp(max=0.0), blocks.amax(self.view.inner).clamp(min=0.0)
 
     def rank(self, x: Tensor, share: float) -> Tensor:
-        """The smallest element of `x` that at most a `share` of all lies above, a scalar."""
+        """Return the smallest element of `x` that at most a `share` of all lies above, a scalar."""
         above = int(share * x.numel() + 1e-6)  # 1 − 90/100 is 0.09999999999999998
         return torch.kthvalue(x.flatten(), max(1, x.numel() - above))[0] if x.numel() else x.new_zeros(())
 
@@ -58,13 +58,13 @@ class Observed:
         return torch.zeros(self.view.counts, dtype=torch.float32, device=self.x.device)
 
     def outside(self, ends: Ends) -> Tensor:
-        """The fraction of all elements that lie outside of the ends of their block: a scalar."""
+        """Return the fraction of all elements that lie outside of the ends of their block: a scalar."""
         low, high = (self.view.spread(end) for end in ends)
         x = self.x.to(torch.float32)
         return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
 
     def clipped(self, ends: Ends) -> Tensor:
-        """The fraction of all elements that the codes between the ends of their block do not reach: a scalar.
+        """Return the fraction of all elements that the codes between the ends of their block do not reach: a scalar.
 
         An element counts from half a step beyond the range, and beyond the grid, whose zero point can move it by half a
         step: closer ones round to the last code. Negative elements of unsigned formats, which no range reaches, do not
@@ -84,12 +84,12 @@ class Range:
     """An estimator. Fields are numbers; `str` gives `hindsight(0.9,0.01)`, which `parse_range` reads back."""
 
     name: ClassVar[str]
-    #: True where ranges of the past are kept: one for each scale, which must then outlive a batch
+    #: True if ranges of the past are kept: one for each scale, which must then outlive a batch
     has_state: ClassVar[bool] = False
-    #: True where that state belongs to the blocks of a tensor; False where it is one for the whole site
+    #: True if that state belongs to the blocks of a tensor; False if it is one for the whole site
     by_block: ClassVar[bool] = True
 
-    #: True where the state is a parameter that the optimizer moves, in place of `update` (runtime/ranges/learned.py)
+    #: True if the state is a parameter that the optimizer moves, in place of `update` (runtime/ranges/learned.py)
     is_learned: ClassVar[bool] = False
 
     #: number → its smallest and largest valid value
@@ -105,11 +105,11 @@ class Range:
                 raise ValueError(f"{self.name}: {name}: got {given:g}; valid: {kind} from {least:g} to {most:g}")
 
     def check_bits(self, bits: int) -> None:
-        """Raises ValueError where the estimator has no meaning for formats of so many bits."""
+        """Raises ValueError if the estimator has no meaning for formats of so many bits."""
 
     @property
     def is_static(self) -> bool:
-        """True where the range in use does not depend on the present tensor: one pass instead of two."""
+        """True if the range in use does not depend on the present tensor: one pass instead of two."""
         return False
 
     @property
@@ -127,28 +127,28 @@ class Range:
         return self.name
 
     def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        """The state as it is kept: [width, blocks along each axis that has several], or [width, 1] where none has.
+        """The state as it is kept: [width, blocks along each axis that has several], or [width, 1] if none has.
 
-        Axes of one block do not count: a tensor has fewer where its graph was captured for one sample, or sees it
+        Axes of one block do not count: a tensor has fewer if its graph was captured for one sample, or sees it
         through another view. For the numbers of a call see `by_axis`.
         """
         several = [count for count in counts if count > 1] if self.by_block else []
         return (self.width, *(several or [1]))
 
     def by_axis(self, state: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """A kept state as [width, *counts]; as it is where it is one for the whole site."""
+        """Return a kept state as [width, *counts]; as it is if it is one for the whole site."""
         return state.reshape(self.width, *counts) if self.by_block else state
 
     def first(self, seen: Observed) -> Tensor:
-        """The state that a first tensor is quantized with, its own range; this and those below by axis."""
+        """Return the state that a first tensor is quantized with, its own range; this and those below by axis."""
         raise NotImplementedError(self.name)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """The range in use."""
+        """Return the range in use."""
         raise NotImplementedError(self.name)
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The state of the next step."""
+        """Return the state of the next step."""
         raise NotImplementedError(self.name)
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
@@ -164,11 +164,11 @@ class Range:
         raise NotImplementedError(self.name)
 
     def remark(self, state: Tensor) -> str:
-        """What a user should know of a state; empty where there is nothing. Reads the device."""
+        """What a user should know of a state; empty if there is nothing. Reads the device."""
         return ""
 
     def frozen(self, seen: Observed, state: Tensor) -> Ends:
-        """The range in use in eval mode, where the state stays as it is."""
+        """Return the range in use in eval mode, where the state stays as it is."""
         return self.ends(seen, state)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:

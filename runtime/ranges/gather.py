@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Ranks:
-    """The ranks of a process group (default: that of all ranks); one rank where nothing is distributed."""
+    """The ranks of a process group (default: that of all ranks); one rank if nothing is distributed."""
 
     def __init__(self, group: "dist.ProcessGroup | None" = None) -> None:
         self._group = group
@@ -20,7 +20,7 @@ class Ranks:
         return dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else 1
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The tensors of every rank under the same names, in the order of ranks. Each rank has to call it.
+        """Return the tensors of every rank under the same names, in the order of ranks. Each rank has to call it.
 
         Raises:
             RuntimeError: the ranks call it with different names, so that what they hold does not belong together.

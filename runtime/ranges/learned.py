@@ -1,7 +1,7 @@
 """Ranges that the optimizer learns: the state is a parameter, one number for the whole tensor.
 
 With the step Δ, codes q = clip(round(x/Δ), bottom, top) and x̂ = Δ·q, and the straight-through estimator for `round`,
-∂x̂/∂Δ = q − x/Δ where x/Δ lies inside of [bottom, top], and the end of the range where it does not.
+∂x̂/∂Δ = q − x/Δ if x/Δ lies inside of [bottom, top], and the end of the range if it does not.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ class _Learned(Range):
         return 1
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The state as it is: the optimizer moves it."""
+        """Return the state as it is: the optimizer moves it."""
         return state.clone()
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The first: a parameter is not observed."""
+        """Return the first: a parameter is not observed."""
         return one
 
 
@@ -113,7 +113,7 @@ class LearnedEnd(_Learned):
 
 @dataclasses.dataclass(frozen=True)
 class Pact(_Learned):
-    """The clip α of relu, from `start`; ∂x̂/∂α = 1 where x ≥ α, 0 elsewhere.
+    """The clip α of relu, from `start`; ∂x̂/∂α = 1 if x ≥ α, 0 elsewhere.
 
     J. Choi et al.: PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018, §3.
     """

@@ -1,4 +1,4 @@
-"""Range estimators: where the ends of a quantizer's range come from, one frozen class each.
+"""Range estimators: the sources of the ends of a quantizer's range, one frozen class each.
 
 An estimator is pure. Its `state`, float32 [width, *unit], is an input of the step and the state after it an output;
 NaN marks a state that has seen nothing yet. *Static* estimators take the range from the state alone, so that one pass
@@ -49,11 +49,11 @@ class Running(Range):
         return 2
 
     def first(self, seen: Observed) -> Tensor:
-        """The tensor's own range."""
+        """Return the tensor's own range."""
         return torch.stack(seen.ends)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """The state after the present tensor."""
+        """Return the state after the present tensor."""
         low, high = self.update(seen, state)
         return low, high
 
@@ -62,7 +62,7 @@ class Running(Range):
         return _mix_states(self.momentum, state, torch.stack(seen.ends))
 
     def frozen(self, seen: Observed, state: Tensor) -> Ends:
-        """The state alone."""
+        """Return the state alone."""
         return state[0], state[1]
 
 
@@ -92,16 +92,16 @@ class Hindsight(Range):
         return 3
 
     def first(self, seen: Observed) -> Tensor:
-        """The tensor's own range, the guard never fired."""
+        """Return the tensor's own range, the guard never fired."""
         low, high = seen.ends
         return torch.stack([low, high, torch.zeros_like(low)])
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """The state."""
+        """Return the state."""
         return state[0], state[1]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The moving average; if the guard fires, what holds both the state and the present range."""
+        """Return the moving average; if the guard fires, what holds both the state and the present range."""
         now = torch.stack(seen.ends)
         fired = seen.clipped((state[0], state[1])) > self.guard
         both = torch.stack([torch.minimum(state[0], now[0]), torch.maximum(state[1], now[1])])
@@ -109,12 +109,12 @@ class Hindsight(Range):
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])
 
     def remark(self, state: Tensor) -> str:
-        """How often the guard has fired."""
+        """Return how often the guard has fired."""
         fired = int(state[2].nan_to_num().max())  # NaN: nothing finite has been seen yet
         return f"more than {self.guard:.2%} was clipped in {fired} steps; the range was widened" if fired else ""
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The wider range, the larger count."""
+        """Return the wider range, the larger count."""
         return torch.cat([super().merge(one, other), torch.maximum(one[2:], other[2:])])
 
 
@@ -136,7 +136,7 @@ class Fixed(Range):
         return True
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """The two numbers, once a block."""
+        """Return the two numbers, once a block."""
         low, high = (torch.full(seen.view.counts, end, device=seen.x.device) for end in (self.low, self.high))
         return low, high
 
@@ -146,7 +146,7 @@ class Percentile(Range):
     """The percentile of the magnitudes of each block, by rank.
 
     Of the n elements of a whole block the largest ⌊n·(1 − percent/100)⌋ lie outside. A last, smaller block counts as if
-    it was filled up with zeros. NaN or infinite where the block is not finite.
+    it was filled up with zeros. NaN or infinite if the block is not finite.
     """
 
     name: ClassVar[str] = "percentile"
@@ -157,7 +157,7 @@ class Percentile(Range):
             raise ValueError(f"percent: got {self.percent:g}; valid: above 0, at most 100")
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """Each block's own range, cut at its percentile."""
+        """Return each block's own range, cut at its percentile."""
         low, high = seen.ends
         if seen.x.numel() == 0:
             return low, high
@@ -202,7 +202,7 @@ class History(Range):
         return int(self.length)
 
     def first(self, seen: Observed) -> Tensor:
-        """The tensor's own magnitude, throughout."""
+        """Return the tensor's own magnitude, throughout."""
         return self._magnitude(seen).expand(self.width, *seen.view.counts).clone()
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
@@ -211,13 +211,13 @@ class History(Range):
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The history with the present magnitude."""
+        """Return the history with the present magnitude."""
         now = self._magnitude(seen)
         _, high = self.ends(seen, state)
         return torch.where(now > high, (2 * now).expand_as(state), torch.cat([state[1:], now.unsqueeze(0)]))
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The larger, number by number."""
+        """Return the larger, number by number."""
         return torch.maximum(one, other)
 
     def _magnitude(self, seen: Observed) -> Tensor:
@@ -257,7 +257,7 @@ class Cosine(Range):
         return 2
 
     def first(self, seen: Observed) -> Tensor:
-        """The clip of the search over the present tensor, and what it costs."""
+        """Return the clip of the search over the present tensor, and what it costs."""
         x = seen.x.to(torch.float32)
         top = x.abs().amax()
         clips = [top * (i / self.steps) for i in range(int(self.steps), 0, -1)]
@@ -271,11 +271,11 @@ class Cosine(Range):
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The state as it is; NaN where the search met zeros only, so that the next tensor is searched."""
+        """Return the state as it is; NaN if the search met zeros only, so that the next tensor is searched."""
         return torch.where(state[0] > 0, state, torch.nan)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The larger clip, the larger deviation."""
+        """Return the larger clip, the larger deviation."""
         return torch.maximum(one, other)
 
 
@@ -346,7 +346,7 @@ class LargeGradients(Range):
         return torch.stack([gamma, _mix_states(self.momentum, state[1], top)])
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The larger γ (which clips less) and the larger magnitude."""
+        """Return the larger γ (which clips less) and the larger magnitude."""
         return torch.maximum(one, other)
 
     def _target(self, seen: Observed) -> float:
@@ -374,7 +374,7 @@ ESTIMATORS: Final[tuple[type[Range], ...]] = (
 
 
 def parse_range(text: str) -> Range:
-    """The estimator that `str` wrote: `current`, `hindsight(0.9,0.01)`; numbers left out have their defaults.
+    """Return the estimator that `str` wrote: `current`, `hindsight(0.9,0.01)`; numbers left out have their defaults.
 
     Raises:
         ValueError: an unknown name, too many numbers, or one that is none.

@@ -31,7 +31,7 @@ class Sawb(Range):
             raise ValueError(f"sawb: got a format of {bits} bits; valid: {', '.join(map(str, _SAWB))} bits")
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """By block, so that in evaluation no sample's range depends on others; not finite where the block is not.
+        """By block, so that in evaluation no sample's range depends on others; not finite if the block is not.
 
         Means are float64, so that the order of their sums, which no two kernels share, does not show in float32.
         """
@@ -71,7 +71,7 @@ class Adaptive(Range):
         return 1
 
     def first(self, seen: Observed) -> Tensor:
-        """The largest magnitude."""
+        """Return the largest magnitude."""
         return seen.largest.unsqueeze(0)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
@@ -84,7 +84,7 @@ class Adaptive(Range):
         return -state[0], state[0]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """The maximum of a Gaussian block, the moving average of any other."""
+        """Return the maximum of a Gaussian block, the moving average of any other."""
         high = seen.largest
         inner = seen.view.inner
         blocks = seen.blocks
@@ -95,5 +95,5 @@ class Adaptive(Range):
         return torch.where(gaussian, high, moved).unsqueeze(0)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
-        """The larger."""
+        """Return the larger."""
         return torch.maximum(one, other)

@@ -31,7 +31,7 @@ class StateSite:
 class Moment:
     """When a step read its states: what its backward needs to know to propose the next ones."""
 
-    #: True where the step seeks ranges from its own tensors (runtime/ranges/observed.py)
+    #: True if the step seeks ranges from its own tensors (runtime/ranges/observed.py)
     is_first: bool
     clock: tuple[int, ...]
 
@@ -101,7 +101,7 @@ class RangeStore:
         return {name: held.state for name, held in self._sites.items()}
 
     def is_first(self, sites: Sequence[StateSite]) -> bool:
-        """True where a site has no state yet, or seeks its range anew in this step. Decided without the device."""
+        """True if a site has no state yet, or seeks its range anew in this step. Decided without the device."""
         return any(self._is_first(site) for site in sites)
 
     def _is_first(self, site: StateSite) -> bool:
@@ -114,7 +114,7 @@ class RangeStore:
         return held if held is not None and held.fits(site) else None
 
     def read(self, sites: Sequence[StateSite]) -> list[Tensor]:
-        """The state of each site; NaN where there is none (or one of another shape or meaning, of another recipe)."""
+        """The state of each site; NaN if there is none (or one of another shape or meaning, of another recipe)."""
         found = [(site, self._find_fitting(site)) for site in sites]
         return [
             torch.full(site.shape, torch.nan, device=site.device)
@@ -124,7 +124,7 @@ class RangeStore:
         ]
 
     def parameters(self, sites: Sequence[StateSite]) -> list[torch.nn.Parameter]:
-        """The parameter of each learned site, made where there is none yet; NaN until `start`."""
+        """Return the parameter of each learned site, made if there is none yet; NaN until `start`."""
         return [self._learn_site(site) for site in sites]
 
     def _learn_site(self, site: StateSite) -> torch.nn.Parameter:
@@ -157,7 +157,7 @@ class RangeStore:
                 held.is_started = True
 
     def means(self, name: str, meaning: str) -> bool:
-        """True where the state of a site means this, or nobody has said what it means."""
+        """Return True if the state of a site means this, or nobody has said what it means."""
         return name not in self._sites or self._sites[name].means(meaning)
 
     def now(self, sites: Sequence[StateSite]) -> Moment:
@@ -209,7 +209,7 @@ class RangeStore:
         return merged
 
     def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same states on every rank: those of all ranks, merged in the order of ranks."""
+        """Return the same states on every rank: those of all ranks, merged in the order of ranks."""
         if not states or self._ranks.count == 1:
             return states
         result, *others = self._ranks.gather(dict(sorted(states.items())))

@@ -231,7 +231,7 @@ def test_demo_on_few_digits(monkeypatch):
     from qcompiler.cli.main import main
     from qcompiler.demo import digits
 
-    images, labels, test_images, test_labels = digits.digits()
+    images, labels, test_images, test_labels = digits.load_digits()
     assert [*map(len, (images, labels, test_images, test_labels))] == [1408, 1408, 389, 389]
     assert (images.min(), images.max()) == (0, 1)
     few = images[:192], labels[:192], test_images[:32], test_labels[:32]
