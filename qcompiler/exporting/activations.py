@@ -22,7 +22,7 @@ from qcompiler.runtime.spec import QuantSpec, Scale
 
 
 def get_activation_shift(q: StandIn) -> int:
-    """What is added to the codes of a known range in the file: 128 makes those of int8 uint8.
+    """Return the number that a file adds to codes of a known range: 128 makes int8 uint8.
 
     onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
     leaves the old type in an attribute, and refuses the file.
@@ -32,7 +32,7 @@ def get_activation_shift(q: StandIn) -> int:
 
 
 def write_static(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
-    """(codes, values) of a known range.
+    """Write a known range; return (codes, values).
 
     1. One scale: QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does. Codes and
        zero point have `shift` added.
@@ -62,13 +62,13 @@ def write_static(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
 
 
 def _add_repeated(q: StandIn, name: str, numbers: np.ndarray) -> ir.Value:
-    """Numbers of one a block as a constant that has the extents of the tensor, or 1 where they do not change."""
+    """Return one number a block as a constant of the extents of the tensor, or 1 if numbers do not change there."""
     same = [dim for dim, count in enumerate(q.edges.counts) if count is None or count == 1]
     return q.constant(name, spread_scale(q.edges, numbers, same))
 
 
 def _cut_to_codes(q: StandIn, form: IntFormat, scale: np.ndarray, point: np.ndarray) -> ir.Value:
-    """The tensor, cut to the values of the first and the last code where the type has codes beyond them."""
+    """Return the tensor, cut to the values of the first and last code if the type has codes beyond them."""
     x, kind = q.float_input(), get_storage_type(form)
     for name, op_type, end, of_type in (("low", "Max", form.qmin, kind.min), ("high", "Min", form.qmax, kind.max)):
         if end != of_type:
@@ -78,7 +78,7 @@ def _cut_to_codes(q: StandIn, form: IntFormat, scale: np.ndarray, point: np.ndar
 
 
 def write_dynamic(q: StandIn) -> tuple[ir.Value, ir.Value]:
-    """(codes, values) by local functions that measure the tensor, block by block."""
+    """Write local functions that measure the tensor block by block; return (codes, values)."""
     spec, form = q.spec, q.spec.format
     _check_range(q)
     x, axes = _split_blocks(q)
@@ -103,7 +103,7 @@ def write_dynamic(q: StandIn) -> tuple[ir.Value, ir.Value]:
 
 
 def _check_range(q: StandIn) -> None:
-    """Raises for a range of the present tensor of which no function gives the same number as PyTorch."""
+    """Raise for a range of the present tensor of which no function gives the same number as PyTorch."""
     spec, sawb = q.spec, isinstance(q.spec.range, Sawb)
     if not (isinstance(spec.range, Current) or (sawb and spec.scale is Scale.REAL and not q.edges.split)):
         whole = ", or one that takes each sample whole, in integers of scale real" if sawb else ""
@@ -114,7 +114,7 @@ def _check_range(q: StandIn) -> None:
 
 
 def _write_scale(q: StandIn, x: ir.Value, axes: ir.Value) -> ir.Value:
-    """The float scale of each block, by one level or two."""
+    """Return the float scale of each block, by one level or two."""
     reach, negative = q.spec.format.reach, _get_negative(q.spec.format)
     if isinstance(q.spec.range, Sawb):
         root, mean = q.spec.range.coefficients(q.spec.format.bits)
@@ -125,12 +125,12 @@ def _write_scale(q: StandIn, x: ir.Value, axes: ir.Value) -> ir.Value:
 
 
 def _cast_levels(q: StandIn, levels: ir.Value) -> ir.Value:
-    """Levels as float32; those of a function are."""
+    """Return levels as float32; a function gives float32 already."""
     return levels if levels.dtype is None else q.op("Cast", levels, name="Level", to=1)
 
 
 def _write_levels(q: StandIn, form: FloatFormat, real: ir.Value) -> ir.Value:
-    """Real codes to levels: by a cast where ONNX has the type, else by a function."""
+    """Turn real codes into levels: by a cast if ONNX has the type, else by a function."""
     kind = get_storage_type(form)
     if kind.is_floating_point() and kind != ir.DataType.FLOAT16:
         made = q.op("Cast", real, name="Codes", to=kind.value, saturate=int(form.saturates))
@@ -143,7 +143,7 @@ def _write_levels(q: StandIn, form: FloatFormat, real: ir.Value) -> ir.Value:
 
 
 def _split_blocks(q: StandIn) -> tuple[ir.Value, ir.Value]:
-    """The tensor with a dimension more for the inside of each split block, and the dimensions that a block covers."""
+    """Return the tensor with one more dimension for each split one, and the dimensions that a block covers."""
     x, pads = q.merged(q.float_input()), [0] * len(q.edges.edges)
     shape: list[int] = []
     axes: list[int] = []
@@ -164,7 +164,7 @@ def _split_blocks(q: StandIn) -> tuple[ir.Value, ir.Value]:
 
 
 def _get_extent(q: StandIn, dim: int) -> int:
-    """An extent for Reshape: 0 copies one in front of all splits, −1 finds a single one behind them."""
+    """Return an extent for Reshape: 0 copies one in front of all splits, −1 finds a single one behind them."""
     extent = q.edges.extents[dim]
     if extent is not None:
         return extent
@@ -178,7 +178,7 @@ def _get_extent(q: StandIn, dim: int) -> int:
 
 
 def _join_blocks(q: StandIn, values: ir.Value) -> ir.Value:
-    """The shape of the tensor again."""
+    """Return values in the shape of the tensor again."""
     if q.edges.split:
         whole = [
             -(-cast(int, extent) // edge) * edge if dim in q.edges.split else _get_extent(q, dim)
@@ -197,13 +197,13 @@ def _get_negative(form: Format) -> float:
 
 
 def _list_ends(form: IntFormat) -> dict[str, Any]:
-    """The attributes of a function that makes codes."""
+    """Return the attributes of a function that makes codes."""
     name = ("" if form.kind is Kind.SIGNED else "U") + ("INT16" if form.bits == 16 else "INT8")
     return {"lowest": form.lowest, "largest": form.largest, "to": ir.DataType[name].value}
 
 
 def _list_exponent_rule(spec: QuantSpec) -> dict[str, Any]:
-    """The attributes of SharedExponent for a scale rule."""
+    """Return the attributes of SharedExponent for a scale rule."""
     edge = {Scale.FIT: spec.format.reach, Scale.ROUND: math.sqrt(2)}.get(spec.scale, 1.0)
     return {
         "magnitude_bits": spec.format.magnitude_bits,

@@ -37,7 +37,7 @@ class Edges:
 
 
 def spread_scale(edges: Edges, scale: np.ndarray, skip: Sequence[int] = ()) -> np.ndarray:
-    """A scale of shape `counts`, repeated to the extents of all dimensions but those in `skip`."""
+    """Return a scale of shape `counts`, repeated to the extents of all dimensions but those in `skip`."""
     for dim, (edge, extent) in enumerate(zip(edges.edges, edges.extents, strict=True)):
         if dim not in skip and extent is not None and edge != 1:
             scale = np.repeat(scale, edge or extent, dim).take(range(extent), dim)
@@ -45,7 +45,7 @@ def spread_scale(edges: Edges, scale: np.ndarray, skip: Sequence[int] = ()) -> n
 
 
 def find_edges(extents: Sequence[Extent], layout: str, block: Block) -> Edges:
-    """The edges of `block`, dimension by dimension; equal letters that blocks run over as one become one dimension.
+    """Return the edges of `block` by dimension; equal letters that blocks run over as one become one dimension.
 
     Raises:
         ValueError: blocks cut a dynamic axis in parts, or one lies behind joined dimensions.

@@ -35,7 +35,7 @@ OLDEST = 21
 
 
 def check_opset(opset: int) -> None:
-    """Raises ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
+    """Raise ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
     if type(opset) is int and opset >= OLDEST and _can_load(opset):
         return
     newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _can_load(known))
@@ -46,7 +46,7 @@ def check_opset(opset: int) -> None:
 
 
 def _can_load(opset: int) -> bool:
-    """True where onnx knows this opset, and onnxruntime loads a file of it."""
+    """Return True if onnx knows this opset, and onnxruntime loads a file of it."""
     if opset > onnx.defs.onnx_opset_version():
         return False
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
@@ -106,7 +106,7 @@ def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedMod
 
 
 def translate_program(traced: Traced, opset: int) -> ir.Model:
-    """What torch's exporter makes of a traced program, stand-ins of quantizers included."""
+    """Return the model that torch's exporter makes of a traced program, stand-ins of quantizers included."""
     try:
         with torch_compat.quiet_exporter():
             program = torch.onnx.export(
@@ -128,7 +128,7 @@ def translate_program(traced: Traced, opset: int) -> ir.Model:
 
 
 def _list_sites(traced: Traced, quantizers: Sequence[ExportedQuantizer]) -> Iterator[dict[str, Any]]:
-    """The quantizers of the file for its metadata, and those whose codes are part of a weight's."""
+    """Return the quantizers of the file for its metadata, and those whose codes are part of a weight's."""
     for one in quantizers:
         yield one.to_json() | _describe_changes(traced, one.site)
     for site, codes in traced.frozen.folded.items():
@@ -138,14 +138,14 @@ def _list_sites(traced: Traced, quantizers: Sequence[ExportedQuantizer]) -> Iter
 
 
 def _describe_changes(traced: Traced, site: str) -> dict[str, Any]:
-    """What was done to the codes of a weight, and the range of an activation that was measured on data."""
+    """Return the changes of the codes of a weight, and the range of an activation that was measured on data."""
     frozen, found = traced.frozen, traced.frozen.calibrated.get(site)
     measured = found and [found.scale.item(), None if found.point is None else found.point.item()]
     return {"order": frozen.order.get(site), "negated": frozen.negated.get(site, ()), "calibrated": measured}
 
 
 def _find_layer(traced: Traced, error: BaseException | None) -> str:
-    """The path of the layer with the node that could not be translated, as far as torch's exporter names one."""
+    """Return the path of the layer with the node that could not be translated, as far as torch's exporter names one."""
     while error is not None:
         found = re.search(r"translating node %(\w+)", str(error))
         nodes = {node.name: node for node in traced.frozen.program.graph.nodes}
@@ -156,7 +156,7 @@ def _find_layer(traced: Traced, error: BaseException | None) -> str:
 
 
 def _find_reason(error: BaseException) -> str:
-    """The innermost cause, which names the operator."""
+    """Return the innermost cause, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().partition("\n")[0].removeprefix("export: ") or type(error).__name__
@@ -167,13 +167,13 @@ def _find_reason(error: BaseException) -> str:
 
 
 def count_bytes(model: ir.Model) -> int:
-    """Bytes of the tensors of a model."""
+    """Return the bytes of the tensors of a model."""
     held = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def save_model(model: ir.Model, path: Path, data: Path | None) -> int:
-    """Writes a model, its tensors in `data` where that is given; returns the bytes of both.
+    """Write a model, its tensors in `data` where that is given; returns the bytes of both.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -190,7 +190,7 @@ def save_model(model: ir.Model, path: Path, data: Path | None) -> int:
 
 
 def check_file(path: Path) -> None:
-    """onnx's full check of a file, with strict shape inference.
+    """Run onnx's full check of a file, with strict shape inference.
 
     Raises:
         ExportError: the file is not valid, which is an error of this project.

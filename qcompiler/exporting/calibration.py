@@ -21,7 +21,7 @@ from qcompiler.runtime.spec import Scale
 def measure_ranges(
     traced: Traced, states: Mapping[str, Tensor], examples: Iterable[Any], as_call: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Calibrated]:
-    """Site → the range over all examples, for every site whose range is that of the present tensor (`current`).
+    """Return site → the range over all examples, for every site with the range of the present tensor (`current`).
 
     Args:
         traced: not frozen, with the dimensions free that differ between examples.
@@ -49,7 +49,7 @@ def measure_ranges(
 
 
 def _find_measured(sites: Iterable[Site]) -> dict[str, Site]:
-    """The sites whose range is that of the present tensor, weights aside."""
+    """Return the sites with the range of the present tensor, weights aside."""
     found = {
         site.name: site
         for site in sites
@@ -76,7 +76,7 @@ class _Ends(Observer):
         self.seen: dict[str, Tensor] = {}
 
     def see(self, site: str, x: Tensor, codes: Tensor) -> None:
-        """Widens the ends of a site."""
+        """Widen the ends of a site."""
         if x.numel():
             own = torch.stack(x.float().aminmax())
             old = self.seen.get(site, own)
@@ -84,7 +84,7 @@ class _Ends(Observer):
 
 
 def _make_range(site: Site, ends: Tensor) -> Calibrated:
-    """The scale that a tensor with these ends has."""
+    """Return the scale that a tensor with these ends has."""
     if not ends.isfinite().all():
         raise ExportError(f"export: calibration: {site.name} reads what is not finite: {ends.tolist()}")
     text = str(dataclasses.replace(site.spec, block=TENSOR))

@@ -14,7 +14,7 @@ from qcompiler.passes.ir.meta import get_value
 
 
 def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
-    """`dynamic_shapes` as plain dicts and tuples, with a `Dim` for each string, one for all places of a name.
+    """Return `dynamic_shapes` as plain dicts and tuples, with one `Dim` for all places of a string.
 
     Raises:
         ExportError: a string that is no name in Python.
@@ -36,7 +36,7 @@ def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
 
 
 def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:
-    """Symbol of a traced graph → the name of the dimension that it stands for; `Dim.AUTO` gives none.
+    """Return symbol of a traced graph → the name of its dimension; `Dim.AUTO` gives none.
 
     Args:
         program: traced with `shapes`.
@@ -58,7 +58,7 @@ def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -
 
 
 def _list_specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
-    """What `shapes` says of each leaf of a call, None where that is nothing."""
+    """Yield the entry of `shapes` for each leaf of a call; None if there is none."""
     signature = inspect.signature(model.forward)
     if not isinstance(shapes, Mapping):
         shapes = dict(zip(signature.bind(*args, **kwargs).arguments, shapes, strict=False))

@@ -12,7 +12,7 @@ from qcompiler.exporting.trace import ExportError, enter_eval_mode
 
 
 def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Argument of `forward` → what it is given, in the order in which a traced graph takes its inputs.
+    """Return argument of `forward` → its value, in the order in which a traced graph takes its inputs.
 
     Raises:
         TypeError: the model does not take these arguments.
@@ -23,7 +23,7 @@ def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def copy_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call, every tensor a copy of its own.
+    """Return the same call, every tensor a copy of its own.
 
     Of one that is given twice, torch.export makes one input, and of a parameter of the model none; Dynamo one quantizer
     for both.
@@ -37,7 +37,7 @@ def copy_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tupl
 
 
 def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Runs the model on copies of them in eval mode, in float and on copies of its buffers.
+    """Run the model on copies of them in eval mode, in float and on copies of its buffers.
 
     Raises:
         ExportError: the arguments are not those of the model, a tensor holds no sample, or the model does not run on
@@ -65,7 +65,7 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _describe_input(name: str, given: Any) -> str:
-    """`x (float32 2×8)`; of what is no tensor its type."""
+    """Return `x (float32 2×8)`; the type of anything but a tensor."""
     if not isinstance(given, Tensor):
         return f"{name} ({type(given).__name__})"
     sizes = "×".join(map(str, given.shape))
@@ -75,7 +75,7 @@ def _describe_input(name: str, given: Any) -> str:
 def free_batch(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """The example, and the dimensions that are free in it: 0 of each tensor as long as the first one.
+    """Return the example, and the dimensions that are free in it: 0 of each tensor as long as the first one.
 
     A batch of 1 is doubled, since torch takes a 1 for a constant.
 
@@ -102,7 +102,7 @@ def free_batch(
 def free_as(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """An example to be traced as that of a file was, and the dimensions that are free in it.
+    """Return an example to be traced as that of a file was, and the dimensions that are free in it.
 
     A graph for one sample alone may be another: its views are other ones. So a free dimension of 1 is doubled here too.
 

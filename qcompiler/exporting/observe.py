@@ -41,12 +41,12 @@ class Observer(Hooks):
         self.found: dict[str, Tensor] = {}
 
     def codes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Site → codes."""
+        """Return site → codes."""
         self.outputs(args, kwargs)
         return self.found
 
     def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
-        """The tensors that the graph returns; `found` has the codes afterwards."""
+        """Return the tensors that the graph returns; `found` has the codes afterwards."""
         given = self.given(args, kwargs)
         held = {**self.traced.frozen.program.state_dict, **self.traced.frozen.program.constants}
         known = {InputKind.INPUT: given, InputKind.STATE: self.states}
@@ -55,7 +55,7 @@ class Observer(Hooks):
         return [one.numpy() for one in torch_compat.list_leaves(returned) if isinstance(one, Tensor)]
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Input of the graph → what a call gives it."""
+        """Return input of the graph → the value that a call gives."""
         names = [fact.name for fact in self.traced.inputs if fact.kind is InputKind.INPUT]
         leaves = torch_compat.list_leaves((args, dict(kwargs)))
         if len(leaves) != len(names):
@@ -63,7 +63,7 @@ class Observer(Hooks):
         return dict(zip(names, leaves, strict=True))
 
     def held(self, kind: InputKind, value: Any) -> Any:
-        """What the graph gets for an input of this kind."""
+        """Return the value that the graph gets for an input of this kind."""
         return value
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
@@ -77,7 +77,7 @@ class Observer(Hooks):
         self.found[site] = codes if fixed is None else compute_codes(self.sites[site], x, None, fixed)
 
     def made(self, site: str, x: Tensor) -> Tensor:
-        """The codes that this site makes of another tensor, one that a file computed."""
+        """Return the codes that this site makes of another tensor, one that a file computed."""
         return compute_codes(self.sites[site], x, self.states.get(site), self.calibrated.get(site))
 
 
@@ -97,7 +97,7 @@ class InDouble(Observer):
             self.varies[node] = found and not is_size(node)
 
     def held(self, kind: InputKind, value: Any) -> Any:
-        """A tensor of floats in float64, unless it is a state."""
+        """Return a tensor of floats in float64, unless it is a state."""
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating and kind is not InputKind.STATE else value
 
@@ -122,7 +122,7 @@ _NARROW = (torch.float32, torch.float16)
 
 
 def compute_codes(site: Site, x: Tensor, state: Tensor | None, calibrated: Sequence[Any] | None) -> Tensor:
-    """What our runtime makes of the tensor that the file computed, with (scale, zero point) of it where calibrated."""
+    """Return the codes that our runtime makes of a tensor that a file computed; `calibrated`: (scale, zero point)."""
     if calibrated is not None:
         text, ones = str(dataclasses.replace(site.spec, block=TENSOR)), view_blocks(x.shape, site.layout, TENSOR).counts
         scale = torch.full(ones, calibrated[0], dtype=site.spec.scale.dtype)
@@ -135,7 +135,7 @@ def compute_codes(site: Site, x: Tensor, state: Tensor | None, calibrated: Seque
 
 
 def count_different(found: np.ndarray, expected: Tensor, site: Site) -> int:
-    """The number of codes that differ; float codes as the levels that they stand for."""
+    """Return the number of codes that differ; float codes as the levels that they stand for."""
     form = site.spec.format
     plain = expected.numpy()
     if isinstance(form, FloatFormat):
@@ -149,7 +149,7 @@ def count_different(found: np.ndarray, expected: Tensor, site: Site) -> int:
 
 
 def restore_codes(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
-    """The codes of a weight before the file's changes to them: a shift, a transposition, negated output channels."""
+    """Return the codes of a weight as trained, without shift, transposition and negated output channels."""
     if one["shift"]:
         found = found.astype(np.int16) - one["shift"]
     if one["negated"]:
@@ -159,7 +159,7 @@ def restore_codes(found: np.ndarray, one: Mapping[str, Any]) -> np.ndarray:
 
 
 def _join_blocks(found: np.ndarray, shape: Sequence[int], site: Site) -> np.ndarray:
-    """Codes that lie block by block, in the shape of their tensor: parts of a split dimension are joined and cut."""
+    """Return codes that lie block by block in the shape of their tensor: parts of a dimension are joined and cut."""
     if found.size == math.prod(shape):  # other dimensions at most: some are joined, or split without a rest
         return found.reshape(shape)
     edges = find_edges(list(shape), site.layout, site.spec.block)

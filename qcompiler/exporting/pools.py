@@ -16,7 +16,7 @@ op: Any = opset21
 
 
 def _translate_pool(dims: int) -> Callable[..., Any]:
-    """The translation for average pools of so many dimensions; in one dimension torch gives no divisor."""
+    """Return the translation for average pools of so many dimensions; in one dimension torch gives no divisor."""
 
     def translate(
         x: Any,
@@ -42,7 +42,7 @@ def _write_average_pool(
     with_padding: bool,
     divisor: int | None,
 ) -> Any:
-    """torch's average pool over the last `dims` dimensions, without ONNX's ceil_mode, which counts other windows.
+    """Write torch's average pool over the last `dims` dimensions; ONNX's ceil_mode counts other windows.
 
     The padding behind the tensor is made as long as the last window needs. Where torch divides by another number than
     the size of the window, its quotient is a factor of that output.
@@ -73,7 +73,7 @@ def _write_average_pool(
 
 
 def _spread_numbers(numbers: Sequence[int], dims: int) -> list[int]:
-    """One number for each dimension."""
+    """Return one number for each dimension."""
     return list(numbers) if len(numbers) == dims else [numbers[0]] * dims
 
 
@@ -87,7 +87,7 @@ def _translate_trilinear(
     summed: Sequence[int],
     unroll_dim: int = 1,
 ) -> Any:
-    """Σ first · second · third over the dimensions in `summed`: what `nn.Bilinear` computes."""
+    """Write Σ first · second · third over the dimensions in `summed`: the sum of `nn.Bilinear`."""
     rank = len(first.shape) + len(expand1)
     letters = "abcdefghijklmnop"[:rank]
     missing = (expand1, expand2, expand3, summed)

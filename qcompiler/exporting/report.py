@@ -36,7 +36,7 @@ class ExportReport:
     calibrated: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same as plain values."""
         return dataclasses.asdict(self) | {"path": str(self.path)}
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ APPROXIMATE = {
 def open_session(
     path: Path, *, optimize: bool = True, keep: Path | None = None, layouts: bool = True
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU, with no operator but onnxruntime's own.
+    """Return a session on the CPU, with no operator but onnxruntime's own.
 
     Args:
         optimize: with all of onnxruntime's optimizations; False: with none.
@@ -84,7 +84,7 @@ def open_session(
 
 
 def _insert_cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
+    """Return the value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
     kind = value.dtype
     if kind is None or not (kind.bitwidth < 8 or (kind.bitwidth == 8 and kind.is_floating_point())):
         return value
@@ -104,7 +104,7 @@ def make_feeds(
 
 
 def count_kernels(path: Path) -> dict[str, int]:
-    """The integer operators of onnxruntime's optimized graph, with their counts."""
+    """Return the integer operators of onnxruntime's optimized graph, with their counts."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "optimized.onnx"
         open_session(path, keep=kept)
@@ -116,7 +116,7 @@ def count_kernels(path: Path) -> dict[str, int]:
 def run_file(
     path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True
 ) -> list[np.ndarray]:
-    """What the file returns for one call; `optimize` as in `open_session`."""
+    """Return what the file returns for one call; `optimize` as in `open_session`."""
     running = open_session(path, optimize=optimize)
     return list(running.run(None, make_feeds(running, args, kwargs)))
 
@@ -134,7 +134,7 @@ class Held:
 
 
 def read_file(path: Path) -> Held:
-    """The inputs and the metadata of a file.
+    """Return the inputs and the metadata of a file.
 
     Raises:
         ExportError: it has no such metadata, or is not a whole file of ONNX.
@@ -154,26 +154,26 @@ def read_file(path: Path) -> Held:
 
 
 def _list_free_axes(one: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The dimensions of an input that have no number."""
+    """Return the dimensions of an input that have no number."""
     return tuple(axis for axis, dim in enumerate(one.type.tensor_type.shape.dim) if not dim.HasField("dim_value"))
 
 
 def read_sites(path: Path) -> dict[str, dict[str, Any]]:
-    """Site → its kind and the inner values to look at; errors as in `read_file`."""
+    """Return site → its kind and the inner values to look at; errors as in `read_file`."""
     return read_file(path).sites
 
 
 def run_inner(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = False
 ) -> dict[str, np.ndarray]:
-    """Inner values of one call: by a copy of the file that returns them too."""
+    """Return inner values of one call: by a copy of the file that returns them too."""
     return _show_values(path, names, args, kwargs, optimize)[0]
 
 
 def _show_values(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], optimize: bool
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """(inner values of one call by name, what the file returns beside them)."""
+    """Return (inner values of one call by name, outputs of the file)."""
     model = ir.load(path)
     known = {value.name: value for node in model.graph for value in node.outputs}
     stored = {name: model.graph.initializers[name] for name in names if name in model.graph.initializers}
@@ -198,7 +198,7 @@ def _show_values(
 def find_fused(
     path: Path, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """(inner values of one call in the graph that onnxruntime optimizes, names of those that are not in it).
+    """Return (inner values of one call in the graph that onnxruntime optimizes, names of values that it lacks).
 
     No optimization takes out a value that a file returns. So the file is optimized as it is, and what is left in that
     graph is looked at. Values that are not left come from a file that returns them. They are named where that file
@@ -228,7 +228,7 @@ def run_reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mappin
 
 
 def measure_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference of any output, relative to the largest finite magnitude of that output.
+    """Return the largest difference of any output, relative to the largest finite magnitude of that output.
 
     Infinite where one has a NaN or an infinity that the other has not. An empty output counts as equal.
     """
@@ -247,7 +247,7 @@ def _measure_one(found: np.ndarray, expected: np.ndarray) -> float:
 def compare_file(
     qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[float, dict[str, int]]:
-    """(largest difference of the outputs on one call, integer operators in use)."""
+    """Return (largest difference of the outputs on one call, integer operators in use)."""
     try:
         found = run_file(path, args, kwargs)
     except Exception as error:

@@ -18,7 +18,7 @@ _TENSORS: Final = [
 
 
 def _make_stand_in(name: str, inputs: int, texts: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Op:
-    """An operator that no runtime knows, with what its node in the graph of torch says."""
+    """Return an operator that no runtime knows, with what its node in the graph of torch says."""
     schema = onnx.defs.OpSchema
     option = schema.FormalParameterOption
     given = [
@@ -59,7 +59,7 @@ def _translate_dequantize(codes: Any, scale: Any, zero_point: Any, spec: str, la
 
 
 def _translate_rotate(x: Any, dim: int, size: int) -> Any:
-    """A contraction with the Hadamard matrix, as plain operators: `dim` goes last, and is cut into parts of `size`."""
+    """Write a contraction of parts of `size` with the Hadamard matrix as plain operators, `dim` last."""
     op: Any = opset21
     ndim, extent = len(x.shape), x.shape[dim]
     order = [*(d for d in range(ndim) if d != dim), dim]

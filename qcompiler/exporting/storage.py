@@ -14,7 +14,7 @@ _FLOATS = {"e4m3": ir.DataType.FLOAT8E4M3FN, "e5m2": ir.DataType.FLOAT8E5M2, "e5
 
 
 def get_storage_type(form: Format) -> ir.DataType:
-    """The narrowest ONNX type of opset 21 that holds every code: 4, 8 or 16 bits; float types where ONNX has them."""
+    """Return the narrowest ONNX type of opset 21 that holds every code: 4, 8 or 16 bits, or a float type."""
     if isinstance(form, FloatFormat):
         own = _FLOATS.get(str(form).removesuffix(form.top.value)) if form.bias is None else None
         return own or (ir.DataType.UINT4 if form.bits <= 4 else ir.DataType.UINT8)
@@ -24,7 +24,7 @@ def get_storage_type(form: Format) -> ir.DataType:
 
 
 def store_codes(codes: np.ndarray, form: Format) -> ir.Tensor:
-    """Codes as a tensor of `storage_type`."""
+    """Return codes as a tensor of `get_storage_type`."""
     kind = get_storage_type(form)
     if kind.is_floating_point():
         codes = np.ascontiguousarray(codes).view(kind.numpy())
@@ -32,17 +32,17 @@ def store_codes(codes: np.ndarray, form: Format) -> ir.Tensor:
 
 
 def shape_by_dimension(scale: Any, edges: Edges) -> np.ndarray:
-    """A scale of one number a block, dimension by dimension instead of axis by axis."""
+    """Return a scale of one number a block, dimension by dimension instead of axis by axis."""
     return np.asarray(scale).reshape([count or 1 for count in edges.counts])
 
 
 def find_simple_axis(edges: Edges) -> int | None:
-    """The one dimension along which the scale changes; −1 where it is one number, None where there are several."""
+    """Return the one dimension along which the scale changes; −1 for one number, None for several dimensions."""
     changing = [dim for dim, count in enumerate(edges.counts) if count != 1]
     return None if len(changing) > 1 else changing[0] if changing else -1
 
 
 def find_blocked_axis(edges: Edges) -> int:
-    """The dimension that `block_size` runs along: that of the longest edge, so that the least is repeated."""
+    """Return the dimension that `block_size` runs along: that of the longest edge, so that the least is repeated."""
     lengths = [extent if edge == WHOLE else edge for edge, extent in zip(edges.edges, edges.extents, strict=True)]
     return max(range(len(lengths)), key=lambda dim: lengths[dim] or 1)

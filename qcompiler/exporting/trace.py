@@ -53,7 +53,7 @@ class ExportError(QCompilerError):
 
 @contextlib.contextmanager
 def name_errors(what: str) -> Iterator[None]:
-    """Errors of what export and verification share begin with the name of what was called."""
+    """Begin errors of the parts that export and verification share with the name of the one that was called."""
     try:
         yield
     except ExportError as error:
@@ -80,7 +80,7 @@ def trace_model(
     fold_batch_norm: bool = True,
     calibrated: Mapping[str, Calibrated] | None = None,
 ) -> Traced:
-    """The forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
+    """Return the forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
 
     Args:
         args, kwargs: example inputs; their values do not matter, their shapes do.
@@ -169,7 +169,7 @@ def _export_program(
 
 
 def _refuse_inexact_sizes(graph: Graph) -> None:
-    """Raises where a free size is multiplied by a number such as 2.3: a file has it in float32, so 23.0 may be 22."""
+    """Raise where a free size is multiplied by a number such as 2.3: a file has it in float32, so 23.0 may be 22."""
     for node in graph.find_nodes(op="call_function", target=operator.mul):
         factor = next((one for one in node.args if isinstance(one, float)), 1.0)
         if not (factor * 2**8).is_integer() and isinstance(find_value(node), torch.SymFloat):
@@ -187,7 +187,7 @@ def _list_inputs(program: ExportedProgram) -> tuple[Input, ...]:
 
 @contextlib.contextmanager
 def enter_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode of every module inside, and afterwards the mode that each of them had."""
+    """Enter eval mode in every module; give each module its own mode back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -198,7 +198,7 @@ def enter_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _refuse_ranges(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeStore) -> None:
-    """Raises for what has no form in a file: ranges without a value or of another meaning, and random bits."""
+    """Raise for what has no form in a file: ranges without a value or of another meaning, and random bits."""
     kept = [site for site in plan.sites if site.spec.range.has_state]
     empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
     if empty:
@@ -221,6 +221,6 @@ def _refuse_ranges(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeSt
 
 
 def _join_some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many there are."""
+    """Return the first few names, and how many there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

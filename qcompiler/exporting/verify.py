@@ -73,7 +73,7 @@ class VerifyReport:
         return near and not self.merged and optimized <= 4 * max(flipped, own) + 20
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same as plain values."""
         return dataclasses.asdict(self) | {"exact": self.exact, "close": self.close}
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ def verify_onnx(
     example_kwargs: Mapping[str, Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> VerifyReport:
-    """Runs both on `inputs`; compares the codes of every quantizer, and the outputs.
+    """Run both on `inputs`; compares the codes of every quantizer, and the outputs.
 
     Args:
         qmodel: the module that the file was exported from, unchanged since.
@@ -163,7 +163,7 @@ def verify_onnx(
 
 
 def _order_inputs(names: list[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the inputs of the file are given: those by keyword may come in another order than at export."""
+    """Return the inputs in the order of the file: keywords may come in another order than at export."""
     known = set(names) <= given.keys()
     return tuple(given[name] for name in names) if known else tuple(given.values())
 
@@ -176,7 +176,7 @@ def _check_sites(
     double: Observer,
     shown: Mapping[str, np.ndarray],
 ) -> tuple[SiteCheck, ...]:
-    """Every quantizer of the file, by the codes that PyTorch found in float32 and in float64, and `shown` optimized."""
+    """Check every quantizer by the codes that PyTorch found in float32 and in float64, and `shown` optimized."""
     from qcompiler.exporting import run
 
     if single.sites.keys() != exported.keys():

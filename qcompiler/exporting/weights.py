@@ -24,7 +24,7 @@ _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
 def get_weight_shift(q: StandIn) -> int:
-    """What is added to the codes of a weight in the file: 128 makes codes of 8 bits uint8.
+    """Return the number that a file adds to the codes of a weight: 128 makes codes of 8 bits uint8.
 
     Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
     and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits,
@@ -36,7 +36,7 @@ def get_weight_shift(q: StandIn) -> int:
 
 
 def write_weight(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
-    """(codes, values) of a frozen weight.
+    """Write a frozen weight; return (codes, values).
 
     1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added. The
        zero point is written where it is 0 too: without one onnxruntime 1.31 leaves a Gemm in float.
@@ -81,7 +81,7 @@ def write_weight(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
 
 
 def _is_batched(q: StandIn) -> bool:
-    """True for case 4: several scales of a batched contraction."""
+    """Return True for case 4: several scales of a batched contraction."""
     return find_simple_axis(q.edges) != -1 and q.layout[0] == "g"
 
 
@@ -120,6 +120,6 @@ def _spread_in_graph(q: StandIn, scale: np.ndarray, axis: int | None) -> ir.Valu
 
 
 def cut_dimension(q: StandIn, value: ir.Value, dim: int, extent: int) -> ir.Value:
-    """The first `extent` indices of a dimension."""
+    """Return the first `extent` indices of a dimension."""
     bounds = (q.ints(f"{key}{dim}", [n]) for key, n in (("from", 0), ("to", extent), ("along", dim)))
     return q.op("Slice", value, *bounds, name=f"Slice{dim}")

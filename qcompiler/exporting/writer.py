@@ -33,13 +33,13 @@ class StandIn:
             raise ExportError(f"export: {self.site}: {error}") from error
 
     def op(self, op_type: str, *inputs: ir.Value | None, name: str = "", **attributes: Any) -> ir.Value:
-        """One new node with one output, which it returns."""
+        """Insert a new node with one output, and return that."""
         return self.ops(op_type, *inputs, name=name, outputs=1, **attributes)[0]
 
     def ops(
         self, op_type: str, *inputs: ir.Value | None, outputs: int, name: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """One new node in front of the stand-in; returns its outputs."""
+        """Insert a new node in front of the stand-in; return its outputs."""
         name = f"{self.site}/{name or op_type}"
         domain = DOMAIN if op_type in FUNCTIONS else ""
         node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=name)
@@ -50,43 +50,43 @@ class StandIn:
         return node.outputs
 
     def constant(self, name: str, numbers: ir.Tensor | np.ndarray) -> ir.Value:
-        """An initializer."""
+        """Return an initializer."""
         return add_constant(self.graph, f"{self.site}/{name}", numbers)
 
     def ints(self, name: str, numbers: Sequence[int]) -> ir.Value:
-        """An initializer of int64."""
+        """Return an initializer of int64."""
         return self.constant(name, np.array(numbers, np.int64))
 
     def float_input(self) -> ir.Value:
-        """The tensor as float32."""
+        """Return the tensor as float32."""
         return self.x if self.x.dtype == ir.DataType.FLOAT else self.shaped(self.op("Cast", self.x, name="Float", to=1))
 
     def shaped(self, made: ir.Value, kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """A value with the shape of the tensor, and a type."""
+        """Return a value with the shape of the tensor, and a type."""
         made.type, made.shape = ir.TensorType(kind), self.x.shape
         return made
 
     def merged(self, x: ir.Value) -> ir.Value:
-        """The tensor with the dimensions of `edges`, where blocks run over several as one."""
+        """Return the tensor with the dimensions of `edges`, where blocks run over several as one."""
         if not self.edges.joined:
             return x
         shape = [extent if extent is not None else 0 for extent in self.edges.extents]
         return self.op("Reshape", x, self.ints("merged", shape), name="Merge")
 
     def unmerged(self, values: ir.Value) -> ir.Value:
-        """The dimensions of the tensor again."""
+        """Return the dimensions of the tensor again."""
         if not self.edges.joined:
             return values
         return self.op("Reshape", values, self.op("Shape", self.x), name="Unmerge")
 
     def along(self, numbers: np.ndarray, axis: int) -> np.ndarray:
-        """One number, or one for each index of the only axis along which they change; −1 for none."""
+        """Return one number, or one for each index of the only axis along which they change; −1 for none."""
         skip = [dim for dim in range(numbers.ndim) if dim != axis]
         return spread_scale(self.edges, numbers, skip).reshape(() if axis < 0 else (-1,))
 
 
 def to_factors(scale: np.ndarray) -> np.ndarray:
-    """float32 factors of stored scales; see runtime/scales.py."""
+    """Return float32 factors of stored scales; see runtime/scales.py."""
     if scale.dtype != np.uint8:
         return scale.astype(np.float32)
     return np.ldexp(np.float32(1), scale.astype(np.int32) - 127).astype(np.float32)
