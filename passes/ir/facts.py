@@ -40,7 +40,7 @@ class Operand:
     layout: str
     #: the letter that is summed over
     contracted: str
-    #: elements summed over along that letter in one product (channels of a group in a grouped convolution)
+    #: elements summed over along that letter in one contraction (channels of a group in a grouped convolution)
     extent: int
     #: why this operand stays in float; empty: it is quantized
     kept: str = ""
@@ -58,7 +58,7 @@ class Contraction:
 
     #: module path of the layer, which rules match: `layer1.0.conv1`, empty for the model itself
     module: str
-    #: the unique name: the path, with /matmul for products of activations and #2, #3 … if a module multiplies again
+    #: the unique name: the path, with /matmul for contractions of activations and #2, #3 … if a module multiplies again
     site: str
     #: convolution, linear or matmul
     operator: str
@@ -70,7 +70,7 @@ class Contraction:
     output_rule: int | None = None
     #: the operand of the forward contraction whose gradient this is; None in forward and for the bias gradient
     gradient_of: int | None = None
-    #: True for the sum that makes a bias gradient: no product, but it reads the same codes of the gradient
+    #: True for the sum that makes a bias gradient: no contraction, but it reads the same codes of the gradient
     is_bias: bool = False
     #: why nothing here can be quantized; empty if the operands decide
     kept: str = ""

@@ -1,4 +1,4 @@
-"""Where a layer ends: the batch norm and the relu behind a product or a residual sum, computed with it."""
+"""Where a layer ends: the batch norm and the relu behind a contraction or a residual sum, computed with it."""
 
 import operator
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def batch_norm_behind(node: Node) -> Node | None:
 
 
 def layer_end(node: Node) -> Node:
-    """Return the last node of the layer that starts with a product or a sum: behind one batch norm, then one relu.
+    """Return the last node of the layer that starts with a contraction or a sum: behind one batch norm, then one relu.
 
     Each counts only if it is the one forward reader of what comes before. The view that splits the rows of a linear
     layer, (N·T, C) to (N, T, C), counts as part of a relu behind it.

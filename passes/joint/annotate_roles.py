@@ -26,7 +26,7 @@ from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.rules import Position, Role
 
-#: products of matrices → the arguments that are multiplied
+#: contractions of matrices → the arguments that are multiplied
 MATRIX_PRODUCTS: Final = {
     aten.mm.default: (0, 1),
     aten.addmm.default: (1, 2),
@@ -37,7 +37,7 @@ MATRIX_PRODUCTS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class AnnotateRoles:
-    """Attach a `Contraction` to every product of two tensors, and to the sums that make bias gradients.
+    """Attach a `Contraction` to every node that sums products of two tensors, and to the sums that make bias gradients.
 
     1. Role: an operand computed from parameters (and buffers) alone is a *weight*, one that descends from a tangent
        a *gradient*, all else an *activation*.
@@ -45,7 +45,7 @@ class AnnotateRoles:
        is left is `b` and `o`.
     3. A gradient contraction belongs to the forward contraction with its sequence number. In it a forward tensor is
        summed over what was left in forward; the output gradient over the axis that it shares with that tensor.
-    4. A product inside a fused kernel is marked as kept in float, with the reason.
+    4. A contraction inside a fused kernel is marked as kept in float, with the reason.
     5. First and last are those of the model, and names are unique in the model: `frame` knows the other graphs.
     """
 
@@ -102,7 +102,7 @@ class _Annotator:
         return Contraction(module, self.unique(module, operator), operator, positions, tuple(operands), layout)
 
     def unique(self, module: str, operator: str) -> str:
-        """The module path, with /matmul for products of activations and #2, #3 … if a module multiplies again."""
+        """The module path, with /matmul for contractions of activations and #2, #3 … if a module multiplies again."""
         key = module or "(root)"
         key = f"{key}/{operator}" if operator == "matmul" else key
         return self.frame.name(key, self.names.count(key))
@@ -156,7 +156,7 @@ class _Annotator:
         return [k for k, source in places if source is root and (forward, k) not in self.matched]
 
     def annotate_bias(self, node: Node) -> bool:
-        """A sum of an output gradient over everything but the channels reads the same codes as the products do."""
+        """A sum of an output gradient over everything but the channels reads the same codes as the contractions do."""
         if node.target is not aten.sum.dim_IntList or not is_backward(node) or not isinstance(node.args[0], Node):
             return False
         source = node.args[0]
@@ -198,7 +198,7 @@ def _find_operands(node: Node) -> tuple[int, ...]:
     if node.target is aten.convolution.default:
         return (0, 1)
     if node.target is _CONV_BACKWARD:
-        dx, dw, _ = cast(list[bool], node.args[-1])  # one product after split-convolution-backward
+        dx, dw, _ = cast(list[bool], node.args[-1])  # one contraction after split-convolution-backward
         return (0, 2) if dx else (0, 1) if dw else ()
     return MATRIX_PRODUCTS.get(node.target, ())  # type: ignore[call-overload,no-any-return]
 
@@ -264,7 +264,7 @@ def _convolution_gradient_operands(node: Node, fact: Contraction, index: int) ->
 
 
 def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contraction, index: int) -> list[Operand]:
-    """Case 3 for matrices: operand `index` of the forward product meets the output gradient."""
+    """Case 3 for matrices: operand `index` of the forward contraction meets the output gradient."""
     forward = fact.operands[index]
     free = next(letter for letter in forward.layout[-2:] if letter != forward.contracted)
     sides = _find_operands(node)

@@ -85,7 +85,7 @@ def _scale_gradient(fact: Contraction, result: Node, quantizer: Quantizer) -> in
 
 
 def _find_result(node: Node, gradient_of: int) -> Node | None:
-    """Return the node that holds the gradient: the product itself, or an item of a convolution's gradient."""
+    """Return the node that holds the gradient: the contraction itself, or an item of a convolution's gradient."""
     if node.target is not aten.convolution_backward.default:
         return node
     items = [u for u in node.users if u.target is operator.getitem and u.args[1] == gradient_of]

@@ -19,7 +19,7 @@ class RotateOperands:
 
     R is block-diagonal, each block the Hadamard matrix of size n over √n with random signs of its columns, the same in
     every step: orthogonal, so the product is the same but for rounding, while each number that is quantized is a mix of
-    n. A product whose operands ask for different sizes, or whose summed axis n does not divide, is left alone, and
+    n. A contraction whose operands ask for different sizes, or whose summed axis n does not divide, is left alone, and
     the operands say so.
     """
 
@@ -27,11 +27,11 @@ class RotateOperands:
     rules: tuple[Rule, ...] = ()
 
     def __call__(self, module: GraphModule) -> int:
-        """Returns the number of products that were rotated."""
+        """Returns the number of contractions that were rotated."""
         return sum(self.rotate(node, fact) for node, fact in list(iterate_contractions(module.graph)))
 
     def rotate(self, node: Node, fact: Contraction) -> int:
-        """Rotates one product; 0 if no rule asks for it, it cannot be done, or it is done already."""
+        """Rotates one contraction; 0 if no rule asks for it, it cannot be done, or it is done already."""
         sizes = {self.size(node, fact, index) for index in range(len(fact.operands))}
         if len(fact.operands) != 2 or sizes <= {0}:
             return 0

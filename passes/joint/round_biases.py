@@ -19,7 +19,7 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.numbers.formats import IntFormat
 
-#: products that add a bias → its argument
+#: contractions that add a bias → its argument
 _BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}
 
 

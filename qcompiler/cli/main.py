@@ -153,7 +153,7 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
 @with_json("JSON instead of tables.")
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
 def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
-    """Print every quantizer, every product and totals of MODEL as tables."""
+    """Print every quantizer, every contraction and totals of MODEL as tables."""
     if as_json and markdown:
         raise click.UsageError("--json and --markdown do not go together; leave one out")
     from qcompiler.drawing.explanation import explain, is_colored

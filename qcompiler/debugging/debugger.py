@@ -20,7 +20,7 @@ from qcompiler.runtime.spec import QuantSpec, parse_spec
 #: a site stands out if its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
 STANDS_OUT: Final = 10.0
 MENDED: Final = 4.0
-#: a harm that stands out whatever the peers are: half of a product is lost
+#: a harm that stands out whatever the peers are: half of a contraction is lost
 LOST: Final = 0.5
 _NO_STEP: Final = "no training step ran inside of the context"
 

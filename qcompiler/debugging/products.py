@@ -1,4 +1,4 @@
-"""Recorded contractions: a product of two float tensors that can be computed again with one of them quantized."""
+"""Recorded contractions: a contraction of two float tensors that can be computed again with one of them quantized."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from qcompiler.runtime.spec import QuantSpec
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a product P loses to an error E in one of its operands; NaN if either is not finite."""
+    """What a contraction P loses to an error E in one of its operands; NaN if either is not finite."""
 
     #: ‖E‖²/‖P‖²
     whole: float
@@ -68,7 +68,7 @@ class Product:
         return cls(label, fact, node.target, kept, dict(node.kwargs), floats, sites)
 
     def run(self, values: Mapping[int, Tensor]) -> Tensor:
-        """Return the product of these operands, without bias, in float32 (float64 if the operands are)."""
+        """Return the contraction of these operands, without bias, in float32 (float64 if the operands are)."""
         operands = {arg: _widen(value) for arg, value in values.items()}
         if self.target in MATRIX_PRODUCTS:
             left, right = (operands[arg] for arg in MATRIX_PRODUCTS[self.target])
@@ -81,7 +81,7 @@ class Product:
         return self.target(*args, **self.kwargs)[self.fact.gradient_of]  # type: ignore[no-any-return]
 
     def loss(self, arg: int, quantized: Tensor) -> Loss:
-        """What the product loses if the operand at `arg` is `quantized` and the other in float."""
+        """What the contraction loses if the operand at `arg` is `quantized` and the other in float."""
         error = self.run({**self.floats, arg: _widen(quantized) - _widen(self.floats[arg])})
         return self.loss_of(error, self.run(self.floats))
 
@@ -103,7 +103,7 @@ class Product:
         return next(operand for operand in self.fact.operands if operand.arg == arg)
 
     def try_spec(self, arg: int, spec: QuantSpec | None) -> Loss:
-        """What the product loses under another spec at one operand, with the block that is legal there.
+        """What the contraction loses under another spec at one operand, with the block that is legal there.
 
         Float, as `spec` or because no block is legal, loses nothing.
         """
@@ -125,6 +125,6 @@ def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
 
 
 def _widen(value: Any) -> Any:
-    """Short floats as float32, so that the product itself does not round; all else as it is."""
+    """Short floats as float32, so that the contraction itself does not round; all else as it is."""
     short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32) if short else value

@@ -35,8 +35,8 @@ class Held:
 class Recording:
     """A `Log` of watched steps (qcompiler/debugging/shadow.py). Tensors are those of the last step that had them.
 
-    The *harm* of a site is the sum, over the products that read it, of what each loses (`Loss.worst`) if this
-    operand alone is quantized; the mean over steps. A quantizer that no product reads, and one of the role output,
+    The *harm* of a site is the sum, over the contractions that read it, of what each loses (`Loss.worst`) if this
+    operand alone is quantized; the mean over steps. A quantizer that no contraction reads, and one of the role output,
     whose codes every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
     """
 
@@ -51,7 +51,7 @@ class Recording:
         self.held: dict[str, Held] = {}
         #: by label
         self.products: dict[str, Product] = {}
-        #: site → product and operand → what it lost in each step
+        #: site → contraction and operand → what it lost in each step
         self.losses: dict[str, dict[tuple[str, int], list[Loss]]] = {}
         #: contraction → its result against float
         self.layers: dict[str, Agreement] = {}
@@ -116,7 +116,7 @@ class Recording:
         return sorted(self.tallies, key=lambda site: -self.harm(site))
 
     def readers(self, site: str) -> list[tuple[Product, Operand]]:
-        """Return the products and sums of biases that read a site, with the operand that it is there."""
+        """Return the contractions and sums of biases that read a site, with the operand that it is there."""
         return [
             (product, product.operand(arg))
             for product in self.products.values()

@@ -13,7 +13,7 @@ from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
 from qcompiler.runtime.ranges.observed import Current, Percentile
 from qcompiler.runtime.spec import QuantSpec, Scale
 
-#: edges of a block that is legal for all three products of a layer
+#: edges of a block that is legal for all three contractions of a layer
 _HYPERBLOCK: Final = {"b": 2, "c": 8, "o": 4, "i": 4}
 #: formats to go on to from a float format, the nearest first
 _FLOATS: Final = tuple(map(parse_format, ("e2m3", "e4m3", "e5m10")))

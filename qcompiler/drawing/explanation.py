@@ -14,7 +14,7 @@ from qcompiler.compiler.stages import lower_plain, pick_stages
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.tables import Table, to_markdown, to_text
 
-#: bits of a number in float, and of the accumulator that a product is summed in (Fournarakis & Nagel 2021)
+#: bits of a number in float, and of the accumulator that a contraction is summed in (Fournarakis & Nagel 2021)
 _FLOAT: Final = 32
 
 
@@ -39,7 +39,7 @@ class QuantizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class ContractionRow:
-    """One product of forward or backward."""
+    """One contraction of forward or backward."""
 
     name: str
     module: str
@@ -55,20 +55,20 @@ class ContractionRow:
 class Totals:
     """What the whole model needs in a step."""
 
-    #: one quantizer for each operand of each product
+    #: one quantizer for each operand of each contraction
     placed: int
     #: quantizers that run
     quantizers: int
     #: quantizers of a scheme whose blocks lie along the summed axis: one for each tensor and axis
     one_dimensional: int
     contractions: int
-    #: products with at least one operand in float
+    #: contractions with at least one operand in float
     in_float: int
     #: bytes that forward saves for backward; of these codes, scales and masks; and what it saves without quantizers
     saved_bytes: int
     saved_code_bytes: int
     saved_bytes_in_float: int
-    #: bytes that the products move between memory and chip in a step, with ranges that are known before and with
+    #: bytes that the contractions move between memory and chip in a step, with ranges that are known before and with
     #: ranges that are measured first, which writes and reads each 32-bit result once more (METHODS.md names the model)
     traffic_static: int
     traffic_dynamic: int
@@ -223,10 +223,10 @@ def _list_traffic(graph: "networkx.MultiDiGraph[str]") -> Iterator[tuple[int, in
 
 
 def compute_traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_parameter: bool) -> tuple[int, int]:
-    """Bytes that one product moves with static and with dynamic ranges, by the model of Fournarakis & Nagel 2021.
+    """Bytes that one contraction moves with static and with dynamic ranges, by the model of Fournarakis & Nagel 2021.
 
     static = |A|·a + |B|·b + |Y|·y bits; dynamic adds 2·|Y|·32: the result is written whole, and read back once its
-    range is known. y is the width of the activation (or gradient) among the operands, which the next product reads.
+    range is known. y is the width of the activation (or gradient) among the operands, which the next contraction reads.
 
     Args:
         sides: (elements, bits, role) of both operands.

@@ -19,7 +19,7 @@ _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", 
 #: attributes that the details of a node do not repeat
 _PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits"})
 
-#: a quantizer's color changes at these harms; at the last one half of a product is lost
+#: a quantizer's color changes at these harms; at the last one half of a contraction is lost
 HARMS: Final = (0.001, 0.01, 0.1, 0.5)
 Graph = networkx.MultiDiGraph  # of str
 

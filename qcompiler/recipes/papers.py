@@ -314,7 +314,7 @@ NVFP4: Final = Recipe(
 
 
 def _turned_int4() -> tuple[Rule, ...]:
-    """Both operands of all three products, each turned along its own summed axis: six quantizers a layer."""
+    """Both operands of all three contractions, each turned along its own summed axis: six quantizers a layer."""
     nearest, noisy = "int4:two-level:{}16:nearest:pass", "int4:two-level:{}16:stochastic:pass"
     operands = (
         (Product.FORWARD, by_role(activation=nearest.format("c"), weight=nearest.format("i"))),

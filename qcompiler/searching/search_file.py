@@ -23,7 +23,7 @@ class SearchFileError(QCompilerError, ValueError):
 
 
 class SearchFile:
-    """Measurements by batch and site: the error of the site alone, and spec → what its products lose.
+    """Measurements by batch and site: the error of the site alone, and spec → what its contractions lose.
 
     With a path, each one is written at once, and the file is replaced as a whole; without, they are held in memory.
 

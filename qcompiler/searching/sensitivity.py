@@ -60,11 +60,11 @@ class Sensitivity:
         self.recording, self.solo = Recording(), Solo()
         #: as they are called in the store
         self.batches: list[str] = []
-        #: one watches products, in the other one site is at work; both are captured once
+        #: one watches contractions, in the other one site is at work; both are captured once
         self.watched, self.alone = (compile(self.model, base, backend="eager") for _ in range(2))
 
     def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool, budget: float) -> None:
-        """Fills the store: for every batch the error of each site alone, and what its products lose by each spec.
+        """Fills the store: for every batch the error of each site alone, and what its contractions lose by each spec.
 
         Raises:
             SearchError: in front of the first measurement, where no choice is legal or none within the budget.
@@ -108,7 +108,7 @@ class Sensitivity:
         return all(legal_spec(spec, operand) is not None for _, operand in self.recording.readers(site))
 
     def record(self, number: int, batch: Any) -> list[str]:
-        """Return one watched step: its tensors and its products; returns the sites."""
+        """Return one watched step: its tensors and its contractions; returns the sites."""
         self.recording.clear()
         self.step(self.watched, number, batch)
         if not self.recording.tallies:
@@ -131,7 +131,7 @@ class Sensitivity:
             self.loss(qmodel, batch).backward()
 
     def losses(self, site: str) -> dict[str, float | None]:
-        """Spec → what the products of a site lose under it; "" is the present one; None: illegal for a reader."""
+        """Spec → what the contractions of a site lose under it; "" is the present one; None: illegal for a reader."""
         held = self.recording.held[site].spec
         found = {"": self.loss_of(site, held)}
         for form, block in self.specs:
@@ -139,7 +139,7 @@ class Sensitivity:
         return found
 
     def loss_of(self, site: str, spec: QuantSpec) -> float | None:
-        """Σ over products of ‖error‖²/‖product‖²; of a site that no product reads its own noise."""
+        """Σ over contractions of ‖error‖²/‖contraction‖²; of a site that no contraction reads its own noise."""
         readers = self.recording.readers(site)
         if any(legal_spec(spec, operand) is None for _, operand in readers):
             return None
