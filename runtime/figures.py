@@ -8,10 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import ops, scales
+from qcompiler.runtime import scales
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Format
-from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.quantized import Quantized
 from qcompiler.runtime.spec import QuantSpec
 
 
@@ -112,26 +112,21 @@ class Tally:
         )
 
 
-def tally_quantizer(
-    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str
-) -> Tally:
-    """What one quantizer did to one tensor, from its own codes and scales.
+def tally_quantizer(x: Tensor, made: Quantized) -> Tally:
+    """Return the figures of one quantizer on one tensor, from its own codes and scales.
 
     Args:
-        x: the tensor that was quantized.
-        codes: what `ops.quantize` gave, of its shape.
-        scale: what `ops.scale` gave.
-        zero_point: what `ops.zero_point` gave; None for formats without one.
-        spec: of the quantizer.
-        layout: a letter for each dimension of `x`.
+        x: the tensor that was quantized, of the shape of the codes.
+        made: the result.
     """
     if x.numel() == 0:
         return Tally()
-    view, form = view_blocks(tuple(x.shape), layout, spec.block), spec.format
-    levels = ops.dequantize(codes, scale, zero_point, str(spec), layout, torch.float32)
+    codes, zero_point, form = made.codes, made.zero_point, made.spec.format
+    view = view_blocks(tuple(x.shape), made.layout, made.spec.block)
+    levels = made.dequantize()
     exact, rounded = x.to(torch.float64), levels.to(x.dtype).to(torch.float64)
     finite, gone = torch.isfinite(exact), rounded == 0
-    factors = scales.get_factor(scale).to(torch.float64)
+    factors = scales.get_factor(made.scale).to(torch.float64)
     zero = 0.0 if zero_point is None else view.spread(zero_point).to(torch.float64)
     place, margin = exact / view.spread(factors) + zero, last_step(form) / 2
     clipped = (place < form.lowest - margin) | (place > form.largest + margin)
@@ -233,25 +228,11 @@ class Simulated:
 
 
 def simulate_quantizer(x: Tensor, spec: QuantSpec, layout: str) -> Simulated:
-    """Quantizes a tensor as the first step of a new site would: ranges of the past start from the tensor itself.
-
-    Stochastic rounding draws the same bits at every call, and nothing from torch's generator.
-    """
-    codes, scale, point = _compute_codes(x, spec, layout)
-    values = ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
-    return Simulated(values, tally_quantizer(x, codes, scale, point, spec, layout))
+    """Return a tensor behind a quantizer, as in the first step of a new site (`Quantized.from_tensor`)."""
+    made = Quantized.from_tensor(x, spec, layout)
+    return Simulated(made.dequantize(x.dtype), tally_quantizer(x, made))
 
 
 def quantize_tensor(x: Tensor, spec: QuantSpec, layout: str) -> Tensor:
     """Return the values of `simulate_quantizer`, without the figures."""
-    codes, scale, point = _compute_codes(x, spec, layout)
-    return ops.dequantize(codes, scale, point, str(spec), layout, x.dtype)
-
-
-def _compute_codes(x: Tensor, spec: QuantSpec, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    text = str(spec)
-    scale = ops.scale(x, text, layout)
-    point = ops.zero_point(x, scale, text, layout) if spec.has_zero_point else None
-    stochastic = spec.rounding is Rounding.STOCHASTIC
-    key = torch.zeros(2, dtype=torch.int32, device=x.device) if stochastic else None
-    return ops.quantize(x, scale, point, key, text, layout, "what-if"), scale, point
+    return Quantized.from_tensor(x, spec, layout).dequantize(x.dtype)

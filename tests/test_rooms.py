@@ -41,7 +41,8 @@ INSIDE = {
     "runtime.spec": {"runtime.numbers", "runtime.ranges", "runtime.errors"},
     "runtime.scales": {"runtime.numbers", "runtime.spec"},
     "runtime.ops": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.scales"},
-    "runtime.figures": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.scales", "runtime.ops"},
+    "runtime.quantized": {"runtime.numbers", "runtime.spec", "runtime.ops"},
+    "runtime.figures": {"runtime.numbers", "runtime.spec", "runtime.scales", "runtime.quantized"},
     "runtime.execute": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.ops"},
 }
 

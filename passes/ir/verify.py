@@ -17,6 +17,7 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.quantized import explain_scale
 
 
 class VerifyError(QCompilerError):
@@ -166,11 +167,7 @@ def _dequantizes_its_own_codes(reader: Dequantizer) -> str:
 
 
 def _scale_fits(reader: Dequantizer) -> str:
-    counts = view_blocks(tuple(get_value(reader.codes).shape), reader.layout, reader.spec.block).counts
-    kind, found = reader.spec.scale.dtype, get_value(reader.scale)
-    if tuple(found.shape) != counts or found.dtype is not kind:
-        return f"scale is {found.dtype} {list(found.shape)}; valid: {kind} {list(counts)}"
-    return ""
+    return explain_scale(tuple(get_value(reader.codes).shape), get_value(reader.scale), reader.spec, reader.layout)
 
 
 def _backward_reads_codes(dequantizer: Dequantizer) -> str:

@@ -20,6 +20,7 @@ from qcompiler.runtime.figures import (
     simulate_quantizer,
     tally_quantizer,
 )
+from qcompiler.runtime.quantized import Quantized
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
@@ -65,7 +66,7 @@ class Recording:
     def quantized(self, site: str, call: QuantizeCall, codes: Tensor) -> None:
         """Adds one quantizer of one step."""
         spec = parse_spec(call.spec)
-        counted = tally_quantizer(call.x, codes, call.scale, call.zero_point, spec, call.layout)
+        counted = tally_quantizer(call.x, Quantized(codes, call.scale, call.zero_point, spec, call.layout))
         self.tallies[site] = self.tallies.get(site, Tally()) + counted
         self.held[site] = Held(call.x, spec, call.layout)
 

@@ -19,6 +19,7 @@ from qcompiler.runtime.figures import (
     to_decibels,
 )
 from qcompiler.runtime.numbers.formats import parse_format
+from qcompiler.runtime.quantized import Quantized
 from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
@@ -147,7 +148,7 @@ def test_a_range_from_elsewhere():
     scale = ops.scale(x / 64, str(spec), LAYOUT)
     codes = ops.quantize(x, scale, None, None, str(spec), LAYOUT, "")
     limit = float(scale) * 127
-    seen = tally_quantizer(x, codes, scale, None, spec, LAYOUT)
+    seen = tally_quantizer(x, Quantized(codes, scale, None, spec, LAYOUT))
     assert seen.clipped == int((x.abs() > limit * 127.5 / 127).sum()) / x.numel() > 0
     assert seen.history[0].range_high == pytest.approx(limit)
 
