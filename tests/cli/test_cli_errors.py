@@ -136,7 +136,7 @@ def test_a_library_that_is_missing(call, monkeypatch):
 def test_a_wrong_shape_is_told_in_torchs_own_words(call, arguments, message):
     code, text = call(*arguments)
     assert code == 1
-    assert text.startswith(message)
+    assert text.replace("addmm: ", "").startswith(message.replace("addmm: ", ""))  # torch 2.15 does not name it
     assert len(text) < 300
 
 
