@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompiler
-from qcompiler.demo.measure import one_step, paired_times, saved_bytes
+from qcompiler.demo.measure import measure_saved_bytes, one_step, paired_times
 from qcompiler.demo.nets import ResNet
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -44,7 +44,7 @@ def main() -> None:
             steps[row] = one_step(model, x, y)
             for _ in range(2):  # the first step of kept ranges is not the compiled one
                 steps[row]()
-            saved[row] = saved_bytes(model, x)
+            saved[row] = measure_saved_bytes(model, x)
             print(f"{row}: first step {time.perf_counter() - start:.0f} s, then compiled")
     times = paired_times(steps, args.rounds)
     best = min(seconds for row, seconds in times.items() if row.startswith("float"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.demo.digits import load_digits
-from qcompiler.demo.measure import saved_bytes
+from qcompiler.demo.measure import measure_saved_bytes
 from qcompiler.demo.nets import ResNet, measure_accuracy
 
 RECIPES = ("hyperblock-int8", "hyperblock-int4", "channelwise-int4", "tensor-int4", "mxfp8", "mxfp4")
@@ -62,7 +62,7 @@ def train(name: str, model: nn.Module, data: Sequence[Tensor], epochs: int) -> R
             run.losses.append(loss.item())
         run.accuracies.append(measure_accuracy(model, test_images, test_labels, batch=len(test_images)))
     model.train()
-    run.saved, run.seconds = saved_bytes(model, images[:BATCH]), time.perf_counter() - start
+    run.saved, run.seconds = measure_saved_bytes(model, images[:BATCH]), time.perf_counter() - start
     if isinstance(model, qcompiler.QuantizedModule):
         plan = model.plan()
         run.quantizers, run.in_float = len(plan.sites), len(plan.kept)

@@ -33,10 +33,10 @@ def find_quantizer(operand: Any, saved: Mapping[Node, Node] | None = None) -> Qu
         saved: input of the backward half → the node of forward that is saved there, for walks over two halves.
     """
     found = find_dequantizer(operand)
-    return None if found is None else unpack_codes(found.codes, saved)
+    return None if found is None else find_source(found.codes, saved)
 
 
-def unpack_codes(codes: Node, saved: Mapping[Node, Node] | None = None) -> Quantizer | None:
+def find_source(codes: Node, saved: Mapping[Node, Node] | None = None) -> Quantizer | None:
     """Return the quantizer that codes come from, through packing and what is saved; None for an unknown input."""
     while codes.target is not ops.QUANTIZE:
         if codes.target in _PACKING:

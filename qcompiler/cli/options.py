@@ -77,7 +77,7 @@ def check_stage_name(name: str) -> None:
     check_stage(name)
 
 
-def check_writable(path: str) -> None:
+def refuse_unwritable(path: str) -> None:
     """Refuses what no file can be written to."""
     from qcompiler.files import check_writable
 
@@ -96,7 +96,7 @@ def recipe_path(path: str) -> None:
         raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
     if not Path(path).parent.is_dir():
         raise ValueError(f"there is no folder {Path(path).parent}")
-    check_writable(path)
+    refuse_unwritable(path)
 
 
 def with_recipe(default: str) -> Callable[[Any], Any]:

@@ -13,8 +13,8 @@ from qcompiler.cli.options import (
     check_picture,
     check_positive,
     check_with,
-    check_writable,
     recipe_path,
+    refuse_unwritable,
     with_json,
     with_recipe,
     with_training,
@@ -140,7 +140,7 @@ def _debug_json(report: "DebugReport", proposal: "Proposal | None", losses: list
     "-f",
     "state",
     metavar="PATH",
-    callback=check_with(check_writable),
+    callback=check_with(refuse_unwritable),
     help="Keep measurements here (JSON), and go on from them.",
 )
 @click.option("--format", "formats", multiple=True, help="A format to choose from, such as int4; once for each.")

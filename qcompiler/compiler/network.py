@@ -60,13 +60,15 @@ def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
     return graph
 
 
-def iterate_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
+def iterate_tensor_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int, bool]]:
     """(reader, argument, saved on the way) of a tensor, through views, packing and dequantizers, in graph order."""
     for _, reader, data in graph.out_edges(node, data=True):
         if graph.nodes[reader]["kind"] not in CARRIERS:
             yield reader, data["arg"], data["saved"]
         elif data["arg"] == 0:
-            yield from ((found, arg, saved or data["saved"]) for found, arg, saved in iterate_readers(graph, reader))
+            yield from (
+                (found, arg, saved or data["saved"]) for found, arg, saved in iterate_tensor_readers(graph, reader)
+            )
 
 
 def _place_quantizer(quantizer: dict[str, Any], consumers: Sequence[dict[str, Any]]) -> None:
@@ -88,7 +90,7 @@ def _settle_sums(graph: "networkx.MultiDiGraph[str]") -> None:
 
 def operand_readers(graph: "networkx.MultiDiGraph[str]", node: str) -> Iterator[tuple[str, int]]:
     """(contraction, argument) for every operand that a quantizer gives."""
-    for reader, arg, _ in iterate_readers(graph, node):
+    for reader, arg, _ in iterate_tensor_readers(graph, node):
         if arg in {operand["arg"] for operand in graph.nodes[reader].get("operands", ())}:
             yield reader, arg
 

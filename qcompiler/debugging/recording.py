@@ -6,7 +6,7 @@ import statistics
 
 from torch import Tensor
 
-from qcompiler.debugging.products import Loss, Product
+from qcompiler.debugging.contractions import Loss, RecordedContraction
 from qcompiler.debugging.remedies import Trial
 from qcompiler.debugging.shadow import QuantizeCall
 from qcompiler.passes.ir.facts import Operand
@@ -25,7 +25,7 @@ from qcompiler.runtime.spec import QuantSpec, parse_spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class LastTensor:
     """The tensor that a site quantized last."""
 
     x: Tensor
@@ -49,9 +49,9 @@ class Recording:
         #: forwards so far
         self.steps = 0
         self.tallies: dict[str, Tally] = {}
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, LastTensor] = {}
         #: by label
-        self.products: dict[str, Product] = {}
+        self.products: dict[str, RecordedContraction] = {}
         #: site → contraction and operand → what it lost in each step
         self.losses: dict[str, dict[tuple[str, int], list[Loss]]] = {}
         #: contraction → its result against float
@@ -68,9 +68,9 @@ class Recording:
         spec = parse_spec(call.spec)
         counted = tally_quantizer(call.x, Quantized(codes, call.scale, call.zero_point, spec, call.layout))
         self.tallies[site] = self.tallies.get(site, Tally()) + counted
-        self.held[site] = Held(call.x, spec, call.layout)
+        self.held[site] = LastTensor(call.x, spec, call.layout)
 
-    def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
+    def multiplied(self, product: RecordedContraction, quantized: dict[int, Tensor]) -> None:
         """Adds what each operand's quantizer costs one product. The sum of a bias gradient is none."""
         self.products[product.label] = product
         for arg, values in quantized.items() if not product.fact.is_bias else ():
@@ -116,7 +116,7 @@ class Recording:
         """Return the sites, the most harmful first; of equal ones that which ran first."""
         return sorted(self.tallies, key=lambda site: -self.harm(site))
 
-    def readers(self, site: str) -> list[tuple[Product, Operand]]:
+    def readers(self, site: str) -> list[tuple[RecordedContraction, Operand]]:
         """Return the contractions and sums of biases that read a site, with the operand that it is there."""
         return [
             (product, product.operand(arg))

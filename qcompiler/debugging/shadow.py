@@ -21,7 +21,7 @@ from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import describe_contraction
-from qcompiler.debugging.products import Product
+from qcompiler.debugging.contractions import RecordedContraction
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
 from qcompiler.passes.ir.meta import get_contraction, get_input, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
@@ -53,7 +53,7 @@ class Log(Protocol):
     def quantized(self, site: str, call: "QuantizeCall", codes: Tensor) -> None:
         """A quantizer ran."""
 
-    def multiplied(self, product: Product, quantized: dict[int, Tensor]) -> None:
+    def multiplied(self, product: RecordedContraction, quantized: dict[int, Tensor]) -> None:
         """A contraction ran; argument → the operand behind its quantizer."""
 
     def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
@@ -172,7 +172,7 @@ class QuantizedWatch(Watch):
             self.record.results[label] = _get_result(fact, result)
         sites = self.operands[label]
         floats = {o.arg: self._float(node.args[o.arg], args[o.arg], sites.get(o.arg)) for o in fact.operands}
-        product = Product.of(node, fact, label, args, floats, sites)
+        product = RecordedContraction.of(node, fact, label, args, floats, sites)
         log.multiplied(product, {arg: args[arg] for arg in sites})
 
     def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.demo.measure import one_step, paired_times, saved_bytes
+from qcompiler.demo.measure import measure_saved_bytes, one_step, paired_times
 from qcompiler.demo.nets import ResNet, measure_accuracy
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.tables import Table, to_text
@@ -113,7 +113,7 @@ def compare_recipe(recipe: str = "hyperblock-int4", epochs: int = 12, backend: s
     models, (x, y) = (plain, quantized), (images[:64], labels[:64])
     scores = [measure_accuracy(model, test_images, test_labels, batch=389) for model in models]
     plain.train(), quantized.train()
-    plan, sizes = quantized.plan(), [saved_bytes(model, x) for model in models]
+    plan, sizes = quantized.plan(), [measure_saved_bytes(model, x) for model in models]
     times = paired_times({str(number): one_step(model, x, y) for number, model in enumerate(models)})
     return Comparison(
         quantized.recipe.name,

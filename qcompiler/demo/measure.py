@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def saved_bytes(model: nn.Module, x: Tensor) -> int:
+def measure_saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes of all tensors that the forward of `model` keeps for backward; parameters, buffers and `x` not counted."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
     kept: dict[int, int] = {}

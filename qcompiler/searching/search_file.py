@@ -70,7 +70,7 @@ class SearchFile:
                 part.write_text(json.dumps({"search": self.search, "found": self.found}), encoding="utf-8")
 
 
-def compute_checksum(tree: Any) -> int:
+def checksum_values(tree: Any) -> int:
     """crc32 of all tensors in nested lists, tuples and dictionaries, and of the text of all else."""
     found = 0
     for leaf in torch_compat.list_leaves(tree):

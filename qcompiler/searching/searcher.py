@@ -15,7 +15,7 @@ from qcompiler.module import QuantizedModule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.figures import to_decibels
 from qcompiler.searching.allocation import Allocation, allocate_budget, walk_frontier
-from qcompiler.searching.search_file import SearchFile, compute_checksum
+from qcompiler.searching.search_file import SearchFile, checksum_values
 from qcompiler.searching.sensitivity import Loss, SearchError, Sensitivity, change_spec
 from qcompiler.tables import Table, to_text
 
@@ -76,7 +76,7 @@ def search(
     if not given:
         raise SearchError("search: data: got no batch; valid: at least one")
     specs = _list_candidates(base, formats, blocks)
-    store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": compute_checksum(model.state_dict())})
+    store = SearchFile(file, {"recipe": base.to_yaml(), "specs": specs, "model": checksum_values(model.state_dict())})
     found = Sensitivity(copy.deepcopy(model), base, specs, loss or _cross_entropy, unit)
     found.measure(given, store, quiet, budget)
     slots = found.choices(store)

@@ -29,7 +29,7 @@ from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.ranges.observed import Current
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.searching.allocation import Allocation, Choice
-from qcompiler.searching.search_file import SearchFile, compute_checksum
+from qcompiler.searching.search_file import SearchFile, checksum_values
 from qcompiler.searching.solo import Solo, SoloCompiler
 
 #: pairs of a format and a block
@@ -76,7 +76,7 @@ class Sensitivity:
             bar = stack.enter_context(Progress(console=Console(stderr=True), disable=quiet, transient=True))
             task = bar.add_task("search", total=None)
             for number, batch in enumerate(batches):
-                name, sites = f"{number}:{compute_checksum(batch)}", self.record(number, batch)
+                name, sites = f"{number}:{checksum_values(batch)}", self.record(number, batch)
                 self.refuse_below(budget)
                 self.batches.append(name)
                 bar.update(task, total=len(batches) * len(sites))

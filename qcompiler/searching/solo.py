@@ -11,7 +11,7 @@ from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.debugging.shadow import Watch, site_names
 from qcompiler.passes.ir.quantizer import list_dequantizers
-from qcompiler.passes.ir.walk import unpack_codes
+from qcompiler.passes.ir.walk import find_source
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
 from qcompiler.runtime.ranges.store import RangeStore
@@ -30,7 +30,7 @@ class SoloWatch(Watch):
     def __init__(self, module: GraphModule, solo: Solo) -> None:
         self.solo = solo
         self.sites = site_names(module)
-        found = [(reader.floats.name, unpack_codes(reader.codes)) for reader in list_dequantizers(module.graph)]
+        found = [(reader.floats.name, find_source(reader.codes)) for reader in list_dequantizers(module.graph)]
         #: name of a dequantize → its site
         self.readers = {name: self.sites[quantizer.codes.name] for name, quantizer in found if quantizer is not None}
         self.tensors: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from qcompiler.passes.ir.meta import get_value, is_backward
 from qcompiler.passes.ir.quantizer import Quantizer, insert_quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.verify import VerifyError, verify_graph
 from qcompiler.passes.ir.views import aten
-from qcompiler.passes.ir.walk import find_dequantizer, find_quantizer, get_dequantizer, iterate_readers, unpack_codes
+from qcompiler.passes.ir.walk import find_dequantizer, find_quantizer, find_source, get_dequantizer, iterate_readers
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 
@@ -111,5 +111,5 @@ def test_the_way_back_to_the_quantizer(quantized):
 def test_codes_of_an_input_need_the_table_of_what_is_saved(quantized):
     _, quantizer = quantized()
     placeholder = quantizer.codes.graph.find_nodes(op="placeholder")[0]
-    assert unpack_codes(placeholder) is None
-    assert unpack_codes(placeholder, {placeholder: quantizer.codes}) == Quantizer(quantizer.codes)
+    assert find_source(placeholder) is None
+    assert find_source(placeholder, {placeholder: quantizer.codes}) == Quantizer(quantizer.codes)

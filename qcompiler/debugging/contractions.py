@@ -35,7 +35,7 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class RecordedContraction:
     """One contraction of a step: the tensors that it multiplied, in float, and which quantizer stands at each.
 
     Contractions are linear in either operand, so the error that a quantizer makes in the result is the product of its
@@ -62,7 +62,7 @@ class Product:
         args: tuple[Any, ...],
         floats: dict[int, Tensor],
         sites: dict[int, str],
-    ) -> "Product":
+    ) -> "RecordedContraction":
         """Return the contraction at a node that has just run with `args`."""
         kept = tuple(None if index in floats else arg for index, arg in enumerate(args))
         return cls(label, fact, node.target, kept, dict(node.kwargs), floats, sites)
