@@ -81,13 +81,13 @@ def test_the_saved_bytes_are_those_that_autograd_keeps(models, eager, name, reci
 def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
     """The stages are made anew: their text is the one of the graph that the compiler lowered."""
     module, lowered = sys.modules["qcompiler.compiler.graph_compiler"], []
-    lower = module.lower
+    lower = module.lower_graph
 
     def spy(captured, *args):
         lowered.append(graph_text(captured.module))
         return lower(captured, *args)
 
-    monkeypatch.setattr(module, "lower", spy)
+    monkeypatch.setattr(module, "lower_graph", spy)
     qmodel = eager(models.convolutions(), "hyperblock-int4")
     qmodel(torch.randn(4, 3, 8, 8)).sum().backward()
     assert [qmodel.graph_text()] == lowered
