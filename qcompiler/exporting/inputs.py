@@ -1,6 +1,5 @@
 """What a model is called with: by the names of its arguments, checked before the work starts, with a free batch."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.compiler import torch_compat
+from qcompiler.exporting.signature import get_signature
 from qcompiler.exporting.trace import ExportError, enter_eval_mode
 
 
@@ -17,7 +17,7 @@ def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     Raises:
         TypeError: the model does not take these arguments.
     """
-    signature = inspect.signature(model.forward)
+    signature = get_signature(model, kwargs)
     signature.bind(*args, **kwargs)
     return {**signature.bind_partial(*args).arguments, **kwargs}
 
@@ -82,7 +82,7 @@ def free_batch(
     Raises:
         ExportError: none of the arguments is a tensor with dimensions.
     """
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    bound = get_signature(model, kwargs).bind(*args, **kwargs).arguments
     tensors = [one for one in torch_compat.leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
     if not tensors:
         raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
@@ -100,7 +100,7 @@ def free_batch(
 
 
 def free_as(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Mapping[str, tuple[int, ...]]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
     """An example to be traced as that of a file was, and the dimensions that are free in it.
 
@@ -108,18 +108,21 @@ def free_as(
 
     Args:
         args, kwargs: what the model is called with.
-        free: input of the file → its free dimensions, in the order of the inputs.
+        axes: input of the file → its free dimensions, in the order of the inputs.
     """
-    bound = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    tensors = [bound[name] for name in free] if free.keys() <= bound.keys() else torch_compat.leaves(bound)
-    known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), free.values(), strict=False))
+    bound = dict(get_signature(model, kwargs).bind(*args, **kwargs).arguments)
+    tensors = [bound[name] for name in axes] if axes.keys() <= bound.keys() else torch_compat.leaves(bound)
+    known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), axes.values(), strict=False))
 
     def twice(one: Any) -> Any:
         for axis in known.get(id(one), ()):
             one = torch.cat([one, one], axis) if one.shape[axis] == 1 else one
         return one
 
-    shapes = torch_compat.map_leaves(lambda one: dict.fromkeys(known.get(id(one), ()), torch.export.Dim.AUTO), bound)
+    def free(one: Any) -> dict[int, Any] | None:
+        return dict.fromkeys(known.get(id(one), ()), torch.export.Dim.AUTO) if isinstance(one, Tensor) else None
+
+    shapes = torch_compat.map_leaves(free, bound)
     args, kwargs = torch_compat.map_leaves(twice, (args, dict(kwargs)))
     return args, dict(kwargs), shapes
 
@@ -145,7 +148,7 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
                 f"got {type(given).__name__}; valid: a tuple of positional inputs, such as (x,), a mapping of keyword "
                 "inputs, or a pair of both"
             )
-    positional = inspect.signature(model.forward).bind_partial(*own).arguments
+    positional = get_signature(model, {}).bind_partial(*own).arguments
     found = name_inputs(model, own, {**{name: one for name, one in kwargs.items() if name not in positional}, **named})
     expected = name_inputs(model, args, kwargs)
     if found.keys() != expected.keys():

@@ -16,6 +16,7 @@ from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
 from qcompiler.exporting.freeze import Frozen, freeze_program
+from qcompiler.exporting.signature import named_keywords
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
@@ -148,6 +149,7 @@ def _export_program(
     with (
         torch_compat.quiet_exporter(),
         enter_eval_mode(model),
+        named_keywords(model, kwargs),
         torch.no_grad(),
         torch_compat.plain_encoder_layers(bool(qmodel.recipe.rules)),
     ):
