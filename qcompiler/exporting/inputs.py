@@ -1,10 +1,13 @@
 """What a model is called with: by the names of its arguments, checked before the work starts, with a free batch."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from qcompiler.compiler import torch_compat
 from qcompiler.exporting.signature import get_signature
@@ -125,6 +128,32 @@ def free_as(
     shapes = torch_compat.map_leaves(free, bound)
     args, kwargs = torch_compat.map_leaves(twice, (args, dict(kwargs)))
     return args, dict(kwargs), shapes
+
+
+def describe_given(program: ExportedProgram) -> dict[str, str]:
+    """Input of a traced program → "a tensor", or what it was given, as text, which is a constant of the graph."""
+    given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    return {arg.name: repr(arg.value) if isinstance(arg, ConstantArgument) else "a tensor" for arg in given}
+
+
+def check_constants(model: nn.Module, held: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Raise if a call gives other constants than those that a file has.
+
+    Args:
+        held, given: as from `describe_given`; what is not there has its default.
+
+    Raises:
+        ExportError: with the first of them.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {one.name: repr(one.default) for one in parameters if one.default is not one.empty}
+    for name in dict.fromkeys([*held, *given]):
+        old, new = (of.get(name, defaults.get(name, "nothing")) for of in (held, given))
+        if old != new:
+            raise ExportError(
+                f"export: input {name}: the file was made with {old}, and got {new}; valid: a tensor for a tensor, and "
+                "else the same, which is a constant of the file"
+            )
 
 
 def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from qcompiler.compiler import torch_compat
-from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.build import CHECKSUMS, INPUTS, SITES
 from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.observe import SAME
 from qcompiler.exporting.trace import ExportError, enter_eval_mode
@@ -131,6 +131,8 @@ class Held:
     sites: dict[str, dict[str, Any]]
     #: name → checksum of the parameters and buffers that it was made of, as `compute_checksums` gives them
     tensors: dict[str, int]
+    #: input of the traced graph → what it was given, as `describe_given` gives it
+    given: dict[str, str]
 
 
 def read_file(path: Path) -> Held:
@@ -144,12 +146,13 @@ def read_file(path: Path) -> Held:
     except DecodeError as error:
         raise ExportError(f"verify: {path} is not a whole file of ONNX: {error}") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if not {SITES, CHECKSUMS} <= metadata.keys():
+    if not {SITES, CHECKSUMS, INPUTS} <= metadata.keys():
         raise ExportError(f"verify: {path} was not written by export_onnx of this version")
     return Held(
         inputs={one.name: _list_free_axes(one) for one in model.graph.input},
         sites={one["site"]: one for one in json.loads(metadata[SITES])},
         tensors=json.loads(metadata[CHECKSUMS]),
+        given=json.loads(metadata[INPUTS]),
     )
 
 
