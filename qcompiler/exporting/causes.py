@@ -22,7 +22,7 @@ def explain_missing(qmodel: QuantizedModule, error: MissingRangeError, args: Any
     """
     model = get_session("export", qmodel).model
     if all(state.isnan().any() for state in qmodel.ranges().values()):
-        return _explain_recurrent(model, error.sites)
+        return explain_recurrent(model, error.sites)
     _capture_eval(qmodel, args, kwargs)
     given = dict(zip(error.inputs, torch_compat.leaves((args, dict(kwargs))), strict=True))
     return explain_parts(qmodel, error.sites) or _explain_twice(qmodel, error.readers, given)
@@ -30,10 +30,10 @@ def explain_missing(qmodel: QuantizedModule, error: MissingRangeError, args: Any
 
 def explain_parts(qmodel: QuantizedModule, sites: Iterable[str]) -> str:
     """Return which recurrent layer or graph break gives PyTorch other quantizers at `sites`; empty if there is none."""
-    return _explain_recurrent(get_session("export", qmodel).model, sites) or _explain_breaks(qmodel)
+    return explain_recurrent(get_session("export", qmodel).model, sites) or _explain_breaks(qmodel)
 
 
-def _explain_recurrent(model: nn.Module, sites: Iterable[str]) -> str:
+def explain_recurrent(model: nn.Module, sites: Iterable[str] = ()) -> str:
     """Name the recurrent layers that hold a site; or, if the model has a recurrent layer at all, all of them."""
     layers = {name: type(part).__name__ for name, part in model.named_modules() if isinstance(part, nn.RNNBase)}
     paths = {SiteName.parse(site).contraction.partition("#")[0] for site in sites}

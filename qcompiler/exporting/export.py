@@ -11,7 +11,7 @@ from torch import nn
 
 from qcompiler.exporting import report as reports
 from qcompiler.exporting.calibration import measure_ranges
-from qcompiler.exporting.causes import explain_missing, explain_parts
+from qcompiler.exporting.causes import explain_missing, explain_parts, explain_recurrent
 from qcompiler.exporting.dimensions import as_dims, find_symbol_names
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.exporting.report import ExportReport
@@ -114,6 +114,11 @@ def _trace(qmodel: QuantizedModule, call: _Call, **options: Any) -> Traced:
         if not cause:
             raise
         raise ExportError(f"export: no range yet for {join_some(error.sites)}: {cause}") from error
+    except ExportError as error:
+        cause = explain_recurrent(get_session("export", qmodel).model) if qmodel.recipe.rules else ""
+        if not cause:
+            raise
+        raise ExportError(f"{error}\nBeside that, {cause}") from error
 
 
 def _measure_ranges(
