@@ -16,7 +16,7 @@ from qcompiler.passes.rules import Position
 #: one part of the model: file, function and line, and the module whose method it is, or its parameters
 FrameKey: TypeAlias = tuple[str, str, int, str]
 #: what Dynamo calls the rest of a function behind a graph break
-_RESUMED: Final = "torch_dynamo_resume_in_"
+RESUMED: Final = "torch_dynamo_resume_in_"
 #: the module path of each contraction of a forward of the whole model, in order; None: not to be had
 Order: TypeAlias = Callable[[], Sequence[str] | None]
 
@@ -100,7 +100,7 @@ class ModelNames:
         owners = (*map(frame.locals.get, ("self", "fn")), frame.first)
         owner = next((x for x in owners if id(x) in modules), None)
         root = modules.get(id(owner), "")
-        resumed = frame.function.startswith(_RESUMED)
+        resumed = frame.function.startswith(RESUMED)
         is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
         # a function outside of modules is told by the parameters that it is called with; not by buffers, which
         # evaluation need not read: batch norm counts batches in training alone
@@ -132,7 +132,7 @@ class ModelNames:
     def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
         """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
         file, function, _, owned = key
-        rest = f"{_RESUMED}{function}_at_"
+        rest = f"{RESUMED}{function}_at_"
         for part, layers in self._layers[frozen].items():
             if part == key or (part[0] == file and part[3] == owned and part[1].startswith(rest)):
                 layers.clear()

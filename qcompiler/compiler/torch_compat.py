@@ -97,13 +97,17 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without what torch 2.13 says of itself while it exports: a deprecated check, and that torchvision is missing."""
+    """Without what torch 2.13 says of itself while it exports.
+
+    That is a deprecated check, the weights that recurrent layers hold in a list too, and that torchvision is missing.
+    """
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec.* is deprecated", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
             yield
     finally:
         log.setLevel(before)

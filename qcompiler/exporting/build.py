@@ -20,6 +20,7 @@ import qcompiler
 from qcompiler.compiler import torch_compat
 from qcompiler.exporting.checksums import compute_checksum, compute_checksums
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
+from qcompiler.exporting.inputs import describe_given
 from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.stand_ins import TRANSLATIONS
 from qcompiler.exporting.trace import ExportError, Traced
@@ -29,7 +30,7 @@ from qcompiler.passes.ir.meta import module_path
 
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
-CHECKSUMS = "qcompiler.checksums"
+CHECKSUMS, INPUTS = "qcompiler.checksums", "qcompiler.inputs"
 #: the first opset with 4-bit types and block_size
 OLDEST = 21
 
@@ -101,6 +102,7 @@ def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedMod
     model.metadata_props[RECIPE] = qmodel.recipe.to_yaml()
     model.metadata_props[SITES] = json.dumps([*_list_sites(traced, subject.quantizers)])
     model.metadata_props[CHECKSUMS] = json.dumps(compute_checksums(get_session("export", qmodel).model))
+    model.metadata_props[INPUTS] = json.dumps(describe_given(traced.frozen.program))
     model.metadata_props[VERSIONS] = json.dumps(versions)
     model.producer_name, model.producer_version = "qcompiler", qcompiler.__version__
 

@@ -1,6 +1,5 @@
 """Free dimensions by the names that the user gave them: `torch.export.Dim("batch")`, or `"batch"` for short."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,12 +8,13 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
 from qcompiler.compiler import torch_compat
+from qcompiler.exporting.signature import flatten_shapes, get_signature
 from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.ir.meta import get_value
 
 
 def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
-    """Return `dynamic_shapes` as plain dicts and tuples, with one `Dim` for all places of a string.
+    """`dynamic_shapes` as plain dicts and tuples, by argument, with one `Dim` for all strings of a name.
 
     Raises:
         ExportError: a string that is no name in Python.
@@ -32,7 +32,7 @@ def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
             )
         return dims.setdefault(one, Dim(one))
 
-    return torch_compat.map_leaves(as_dim, shapes)
+    return torch_compat.map_leaves(as_dim, flatten_shapes(model, kwargs, shapes))
 
 
 def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:
@@ -58,12 +58,10 @@ def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -
 
 
 def _list_specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
-    """Yield the entry of `shapes` for each leaf of a call; None if there is none."""
-    signature = inspect.signature(model.forward)
+    """What `shapes` says of each leaf of a call, None where that is nothing."""
+    signature = get_signature(model, kwargs)
     if not isinstance(shapes, Mapping):
         shapes = dict(zip(signature.bind(*args, **kwargs).arguments, shapes, strict=False))
-    others = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD and one.name in shapes]
-    shapes = {**shapes, **(shapes[others[0]] or {})} if others else shapes
     for name, one in {**signature.bind_partial(*args).arguments, **kwargs}.items():
         yield from _list_inner_specs(one, shapes.get(name))
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from qcompiler.exporting import report as reports
 from qcompiler.exporting.calibration import measure_ranges
+from qcompiler.exporting.causes import explain_missing, explain_parts, explain_recurrent
 from qcompiler.exporting.dimensions import as_dims, find_symbol_names
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
 from qcompiler.exporting.report import ExportReport
-from qcompiler.exporting.trace import ExportError, Traced, enter_eval_mode, trace_model
+from qcompiler.exporting.trace import ExportError, MissingRangeError, Traced, join_some, trace_model
 from qcompiler.files import check_writable
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
@@ -83,9 +84,7 @@ def export_onnx(
     path = Path(os.path.realpath(path))
     call = _prepare_call(qmodel, path, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
     ranges = _measure_ranges(qmodel, call, calibration)
-    traced = trace_model(
-        qmodel, call.args, call.kwargs, call.shapes, fold_batch_norm=fold_batch_norm, calibrated=ranges
-    )
+    traced = _trace(qmodel, call, fold_batch_norm=fold_batch_norm, calibrated=ranges)
     names = find_symbol_names(traced.frozen.program, get_session("export", qmodel).model, call.shapes)
     built = build.build_model(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
     return _write_and_report(qmodel, path, call, traced, built)
@@ -101,10 +100,25 @@ def _prepare_call(
     check_inputs(model, args, kwargs)
     shapes = as_dims(model, args, kwargs, shapes)
     args, kwargs = copy_tensors(args, kwargs)
-    _check_recurrent(qmodel, args, kwargs)
     if shapes is None and dynamic_batch:
         args, kwargs, shapes = free_batch(model, args, kwargs)
     return _Call(args, kwargs, shapes, given_args, given_kwargs)
+
+
+def _trace(qmodel: QuantizedModule, call: _Call, **options: Any) -> Traced:
+    """Return the traced graph of a call; what has no range yet is explained by the model, if the model is the cause."""
+    try:
+        return trace_model(qmodel, call.args, call.kwargs, call.shapes, **options)
+    except MissingRangeError as error:
+        cause = explain_missing(qmodel, error, call.given_args, call.given_kwargs)
+        if not cause:
+            raise
+        raise ExportError(f"export: no range yet for {join_some(error.sites)}: {cause}") from error
+    except ExportError as error:
+        cause = explain_recurrent(get_session("export", qmodel).model) if qmodel.recipe.rules else ""
+        if not cause:
+            raise
+        raise ExportError(f"{error}\nBeside that, {cause}") from error
 
 
 def _measure_ranges(
@@ -116,7 +130,7 @@ def _measure_ranges(
     if not isinstance(examples, Iterable):
         got = type(examples).__name__
         raise ExportError(f"export: calibration: got {got}; valid: an iterable of examples, such as a list of tuples")
-    traced = trace_model(qmodel, call.args, call.kwargs, call.shapes, frozen=False)
+    traced = _trace(qmodel, call, frozen=False)
 
     def as_call(example: Any) -> dict[str, Any]:
         return as_example(get_session("export", qmodel).model, example, call.given_args, call.given_kwargs)
@@ -187,30 +201,15 @@ def _check_types(model: nn.Module) -> None:
         )
 
 
-def _check_recurrent(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise if a recurrent layer keeps all of eval mode in float, in which torch's exporter finds contractions."""
-    layers = [
-        name for name, part in get_session("export", qmodel).model.named_modules() if isinstance(part, nn.RNNBase)
-    ]
-    if not layers or not qmodel.recipe.rules:
-        return
-    with enter_eval_mode(get_session("export", qmodel).model), torch.no_grad():
-        qmodel(*args, **kwargs)
-    if not qmodel.plan(training=False).sites:
-        raise ExportError(
-            f"export: {layers[0] or 'the model'} is a recurrent layer, and a model that holds one runs in float; "
-            "valid: a model without recurrent layers, or a recipe without rules (identity)"
-        )
-
-
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
     """Raise if eval mode, which was captured for the comparison, has other quantizers than the file."""
     # eval mode has a backward half too, where it was last called with gradients
     others = {site.name for site in qmodel.plan(training=False).sites if site.is_forward} ^ exported
     if others:
+        cause = explain_parts(qmodel, others)
         raise ExportError(
             f"export: plan(training=False) and the graph of torch.export differ in {', '.join(sorted(others))}; "
-            "the file would not be what eval mode computes"
+            f"the file would not be what eval mode computes{cause and f': {cause}'}"
         )
 
 

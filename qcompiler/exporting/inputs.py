@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from qcompiler.compiler import torch_compat
+from qcompiler.exporting.signature import get_signature
 from qcompiler.exporting.trace import ExportError, enter_eval_mode
 
 
@@ -17,7 +20,7 @@ def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     Raises:
         TypeError: the model does not take these arguments.
     """
-    signature = inspect.signature(model.forward)
+    signature = get_signature(model, kwargs)
     signature.bind(*args, **kwargs)
     return {**signature.bind_partial(*args).arguments, **kwargs}
 
@@ -82,7 +85,7 @@ def free_batch(
     Raises:
         ExportError: none of the arguments is a tensor with dimensions.
     """
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    bound = get_signature(model, kwargs).bind(*args, **kwargs).arguments
     tensors = [one for one in torch_compat.list_leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim]
     if not tensors:
         raise ExportError("export: example_inputs hold no tensor with dimensions; valid: dynamic_batch=False")
@@ -100,7 +103,7 @@ def free_batch(
 
 
 def free_as(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Mapping[str, tuple[int, ...]]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
     """Return an example to be traced as that of a file was, and the dimensions that are free in it.
 
@@ -108,20 +111,49 @@ def free_as(
 
     Args:
         args, kwargs: what the model is called with.
-        free: input of the file → its free dimensions, in the order of the inputs.
+        axes: input of the file → its free dimensions, in the order of the inputs.
     """
-    bound = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    tensors = [bound[name] for name in free] if free.keys() <= bound.keys() else torch_compat.list_leaves(bound)
-    known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), free.values(), strict=False))
+    bound = dict(get_signature(model, kwargs).bind(*args, **kwargs).arguments)
+    tensors = [bound[name] for name in axes] if axes.keys() <= bound.keys() else torch_compat.list_leaves(bound)
+    known = dict(zip(map(id, (one for one in tensors if isinstance(one, Tensor))), axes.values(), strict=False))
 
     def twice(one: Any) -> Any:
         for axis in known.get(id(one), ()):
             one = torch.cat([one, one], axis) if one.shape[axis] == 1 else one
         return one
 
-    shapes = torch_compat.map_leaves(lambda one: dict.fromkeys(known.get(id(one), ()), torch.export.Dim.AUTO), bound)
+    def free(one: Any) -> dict[int, Any] | None:
+        return dict.fromkeys(known.get(id(one), ()), torch.export.Dim.AUTO) if isinstance(one, Tensor) else None
+
+    shapes = torch_compat.map_leaves(free, bound)
     args, kwargs = torch_compat.map_leaves(twice, (args, dict(kwargs)))
     return args, dict(kwargs), shapes
+
+
+def describe_given(program: ExportedProgram) -> dict[str, str]:
+    """Input of a traced program → "a tensor", or what it was given, as text, which is a constant of the graph."""
+    given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    return {arg.name: repr(arg.value) if isinstance(arg, ConstantArgument) else "a tensor" for arg in given}
+
+
+def check_constants(model: nn.Module, held: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Raise if a call gives other constants than those that a file has.
+
+    Args:
+        held, given: as from `describe_given`; what is not there has its default.
+
+    Raises:
+        ExportError: with the first of them.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {one.name: repr(one.default) for one in parameters if one.default is not one.empty}
+    for name in dict.fromkeys([*held, *given]):
+        old, new = (of.get(name, defaults.get(name, "nothing")) for of in (held, given))
+        if old != new:
+            raise ExportError(
+                f"export: input {name}: the file was made with {old}, and got {new}; valid: a tensor for a tensor, and "
+                "else the same, which is a constant of the file"
+            )
 
 
 def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +177,7 @@ def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapp
                 f"got {type(given).__name__}; valid: a tuple of positional inputs, such as (x,), a mapping of keyword "
                 "inputs, or a pair of both"
             )
-    positional = inspect.signature(model.forward).bind_partial(*own).arguments
+    positional = get_signature(model, {}).bind_partial(*own).arguments
     found = name_inputs(model, own, {**{name: one for name, one in kwargs.items() if name not in positional}, **named})
     expected = name_inputs(model, args, kwargs)
     if found.keys() != expected.keys():

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from qcompiler.compiler import torch_compat
-from qcompiler.exporting.build import CHECKSUMS, SITES
+from qcompiler.exporting.build import CHECKSUMS, INPUTS, SITES
 from qcompiler.exporting.edits import read_array
 from qcompiler.exporting.observe import SAME
 from qcompiler.exporting.trace import ExportError, enter_eval_mode
@@ -122,7 +122,7 @@ def run_file(
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class FileContents:
     """What a file of `export_onnx` says of itself."""
 
     #: input → its free dimensions, in order
@@ -131,9 +131,11 @@ class Held:
     sites: dict[str, dict[str, Any]]
     #: name → checksum of the parameters and buffers that it was made of, as `compute_checksums` gives them
     tensors: dict[str, int]
+    #: input of the traced graph → what it was given, as `describe_given` gives it; None in files of earlier versions
+    given: dict[str, str] | None
 
 
-def read_file(path: Path) -> Held:
+def read_file(path: Path) -> FileContents:
     """Return the inputs and the metadata of a file.
 
     Raises:
@@ -146,10 +148,11 @@ def read_file(path: Path) -> Held:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if not {SITES, CHECKSUMS} <= metadata.keys():
         raise ExportError(f"verify: {path} was not written by export_onnx of this version")
-    return Held(
+    return FileContents(
         inputs={one.name: _list_free_axes(one) for one in model.graph.input},
         sites={one["site"]: one for one in json.loads(metadata[SITES])},
         tensors=json.loads(metadata[CHECKSUMS]),
+        given=json.loads(metadata.get(INPUTS, "null")),
     )
 
 

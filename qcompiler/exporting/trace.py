@@ -16,12 +16,14 @@ from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
 from qcompiler.exporting.freeze import Frozen, freeze_program
+from qcompiler.exporting.signature import named_keywords
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
-from qcompiler.passes.ir.views import aten
+from qcompiler.passes.ir.quantizer import list_quantizers
+from qcompiler.passes.ir.views import aten, view_root
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.ranges.store import RangeStore
 
@@ -49,6 +51,18 @@ _FUSED = (
 
 class ExportError(QCompilerError):
     """The model cannot be exported; names the site, operator or path, and says what would be valid."""
+
+
+class MissingRangeError(ExportError):
+    """Ranges have no value yet; tells of which quantizers, and what they read."""
+
+    def __init__(self, message: str, sites: Sequence[str], readers: Mapping[str, str], inputs: Sequence[str]) -> None:
+        super().__init__(message)
+        self.sites = sites
+        #: site → the input of the graph that it reads, if it reads one
+        self.readers = readers
+        #: all of those inputs, in order
+        self.inputs = inputs
 
 
 @contextlib.contextmanager
@@ -101,9 +115,10 @@ def trace_model(
     try:
         joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module)
         plan = QuantPlan.of(program.graph_module)
-        _refuse_ranges(plan, qmodel.ranges(), get_session("export", qmodel).store)
+        _refuse_missing(plan, qmodel.ranges(), program.graph)
+        _refuse_ranges(plan, get_session("export", qmodel).store)
         if not frozen:
-            return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _list_inputs(program))
+            return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _list_inputs(program.graph))
         with torch_compat.quiet_exporter():
             ranges, measured = qmodel.ranges(), calibrated or {}
             made = freeze_program(program, ranges, fold_batch_norm=fold_batch_norm, calibrated=measured)
@@ -148,6 +163,7 @@ def _export_program(
     with (
         torch_compat.quiet_exporter(),
         enter_eval_mode(model),
+        named_keywords(model, kwargs),
         torch.no_grad(),
         torch_compat.plain_encoder_layers(bool(qmodel.recipe.rules)),
     ):
@@ -180,8 +196,8 @@ def _refuse_inexact_sizes(graph: Graph) -> None:
             )
 
 
-def _list_inputs(program: ExportedProgram) -> tuple[Input, ...]:
-    facts = [get_input(node) for node in program.graph.find_nodes(op="placeholder")]
+def _list_inputs(graph: Graph) -> tuple[Input, ...]:
+    facts = [get_input(node) for node in graph.find_nodes(op="placeholder")]
     return tuple(fact for fact in facts if fact is not None)
 
 
@@ -197,30 +213,39 @@ def enter_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _refuse_ranges(plan: QuantPlan, ranges: Mapping[str, Tensor], store: RangeStore) -> None:
-    """Raise for what has no form in a file: ranges without a value or of another meaning, and random bits."""
+def _refuse_missing(plan: QuantPlan, ranges: Mapping[str, Tensor], graph: Graph) -> None:
+    """Raise if a range has no value yet."""
+    kept = [site.name for site in plan.sites if site.spec.range.has_state]
+    empty = [name for name in kept if name not in ranges or bool(ranges[name].isnan().any())]
+    if not empty:
+        return
+    fused = any(one.reason.startswith("fused attention") for one in plan.kept) and len(empty) < len(kept)
+    hint = "train the model for a step, or load a checkpoint with ranges" + (_FUSED if fused else "")
+    inputs = [fact for fact in _list_inputs(graph) if fact.kind is InputKind.INPUT]
+    roots = {one.site: get_input(view_root(one.tensor)) for one in list_quantizers(graph) if one.site in empty}
+    readers = {site: fact.name for site, fact in roots.items() if fact in inputs and fact is not None}
+    raise MissingRangeError(
+        f"export: no range yet for {join_some(empty)}; {hint}", empty, readers, [fact.name for fact in inputs]
+    )
+
+
+def _refuse_ranges(plan: QuantPlan, store: RangeStore) -> None:
+    """Raise for what has no form in a file: ranges of another meaning, and random bits."""
     kept = [site for site in plan.sites if site.spec.range.has_state]
-    empty = [site.name for site in kept if site.name not in ranges or bool(ranges[site.name].isnan().any())]
-    if empty:
-        fused = any(one.reason.startswith("fused attention") for one in plan.kept)
-        raise ExportError(
-            f"export: no range yet for {_join_some(empty)}; train the model for a step, or load a checkpoint with "
-            "ranges" + (_FUSED if fused and len(empty) < len(kept) else "")
-        )
     others = [site.name for site in kept if not store.means(site.name, site.spec.range.meaning(site.spec.format.bits))]
     if others:
         raise ExportError(
-            f"export: the ranges of {_join_some(others)} belong to another recipe; "
+            f"export: the ranges of {join_some(others)} belong to another recipe; "
             "train the model for a step, or load a checkpoint of this recipe"
         )
     random = [site.name for site in plan.sites if site.spec.rounding.value == "stochastic"]
     if random:
         raise ExportError(
-            f"export: {_join_some(random)} round stochastically in eval; valid: recipes that round to nearest"
+            f"export: {join_some(random)} round stochastically in eval; valid: recipes that round to nearest"
         )
 
 
-def _join_some(names: Sequence[str], most: int = 3) -> str:
-    """Return the first few names, and how many there are."""
+def join_some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

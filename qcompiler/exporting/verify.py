@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qcompiler.exporting.checksums import compute_checksum, list_changed
-from qcompiler.exporting.inputs import check_inputs, copy_tensors, free_as
+from qcompiler.exporting.inputs import check_constants, check_inputs, copy_tensors, describe_given, free_as
 from qcompiler.exporting.observe import SAME, InDouble, Observer, count_different, restore_codes
 from qcompiler.exporting.trace import ExportError, name_errors, trace_model
 from qcompiler.module import QuantizedModule, get_session
@@ -125,8 +125,8 @@ def verify_onnx(
         kwargs: another name of `example_kwargs`.
 
     Raises:
-        ExportError: the file is not one of `export_onnx`, or has other quantizers than the module; both names of the
-            keyword inputs are given.
+        ExportError: the file is not one of `export_onnx`, or has other quantizers than the module; a number or another
+            constant differs from that of the export; both names of the keyword inputs are given.
         OSError: the file cannot be read.
     """
     try:
@@ -144,6 +144,8 @@ def verify_onnx(
         trace_model(qmodel, *free_as(get_session("export", qmodel).model, inputs, options, held.inputs), frozen=False),
         qmodel.ranges(),
     )
+    if held.given is not None:
+        check_constants(get_session("export", qmodel).model, held.given, describe_given(traced.frozen.program))
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)

@@ -119,14 +119,6 @@ def test_inputs_are_tried_on_copies():
             check_inputs(model, (x,), kwargs)
 
 
-def test_a_recurrent_layer(tmp_path):
-    """Its model trains and evaluates in float, where torch's exporter takes it apart."""
-    qmodel = qcompiler.compile(nn.Sequential(nn.Flatten(), nn.LSTM(4, 4)), "tensor-int8", backend="eager")
-    with pytest.raises(qcompiler.ExportError, match=r"^export: 1 is a recurrent layer, .* valid: a model without"):
-        qcompiler.export_onnx(qmodel, tmp_path / "m.onnx", (torch.randn(2, 4),))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_files_that_are_cut(small, tmp_path):
     """Errors of a verification name it and the file, wherever they come from."""
     path, x = tmp_path / "m.onnx", torch.randn(2, 64)
