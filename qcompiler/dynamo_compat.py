@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -24,7 +25,8 @@ from torch._dynamo.exc import (
 )
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.pgo import FrameStateSizeEntry
-from torch._dynamo.source import LocalSource
+from torch._dynamo.resume_execution import ContinueExecutionCache
+from torch._dynamo.source import AttrSource, DictGetItemSource, GetItemSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.symbolic_convert import tls as _dynamo_thread
 from torch._dynamo.types import ConvertFrameReturn
@@ -34,8 +36,12 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from qcompiler.model_parts import Part, StepKind
 from qcompiler.passes.ir.meta import get_example, get_graph_argument
 from qcompiler.torch_compat import leaves
+
+_TORCH: Final = os.path.dirname(torch.__file__) + os.sep
+_OWN: Final = os.path.dirname(__file__) + os.sep
 
 
 def placeholder_source(node: Node) -> str:
@@ -128,8 +134,10 @@ class TracedFrame:
     line: int
     locals: Mapping[str, Any]
     globals: Mapping[str, Any]
-    #: True if something breaks the graph, so that the rest of the function is another graph
-    is_broken: bool
+    #: of the rest of a function behind a graph break: the function itself
+    origin: types.CodeType
+    #: True if this is a whole function, which torch itself has called for the model
+    is_outermost: bool
 
 
 def traced_frame(module: GraphModule) -> TracedFrame | None:
@@ -138,21 +146,45 @@ def traced_frame(module: GraphModule) -> TracedFrame | None:
     if tracer is None:
         return None
     code, reason = tracer.f_code, getattr(module, "compile_subgraph_reason", None)
-    broken = bool(getattr(reason, "graph_break", False))
-    return TracedFrame(code.co_filename, code.co_name, code.co_firstlineno, tracer.f_locals, tracer.f_globals, broken)
+    resumed = ContinueExecutionCache.generated_code_metadata.get(code)
+    origin = code if resumed is None else resumed.code
+    # with a break the rest of the function is another graph
+    is_whole = resumed is None and not getattr(reason, "graph_break", False)
+    return TracedFrame(
+        file=code.co_filename,
+        function=code.co_name,
+        line=code.co_firstlineno,
+        locals=tracer.f_locals,
+        globals=tracer.f_globals,
+        origin=origin,
+        is_outermost=is_whole and _is_called_by_torch(),
+    )
 
 
-def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> None:
+def _is_called_by_torch() -> bool:
+    """Return True if no function of the user runs between the call of a compiled model and this capture."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _Retrying.__call__.__code__:
+        frame = frame.f_back
+    frame = None if frame is None else frame.f_back
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_OWN)
+
+
+def guard_instances(parts: Sequence[Part], module: GraphModule, is_part: Callable[[object], bool]) -> None:
     """Make Dynamo capture a function anew for other modules: by default it takes the graph of one block for the next.
 
     Args:
+        parts: what the variables of the function hold of the model.
         module: the graph that Dynamo is capturing.
         is_part: True for the modules of the model.
     """
     tracer = InstructionTranslator.current_tx()
     scopes = {"L": tracer.f_locals, "G": tracer.f_globals}
+    held = [_part_source(part) for part in parts if isinstance(part.value, torch.nn.Module)]
     sources = [getattr(get_graph_argument(node), "source", None) for node in module.graph.find_nodes(op="placeholder")]
-    for source in [LocalSource("self"), *(source for source in sources if source is not None)]:
+    for source in [*held, *(source for source in sources if source is not None)]:
         chain = [source]
         while hasattr(chain[-1], "base"):
             chain.append(chain[-1].base)
@@ -160,6 +192,19 @@ def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> N
             if is_part(_evaluate(_source_name(step), scopes)):
                 install_guard(step.make_guard(GuardBuilder.ID_MATCH))
                 break
+
+
+def _part_source(part: Part) -> Any:
+    """Return Dynamo's source of a part of the model."""
+    source: Any = LocalSource(part.variable)
+    kinds: dict[StepKind, Any] = {
+        StepKind.ATTRIBUTE: AttrSource,
+        StepKind.INDEX: GetItemSource,
+        StepKind.KEY: DictGetItemSource,
+    }
+    for kind, step in part.steps:
+        source = kinds[kind](source, step)
+    return source
 
 
 def _evaluate(expression: str, scopes: Mapping[str, Any]) -> Any:
@@ -298,7 +343,7 @@ class _Retrying:
             self._given_up(code, lengths[0])
 
 
-_LAYERS: Final = os.path.join(os.path.dirname(torch.nn.__file__), "modules") + os.sep
+_LAYERS: Final = os.path.join(_TORCH, "nn", "modules") + os.sep
 
 
 def _is_layer(code: types.CodeType) -> bool:

@@ -71,9 +71,9 @@ class GraphCompiler:
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         with self._working():
-            names = self.names.of(dynamo_compat.traced_frame(module), inputs)
+            names = self.names.of(dynamo_compat.traced_frame(module))
             if not names.is_whole:
-                dynamo_compat.guard_instances(module, lambda value: id(value) in names.modules)
+                dynamo_compat.guard_instances(names.parts, module, lambda value: id(value) in names.modules)
             return Variants(module, lambda copied, given: self._build(copied, given, names), self._running).first(
                 inputs
             )
@@ -82,7 +82,8 @@ class GraphCompiler:
         """Captures, rewrites and lowers one graph."""
         self._unrecorded += 1
         captured = capture(module, inputs, names)
-        captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order))
+        frame = self.names.frame(names, self._find_order, training=not self.frozen)
+        captured = dataclasses.replace(captured, frame=frame)
         untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
         finish = self.prepare(captured)
         pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
@@ -126,7 +127,7 @@ class GraphCompiler:
         note = f"{name} at {file}:{line} is captured in parts, since every call of it needs a new capture: {reason}"
         logger.warning("%s", note)
         self.breaks.append(note)
-        self.names.release(function)
+        self.names.release(function, training=not self.frozen)
         for key in [key for key in self.plans if key[:3] == function]:
             del self.plans[key], self.captures[key]
 

@@ -1,6 +1,7 @@
 """Names that start at the model, whichever part of it Dynamo captures."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -8,14 +9,13 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from qcompiler.dynamo_compat import TracedFrame
+from qcompiler.model_parts import Part, find_owner, find_parts
 from qcompiler.passes.ir.frame import Frame, Positions, whole_model
 from qcompiler.passes.ir.source_names import clean_path, parse_source
 from qcompiler.passes.rules import Position
 
-#: one part of the model: file, function and line, and the module whose method it is, or its parameters
+#: one part of the model: file, function and line, and the modules and parameters that its variables hold
 FrameKey: TypeAlias = tuple[str, str, int, str]
-#: what Dynamo calls the rest of a function behind a graph break
-_RESUMED: Final = "torch_dynamo_resume_in_"
 #: the module path of each contraction of a forward of the whole model, in order; None: not to be had
 Order: TypeAlias = Callable[[], Sequence[str] | None]
 
@@ -29,6 +29,8 @@ class FrameNames:
     root: str
     #: False if the graph is a part of the model
     is_whole: bool
+    #: what the variables of the function hold of the model
+    parts: tuple[Part, ...]
     modules: Mapping[int, str]
     tensors: Mapping[int, str]
     scopes: Mapping[str, Mapping[str, Any]]
@@ -54,7 +56,7 @@ class FrameNames:
 
 
 #: of a graph that no model is known of: names start at its own variables
-PLAIN: Final = FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+PLAIN: Final = FrameNames(("", "", 0, ""), "", True, (), {}, {}, {})
 
 
 def _step(value: Any, step: str | int) -> Any:
@@ -69,18 +71,19 @@ def _step(value: Any, step: str | int) -> Any:
 class ModelNames:
     """The names of the parts of one model, over all its graphs.
 
-    A layer that several graphs use has a name in each: `layer` in the graph that was captured first, `layer@2` in the
-    second. Graphs of the same code and module, such as one captured again for another signature, share the name.
+    A layer that several graphs of one mode use has a name in each: `layer` in the graph that was captured first,
+    `layer@2` in the second. Graphs of the same code and modules share the name: those of training and of evaluation,
+    and one captured again for another signature.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
-        #: name of a layer → the parts that have contractions of it, in the order of their first capture
-        self._claims: dict[str, list[FrameKey | None]] = {}
-        #: part → how many contractions of each module path it has
-        self._counts: dict[FrameKey, Counter[str]] = {}
+        #: mode → name of a layer → the parts of the model that have contractions of it, with their numbers
+        self._claims: dict[bool, dict[str, dict[FrameKey, int]]] = {True: {}, False: {}}
+        #: mode → part → how many contractions of each module path it has
+        self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {True: {}, False: {}}
 
-    def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
+    def of(self, frame: TracedFrame | None) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
         if frame is None:
             return PLAIN
@@ -90,49 +93,48 @@ class ModelNames:
             modules = {id(module): name for name, module in self.model.named_modules()}
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
-        # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
-        owner = next((x for x in map(frame.locals.get, ("self", "fn")) if id(x) in modules), None)
-        root = modules.get(id(owner), "")
-        resumed = frame.function.startswith(_RESUMED)
-        is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
-        # a function outside of modules is told by the parameters that it is called with
-        named = ",".join(tensors[id(tensor)] for tensor in inputs if id(tensor) in tensors)
-        owned = named if owner is None else root
-        key = (frame.file, frame.function, frame.line, owned)
+        parts = find_parts(frame.locals, {**tensors, **modules})
+        owner = find_owner(parts, frame.origin)
+        is_whole = self.model is None or (owner is self.model and frame.is_outermost)
+        key = (frame.file, frame.function, frame.line, ",".join(map(str, parts)))
         scopes = {"L": frame.locals, "G": frame.globals}
-        return FrameNames(key, root, is_whole, modules, tensors, scopes)
+        return FrameNames(key, modules.get(id(owner), ""), is_whole, tuple(parts), modules, tensors, scopes)
 
-    def frame(self, names: FrameNames, order: Order) -> Frame:
+    def frame(self, names: FrameNames, order: Order, *, training: bool) -> Frame:
         """Return what the passes need to know of one graph; `order` is asked to place a part of the model."""
 
         def claim(layer: str) -> int:
-            claims = self._claims.setdefault(layer, [])
+            claims = self._claims[training].setdefault(layer, {})
             if names.key not in claims:
-                free = claims.index(None) if None in claims else len(claims)
-                claims[free : free + 1] = [names.key]
-            return claims.index(names.key) + 1
+                other = self._claims[not training].get(layer, {}).get(names.key, 1)
+                claims[names.key] = next(n for n in itertools.chain([other], itertools.count(1)) if n not in claims.values())
+            return claims[names.key]
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
-            return whole_model(paths) if found is None else self._place(names.key, paths, found)
+            return whole_model(paths) if found is None else self._place(names.key, paths, found, self._counts[training])
 
         placed: Positions = whole_model if names.is_whole else positions
         return Frame(claim, placed)
 
-    def release(self, function: tuple[str, str, int]) -> None:
+    def release(self, function: tuple[str, str, int], *, training: bool) -> None:
         """Give the names of a function (file, name, line) that is not captured any more to the parts in its place."""
-        for claims in self._claims.values():
-            claims[:] = [None if key is not None and key[:3] == function else key for key in claims]
-        self._counts = {key: counts for key, counts in self._counts.items() if key[:3] != function}
+        held: list[dict[FrameKey, Any]] = [*self._claims[training].values(), self._counts[training]]
+        for parts in held:
+            for key in [key for key in parts if key[:3] == function]:
+                del parts[key]
 
-    def _place(self, key: FrameKey, paths: Sequence[str], order: Sequence[str]) -> list[frozenset[Position]]:
+    @staticmethod
+    def _place(
+        key: FrameKey, paths: Sequence[str], order: Sequence[str], counts: dict[FrameKey, Counter[str]]
+    ) -> list[frozenset[Position]]:
         """Return the positions of the contractions of a part, from the order of all those of the model."""
         earlier: Counter[str] = Counter()
-        for other, counts in self._counts.items():
+        for other, found_there in counts.items():
             if other == key:
                 break
-            earlier.update(counts)
-        self._counts[key] = Counter(paths)
+            earlier.update(found_there)
+        counts[key] = Counter(paths)
         ends = ((Position.FIRST, (order[0], 1)), (Position.LAST, (order[-1], order.count(order[-1])))) if order else ()
         placed = []
         for path in paths:
