@@ -99,6 +99,7 @@ def no_silent_eager(limit: int) -> Iterator[None]:
     Guards also see hooks that are registered after the first call; by default Dynamo leaves them out. A model under
     DistributedDataParallel stays whole: split at its buckets, each part would have a first and a last contraction.
     Numbers of Python that change, such as counters, become inputs of a graph; sizes of tensors are constants.
+    NumPy draws its random numbers itself, outside of the graphs: Dynamo would draw others, from torch's generator.
     """
     options: dict[str, Any] = {
         "recompile_limit": limit,
@@ -110,6 +111,7 @@ def no_silent_eager(limit: int) -> Iterator[None]:
         "assume_static_by_default": True,
         "allow_unspec_int_on_nn_module": True,
         "specialize_float": False,
+        "use_numpy_random_stream": True,
     }
     before = builder.record_automatic_dynamic
     builder.record_automatic_dynamic = _record_sizes  # type: ignore[assignment]

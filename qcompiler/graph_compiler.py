@@ -111,7 +111,7 @@ class GraphCompiler:
             return
         self._call = (args, kwargs)
         watched = bool(self._unrecorded and self.recipe.rules)
-        recorder = Recorder(model, lambda: self._inside > 0) if watched else None
+        recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
         try:
             with recorder or contextlib.nullcontext():
                 yield

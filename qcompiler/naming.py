@@ -33,6 +33,8 @@ class FrameNames:
     parts: tuple[Part, ...]
     modules: Mapping[int, str]
     tensors: Mapping[int, str]
+    #: all names of modules, parameters and buffers
+    paths: frozenset[str]
     scopes: Mapping[str, Mapping[str, Any]]
 
     def path(self, source: str) -> str:
@@ -41,12 +43,14 @@ class FrameNames:
         if parsed is None:
             return source
         value = self.scopes.get(parsed.scope, {}).get(parsed.variable)
+        found = []
         for index in range(len(parsed.steps) + 1):
             if id(value) in self.modules:
-                return ".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:]))))
+                found.append(".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:])))))
             if index < len(parsed.steps):
                 value = _step(value, parsed.steps[index])
-        return clean_path(source)
+        # an object in between may lead back to the model: `self.runner.model.layer`
+        return next((path for path in found if path in self.paths), (*found, clean_path(source))[0])
 
     def tensor(self, source: str, tensor: Any) -> str:
         """Return the name of a parameter or buffer: from where Dynamo found it, or as the model knows the tensor."""
@@ -56,7 +60,7 @@ class FrameNames:
 
 
 #: of a graph that no model is known of: names start at its own variables
-PLAIN: Final = FrameNames(("", "", 0, ""), "", True, (), {}, {}, {})
+PLAIN: Final = FrameNames(("", "", 0, ""), "", True, (), {}, {}, frozenset(), {})
 
 
 def _step(value: Any, step: str | int) -> Any:
@@ -66,6 +70,12 @@ def _step(value: Any, step: str | int) -> Any:
         return held[step] if isinstance(held, Mapping | Sequence) else getattr(value, str(step))  # type: ignore[index]
     except (LookupError, AttributeError, TypeError):
         return getattr(value, str(step), None)
+
+
+def _all_names(model: nn.Module) -> set[str]:
+    """Return the names of all modules, parameters and buffers; each name of what has several."""
+    walks = (model.named_modules, model.named_parameters, model.named_buffers)
+    return {name for walk in walks for name, _ in walk(remove_duplicate=False)}
 
 
 class ModelNames:
@@ -89,16 +99,19 @@ class ModelNames:
             return PLAIN
         modules: dict[int, str] = {}
         tensors: dict[int, str] = {}
+        paths: set[str] = set()
         if self.model is not None:
             modules = {id(module): name for name, module in self.model.named_modules()}
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
+            paths = _all_names(self.model)
         parts = find_parts(frame.locals, {**tensors, **modules})
         owner = find_owner(parts, frame.origin)
         is_whole = self.model is None or (owner is self.model and frame.is_outermost)
         key = (frame.file, frame.function, frame.line, ",".join(map(str, parts)))
         scopes = {"L": frame.locals, "G": frame.globals}
-        return FrameNames(key, modules.get(id(owner), ""), is_whole, tuple(parts), modules, tensors, scopes)
+        root = modules.get(id(owner), "")
+        return FrameNames(key, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
 
     def frame(self, names: FrameNames, order: Order, *, training: bool) -> Frame:
         """Return what the passes need to know of one graph; `order` is asked to place a part of the model."""
@@ -107,7 +120,9 @@ class ModelNames:
             claims = self._claims[training].setdefault(layer, {})
             if names.key not in claims:
                 other = self._claims[not training].get(layer, {}).get(names.key, 1)
-                claims[names.key] = next(n for n in itertools.chain([other], itertools.count(1)) if n not in claims.values())
+                claims[names.key] = next(
+                    n for n in itertools.chain([other], itertools.count(1)) if n not in claims.values()
+                )
             return claims[names.key]
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:

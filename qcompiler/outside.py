@@ -33,10 +33,10 @@ class Recorder(torch_compat.DispatchMode):
     #: among what runs inside of a step are operators that keep the state of a generator
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, *models: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._modules = {id(module): name for model in models for name, module in model.named_modules()}
+        self._parameters = {id(value): name for model in models for name, value in model.named_parameters()}
         self._is_paused = is_paused
         #: the module path of each contraction that passes can reach, in order
         self.order: list[str] = []
@@ -85,8 +85,9 @@ class Recorder(torch_compat.DispatchMode):
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Return the module path of each contraction of one forward, in order.
 
-    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators
-    changes. What forward prints appears once.
+    A copy of the model runs forward once, without gradients. A function that somebody has put in the place of `forward`
+    may go on to call the model itself. Nothing of the model, its inputs and the random generators changes. What forward
+    prints appears once.
 
     Raises:
         Exception: the model cannot be copied, or its forward raises.
@@ -97,8 +98,9 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
             for key in [key for key, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
                 del hooks[key]  # closures write to what the copy shares with the model
     inputs, options = torch_compat.map_leaves(_copy_tensor, (args, dict(kwargs)))
-    recorder = Recorder(twin)
+    recorder = Recorder(model, twin)
     with (
+        _kept_state(model),
         _kept_generators(),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
@@ -112,6 +114,21 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 def _copy_tensor(leaf: Any) -> Any:
     return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+
+
+@contextlib.contextmanager
+def _kept_state(model: nn.Module) -> Iterator[None]:
+    """Put the buffers and attributes of a model back at the end, if it was called."""
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for held, before in attributes:
+            held.update(before)
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):  # batch norm changes no version
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ class Step:
     def without_autocast(self) -> Any:
         """A context in which autocast is off on every device of the graph."""
         with contextlib.ExitStack() as stack:
-            for kind in self.device_types:
+            for kind in filter(torch.amp.is_autocast_available, self.device_types):  # "meta" has none
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
