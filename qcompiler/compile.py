@@ -436,7 +436,9 @@ def _own_errors(strict: bool) -> Iterator[None]:
     except dynamo_compat.GRAPH_BREAKS as error:
         if not strict:
             raise
-        raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
+        raise CompileError(
+            f"strict: graph break: {str(error).splitlines()[0]}{dynamo_compat.error_line(error)}"
+        ) from error
     except dynamo_compat.CAPTURE_LIMIT as error:
         reason = dynamo_compat.latest_recapture()
         raise CompileError(

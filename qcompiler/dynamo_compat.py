@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +34,16 @@ from torch._dynamo.types import ConvertFrameReturn
 from torch._dynamo.utils import counters, guard_failures
 from torch._dynamo.variables import builder
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from qcompiler.model_parts import Part, StepKind
-from qcompiler.passes.ir.meta import get_example, get_graph_argument
+from qcompiler.passes.ir.meta import get_example, get_graph_argument, get_stack_trace
 from qcompiler.torch_compat import leaves
 
+#: file and line in a traceback
+_LINE: Final = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _OWN: Final = os.path.dirname(__file__) + os.sep
 
@@ -64,11 +68,45 @@ def assigns_data(node: Node) -> bool:
     return node.target is torch.Tensor.set_ or str(node.target) == "aten.shallow_copy_data_"
 
 
-def has_symbolic_sizes(module: GraphModule) -> bool:
-    """Return True if a tensor of a Dynamo graph has a size that is no number."""
-    examples = [get_example(node) for node in module.graph.nodes]
-    tensors = [tensor for tensor in leaves(examples) if isinstance(tensor, torch.Tensor)]
-    return any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
+def find_symbolic_size(module: GraphModule) -> str | None:
+    """Return what makes a tensor of a Dynamo graph with a size that is no number, and where; None without one."""
+    return next((_describe_node(node) for node in module.graph.nodes if any(_symbols_of(get_example(node)))), None)
+
+
+def find_data_number(module: GraphModule) -> str | None:
+    """Return where a size or number of a Dynamo graph depends on the data of a tensor; None without one."""
+    for node in module.graph.nodes:
+        example = get_example(node)
+        numbers = [example] if isinstance(example, torch.SymInt | torch.SymFloat | torch.SymBool) else []
+        if any(map(free_unbacked_symbols, [*numbers, *_symbols_of(example)])):
+            return _describe_node(node)
+    return None
+
+
+def _symbols_of(example: Any) -> list[Any]:
+    tensors = [value for value in leaves(example) if isinstance(value, torch.Tensor)]
+    return [size for tensor in tensors for size in tensor.shape if isinstance(size, torch.SymInt)]
+
+
+def find_nested(module: GraphModule) -> str | None:
+    """Return what makes the first nested tensor of a Dynamo graph, and where; None without one."""
+    for node in module.graph.nodes:
+        if any(isinstance(value, torch.Tensor) and value.is_nested for value in leaves(get_example(node))):
+            return _describe_node(node)
+    return None
+
+
+def _describe_node(node: Node) -> str:
+    """Return `nonzero at model.py:12`; of an input its name alone."""
+    lines = _LINE.findall(get_stack_trace(node))
+    name = placeholder_source(node) if node.op == "placeholder" else getattr(node.target, "__name__", str(node.target))
+    return f"{name} at {':'.join(lines[-1])}" if lines else name
+
+
+def error_line(error: BaseException) -> str:
+    """Return ` at model.py:12`: the innermost line of the user in what Dynamo raises; empty where it names none."""
+    lines = _LINE.findall(str(error).partition("from user code:")[2])
+    return f" at {':'.join(lines[-1])}" if lines else ""
 
 
 def capture_statically(reason: str) -> None:
@@ -112,6 +150,8 @@ def no_silent_eager(limit: int) -> Iterator[None]:
         "allow_unspec_int_on_nn_module": True,
         "specialize_float": False,
         "use_numpy_random_stream": True,
+        "capture_scalar_outputs": False,
+        "capture_dynamic_output_shape_ops": False,
     }
     before = builder.record_automatic_dynamic
     builder.record_automatic_dynamic = _record_sizes  # type: ignore[assignment]
@@ -237,7 +277,7 @@ def _short_reason(reason: Any) -> str:
 
 
 #: what Dynamo raises with fullgraph=True where it would otherwise split the graph
-GRAPH_BREAKS: Final = (Unsupported, UserError)
+GRAPH_BREAKS: Final = (Unsupported, UserError, GuardOnDataDependentSymNode)
 
 
 #: what Dynamo raises where `no_silent_eager` ends

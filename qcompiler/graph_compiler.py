@@ -15,7 +15,7 @@ from qcompiler.capture import Captured, capture
 from qcompiler.errors import CompileError
 from qcompiler.lower import Lowered, lower
 from qcompiler.naming import FrameKey, FrameNames, ModelNames
-from qcompiler.outside import Recorder, forward_order
+from qcompiler.outside import Recorder, forward_order, recording_threads
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.plan import Kept, QuantPlan
 from qcompiler.pipeline import pipeline
@@ -70,6 +70,12 @@ class GraphCompiler:
         self._order: list[str] | None = None
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        if (nested := dynamo_compat.find_nested(module)) is not None:
+            self._leave(f"a graph with nested tensors is left in float: {nested}")
+            return module.forward
+        # only `strict` captures such graphs; without it Dynamo breaks them there
+        if (found := dynamo_compat.find_data_number(module)) is not None:
+            raise CompileError(f"strict: graph break: a number depends on the data of a tensor: {found}")
         with self._working():
             names = self.names.of(dynamo_compat.traced_frame(module))
             if not names.is_whole:
@@ -94,6 +100,15 @@ class GraphCompiler:
         self.plans[names.key] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return captured, lowered.step
 
+    def _leave(self, note: str) -> None:
+        """Notes that a graph is left in float; `strict` refuses it."""
+        if self.strict and self.recipe.rules:
+            raise CompileError(f"strict: {note}")
+        self._unrecorded += 1
+        if note not in self.breaks:
+            logger.warning("%s", note)
+            self.breaks.append(note)
+
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Sees the graph before the passes; what it returns lowers the graph after them."""
         backend = "inductor" if self.strict and self.backend is None else self.backend
@@ -113,7 +128,10 @@ class GraphCompiler:
         watched = bool(self._unrecorded and self.recipe.rules)
         recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
         try:
-            with recorder or contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if recorder is not None:
+                    stack.enter_context(recorder)
+                    stack.enter_context(recording_threads(model, recorder))
                 yield
         finally:
             self._call = None

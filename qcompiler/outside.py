@@ -1,15 +1,17 @@
 """Contractions that run as plain PyTorch: outside of the graphs that Dynamo captures, or in a whole forward."""
 
+import concurrent.futures.thread
 import contextlib
 import copy
 import io
 import os
 import random
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,7 +23,16 @@ from qcompiler.passes.ir.opaque import is_opaque
 from qcompiler.passes.ir.plan import Kept
 from qcompiler.passes.joint.annotate_roles import is_contraction
 
-_LIBRARIES = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler))
+#: no files of the user: those of torch, of this project and of threads, and what torch.fx calls the file of a graph
+_LIBRARIES: Final = (
+    *(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler)),
+    *(threading.__file__, concurrent.futures.thread.__file__, "<eval_with_key>"),
+)
+#: what runs a thread, and a task of a pool of threads
+_THREADS: Final[tuple[tuple[Any, str], ...]] = (
+    (threading.Thread, "_bootstrap_inner"),
+    (concurrent.futures.thread._WorkItem, "run"),
+)
 
 
 class Recorder(torch_compat.DispatchMode):
@@ -38,6 +49,8 @@ class Recorder(torch_compat.DispatchMode):
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(value): name for model in models for name, value in model.named_parameters()}
         self._is_paused = is_paused
+        #: the place of what no line of the user is above
+        self.elsewhere = "an unknown line"
         #: the module path of each contraction that passes can reach, in order
         self.order: list[str] = []
         #: each contraction once, those inside of fused kernels too
@@ -70,7 +83,7 @@ class Recorder(torch_compat.DispatchMode):
             if not line and not frame.f_code.co_filename.startswith(_LIBRARIES):
                 line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             frame = frame.f_back
-        return path or "", line or "an unknown line"
+        return path or "", line or self.elsewhere
 
     def _find_owner(self, path: str, args: tuple[Any, ...]) -> str:
         """Return the module that holds the weight if that lies inside of `path`: attention multiplies for out_proj."""
@@ -80,6 +93,32 @@ class Recorder(torch_compat.DispatchMode):
             if owner and (not path or owner.startswith(f"{path}.")):
                 return owner
         return path
+
+
+@contextlib.contextmanager
+def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Note what runs in threads meanwhile too: modes, and Dynamo, see one thread alone."""
+    is_over, before = False, [getattr(kind, name) for kind, name in _THREADS]
+
+    def recorded(run: Callable[..., None]) -> Callable[..., None]:
+        def start(*args: Any) -> None:
+            if is_over:
+                return run(*args)
+            inner = Recorder(model, is_paused=lambda: is_over)
+            inner.found, inner.elsewhere = recorder.found, "the start of a thread"
+            with inner:
+                run(*args)
+
+        return start
+
+    for (kind, name), run in zip(_THREADS, before, strict=True):
+        setattr(kind, name, recorded(run))
+    try:
+        yield
+    finally:
+        is_over = True
+        for (kind, name), run in zip(_THREADS, before, strict=True):
+            setattr(kind, name, run)
 
 
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:

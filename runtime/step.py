@@ -233,6 +233,7 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # a model may call autograd.grad in its forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             # refused at once: an error at the second derivative itself (`once_differentiable`) is never reached where
