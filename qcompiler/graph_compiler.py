@@ -87,6 +87,11 @@ class GraphCompiler:
     def _build(self, module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> tuple[Captured, Step]:
         """Captures, rewrites and lowers one graph."""
         self._unrecorded += 1
+        if self.recipe.has_state and any(getattr(given, "is_meta", False) for given in inputs):
+            raise CompileError(
+                f"recipe {self.recipe.name!r} keeps ranges, which need the values of tensors; got tensors on the meta "
+                "device; valid: another device, or a recipe of the present tensor such as hyperblock-int8"
+            )
         captured = capture(module, inputs, names)
         frame = self.names.frame(names, self._find_order, training=not self.frozen)
         captured = dataclasses.replace(captured, frame=frame)
