@@ -226,7 +226,8 @@ def _raise_own_errors(strict: bool) -> Iterator[None]:
     except dynamo_compat.GRAPH_BREAKS as error:
         if not strict:
             raise
-        raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}") from error
+        line = dynamo_compat.error_line(error)
+        raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}{line}") from error
     except dynamo_compat.CAPTURE_LIMIT as error:
         reason = dynamo_compat.latest_recapture()
         raise CompileError(

@@ -248,6 +248,11 @@ def set_example(node: Node, example: Any) -> None:
     node.meta["example_value"] = example
 
 
+def get_stack_trace(node: Node) -> str:
+    """Return the lines of the user that a node of a Dynamo graph comes from; empty if none is known."""
+    return node.meta.get("stack_trace") or ""
+
+
 def get_graph_argument(node: Node) -> Any:
     """Return what Dynamo knows of an input of its graph, such as its source; None if nothing is known."""
     return node.meta.get("grapharg")

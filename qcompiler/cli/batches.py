@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qcompiler.cli.models import ModelError, as_call, named, told
 from qcompiler.compiler import torch_compat
+from qcompiler.errors import in_short, is_own
 from qcompiler.module import QuantizedModule, get_session
 
 #: (model, batch) → loss
@@ -37,13 +38,13 @@ def training(
     if chosen is not None and not callable(chosen):
         raise ModelError(f"--loss {loss!r}: got {type(chosen).__name__}; valid: a callable (model, batch) -> loss")
     if data is None:
-        return [arguments] * count, _told(chosen or mean_square, what), (STAND_IN,) if chosen is None else ()
+        return [arguments] * count, _told(chosen or mean_square, loss, what), (STAND_IN,) if chosen is None else ()
     found = batches_of("--data", data)
     with told(f"--data {data!r}"):
         batches = list(itertools.islice(found, count))
     if not batches:
         raise ModelError(f"--data {data!r}: got no batch; valid: at least one")
-    return batches, _told(chosen or cross_entropy, what), ()
+    return batches, _told(chosen or cross_entropy, loss, what), ()
 
 
 def batches_of(option: str, text: str) -> Iterable[Any]:
@@ -60,8 +61,8 @@ def batches_of(option: str, text: str) -> Iterable[Any]:
     return found
 
 
-def _told(loss: Loss, what: str) -> Loss:
-    """The loss, whose errors and results are told of as those of `what`.
+def _told(loss: Loss, chosen: str | None, what: str) -> Loss:
+    """The loss, whose errors and results are told of as those of `what`; those of a `chosen` one with what it is given.
 
     Raises:
         ModelError: at a call: something in the step raised, or the result is no loss.
@@ -69,7 +70,8 @@ def _told(loss: Loss, what: str) -> Loss:
 
     def checked(model: nn.Module, batch: Any) -> Tensor:
         plain = get_session("batches", model).model if isinstance(model, QuantizedModule) else model
-        with told(what, lambda: loss(plain, batch)):
+        given = f"; --loss {chosen!r} is called with (model, batch): {type(plain).__name__} and {type(batch).__name__}"
+        with told(what, lambda: _run(loss, plain, batch, given if chosen else "")):
             value = loss(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             given = f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
@@ -77,6 +79,16 @@ def _told(loss: Loss, what: str) -> Loss:
         return value
 
     return checked
+
+
+def _run(loss: Loss, model: nn.Module, batch: Any, given: str) -> Tensor:
+    """Call the loss; to an error that it raises, say what it was given."""
+    try:
+        return loss(model, batch)
+    except Exception as error:
+        if is_own(error) or not given:
+            raise
+        raise ModelError(f"{in_short(error)}{given}") from error
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -87,7 +99,14 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         raise ModelError(f"--data: a batch is a {type(batch).__name__}; valid: a pair (inputs, labels), or a --loss")
-    return F.cross_entropy(model(batch[0]), batch[1])
+    outputs, labels = model(batch[0]), batch[1]
+    for name, value in (("model returns", outputs), ("labels are", labels)):
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"the {name} a {type(value).__name__}, of which there is no cross entropy; valid: a tensor, or "
+                "--loss MODULE:NAME, a callable (model, batch) -> loss"
+            )
+    return F.cross_entropy(outputs, labels)
 
 
 def mean_square(model: nn.Module, arguments: Any) -> Tensor:

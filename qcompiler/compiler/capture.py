@@ -101,9 +101,10 @@ def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAI
 def _replace_numbers(module: GraphModule) -> Numbers:
     """Make tensors of numbers that are inputs, or start again with all numbers as constants."""
     try:
-        if not dynamo_compat.has_symbolic_sizes(module):
+        found = dynamo_compat.find_symbolic_size(module)
+        if found is None:
             return replace_numbers(module)
-        reason = "a size of a tensor is no number"
+        reason = f"a size of a tensor is no number: {found}"
     except BakedInError as error:
         reason = str(error)
     dynamo_compat.capture_statically(reason)

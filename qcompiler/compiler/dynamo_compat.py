@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -26,18 +28,25 @@ from torch._dynamo.exc import (
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.pgo import FrameStateSizeEntry
 from torch._dynamo.resume_execution import ContinueExecutionCache
-from torch._dynamo.source import LocalSource
+from torch._dynamo.source import AttrSource, DictGetItemSource, GetItemSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.symbolic_convert import tls as _dynamo_thread
 from torch._dynamo.types import ConvertFrameReturn
 from torch._dynamo.utils import counters, guard_failures
 from torch._dynamo.variables import builder
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from qcompiler.compiler.model_parts import Part, StepKind
 from qcompiler.compiler.torch_compat import list_leaves
-from qcompiler.passes.ir.meta import get_example, get_graph_argument
+from qcompiler.passes.ir.meta import get_example, get_graph_argument, get_stack_trace
+
+#: file and line in a traceback
+_LINE: Final = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH: Final = os.path.dirname(torch.__file__) + os.sep
+_OWN: Final = os.path.dirname(__file__) + os.sep
 
 
 def placeholder_source(node: Node) -> str:
@@ -60,11 +69,45 @@ def assigns_data(node: Node) -> bool:
     return node.target is torch.Tensor.set_ or str(node.target) == "aten.shallow_copy_data_"
 
 
-def has_symbolic_sizes(module: GraphModule) -> bool:
-    """Return True if a tensor of a Dynamo graph has a size that is no number."""
-    examples = [get_example(node) for node in module.graph.nodes]
-    tensors = [tensor for tensor in list_leaves(examples) if isinstance(tensor, torch.Tensor)]
-    return any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape)
+def find_symbolic_size(module: GraphModule) -> str | None:
+    """Return what makes a tensor of a Dynamo graph with a size that is no number, and where; None without one."""
+    return next((_describe_node(node) for node in module.graph.nodes if any(_symbols_of(get_example(node)))), None)
+
+
+def find_data_number(module: GraphModule) -> str | None:
+    """Return where a size or number of a Dynamo graph depends on the data of a tensor; None without one."""
+    for node in module.graph.nodes:
+        example = get_example(node)
+        numbers = [example] if isinstance(example, torch.SymInt | torch.SymFloat | torch.SymBool) else []
+        if any(map(free_unbacked_symbols, [*numbers, *_symbols_of(example)])):
+            return _describe_node(node)
+    return None
+
+
+def _symbols_of(example: Any) -> list[Any]:
+    tensors = [value for value in list_leaves(example) if isinstance(value, torch.Tensor)]
+    return [size for tensor in tensors for size in tensor.shape if isinstance(size, torch.SymInt)]
+
+
+def find_nested(module: GraphModule) -> str | None:
+    """Return what makes the first nested tensor of a Dynamo graph, and where; None without one."""
+    for node in module.graph.nodes:
+        if any(isinstance(value, torch.Tensor) and value.is_nested for value in list_leaves(get_example(node))):
+            return _describe_node(node)
+    return None
+
+
+def _describe_node(node: Node) -> str:
+    """Return `nonzero at model.py:12`; of an input its name alone."""
+    lines = _LINE.findall(get_stack_trace(node))
+    name = placeholder_source(node) if node.op == "placeholder" else getattr(node.target, "__name__", str(node.target))
+    return f"{name} at {':'.join(lines[-1])}" if lines else name
+
+
+def error_line(error: BaseException) -> str:
+    """Return ` at model.py:12`: the innermost line of the user in what Dynamo raises; empty where it names none."""
+    lines = _LINE.findall(str(error).partition("from user code:")[2])
+    return f" at {':'.join(lines[-1])}" if lines else ""
 
 
 def capture_statically(reason: str) -> None:
@@ -95,6 +138,7 @@ def no_silent_eager(limit: int) -> Iterator[None]:
     Guards also see hooks that are registered after the first call; by default Dynamo leaves them out. A model under
     DistributedDataParallel stays whole: split at its buckets, each part would have a first and a last contraction.
     Numbers of Python that change, such as counters, become inputs of a graph; sizes of tensors are constants.
+    NumPy draws its random numbers itself, outside of the graphs: Dynamo would draw others, from torch's generator.
     """
     options: dict[str, Any] = {
         "recompile_limit": limit,
@@ -106,6 +150,9 @@ def no_silent_eager(limit: int) -> Iterator[None]:
         "assume_static_by_default": True,
         "allow_unspec_int_on_nn_module": True,
         "specialize_float": False,
+        "use_numpy_random_stream": True,
+        "capture_scalar_outputs": False,
+        "capture_dynamic_output_shape_ops": False,
     }
     before = builder.record_automatic_dynamic
     builder.record_automatic_dynamic = _record_sizes  # type: ignore[assignment]
@@ -130,10 +177,10 @@ class TracedFrame:
     line: int
     locals: Mapping[str, Any]
     globals: Mapping[str, Any]
-    #: what the function is called with first: of a method its object, whatever the author calls it
-    first: Any
-    #: True if something breaks the graph, so that the rest of the function is another graph
-    is_broken: bool
+    #: of the rest of a function behind a graph break: the function itself
+    origin: types.CodeType
+    #: True if this is a whole function, which torch itself has called for the model
+    is_outermost: bool
 
 
 def traced_frame(module: GraphModule) -> TracedFrame | None:
@@ -142,35 +189,45 @@ def traced_frame(module: GraphModule) -> TracedFrame | None:
     if tracer is None:
         return None
     code, reason = tracer.f_code, getattr(module, "compile_subgraph_reason", None)
-    broken = bool(getattr(reason, "graph_break", False))
-    variables = tracer.f_locals
-    first = variables.get(_first_variable(code))
-    if isinstance(first, tuple):  # a wrapper that passes *args on
-        first = first[0] if first else None
-    return TracedFrame(code.co_filename, code.co_name, code.co_firstlineno, variables, tracer.f_globals, first, broken)
-
-
-def _first_variable(code: types.CodeType) -> str:
-    """Return the name of the first argument of a function, or of the rest of it behind a graph break."""
     resumed = ContinueExecutionCache.generated_code_metadata.get(code)
-    code = code if resumed is None else resumed.code
-    takes_rest_only = not code.co_argcount and code.co_flags & inspect.CO_VARARGS
-    index = code.co_kwonlyargcount if takes_rest_only else 0
-    return code.co_varnames[index] if code.co_varnames else ""
+    origin = code if resumed is None else resumed.code
+    # with a break the rest of the function is another graph
+    is_whole = resumed is None and not getattr(reason, "graph_break", False)
+    return TracedFrame(
+        file=code.co_filename,
+        function=code.co_name,
+        line=code.co_firstlineno,
+        locals=tracer.f_locals,
+        globals=tracer.f_globals,
+        origin=origin,
+        is_outermost=is_whole and _is_called_by_torch(),
+    )
 
 
-def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> None:
+def _is_called_by_torch() -> bool:
+    """Return True if no function of the user runs between the call of a compiled model and this capture."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not _Retrying.__call__.__code__:
+        frame = frame.f_back
+    frame = None if frame is None else frame.f_back
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_OWN)
+
+
+def guard_instances(parts: Sequence[Part], module: GraphModule, is_part: Callable[[object], bool]) -> None:
     """Make Dynamo capture a function anew for other modules: by default it takes the graph of one block for the next.
 
     Args:
+        parts: what the variables of the function hold of the model.
         module: the graph that Dynamo is capturing.
         is_part: True for the modules of the model.
     """
     tracer = InstructionTranslator.current_tx()
     scopes = {"L": tracer.f_locals, "G": tracer.f_globals}
+    held = [_part_source(part) for part in parts if isinstance(part.value, torch.nn.Module)]
     sources = [getattr(get_graph_argument(node), "source", None) for node in module.graph.find_nodes(op="placeholder")]
-    owners = {"self", _first_variable(tracer.f_code)}
-    for source in [*map(LocalSource, sorted(owners)), *(source for source in sources if source is not None)]:
+    for source in [*held, *(source for source in sources if source is not None)]:
         chain = [source]
         while hasattr(chain[-1], "base"):
             chain.append(chain[-1].base)
@@ -178,6 +235,19 @@ def guard_instances(module: GraphModule, is_part: Callable[[object], bool]) -> N
             if is_part(_evaluate(_source_name(step), scopes)):
                 install_guard(step.make_guard(GuardBuilder.ID_MATCH))
                 break
+
+
+def _part_source(part: Part) -> Any:
+    """Return Dynamo's source of a part of the model."""
+    source: Any = LocalSource(part.variable)
+    kinds: dict[StepKind, Any] = {
+        StepKind.ATTRIBUTE: AttrSource,
+        StepKind.INDEX: GetItemSource,
+        StepKind.KEY: DictGetItemSource,
+    }
+    for kind, step in part.steps:
+        source = kinds[kind](source, step)
+    return source
 
 
 def _evaluate(expression: str, scopes: Mapping[str, Any]) -> Any:
@@ -208,7 +278,7 @@ def _short_reason(reason: Any) -> str:
 
 
 #: what Dynamo raises with fullgraph=True where it would otherwise split the graph
-GRAPH_BREAKS: Final = (Unsupported, UserError)
+GRAPH_BREAKS: Final = (Unsupported, UserError, GuardOnDataDependentSymNode)
 
 
 #: what Dynamo raises where `no_silent_eager` ends
@@ -321,7 +391,7 @@ class _Retrying:
             self._given_up(code, lengths[0])
 
 
-_LAYERS: Final = os.path.join(os.path.dirname(torch.nn.__file__), "modules") + os.sep
+_LAYERS: Final = os.path.join(_TORCH, "nn", "modules") + os.sep
 
 
 def _is_layer(code: types.CodeType) -> bool:

@@ -14,7 +14,7 @@ from qcompiler.compiler import dynamo_compat, torch_compat
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
-from qcompiler.compiler.outside import Recorder, forward_order
+from qcompiler.compiler.outside import Recorder, forward_order, recording_threads
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.compiler.variants import Variants
@@ -70,10 +70,16 @@ class GraphCompiler:
         self._order: list[str] | None = None
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        if (nested := dynamo_compat.find_nested(module)) is not None:
+            self._leave(f"a graph with nested tensors is left in float: {nested}")
+            return module.forward
+        # only `strict` captures such graphs; without it Dynamo breaks them there
+        if (found := dynamo_compat.find_data_number(module)) is not None:
+            raise CompileError(f"strict: graph break: a number depends on the data of a tensor: {found}")
         with self._working():
-            names = self.names.of(dynamo_compat.traced_frame(module), inputs)
+            names = self.names.of(dynamo_compat.traced_frame(module))
             if not names.is_whole:
-                dynamo_compat.guard_instances(module, lambda value: id(value) in names.modules)
+                dynamo_compat.guard_instances(names.parts, module, lambda value: id(value) in names.modules)
             return Variants(module, lambda copied, given: self._build(copied, given, names), self._running).first(
                 inputs
             )
@@ -81,6 +87,11 @@ class GraphCompiler:
     def _build(self, module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> tuple[Captured, Step]:
         """Captures, rewrites and lowers one graph."""
         self._unrecorded += 1
+        if self.recipe.has_state and any(getattr(given, "is_meta", False) for given in inputs):
+            raise CompileError(
+                f"recipe {self.recipe.name!r} keeps ranges, which need the values of tensors; got tensors on the meta "
+                "device; valid: another device, or a recipe of the present tensor such as hyperblock-int8"
+            )
         captured = capture(module, inputs, names)
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
         untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
@@ -92,6 +103,15 @@ class GraphCompiler:
         self.captures[names.key] = untouched
         self.plans[names.key] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
         return captured, lowered.step
+
+    def _leave(self, note: str) -> None:
+        """Notes that a graph is left in float; `strict` refuses it."""
+        if self.strict and self.recipe.rules:
+            raise CompileError(f"strict: {note}")
+        self._unrecorded += 1
+        if note not in self.breaks:
+            logger.warning("%s", note)
+            self.breaks.append(note)
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Sees the graph before the passes; what it returns lowers the graph after them."""
@@ -110,9 +130,12 @@ class GraphCompiler:
             return
         self._call = (args, kwargs)
         watched = bool(self._unrecorded and self.recipe.rules)
-        recorder = Recorder(model, lambda: self._inside > 0) if watched else None
+        recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
         try:
-            with recorder or contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if recorder is not None:
+                    stack.enter_context(recorder)
+                    stack.enter_context(recording_threads(model, recorder))
                 yield
         finally:
             self._call = None

@@ -9,11 +9,12 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from qcompiler.compiler.dynamo_compat import TracedFrame
+from qcompiler.compiler.model_parts import Part, find_owner, find_parts
 from qcompiler.passes.ir.frame import Frame, Positions, whole_model
 from qcompiler.passes.ir.source_names import clean_path, parse_source
 from qcompiler.passes.rules import Position
 
-#: one part of the model: file, function and line, and the module whose method it is, or its parameters
+#: one part of the model: file, function and line, and the modules and parameters that its variables hold
 FrameKey: TypeAlias = tuple[str, str, int, str]
 #: what Dynamo calls the rest of a function behind a graph break
 RESUMED: Final = "torch_dynamo_resume_in_"
@@ -30,8 +31,12 @@ class FrameNames:
     root: str
     #: False if the graph is a part of the model
     is_whole: bool
+    #: what the variables of the function hold of the model
+    parts: tuple[Part, ...]
     modules: Mapping[int, str]
     tensors: Mapping[int, str]
+    #: all names of modules, parameters and buffers
+    paths: frozenset[str]
     scopes: Mapping[str, Mapping[str, Any]]
 
     def path(self, source: str) -> str:
@@ -40,12 +45,14 @@ class FrameNames:
         if parsed is None:
             return source
         value = self.scopes.get(parsed.scope, {}).get(parsed.variable)
+        found = []
         for index in range(len(parsed.steps) + 1):
             if id(value) in self.modules:
-                return ".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:]))))
+                found.append(".".join(filter(None, (self.modules[id(value)], *map(str, parsed.steps[index:])))))
             if index < len(parsed.steps):
                 value = _step(value, parsed.steps[index])
-        return clean_path(source)
+        # an object in between may lead back to the model: `self.runner.model.layer`
+        return next((path for path in found if path in self.paths), (*found, clean_path(source))[0])
 
     def tensor(self, source: str, tensor: Any) -> str:
         """Return the name of a parameter or buffer: from where Dynamo found it, or as the model knows the tensor."""
@@ -55,7 +62,7 @@ class FrameNames:
 
 
 #: of a graph that no model is known of: names start at its own variables
-PLAIN: Final = FrameNames(("", "", 0, ""), "", True, {}, {}, {})
+PLAIN: Final = FrameNames(("", "", 0, ""), "", True, (), {}, {}, frozenset(), {})
 
 
 def _step(value: Any, step: str | int) -> Any:
@@ -65,6 +72,12 @@ def _step(value: Any, step: str | int) -> Any:
         return held[step] if isinstance(held, Mapping | Sequence) else getattr(value, str(step))  # type: ignore[index]
     except (LookupError, AttributeError, TypeError):
         return getattr(value, str(step), None)
+
+
+def _all_names(model: nn.Module) -> set[str]:
+    """Return the names of all modules, parameters and buffers; each name of what has several."""
+    walks = (model.named_modules, model.named_parameters, model.named_buffers)
+    return {name for walk in walks for name, _ in walk(remove_duplicate=False)}
 
 
 class ModelNames:
@@ -85,31 +98,28 @@ class ModelNames:
         self._layers: dict[bool, dict[FrameKey, set[str]]] = {False: {}, True: {}}
         #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
         self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
+        #: part → the path of the module whose method it is
+        self._roots: dict[FrameKey, str] = {}
 
-    def of(self, frame: TracedFrame | None, inputs: Sequence[Any]) -> FrameNames:
+    def of(self, frame: TracedFrame | None) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
         if frame is None:
             return PLAIN
         modules: dict[int, str] = {}
         tensors: dict[int, str] = {}
+        paths: set[str] = set()
         if self.model is not None:
             modules = {id(module): name for name, module in self.model.named_modules()}
             held = (*self.model.named_parameters(), *self.model.named_buffers())
             tensors = {id(tensor): name for name, tensor in held}
-        # of a model that is a layer of torch.nn itself, Dynamo captures a function around it
-        owners = (*map(frame.locals.get, ("self", "fn")), frame.first)
-        owner = next((x for x in owners if id(x) in modules), None)
-        root = modules.get(id(owner), "")
-        resumed = frame.function.startswith(RESUMED)
-        is_whole = self.model is None or (owner is self.model and not resumed and not frame.is_broken)
-        # a function outside of modules is told by the parameters that it is called with; not by buffers, which
-        # evaluation need not read: batch norm counts batches in training alone
-        parameters = (tensor for tensor in inputs if isinstance(tensor, nn.Parameter))
-        named = ",".join(tensors[id(tensor)] for tensor in parameters if id(tensor) in tensors)
-        owned = named if owner is None else root
-        key = (frame.file, frame.function, frame.line, owned)
+            paths = _all_names(self.model)
+        parts = find_parts(frame.locals, {**tensors, **modules})
+        owner = find_owner(parts, frame.origin)
+        is_whole = self.model is None or (owner is self.model and frame.is_outermost)
+        key = (frame.file, frame.function, frame.line, ",".join(map(str, parts)))
         scopes = {"L": frame.locals, "G": frame.globals}
-        return FrameNames(key, root, is_whole, modules, tensors, scopes)
+        root = modules.get(id(owner), "")
+        return FrameNames(key, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
 
     def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
         """Return what the passes need to know of one graph.
@@ -120,6 +130,7 @@ class ModelNames:
             frozen: True for a graph of evaluation.
         """
 
+        self._roots[names.key] = names.root
         self._forget_layers(names.key, frozen)
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
@@ -131,10 +142,10 @@ class ModelNames:
 
     def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
         """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
-        file, function, _, owned = key
-        rest = f"{RESUMED}{function}_at_"
+        rest = f"{RESUMED}{key[1]}_at_"
         for part, layers in self._layers[frozen].items():
-            if part == key or (part[0] == file and part[3] == owned and part[1].startswith(rest)):
+            same = part[0] == key[0] and self._roots.get(part) == self._roots.get(key)
+            if part == key or (same and part[1].startswith(rest)):
                 layers.clear()
 
     def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:

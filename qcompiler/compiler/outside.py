@@ -1,15 +1,17 @@
 """Contractions that run as plain PyTorch: outside of the graphs that Dynamo captures, or in a whole forward."""
 
+import concurrent.futures.thread
 import contextlib
 import copy
 import io
 import os
 import random
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,7 +23,16 @@ from qcompiler.compiler.plan import Kept
 from qcompiler.passes.ir.opaque import explain_call
 from qcompiler.passes.joint.annotate_roles import is_contraction
 
-_LIBRARIES = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler))
+#: no files of the user: those of torch, of this project and of threads, and what torch.fx calls the file of a graph
+_LIBRARIES: Final = (
+    *(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler)),
+    *(threading.__file__, concurrent.futures.thread.__file__, "<eval_with_key>"),
+)
+#: what runs a thread, and a task of a pool of threads
+_THREADS: Final[tuple[tuple[Any, str], ...]] = (
+    (threading.Thread, "_bootstrap_inner"),
+    (concurrent.futures.thread._WorkItem, "run"),
+)
 
 
 class Recorder(torch_compat.DispatchMode):
@@ -33,11 +44,13 @@ class Recorder(torch_compat.DispatchMode):
     #: among what runs inside of a step are operators that keep the state of a generator
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, *models: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._modules = {id(module): name for model in models for name, module in model.named_modules()}
+        self._parameters = {id(value): name for model in models for name, value in model.named_parameters()}
         self._is_paused = is_paused
+        #: the place of what no line of the user is above
+        self.elsewhere = "an unknown line"
         #: the module path of each contraction that passes can reach, in order
         self.order: list[str] = []
         #: each contraction once, those inside of fused kernels too
@@ -72,7 +85,7 @@ class Recorder(torch_compat.DispatchMode):
             if not line and not frame.f_code.co_filename.startswith(_LIBRARIES):
                 line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             frame = frame.f_back
-        return path or "", line or "an unknown line"
+        return path or "", line or self.elsewhere
 
     def _find_owner(self, path: str, args: tuple[Any, ...]) -> str:
         """Return the module that holds the weight if that lies inside of `path`: attention multiplies for out_proj."""
@@ -84,11 +97,36 @@ class Recorder(torch_compat.DispatchMode):
         return path
 
 
+@contextlib.contextmanager
+def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Note what runs in threads meanwhile too: modes, and Dynamo, see one thread alone."""
+    is_over, before = False, [getattr(kind, name) for kind, name in _THREADS]
+
+    def recorded(run: Callable[..., None]) -> Callable[..., None]:
+        def start(*args: Any) -> None:
+            inner = Recorder(model, is_paused=lambda: is_over)
+            inner.found, inner.elsewhere = recorder.found, "the start of a thread"
+            with contextlib.nullcontext() if is_over else inner:
+                run(*args)
+
+        return start
+
+    for (kind, name), run in zip(_THREADS, before, strict=True):
+        setattr(kind, name, recorded(run))
+    try:
+        yield
+    finally:
+        is_over = True
+        for (kind, name), run in zip(_THREADS, before, strict=True):
+            setattr(kind, name, run)
+
+
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Return the module path of each contraction of one forward, in order.
 
-    A copy of the model runs forward once, without gradients. Nothing of the model, its inputs and the random generators
-    changes. What forward prints appears once.
+    A copy of the model runs forward once, without gradients. A function that somebody has put in the place of `forward`
+    may go on to call the model itself. Nothing of the model, its inputs and the random generators changes. What forward
+    prints appears once.
 
     Raises:
         Exception: the model cannot be copied, or its forward raises.
@@ -99,8 +137,9 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
             for key in [key for key, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
                 del hooks[key]  # closures write to what the copy shares with the model
     inputs, options = torch_compat.map_leaves(_copy_tensor, (args, dict(kwargs)))
-    recorder = Recorder(twin)
+    recorder = Recorder(model, twin)
     with (
+        _kept_state(model),
         _kept_generators(),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
@@ -114,6 +153,21 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 def _copy_tensor(leaf: Any) -> Any:
     return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+
+
+@contextlib.contextmanager
+def _kept_state(model: nn.Module) -> Iterator[None]:
+    """Put the buffers and attributes of a model back at the end, if it was called."""
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for held, before in attributes:
+            held.update(before)
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):  # batch norm changes no version
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

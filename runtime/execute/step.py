@@ -193,7 +193,7 @@ class Step:
     def without_autocast(self) -> Any:
         """A context in which autocast is off on every device of the graph."""
         with contextlib.ExitStack() as stack:
-            for kind in self.device_types:
+            for kind in filter(torch.amp.is_autocast_available, self.device_types):  # "meta" has none
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
@@ -231,6 +231,7 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # a model may call autograd.grad in its forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             # refused at once: an error at the second derivative itself (`once_differentiable`) is never reached where

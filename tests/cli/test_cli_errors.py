@@ -41,6 +41,22 @@ def vector(model, batch):
 def wrong(model, batch):
     raise RuntimeError("boom")
 
+def outputs(outputs, labels):
+    return outputs[0].sum()
+
+def pair():
+    return Pair(), torch.randn(4, 8)
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+def labeled():
+    return [(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64))]
+
+def listed():
+    return [(torch.randn(4, 8), [0] * 4)]
+
 def batches():
     yield 1 / 0
 """
@@ -65,6 +81,25 @@ def call(tmp_path, monkeypatch):
     torch._dynamo.reset()
     yield run
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "loss", "message"),
+    [
+        ("pair", "labeled", (), "the model returns a tuple, of which there is no cross entropy; valid: a tensor"),
+        ("make", "listed", (), "the labels are a list, of which there is no cross entropy; valid: a tensor"),
+        (
+            "pair",
+            "labeled",
+            ("--loss", "mynet.py:outputs"),
+            "--loss 'mynet.py:outputs' is called with (model, batch): Pair and tuple",
+        ),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_fit(call, model, data, loss, message):
+    code, output = call("debug", f"mynet.py:{model}", "--data", f"mynet.py:{data}", *loss)
+    assert code == 1
+    assert message in output
 
 
 LONG = "x" * 300 + ".dot"
