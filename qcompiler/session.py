@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qcompiler import recipes
-from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.naming import ModelNames
 from qcompiler.compiler.plan import QuantPlan
@@ -226,7 +226,7 @@ def _raise_own_errors(strict: bool) -> Iterator[None]:
     except dynamo_compat.GRAPH_BREAKS as error:
         if not strict:
             raise
-        line = dynamo_compat.error_line(error)
+        line = dynamo_graphs.error_line(error)
         raise CompileError(f"strict: graph break: {str(error).splitlines()[0]}{line}") from error
     except dynamo_compat.CAPTURE_LIMIT as error:
         reason = dynamo_compat.latest_recapture()

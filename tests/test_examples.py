@@ -86,7 +86,7 @@ def test_without_matplotlib_there_is_no_plot(formats, tmp_path, monkeypatch):
 
 def test_learned_ranges_move(formats):
     """The optimizer of ranges is made after the first forward, once there is something to move."""
-    images, labels, *_ = formats.digits()
+    images, labels, *_ = formats.load_digits()
     model = qcompiler.compile(formats.ResNet(blocks=1, width=2, channels=1, stages=2), "lsq-w4a4", backend="eager")
     formats.train("lsq-w4a4", model, (images[:128], labels[:128], images[:8], labels[:8]), 1)
     first = {site: state.clone() for site, state in model.ranges().items()}

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.compiler import dynamo_compat
+from qcompiler.compiler import dynamo_graphs
 from qcompiler.errors import CaptureError
 from qcompiler.passes.ir.meta import get_example, set_example
 
@@ -28,7 +28,7 @@ def copy_assigned(module: GraphModule, inputs: Sequence[Any], names: Sequence[st
     """
     placeholders = list(module.graph.find_nodes(op="placeholder"))
     assigned: dict[int, int | None] = {}
-    for node in [node for node in module.graph.nodes if dynamo_compat.assigns_data(node)]:
+    for node in [node for node in module.graph.nodes if dynamo_graphs.assigns_data(node)]:
         target, value = node.args[:2]
         index = placeholders.index(target)
         _check_shape(inputs[index], value, names[index])

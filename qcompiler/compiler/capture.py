@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.assignments import copy_assigned
 from qcompiler.compiler.naming import PLAIN, FrameNames
 from qcompiler.compiler.numbers import NONE, BakedInError, Numbers, replace_numbers
@@ -101,7 +101,7 @@ def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAI
 def _replace_numbers(module: GraphModule) -> Numbers:
     """Make tensors of numbers that are inputs, or start again with all numbers as constants."""
     try:
-        found = dynamo_compat.find_symbolic_size(module)
+        found = dynamo_graphs.find_symbolic_size(module)
         if found is None:
             return replace_numbers(module)
         reason = f"a size of a tensor is no number: {found}"
@@ -116,11 +116,11 @@ def _placeholders(module: GraphModule) -> list[Node]:
 
 
 def _describe(node: Node, given: Any, names: FrameNames) -> Input:
-    source = dynamo_compat.placeholder_source(node)
+    source = dynamo_graphs.placeholder_source(node)
     name = names.tensor(source, given)
     if isinstance(given, torch.nn.Parameter):
         kind = InputKind.PARAMETER
-    elif dynamo_compat.is_number(node):
+    elif dynamo_graphs.is_number(node):
         kind = InputKind.NUMBER
     else:
         is_buffer = "_buffers[" in source or id(given) in names.tensors

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,80 +33,17 @@ from torch._dynamo.symbolic_convert import tls as _dynamo_thread
 from torch._dynamo.types import ConvertFrameReturn
 from torch._dynamo.utils import counters, guard_failures
 from torch._dynamo.variables import builder
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from qcompiler.compiler.dynamo_graphs import name_source
 from qcompiler.compiler.model_parts import Part, StepKind
-from qcompiler.compiler.torch_compat import list_leaves
-from qcompiler.passes.ir.meta import get_example, get_graph_argument, get_stack_trace
+from qcompiler.passes.ir.meta import get_graph_argument
 
-#: file and line in a traceback
-_LINE: Final = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _OWN: Final = os.path.dirname(__file__) + os.sep
-
-
-def placeholder_source(node: Node) -> str:
-    """The expression behind a placeholder of a Dynamo graph: `L['self']._modules['fc']._parameters['weight']`."""
-    return _source_name(getattr(get_graph_argument(node), "source", None))
-
-
-def _source_name(source: Any) -> str:
-    name = getattr(source, "name", "")
-    return str(name() if callable(name) else name)
-
-
-def is_number(node: Any) -> bool:
-    """Return True for an input of a Dynamo graph that is a float for its caller."""
-    return isinstance(node, Node) and getattr(get_graph_argument(node), "is_tensor", True) is False
-
-
-def assigns_data(node: Node) -> bool:
-    """Return True for `parameter.data = value` in a Dynamo graph: `set_`, or `shallow_copy_data_` since torch 2.15."""
-    return node.target is torch.Tensor.set_ or str(node.target) == "aten.shallow_copy_data_"
-
-
-def find_symbolic_size(module: GraphModule) -> str | None:
-    """Return what makes a tensor of a Dynamo graph with a size that is no number, and where; None without one."""
-    return next((_describe_node(node) for node in module.graph.nodes if any(_symbols_of(get_example(node)))), None)
-
-
-def find_data_number(module: GraphModule) -> str | None:
-    """Return where a size or number of a Dynamo graph depends on the data of a tensor; None without one."""
-    for node in module.graph.nodes:
-        example = get_example(node)
-        numbers = [example] if isinstance(example, torch.SymInt | torch.SymFloat | torch.SymBool) else []
-        if any(map(free_unbacked_symbols, [*numbers, *_symbols_of(example)])):
-            return _describe_node(node)
-    return None
-
-
-def _symbols_of(example: Any) -> list[Any]:
-    tensors = [value for value in list_leaves(example) if isinstance(value, torch.Tensor)]
-    return [size for tensor in tensors for size in tensor.shape if isinstance(size, torch.SymInt)]
-
-
-def find_nested(module: GraphModule) -> str | None:
-    """Return what makes the first nested tensor of a Dynamo graph, and where; None without one."""
-    for node in module.graph.nodes:
-        if any(isinstance(value, torch.Tensor) and value.is_nested for value in list_leaves(get_example(node))):
-            return _describe_node(node)
-    return None
-
-
-def _describe_node(node: Node) -> str:
-    """Return `nonzero at model.py:12`; of an input its name alone."""
-    lines = _LINE.findall(get_stack_trace(node))
-    name = placeholder_source(node) if node.op == "placeholder" else getattr(node.target, "__name__", str(node.target))
-    return f"{name} at {':'.join(lines[-1])}" if lines else name
-
-
-def error_line(error: BaseException) -> str:
-    """Return ` at model.py:12`: the innermost line of the user in what Dynamo raises; empty where it names none."""
-    lines = _LINE.findall(str(error).partition("from user code:")[2])
-    return f" at {':'.join(lines[-1])}" if lines else ""
 
 
 def capture_statically(reason: str) -> None:
@@ -232,7 +168,7 @@ def guard_instances(parts: Sequence[Part], module: GraphModule, is_part: Callabl
         while hasattr(chain[-1], "base"):
             chain.append(chain[-1].base)
         for step in reversed(chain):
-            if is_part(_evaluate(_source_name(step), scopes)):
+            if is_part(_evaluate(name_source(step), scopes)):
                 install_guard(step.make_guard(GuardBuilder.ID_MATCH))
                 break
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
@@ -70,11 +70,11 @@ class GraphCompiler:
         self._order: list[str] | None = None
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
-        if (nested := dynamo_compat.find_nested(module)) is not None:
+        if (nested := dynamo_graphs.find_nested(module)) is not None:
             self._leave(f"a graph with nested tensors is left in float: {nested}")
             return module.forward
         # only `strict` captures such graphs; without it Dynamo breaks them there
-        if (found := dynamo_compat.find_data_number(module)) is not None:
+        if (found := dynamo_graphs.find_data_number(module)) is not None:
             raise CompileError(f"strict: graph break: a number depends on the data of a tensor: {found}")
         with self._working():
             names = self.names.of(dynamo_compat.traced_frame(module))

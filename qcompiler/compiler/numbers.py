@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qcompiler.compiler import dynamo_compat
+from qcompiler.compiler import dynamo_graphs
 from qcompiler.passes.ir.meta import get_example
 from qcompiler.runtime.errors import QCompilerError
 
@@ -91,7 +91,7 @@ class _Rewriter:
         """Rewrite one node, whose sources are rewritten."""
         if node.op == "placeholder":
             self.take_input(node)
-        elif node.op == "call_method" and node.target == "item" and dynamo_compat.is_number(node.args[0]):
+        elif node.op == "call_method" and node.target == "item" and dynamo_graphs.is_number(node.args[0]):
             self.tensors[node] = (node.args[0], False)  # type: ignore[assignment]
         elif node.op == "output":
             self.take_outputs(node)
