@@ -40,9 +40,9 @@ def search(
     """Return a recipe with a format and a block for each layer and role, within a budget, for the least error.
 
     For every batch and every quantizer of `recipe` one step runs with this quantizer alone at work. Its error is the
-    mean over weights of ‖g − g_float‖²/‖g_float‖². The error of another spec follows from the losses of the contractions
-    that read the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a line of Lagrange. The
-    model itself is not changed: a copy runs.
+    mean over weights of ‖g − g_float‖²/‖g_float‖². The error of another spec follows from the losses of the
+    contractions that read the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a
+    line of Lagrange. The model itself is not changed: a copy runs.
 
     Args:
         model: in the state in which its gradients are to be kept; a network at initialization tells little.
