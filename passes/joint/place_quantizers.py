@@ -41,12 +41,12 @@ class PlaceQuantizers:
        backward it is pinned there, so that only codes and scales can be saved.
     4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
        as an operand has its codes already. Backward reads the codes through views of its own. *Behind the layer* means
-       behind the batch norm and the relu that alone read it (passes/layers.py); relu's own gradient reads relu.
+       behind the batch norm and the relu that alone read it (passes/ir/layers.py); relu's own gradient reads relu.
     5. A rule that names a product puts it into the site, `…/grad.weight-gradient`: the two quantizers of one tensor
        round with bits of their own.
     6. A rule for outputs that names `addition` puts one behind residual sums.
     7. An attention mask is no data: baddbmm(mask, A, B) with a quantized output becomes bmm(A, B) + mask, with the
-       quantizer behind the contraction alone; a sum in front of a softmax is no residual sum (passes/masks.py).
+       quantizer behind the contraction alone; a sum in front of a softmax is no residual sum (passes/ir/masks.py).
     """
 
     name: ClassVar[str] = "place-quantizers"

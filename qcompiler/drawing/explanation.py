@@ -69,7 +69,7 @@ class Totals:
     saved_code_bytes: int
     saved_bytes_in_float: int
     #: bytes that the contractions move between memory and chip in a step, with ranges that are known before and with
-    #: ranges that are measured first, which writes and reads each 32-bit result once more (METHODS.md names the model)
+    #: ranges that are measured first, which writes and reads each 32-bit result once more
     traffic_static: int
     traffic_dynamic: int
 

@@ -36,7 +36,7 @@ def _mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Running(Range):
-    """Running min-max: m·state + (1−m)·present, the present tensor included, so two passes (METHODS §2.2)."""
+    """Running min-max: m·state + (1−m)·present, the present tensor included, so two passes."""
 
     name: ClassVar[str] = "running"
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {"momentum": (0, 1)}
