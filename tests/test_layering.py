@@ -35,7 +35,7 @@ TOP_MODULES = {"qcompiler"} | {
 COMPAT = ("qcompiler/compiler/torch_compat.py", "qcompiler/compiler/dynamo_compat.py")
 #: the one private module outside of them: the type of the mode that fake tensors belong to
 ALLOWED_PRIVATE = {("passes/ir/edit.py", "torch._subclasses.fake_tensor"), ("runtime/ops.py", "torch._ops")}
-LINES = 500
+LINES = 400
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

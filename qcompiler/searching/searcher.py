@@ -37,12 +37,12 @@ def search(
     file: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Recipe:
-    """A recipe with a format and a block for each layer and role, within a budget, for the least error of gradients.
+    """Return a recipe with a format and a block for each layer and role, within a budget, for the least error.
 
     For every batch and every quantizer of `recipe` one step runs with this quantizer alone at work. Its error is the
-    mean over weights of ‖g − g_float‖²/‖g_float‖². That of another spec follows from what the products lose that read
-    the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a line of Lagrange. The
-    model itself is not changed: a copy runs.
+    mean over weights of ‖g − g_float‖²/‖g_float‖². The error of another spec follows from the losses of the
+    contractions that read the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a
+    line of Lagrange. The model itself is not changed: a copy runs.
 
     Args:
         model: in the state in which its gradients are to be kept; a network at initialization tells little.
@@ -62,16 +62,7 @@ def search(
         SearchError: nothing to search, an unknown unit, a budget below the cheapest choice, formats and blocks that do
             not go together with the recipe, or a file of another search.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, QuantizedModule):
-        raise SearchError(
-            f"search: model: got {type(model).__name__}; valid: a torch.nn.Module that is not compiled yet"
-        )
-    if unit not in ("bits", "bytes"):
-        raise SearchError(f"search: unit: got {unit!r}; valid: bits, bytes")
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-        raise SearchError(f"search: budget: got {budget!r}; valid: a finite number above 0")
-    if not isinstance(data, Iterable):
-        raise SearchError(f"search: data: got {type(data).__name__}; valid: an iterable of batches")
+    _check_arguments(model, data, budget, unit)
     base, given = recipes.get(recipe), list(itertools.islice(data, batches))
     if not given:
         raise SearchError("search: data: got no batch; valid: at least one")
@@ -85,6 +76,20 @@ def search(
     if not quiet:
         print(to_text([_make_table(walk_frontier(slots), chosen, found.scale, unit)]))
     return found.recipe(chosen, f"{base.name}-{budget:g}-{unit}")
+
+
+def _check_arguments(model: object, data: object, budget: object, unit: str) -> None:
+    """Raise SearchError for an argument of another kind."""
+    if not isinstance(model, nn.Module) or isinstance(model, QuantizedModule):
+        raise SearchError(
+            f"search: model: got {type(model).__name__}; valid: a torch.nn.Module that is not compiled yet"
+        )
+    if unit not in ("bits", "bytes"):
+        raise SearchError(f"search: unit: got {unit!r}; valid: bits, bytes")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise SearchError(f"search: budget: got {budget!r}; valid: a finite number above 0")
+    if not isinstance(data, Iterable):
+        raise SearchError(f"search: data: got {type(data).__name__}; valid: an iterable of batches")
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
