@@ -115,6 +115,8 @@ class TracedFrame:
     globals: Mapping[str, Any]
     #: of the rest of a function behind a graph break: the function itself
     origin: types.CodeType
+    #: the line of the graph break that this is the rest behind, and of the one that ends this graph; None without one
+    breaks: tuple[int | None, int | None]
     #: True if this is a whole function, which torch itself has called for the model
     is_outermost: bool
 
@@ -128,7 +130,10 @@ def traced_frame(module: GraphModule) -> TracedFrame | None:
     resumed = ContinueExecutionCache.generated_code_metadata.get(code)
     origin = code if resumed is None else resumed.code
     # with a break the rest of the function is another graph
-    is_whole = resumed is None and not getattr(reason, "graph_break", False)
+    breaks = (
+        None if resumed is None else code.co_firstlineno,
+        tracer.lineno if getattr(reason, "graph_break", False) else None,
+    )
     return TracedFrame(
         file=code.co_filename,
         function=code.co_name,
@@ -136,7 +141,8 @@ def traced_frame(module: GraphModule) -> TracedFrame | None:
         locals=tracer.f_locals,
         globals=tracer.f_globals,
         origin=origin,
-        is_outermost=is_whole and _is_called_by_torch(),
+        breaks=breaks,
+        is_outermost=breaks == (None, None) and _is_called_by_torch(),
     )
 
 

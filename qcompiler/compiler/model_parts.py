@@ -1,8 +1,9 @@
-"""Which modules and parameters of a model the variables of a function hold."""
+"""Which modules and parameters of a model the variables of a function hold, and which lines of it a graph runs."""
 
 import dataclasses
 import enum
 import functools
+import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -31,10 +32,50 @@ class Part:
     #: its name in the model; empty for the model itself
     path: str
 
+    @property
+    def place(self) -> str:
+        """Where the function finds it: `old.__self__`."""
+        steps = (f".{step}" if kind is StepKind.ATTRIBUTE else f"[{step!r}]" for kind, step in self.steps)
+        return f"{self.variable}{''.join(steps)}"
+
     def __str__(self) -> str:
         """Return `old.__self__=blocks.1`."""
-        steps = (f".{step}" if kind is StepKind.ATTRIBUTE else f"[{step!r}]" for kind, step in self.steps)
-        return f"{self.variable}{''.join(steps)}={self.path}"
+        return f"{self.place}={self.path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """The lines of a function that one graph runs, from a graph break to the next one."""
+
+    #: file, name and line of the whole function
+    function: tuple[str, str, int]
+    #: what of the model the arguments of the function hold
+    held: Mapping[str, str]
+    #: the line of the graph break before it, and of the one behind it; None at the ends of the function
+    start: int | None = None
+    end: int | None = None
+
+    def is_beside(self, other: "Stretch") -> bool:
+        """Return True for two stretches of one function, called with the same modules and parameters."""
+        same = all(other.held.get(argument, path) == path for argument, path in self.held.items())
+        return self.function == other.function and same
+
+    def replaces(self, other: "Stretch") -> bool:
+        """Return True if this stretch runs over the graph break that another one begins at."""
+        if other.start is None or not self.is_beside(other):
+            return False
+        return (self.start is None or self.start < other.start) and (self.end is None or other.start < self.end)
+
+
+def find_stretch(
+    code: types.CodeType, parts: Sequence[Part], start: int | None = None, end: int | None = None
+) -> Stretch:
+    """Return the stretch of a function with the code, whose variables hold the parts."""
+    kinds = (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS)
+    count = code.co_argcount + code.co_kwonlyargcount + sum(bool(code.co_flags & kind) for kind in kinds)
+    arguments = {*code.co_varnames[:count], *code.co_freevars}
+    held = {part.place: part.path for part in parts if part.variable in arguments}
+    return Stretch((code.co_filename, code.co_name, code.co_firstlineno), held, start, end)
 
 
 def find_parts(variables: Mapping[str, Any], names: Mapping[int, str]) -> list[Part]:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from qcompiler.compiler.dynamo_compat import TracedFrame
-from qcompiler.compiler.model_parts import Part, find_owner, find_parts
+from qcompiler.compiler.model_parts import Part, Stretch, find_owner, find_parts, find_stretch
 from qcompiler.passes.ir.frame import Frame, Positions, whole_model
 from qcompiler.passes.ir.source_names import clean_path, parse_source
 from qcompiler.passes.rules import Position
@@ -27,6 +27,8 @@ class FrameNames:
     """The names of one captured graph."""
 
     key: FrameKey
+    #: the lines of a function that the graph runs
+    stretch: Stretch
     #: the module whose method was captured; empty for the model itself, and where no module is known
     root: str
     #: False if the graph is a part of the model
@@ -62,7 +64,7 @@ class FrameNames:
 
 
 #: of a graph that no model is known of: names start at its own variables
-PLAIN: Final = FrameNames(("", "", 0, ""), "", True, (), {}, {}, frozenset(), {})
+PLAIN: Final = FrameNames(("", "", 0, ""), Stretch(("", "", 0), {}), "", True, (), {}, {}, frozenset(), {})
 
 
 def _step(value: Any, step: str | int) -> Any:
@@ -98,8 +100,8 @@ class ModelNames:
         self._layers: dict[bool, dict[FrameKey, set[str]]] = {False: {}, True: {}}
         #: for training and evaluation: part → how many contractions of each module path it has, in the order of capture
         self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
-        #: part → the path of the module whose method it is
-        self._roots: dict[FrameKey, str] = {}
+        #: part → the lines of a function that it runs
+        self._stretches: dict[FrameKey, Stretch] = {}
 
     def of(self, frame: TracedFrame | None) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
@@ -119,7 +121,8 @@ class ModelNames:
         key = (frame.file, frame.function, frame.line, ",".join(map(str, parts)))
         scopes = {"L": frame.locals, "G": frame.globals}
         root = modules.get(id(owner), "")
-        return FrameNames(key, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
+        stretch = find_stretch(frame.origin, parts, *frame.breaks)
+        return FrameNames(key, stretch, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
 
     def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
         """Return what the passes need to know of one graph.
@@ -130,8 +133,7 @@ class ModelNames:
             frozen: True for a graph of evaluation.
         """
 
-        self._roots[names.key] = names.root
-        self._forget_layers(names.key, frozen)
+        self._begin(names.key, names.stretch, frozen)
 
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
@@ -140,27 +142,29 @@ class ModelNames:
         placed: Positions = whole_model if names.is_whole else positions
         return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
 
-    def _forget_layers(self, key: FrameKey, frozen: bool) -> None:
-        """Begin the latest capture of a part; what was the rest of it behind a graph break may not run again."""
-        rest = f"{RESUMED}{key[1]}_at_"
-        for part, layers in self._layers[frozen].items():
-            same = part[0] == key[0] and self._roots.get(part) == self._roots.get(key)
-            if part == key or (same and part[1].startswith(rest)):
-                layers.clear()
+    def _begin(self, key: FrameKey, stretch: Stretch, frozen: bool) -> None:
+        """Begin the latest capture of a part; what was the rest behind a graph break that is gone runs no more."""
+        self._layers[frozen][key] = set()
+        for part, other in self._stretches.items():
+            if part != key and stretch.replaces(other):
+                self._layers[frozen][part] = set()
+                self._counts[frozen].pop(part, None)
+        self._stretches[key] = stretch
 
     def _claim(self, layer: str, key: FrameKey, frozen: bool) -> int:
         """Return the number of a part among those that have contractions of a layer.
 
-        If a graph break comes or goes, the rest of a function takes over the numbers of layers, or gives them back.
+        If a graph break comes or goes, the parts of a function take over the numbers of layers from one another.
         """
         claims, others = (self._claims[mode].setdefault(layer, {}) for mode in (frozen, not frozen))
         layers = self._layers[frozen]
         layers.setdefault(key, set()).add(layer)
         if key not in claims:
             taken = {number for part, number in claims.items() if layer in layers.get(part, ())}
-            free = next(number for number in itertools.count(1) if number not in taken)
-            wanted = others.get(key, free)
-            claims[key] = free if wanted in taken else wanted
+            held = [(part, number) for mode in (others, claims) for part, number in mode.items()]
+            beside = [number for part, number in held if self._stretches[part].is_beside(self._stretches[key])]
+            wanted = itertools.chain([others[key]] if key in others else [], beside, itertools.count(1))
+            claims[key] = next(number for number in wanted if number not in taken)
         return claims[key]
 
     def release(self, function: tuple[str, str, int], *, frozen: bool = False) -> None:
