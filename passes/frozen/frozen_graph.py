@@ -11,7 +11,7 @@ from qcompiler.passes.ir.arguments import get_argument, run_call
 from qcompiler.passes.ir.edit import fake_mode
 from qcompiler.passes.ir.meta import get_value, set_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
-from qcompiler.passes.ir.verify import verify_graph
+from qcompiler.passes.ir.verify import clean_and_verify
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.spec import parse_spec
@@ -85,9 +85,7 @@ def verify_frozen(subject: FrozenGraph) -> None:
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
-    subject.graph.eliminate_dead_code()
-    subject.graph.lint()
-    verify_graph(subject.module)
+    clean_and_verify(subject.module)
 
 
 def _find_fixed(graph: Graph, known: Iterable[Node]) -> set[Node]:

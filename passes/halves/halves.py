@@ -1,14 +1,11 @@
 """What the passes of this folder rewrite: one joint graph, and after the partition its two halves."""
 
 import dataclasses
-from collections.abc import Iterator
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import finish_graph, list_outputs
-from qcompiler.passes.ir.facts import InputKind
-from qcompiler.passes.ir.meta import get_input
-from qcompiler.passes.ir.verify import verify_graph, verify_saved, verify_strides
+from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.verify import clean_and_verify, verify_saved, verify_strides
 
 
 @dataclasses.dataclass
@@ -56,32 +53,24 @@ class Halves:
         return list_outputs(self.forward.graph)[self.outputs :]
 
 
-def iterate_sites(module: GraphModule) -> Iterator[Node]:
-    """Yield the inputs of a graph that are states of ranges."""
-    for node in module.graph.find_nodes(op="placeholder"):
-        fact = get_input(node)
-        if fact is not None and fact.kind is InputKind.STATE:
-            yield node
-
-
-def finish_halves(halves: Halves) -> None:
+def check_halves(halves: Halves) -> None:
     """Drop what nothing reads, and check every rule on each graph: the check after each pass of this folder.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
     for module in halves.graphs:
-        finish_graph(module)
-        verify_graph(module)
+        clean_and_verify(module)
 
 
-def verify_halves(halves: Halves) -> None:
-    """Check what holds after all passes: strides as traced, and no float saved for which there are codes.
+def finish_halves(halves: Halves) -> None:
+    """Recompile after all passes, and check strides as traced, and that no float is saved for which there are codes.
 
     Raises:
         VerifyError: names the node, what it has and what would be legal.
     """
     for module in halves.graphs:
+        module.recompile()
         verify_strides(module)
     if halves.forward is not None:
         verify_saved(halves.forward, halves.saved)

@@ -1,5 +1,6 @@
 """Arguments of operator calls by the names of the schema. Nobody else counts positions of our operators."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -10,10 +11,11 @@ from torch.fx.node import map_aggregate, map_arg
 
 def get_argument(node: Node, name: str) -> Any:
     """Return the argument `name` of a call; the default of the schema if the call does not give it."""
-    place, default = _find_parameter(node, name)
-    if place < len(node.args):
-        return node.args[place]
-    return node.kwargs.get(name, default)
+    places = _list_defaults(node.target)
+    if name not in places:
+        raise _refuse_name(node.target, name)
+    place = list(places).index(name)
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name, places[name])
 
 
 def has_argument(node: Node, name: str) -> bool:
@@ -23,24 +25,22 @@ def has_argument(node: Node, name: str) -> bool:
 
 def set_arguments(node: Node, **given: Any) -> None:
     """Give a call other arguments, by name; the others stay as they are."""
-    now = {name: get_argument(node, name) for name in _list_names(node.target)[: len(node.args)]}
-    node.args = pack_arguments(node.target, {**now, **given})
+    node.args = pack_arguments(node.target, {**dict(iterate_arguments(node)), **given})
 
 
 def pack_arguments(target: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     """Return arguments by position, up to the last one that is given and not None; defaults fill the gaps."""
-    parameters = target._schema.arguments
-    unknown = given.keys() - {parameter.name for parameter in parameters}
+    defaults = _list_defaults(target)
+    unknown = given.keys() - defaults.keys()
     if unknown:
-        raise ValueError(f"{target}: no argument {', '.join(sorted(unknown))}; valid: {', '.join(_list_names(target))}")
-    packed = [given.get(p.name, p.default_value if p.has_default_value() else None) for p in parameters]
-    last = max((i for i, p in enumerate(parameters) if given.get(p.name) is not None), default=-1)
-    return tuple(packed[: last + 1])
+        raise _refuse_name(target, ", ".join(sorted(unknown)))
+    last = max((place for place, name in enumerate(defaults) if given.get(name) is not None), default=-1)
+    return tuple(given.get(name, default) for name, default in itertools.islice(defaults.items(), last + 1))
 
 
 def iterate_arguments(node: Node) -> Iterator[tuple[str, Any]]:
     """Yield name and value of every argument that a call gives by position."""
-    yield from zip(_list_names(node.target), node.args, strict=False)
+    yield from zip(_list_defaults(node.target), node.args, strict=False)
 
 
 def list_arguments(node: Node) -> list[Any]:
@@ -63,18 +63,11 @@ def number_arguments(node: Node) -> Iterator[tuple[int, Node]]:
             extra += 1
 
 
-def map_arguments(node: Node, replace: Callable[[Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call, by position and by keyword, with something else for each node among them."""
-    args, kwargs = map_arg((node.args, node.kwargs), replace)
-    return args, kwargs
-
-
 def run_call(node: Node, replace: Callable[[Node], Any], **given: Any) -> Any:
-    """Return what a call gives for other values of its nodes; `given` are further arguments by name."""
-    args, kwargs = map_arguments(node, replace)
-    places = {name: place for place, name in enumerate(_list_names(node.target))} if given else {}
-    by_place = {places[name]: value for name, value in given.items()}
-    args = tuple(by_place.get(place, argument) for place, argument in enumerate(args))
+    """Return the result of a call for other values of its nodes; `given` are further arguments by name."""
+    args, kwargs = map_arg((node.args, node.kwargs), replace)
+    if given:
+        args = tuple(given.get(name, arg) for name, arg in zip(_list_defaults(node.target), args, strict=False))
     return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
@@ -84,14 +77,11 @@ def replace_arguments(node: Node, replaced: Mapping[int, Node]) -> None:
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: replaced.get(next(places), arg))
 
 
-def _list_names(target: Any) -> list[str]:
-    return [parameter.name for parameter in target._schema.arguments]
+@functools.cache
+def _list_defaults(target: Any) -> Mapping[str, Any]:
+    """Return name → default of every parameter, in order; None without one. Torch lists a schema anew each time."""
+    return {p.name: p.default_value if p.has_default_value() else None for p in target._schema.arguments}
 
 
-def _find_parameter(node: Node, name: str) -> tuple[int, Any]:
-    """Return position and default of a parameter."""
-    target: Any = node.target
-    for place, parameter in enumerate(target._schema.arguments):
-        if parameter.name == name:
-            return place, parameter.default_value if parameter.has_default_value() else None
-    raise ValueError(f"{target}: no argument {name}; valid: {', '.join(_list_names(target))}")
+def _refuse_name(target: Any, name: str) -> ValueError:
+    return ValueError(f"{target}: no argument {name}; valid: {', '.join(_list_defaults(target))}")

@@ -134,8 +134,13 @@ def fake_mode(graph: Graph) -> FakeTensorMode:
     )
 
 
-def finish_graph(module: GraphModule) -> None:
-    """After a pass: drops what nothing reads, checks the links, recompiles."""
+def clean_graph(module: GraphModule) -> None:
+    """Drop what nothing reads, and check the links; the code of the module stays old until `recompile`."""
     module.graph.eliminate_dead_code()
     module.graph.lint()
+
+
+def finish_graph(module: GraphModule) -> None:
+    """Clean the graph after a pass, and recompile the module."""
+    clean_graph(module)
     module.recompile()

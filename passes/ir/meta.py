@@ -38,6 +38,12 @@ def get_contraction(node: Node) -> Contraction | None:
     return fact if isinstance(fact, Contraction) else None
 
 
+def list_inputs(graph: Graph, kind: InputKind) -> list[tuple[Node, Input]]:
+    """Return the inputs of a graph that are of one kind, in order."""
+    found = ((node, get_input(node)) for node in graph.find_nodes(op="placeholder"))
+    return [(node, fact) for node, fact in found if fact is not None and fact.kind is kind]
+
+
 def set_fact(node: Node, fact: Input | Contraction) -> None:
     """Attaches our one typed value to a node."""
     node.meta[_KEY] = fact
@@ -192,7 +198,7 @@ def get_owner(node: Node) -> str | None:
 
 def source_line(node: Node) -> str:
     """`model.py:12: x = self.conv(x)`: the innermost line of the user's model behind a node; empty if unknown."""
-    lines = re.findall(r'File "([^"]+)", line (\d+).*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    lines = re.findall(r'File "([^"]+)", line (\d+).*\n\s*(.*)', get_stack_trace(node))
     if not lines:
         return ""
     path, number, text = lines[-1]
@@ -249,7 +255,7 @@ def set_example(node: Node, example: Any) -> None:
 
 
 def get_stack_trace(node: Node) -> str:
-    """Return the lines of the user that a node of a Dynamo graph comes from; empty if none is known."""
+    """Return the lines of the user that a node comes from; empty if none is known."""
     return node.meta.get("stack_trace") or ""
 
 

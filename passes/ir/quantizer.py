@@ -5,7 +5,7 @@ floats = dequantize(codes, scale, point), one for each reader, in the half of th
 """
 
 import dataclasses
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch.fx import Graph, Node
@@ -17,41 +17,29 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
-#: an argument that a change leaves as it is
-_KEEP: Any = object()
-_Point: TypeAlias = Node | None
 
-
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """One quantize node and what belongs to it. Reads the graph anew at every access, and keeps nothing."""
-
-    codes: Node
+class _Coder:
+    """The fields that a quantize and a dequantize node share, read from the graph at every access."""
 
     @property
-    def tensor(self) -> Node:
-        """The tensor that is quantized; of a frozen weight its codes."""
-        return cast(Node, get_argument(self.codes, "x"))
+    def node(self) -> Node:
+        """The call itself."""
+        raise NotImplementedError
 
     @property
     def scale(self) -> Node:
-        """The node that gives the scale of every block."""
-        return cast(Node, get_argument(self.codes, "scale"))
+        """The node that gives the scale of every block; a checked one is NaN if the tensor was not finite."""
+        return cast(Node, get_argument(self.node, "scale"))
 
     @property
-    def zero_point(self) -> _Point:
+    def zero_point(self) -> Node | None:
         """The node that gives the code of zero, for formats that have one."""
-        return cast(_Point, get_argument(self.codes, "zero_point"))
-
-    @property
-    def key(self) -> Node | None:
-        """The random key of the step, for stochastic rounding."""
-        return cast(Node | None, get_argument(self.codes, "key"))
+        return cast(Node | None, get_argument(self.node, "zero_point"))
 
     @property
     def text(self) -> str:
         """The spec as the graph holds it."""
-        return str(get_argument(self.codes, "spec"))
+        return str(get_argument(self.node, "spec"))
 
     @property
     def spec(self) -> QuantSpec:
@@ -61,7 +49,29 @@ class Quantizer:
     @property
     def layout(self) -> str:
         """A letter for each dimension of the tensor (runtime/numbers/blocks.py)."""
-        return str(get_argument(self.codes, "layout"))
+        return str(get_argument(self.node, "layout"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(_Coder):
+    """One quantize node and what belongs to it."""
+
+    codes: Node
+
+    @property
+    def node(self) -> Node:
+        """The quantize node."""
+        return self.codes
+
+    @property
+    def tensor(self) -> Node:
+        """The tensor that is quantized; of a frozen weight its codes."""
+        return cast(Node, get_argument(self.codes, "x"))
+
+    @property
+    def key(self) -> Node | None:
+        """The random key of the step, for stochastic rounding."""
+        return cast(Node | None, get_argument(self.codes, "key"))
 
     @property
     def site(self) -> str:
@@ -93,7 +103,7 @@ class Quantizer:
         """Quantize another tensor by the same scale."""
         set_arguments(self.codes, x=tensor)
 
-    def fix(self, tensor: Node, scale: Node, zero_point: _Point, spec: QuantSpec, layout: str) -> None:
+    def fix(self, tensor: Node, scale: Node, zero_point: Node | None, spec: QuantSpec, layout: str) -> None:
         """Make a quantizer of a frozen graph read constants, by another spec and layout; it draws no key."""
         text = str(spec)
         shared: dict[str, Any] = {"scale": scale, "zero_point": zero_point, "spec": text, "layout": layout}
@@ -158,40 +168,20 @@ class Quantizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dequantizer:
+class Dequantizer(_Coder):
     """One dequantize node."""
 
     floats: Node
 
     @property
+    def node(self) -> Node:
+        """The dequantize node."""
+        return self.floats
+
+    @property
     def codes(self) -> Node:
         """The node of the codes: a quantize, an unpack, or an input that forward has saved."""
         return cast(Node, get_argument(self.floats, "codes"))
-
-    @property
-    def scale(self) -> Node:
-        """The scale; a checked one is NaN if the tensor was not finite."""
-        return cast(Node, get_argument(self.floats, "scale"))
-
-    @property
-    def zero_point(self) -> _Point:
-        """The code of zero, for formats that have one."""
-        return cast(_Point, get_argument(self.floats, "zero_point"))
-
-    @property
-    def text(self) -> str:
-        """The spec as the graph holds it."""
-        return str(get_argument(self.floats, "spec"))
-
-    @property
-    def spec(self) -> QuantSpec:
-        """The spec."""
-        return parse_spec(self.text)
-
-    @property
-    def layout(self) -> str:
-        """A letter for each dimension of the codes."""
-        return str(get_argument(self.floats, "layout"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -207,12 +197,9 @@ class Dequantizer:
         """Show the NaN and infinities of a tensor, or of none."""
         set_arguments(self.floats, x=tensor)
 
-    def change(
-        self, scale: Any = _KEEP, zero_point: Any = _KEEP, spec: Any = _KEEP, layout: Any = _KEEP, codes: Any = _KEEP
-    ) -> None:
-        """Write other arguments; the value is inferred again."""
-        given = {"scale": scale, "zero_point": zero_point, "spec": spec, "layout": layout, "codes": codes}
-        set_arguments(self.floats, **{name: argument for name, argument in given.items() if argument is not _KEEP})
+    def change(self, **given: Any) -> None:
+        """Write other arguments, by name; the value is inferred again."""
+        set_arguments(self.floats, **given)
         infer_value(self.floats)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.edit import finish_graph
+from qcompiler.passes.ir.edit import clean_graph, finish_graph
 from qcompiler.passes.ir.meta import get_input, get_value, has_value, is_backward, iterate_contractions, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
@@ -57,6 +57,16 @@ def returns_something(node: Node) -> bool:
     """Return False for an operator without a result: the check of a value, as F.one_hot makes it."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or bool(schema.returns)
+
+
+def clean_and_verify(module: GraphModule) -> None:
+    """Do as `finish_and_verify`, but leave the code of the module, which takes longer to write than all checks.
+
+    Raises:
+        VerifyError: with the first node that breaks a rule.
+    """
+    clean_graph(module)
+    verify_graph(module)
 
 
 def finish_and_verify(module: GraphModule) -> None:

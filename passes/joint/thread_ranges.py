@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.edit import add_input, add_output, fake_mode, insert_call, remove_outputs
 from qcompiler.passes.ir.facts import InputKind
-from qcompiler.passes.ir.meta import get_input, get_value, is_backward, is_recomputed
+from qcompiler.passes.ir.meta import get_value, is_backward, is_recomputed, list_inputs
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.site_name import number_name
 from qcompiler.passes.ir.views import aten
@@ -39,9 +39,8 @@ class ThreadRanges:
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that got a state."""
         graph = module.graph
-        facts = [get_input(node) for node in graph.find_nodes(op="placeholder")]
-        joint = any(fact is not None and fact.kind is InputKind.TANGENT for fact in facts)
-        taken = {fact.name for fact in facts if fact is not None and fact.kind is InputKind.STATE}
+        joint = bool(list_inputs(graph, InputKind.TANGENT))
+        taken = {fact.name for _, fact in list_inputs(graph, InputKind.STATE)}
         found = sorted(list_quantizers(graph), key=_find_first_reader)
         return sum(self.thread(quantizer, joint, taken) for quantizer in found)
 

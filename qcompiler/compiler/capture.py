@@ -13,6 +13,7 @@ from qcompiler.compiler.assignments import copy_assigned
 from qcompiler.compiler.naming import PLAIN, FrameNames
 from qcompiler.compiler.numbers import NONE, BakedInError, Numbers, replace_numbers
 from qcompiler.errors import CaptureError
+from qcompiler.passes.ir.edit import list_outputs, set_outputs
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.meta import get_description, has_half, is_backward, rename_modules, set_fact, set_half
@@ -130,12 +131,11 @@ def _describe(node: Node, given: Any, names: FrameNames) -> Input:
 
 
 def _copy_outputs(module: GraphModule, indices: Sequence[int]) -> None:
-    output = module.graph.output_node()
-    values = list(output.args[0])  # type: ignore[arg-type]
+    values = list_outputs(module.graph)
     for index in indices:
-        with module.graph.inserting_before(output):
+        with module.graph.inserting_before(module.graph.output_node()):
             values[index] = module.graph.call_function(torch.clone, (values[index],))
-    output.args = (tuple(values),)
+    set_outputs(module.graph, values)
     module.recompile()
 
 

@@ -11,15 +11,15 @@ from torch.fx import GraphModule, Node
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
-from qcompiler.passes.halves.halves import Halves, verify_halves
+from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import (
     find_value,
-    get_input,
     get_value,
     is_backward,
+    list_inputs,
 )
 from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
@@ -96,16 +96,15 @@ def split_halves(captured: Captured, observe: Callable[[str, int, Halves], None]
     else:
         halves = Halves.of_forward(captured.module, captured.forward_outputs)
     halves_pipeline()(halves, observe)
-    verify_halves(halves)
+    finish_halves(halves)
     return halves
 
 
 def _list_sites(module: GraphModule, backward: bool) -> list[StateSite]:
     """Return the sites whose state is an input of one half, in the order of those inputs."""
     sites = []
-    for node in module.graph.find_nodes(op="placeholder"):
-        fact = get_input(node)
-        if fact is not None and fact.kind is InputKind.STATE and is_backward(node) == backward:
+    for node, fact in list_inputs(module.graph, InputKind.STATE):
+        if is_backward(node) == backward:
             (text,) = {str(get_argument(user, "spec")) for user in node.users if user.target is ops.SCALE}
             spec, val = parse_spec(text), get_value(node)
             meaning = spec.range.meaning(spec.format.bits)
@@ -143,6 +142,7 @@ def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
     copied = Halves.of_forward(copy_graph(half), 0)
     start_pipeline(first=first)(copied)
     (module,) = copied.graphs
+    module.recompile()
     return module
 
 
@@ -205,9 +205,7 @@ def _find_dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None,
     First for each input, then each learned range, None without gradient; second for each state of the backward half.
     """
     reach: dict[Node, frozenset[int]] = {}
-    tangents = [
-        n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT
-    ]
+    tangents = [node for node, _ in list_inputs(captured.module.graph, InputKind.TANGENT)]
     for node in captured.module.graph.nodes:
         own = frozenset({tangents.index(node)}) if node in tangents else frozenset()
         reach[node] = own.union(*(reach[source] for source in node.all_input_nodes))
@@ -219,10 +217,11 @@ def _find_dependencies(captured: Captured) -> tuple[tuple[frozenset[int] | None,
 
 
 def _list_tangents(captured: Captured) -> list[Tangent]:
-    nodes = [n for n in captured.module.graph.nodes if (f := get_input(n)) is not None and f.kind is InputKind.TANGENT]
+    nodes = list_inputs(captured.module.graph, InputKind.TANGENT)
+    values = [get_value(node) for node, _ in nodes]
     return [
-        Tangent(output, tuple(get_value(n).shape), get_value(n).stride(), get_value(n).dtype, get_value(n).device)
-        for output, n in zip(captured.tangents, nodes, strict=True)
+        Tangent(output, tuple(value.shape), value.stride(), value.dtype, value.device)
+        for output, value in zip(captured.tangents, values, strict=True)
     ]
 
 
@@ -235,9 +234,8 @@ def saved_size(node: Node) -> int:
     """Bytes that a node takes if it is saved for backward; 0 for inputs and parameters, which are there anyway."""
     if view_root(node).op == "placeholder":
         return 0
-    return (
-        int(get_value(node).numel()) * get_value(node).element_size()
-    )  # int(): the size of a random state is symbolic
+    value = get_value(node)
+    return int(value.numel()) * value.element_size()  # int(): the size of a random state is symbolic
 
 
 def saved_bytes(saved: Sequence[Node]) -> tuple[int, int]:

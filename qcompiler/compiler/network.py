@@ -15,6 +15,7 @@ from qcompiler.compiler.lower import saved_size
 from qcompiler.compiler.plan import describe_contraction
 from qcompiler.compiler.stages import Stage
 from qcompiler.passes.ir.arguments import number_arguments
+from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.facts import Contraction, InputKind
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_input, get_owner, is_backward, source_line
 from qcompiler.passes.ir.quantizer import Quantizer
@@ -109,7 +110,7 @@ class _Builder:
         if stage.backward is None:
             self.add_graph(stage.graph, outputs)
             return
-        forward = list(stage.graph.output_node().args[0])  # type: ignore[arg-type]
+        forward = list_outputs(stage.graph)
         self.add_graph(stage.graph, outputs[: captured.forward_outputs], len(forward) - len(stage.saved or ()))
         held = list(stage.backward.find_nodes(op="placeholder"))
         self.names |= {inside: self.names[node] for inside, node in zip(held, stage.saved or (), strict=False)}
@@ -119,7 +120,7 @@ class _Builder:
         """One graph; `count` of its outputs are what the user gets, the others are saved."""
         for node in graph.nodes:
             if node.op == "output":
-                self.add_outputs(list(node.args[0])[:count], outputs)
+                self.add_outputs(list_outputs(graph)[:count], outputs)
             elif node not in self.names:
                 self.add_node(node)
 

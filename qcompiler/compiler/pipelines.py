@@ -15,7 +15,7 @@ from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
 from qcompiler.passes.frozen.transpose_weights import TransposeWeights
 from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
-from qcompiler.passes.halves.halves import Halves, finish_halves
+from qcompiler.passes.halves.halves import Halves, check_halves
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.halves.recompute_floats import RecomputeFloats
@@ -80,13 +80,13 @@ def halves_pipeline() -> Pipeline[Halves]:
             RestoreHalves(),  # strides as traced, in what backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
         ),
-        finish_halves,
+        check_halves,
     )
 
 
 def start_pipeline(*, first: bool) -> Pipeline[Halves]:
     """Return the passes that make, of a half that runs, the copy for first steps, or for the steps that follow them."""
-    return Pipeline((StartRanges(first),), finish_halves)
+    return Pipeline((StartRanges(first),), check_halves)
 
 
 def frozen_pipeline(

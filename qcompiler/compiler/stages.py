@@ -115,6 +115,9 @@ def _lower_stages(captured: Captured, module: GraphModule) -> list[Stage]:
     stages: list[Stage] = []
 
     def observe(name: str, changes: int, halves: Halves) -> None:
+        if stages and not changes:
+            stages.append(dataclasses.replace(stages[-1], name=name, changes=0))
+            return
         graphs = [copy_nodes(graph.graph) for graph in halves.graphs]
         copies = dict(zip(halves.graphs[0].graph.nodes, graphs[0].nodes, strict=True))
         saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))

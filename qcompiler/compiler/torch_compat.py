@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.meta import set_visible_outputs
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.ranges.store import Engine
@@ -166,9 +167,8 @@ def compile_inductor(
     """
     modes = [value.fake_mode for value in inputs if isinstance(value, FakeTensor)]
     context = tracing(TracingContext(modes[0])) if modes else contextlib.nullcontext()
-    output = module.graph.output_node()
-    outputs = list(output.args[0])[:fixed_outputs]  # type: ignore[arg-type]
-    set_visible_outputs(output, [i for i, node in enumerate(outputs) if isinstance(node, Node)])
+    outputs = list_outputs(module.graph)[:fixed_outputs]
+    set_visible_outputs(module.graph.output_node(), [i for i, node in enumerate(outputs) if isinstance(node, Node)])
     with torch.no_grad(), inductor_config.patch(_INDUCTOR), context:
         return compile_fx_inner(
             module,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -13,6 +13,7 @@ from torch.fx import Node
 from qcompiler.compiler.pipelines import frozen_pipeline
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
+from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input
 
@@ -110,7 +111,7 @@ def _list_inputs(program: ExportedProgram, subject: FrozenGraph) -> list[InputSp
 
 def _list_outputs(program: ExportedProgram, subject: FrozenGraph) -> list[OutputSpec]:
     """Return the outputs by their new names."""
-    nodes = cast(tuple[Any, ...], subject.graph.output_node().args[0])
+    nodes = list_outputs(subject.graph)
     return [
         dataclasses.replace(spec, arg=TensorArgument(node.name)) if isinstance(node, Node) else spec
         for spec, node in zip(program.graph_signature.output_specs, nodes, strict=True)

@@ -5,7 +5,7 @@ import pytest
 from qcompiler import recipes
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.base import Pipeline
-from qcompiler.passes.halves.halves import Halves, finish_halves
+from qcompiler.passes.halves.halves import Halves, check_halves
 from qcompiler.passes.ir.text import graph_text
 
 
@@ -38,10 +38,10 @@ def settle_halves(text):
 
     def run(halves, step):
         changes = step(halves)
-        finish_halves(halves)
+        check_halves(halves)
         after = text(halves)
         assert step(halves) == 0
-        finish_halves(halves)
+        check_halves(halves)
         assert text(halves) == after
         return changes
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler.passes.halves.halves import verify_halves
+from qcompiler.passes.halves.halves import finish_halves
 from qcompiler.passes.halves.save_codes import SaveCodes
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.verify import VerifyError
@@ -37,10 +37,10 @@ def leaf():
 def test_floats_are_saved_before_and_codes_after(bits, in_front_of, settle_halves):
     halves = in_front_of(SaveCodes, outputs(f"int{bits}:fit:tensor:nearest:pass"), Cubic(), leaf())
     with pytest.raises(VerifyError, match="its codes would do"):
-        verify_halves(halves)
+        finish_halves(halves)
     count = len(list_dequantizers(halves.backward.graph))
     assert settle_halves(halves, SaveCodes()) == 1
-    verify_halves(halves)
+    finish_halves(halves)
     assert len(list_dequantizers(halves.backward.graph)) == count + 1
 
 
