@@ -136,16 +136,14 @@ def verify_onnx(
     if kwargs is not None and example_kwargs is not None:
         raise ExportError("verify: got example_kwargs and kwargs; valid: one of them, they are the same")
     path, options = Path(path), dict(example_kwargs or kwargs or {})
-    held = run.read_file(path)
-    check_inputs(get_session("export", qmodel).model, inputs, options)
+    held, model = run.read_file(path), get_session("verify", qmodel).model
+    check_inputs(model, inputs, options)
     inputs, options = copy_tensors(inputs, options)
     fixed = {name: one["calibrated"] for name, one in held.sites.items() if one["calibrated"] is not None}
-    traced, states = (
-        trace_model(qmodel, *free_as(get_session("export", qmodel).model, inputs, options, held.inputs), frozen=False),
-        qmodel.ranges(),
-    )
+    traced = trace_model(qmodel, *free_as(model, inputs, options, held.inputs), frozen=False)
+    states = qmodel.ranges()
     if held.given is not None:
-        check_constants(get_session("export", qmodel).model, held.given, describe_given(traced.frozen.program))
+        check_constants(model, held.given, describe_given(traced.frozen.program))
     single, double = Observer(traced, states, fixed), InDouble(traced, states, fixed)
     single.outputs(inputs, options)
     exact = double.outputs(inputs, options)
@@ -158,7 +156,7 @@ def verify_onnx(
         optimized=run.measure_difference(optimized, expected),
         plain=run.measure_difference(plain, expected),
         spread=run.measure_difference(expected, exact),
-        changed=list_changed(get_session("export", qmodel).model, held.tensors),
+        changed=list_changed(model, held.tensors),
         merged=tuple(name for name, one in held.sites.items() if one["values"] and one["values"][-1] in merged),
         integer_kernels=run.count_kernels(path),
     )

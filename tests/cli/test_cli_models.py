@@ -1,77 +1,14 @@
 """The command line: the demo, models by name, exports."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from command_line import run
 from torch import nn
 
 import qcompiler
-
-MODEL = """
-import torch
-from torch import nn
-
-class Net(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-def make():
-    return Net(), torch.randn(4, 8)
-
-def broken():
-    raise RuntimeError("the model is broken")
-
-def batches():
-    torch.manual_seed(1)
-    for _ in range(3):
-        yield torch.randn(8, 8), torch.randint(4, (8,))
-
-def regression(model, batch):
-    return (model(batch[0]) - 1).square().mean()
-
-def images():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), torch.randn(2, 3, 8, 8)
-
-number = 3
-nothing = []
-"""
-
-
-FAULT = """
-name: bad
-rules:
-- {role: gradient, module: '2', format: int8, scale: real, block: tensor, range: 'fixed(-1e-5,1e-5)'}
-- {format: int8, scale: real, block: tensor}
-"""
-
-
-def run(folder, *arguments, **environment):
-    """(exit code, what was printed, errors) of one call in a folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qcompiler", *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"COLUMNS": "100"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cli")
-    (path / "mynet.py").write_text(MODEL)
-    (path / "mine.yaml").write_text("name: mine\nrules:\n- {format: int8, block: b2c8o4i4}\n")
-    (path / "bad.yaml").write_text(FAULT)
-    torch.save({"weight": torch.ones(1000)}, path / "cut.pt")
-    (path / "cut.pt").write_bytes((path / "cut.pt").read_bytes()[:2000])
-    return path
 
 
 @pytest.mark.full

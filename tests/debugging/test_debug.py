@@ -10,16 +10,12 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
+from watched_steps import recipe, train
 
 import qcompiler
-from qcompiler import DebugError, Recipe, Rule, parse_spec
+from qcompiler import DebugError, Recipe
 
 pytestmark = pytest.mark.usefixtures("fresh")
-
-
-def recipe(*rules, spec="int8:real:tensor:nearest:pass"):
-    """Some rules in front of one spec for everything."""
-    return Recipe(name="test", rules=(*rules, Rule(spec=parse_spec(spec))))
 
 
 class Checkpointed(nn.Module):
@@ -68,21 +64,6 @@ UNDISTURBED = {
     "graph break": (Broken, (6, 12), "luq"),
     "rotated": (perceptron, (32, 16), "nvfp4"),
 }
-
-
-def train(qmodel, inputs, steps=3):
-    """Some steps of SGD with momentum; two micro-batches a step. Everything that a step can change."""
-    optimizer = torch.optim.SGD(qmodel.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        for part in inputs[step % len(inputs)].chunk(2):
-            loss = qmodel(part).sin().sum()
-            loss.backward()
-            losses.append(loss.detach())
-        optimizer.step()
-    grads = {f"{name}.grad": p.grad for name, p in qmodel.named_parameters()}
-    return [*losses, *qmodel.state_dict().values(), *grads.values(), torch.get_rng_state()]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

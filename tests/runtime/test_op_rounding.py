@@ -7,28 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from operator_calls import KEY, SITE, run
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 
 INF, NAN = math.inf, math.nan
-
-
-KEY, SITE = (123456789, -987654321), "layer.weight"
-
-
-Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
-
-
-def run(
-    x: torch.Tensor, spec: str, layout: str, dtype: torch.dtype, key: tuple[int, int] = KEY, site: str = SITE
-) -> Tensors:
-    """(scale, zero point or None, codes, values as `dtype`) by the registered operators."""
-    scale = ops.SCALE(x, spec, layout)
-    zero = ops.ZERO_POINT(x, scale, spec, layout) if parse_spec(spec).has_zero_point else None
-    codes = ops.QUANTIZE(x, scale, zero, torch.tensor(key, dtype=torch.int32), spec, layout, site)
-    return scale, zero, codes, ops.DEQUANTIZE(codes, scale, zero, spec, layout, dtype)
 
 
 def test_stochastic_rounding_needs_a_key() -> None:

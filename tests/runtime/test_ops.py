@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_calls import KEY, SITE, run
 
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import AXES, Block
@@ -18,9 +19,6 @@ from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 INF, NAN = math.inf, math.nan
-
-
-KEY, SITE = (123456789, -987654321), "layer.weight"
 
 
 #: format and scale: every legal pair of integers, floats of each shape and source with every scale
@@ -48,21 +46,8 @@ HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32)
 
 
-Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
-
-
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def run(
-    x: torch.Tensor, spec: str, layout: str, dtype: torch.dtype, key: tuple[int, int] = KEY, site: str = SITE
-) -> Tensors:
-    """(scale, zero point or None, codes, values as `dtype`) by the registered operators."""
-    scale = ops.SCALE(x, spec, layout)
-    zero = ops.ZERO_POINT(x, scale, spec, layout) if parse_spec(spec).has_zero_point else None
-    codes = ops.QUANTIZE(x, scale, zero, torch.tensor(key, dtype=torch.int32), spec, layout, site)
-    return scale, zero, codes, ops.DEQUANTIZE(codes, scale, zero, spec, layout, dtype)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from range_objects import FORMATS, INF, LAYOUT, NAN, SHAPE, observe, text_of
 
 from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.blocks import TENSOR, Block, parse_block, view_blocks
-from qcompiler.runtime.numbers.formats import IntFormat, Kind, parse_format
+from qcompiler.runtime.numbers.blocks import TENSOR, Block, view_blocks
+from qcompiler.runtime.numbers.formats import Kind, parse_format
 from qcompiler.runtime.ranges.estimator import Observed, Range
 from qcompiler.runtime.ranges.observed import (
     Cosine,
@@ -22,16 +23,6 @@ from qcompiler.runtime.ranges.observed import (
     Percentile,
     Running,
 )
-from qcompiler.runtime.spec import QuantSpec, Scale
-
-INF, NAN = float("inf"), float("nan")
-
-
-SHAPE, LAYOUT = (5, 6, 3), "bcs"
-
-
-FORMATS = ("int4", "uint4", "affine8")
-
 
 BLOCKS = ("tensor", "b*s*g*", "b2c4")  # the last does not divide the shape
 
@@ -107,15 +98,6 @@ def make_case(range_oracle: ModuleType, oracle: ModuleType, estimator: Range, fo
     numbers = tuple(float(text) for text in str(estimator).partition("(")[2].rstrip(")").split(",") if text)
     parsed = parse_format(form)
     return range_oracle.Case(estimator.name, numbers, str(parsed.kind), parsed.bits, number, math.prod(counts))
-
-
-def observe(x: torch.Tensor, form: str, block: str, layout: str = LAYOUT) -> Observed:
-    kind: IntFormat = parse_format(form)
-    return Observed(x, view_blocks(tuple(x.shape), layout, parse_block(block)), kind.kind, kind.magnitude_bits)
-
-
-def text_of(estimator: Range, form: str, block: str) -> str:
-    return str(QuantSpec(format=parse_format(form), scale=Scale.REAL, block=parse_block(block), range=estimator))
 
 
 def follow(estimator: Range, form: str, block: str, tensors: Sequence[torch.Tensor]) -> list[Any]:
