@@ -1,19 +1,16 @@
 """After the partition: what backward computes again from dequantized codes starts from the codes."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.arguments import pack_arguments
-from qcompiler.passes.ir.edit import insert_call, list_outputs, set_outputs
-from qcompiler.passes.ir.meta import copy_meta, get_value
-from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
+from qcompiler.passes.halves.saved_table import SavedTable
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.quantizer import Dequantizer
 from qcompiler.passes.ir.views import is_view
 from qcompiler.passes.ir.walk import find_dequantizer
-from qcompiler.runtime import ops
-from qcompiler.runtime.numbers.packing import per_byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,71 +29,22 @@ class SaveCodes:
         """Return the number of floats that are saved as codes."""
         if halves.forward is None or halves.backward is None:
             return 0
-        saved = halves.saved
-        floats = [node for node in saved if isinstance(node, Node) and find_dequantizer(node) is not None]
-        table = _SavedTable(halves.forward, halves.backward, saved)
+        table = SavedTable(halves)
+        floats = [node for node in table.inputs if isinstance(node, Node) and find_dequantizer(node) is not None]
         for node in floats:
-            table.replace(node)
-        set_outputs(halves.forward.graph, [*list_outputs(halves.forward.graph)[: halves.outputs], *table.saved])
+            _replace_float(table, node)
+        table.write()
         return len(floats)
 
 
-class _SavedTable:
-    """Both halves, and the table of what is saved, in order; it dies with the walk."""
-
-    def __init__(self, forward: GraphModule, backward: GraphModule, saved: list[Any]) -> None:
-        given: list[Node] = list(backward.graph.find_nodes(op="placeholder"))[: len(saved)]
-        self.forward, self.backward = forward, backward
-        #: node of forward → the input of backward that holds it
-        self.saved: dict[Any, Node] = dict(zip(saved, given, strict=True))
-        self.last = given[-1] if given else None
-
-    def replace(self, floats: Node) -> None:
-        """Saves the codes behind one float in its place."""
-        placeholder = self.saved[floats]
-        reader = min(placeholder.users)
-        views = [floats]
-        while is_view(views[-1]):
-            views.append(views[-1].all_input_nodes[0])
-        made = self._dequantize(views.pop(), reader)
-        for view in reversed(views):
-            args = (made, *view.args[1:])
-            made = insert_call(self.backward.graph, view.target, args, dict(view.kwargs), before=reader)
-        placeholder.replace_all_uses_with(made)
-        del self.saved[floats]
-        self.last = next(reversed(self.saved.values()), None)
-        self.backward.graph.erase_node(placeholder)
-
-    def _dequantize(self, root: Node, place: Node) -> Node:
-        """Return the dequantize `root` of forward, anew in backward."""
-        reader = Dequantizer(root)
-        codes, scale, point = reader.codes, reader.scale, reader.zero_point
-        shared = {"spec": reader.text, "layout": reader.layout}
-        if reader.shown is not None:
-            scale = self._call_beside(scale, ops.CHECKED, {"scale": scale, "x": reader.shown, **shared}, root)
-        form = reader.spec.format
-        if per_byte(form.bits) == 1:
-            whole = self._take_saved(codes)
-        else:
-            packed = self._take_saved(self._call_beside(codes, ops.PACK, {"codes": codes, "bits": form.bits}, root))
-            shape, signed = list(get_value(codes).shape), form.dtype.is_signed
-            given = {"packed": packed, "shape": shape, "bits": form.bits, "signed": signed}
-            whole = insert_operator(self.backward.graph, ops.UNPACK, given, before=place)
-        zero = None if point is None else self._take_saved(point)
-        given = {"codes": whole, "scale": self._take_saved(scale), "zero_point": zero, **shared, "dtype": reader.dtype}
-        return insert_operator(self.backward.graph, ops.DEQUANTIZE, given, before=place)
-
-    def _call_beside(self, source: Node, target: Any, given: dict[str, Any], before: Node) -> Node:
-        """Return the call of forward that `source` has already, or a new one."""
-        args = pack_arguments(target, given)
-        known = [user for user in source.users if user.target is target and user.args == args]
-        return known[0] if known else insert_call(self.forward.graph, target, args, before=before)
-
-    def _take_saved(self, node: Node) -> Node:
-        """Return the input of backward that holds what a node of forward saves."""
-        if node not in self.saved:
-            with self.backward.graph.inserting_after(self.last):
-                made = self.backward.graph.placeholder(node.name)
-            copy_meta(node, made)
-            self.saved[node] = self.last = made
-        return self.saved[node]
+def _replace_float(table: SavedTable, floats: Node) -> None:
+    """Save the codes behind one float in its place."""
+    place = min(table.inputs[floats].users)
+    views = [floats]
+    while is_view(views[-1]):
+        views.append(views[-1].all_input_nodes[0])
+    made = table.dequantize(Dequantizer(views.pop()), place)
+    for view in reversed(views):
+        args = (made, *view.args[1:])
+        made = insert_call(table.backward, view.target, args, dict(view.kwargs), before=place)
+    table.replace(floats, made)

@@ -44,13 +44,11 @@ def _save_codes(quantizer: Quantizer) -> int:
     if is_backward(codes) or not readers:
         return 0
     for part in (readers[0].scale, quantizer.zero_point):
-        if part is not None:
+        if part is not None and quantizer.spec.range.has_state:
             pin_saved(part)
     form = quantizer.spec.format
     if per_byte(form.bits) == 1:
-        pinned = is_pinned_saved(codes)
-        pin_saved(codes)
-        return 0 if pinned else 1
+        return 0
     floats = [reader.floats for reader in readers]
     whole = _through_bytes(codes, form.bits, form.dtype.is_signed, min(floats))
     for reader in floats:
@@ -61,7 +59,6 @@ def _save_codes(quantizer: Quantizer) -> int:
 def _through_bytes(source: Node, bits: int, signed: bool, reader: Node) -> Node:
     """unpack(pack(source)) with the packed bytes saved, unpacked in front of a backward reader."""
     packed = insert_call(source.graph, ops.PACK, (source, bits), after=source)
-    pin_saved(packed)
     shape = list(get_value(source).shape)
     whole = insert_call(source.graph, ops.UNPACK, (packed, shape, bits, signed), before=reader)
     pin_to_backward(whole)

@@ -18,6 +18,7 @@ from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.halves import Halves, check_halves
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.partition import Partition
+from qcompiler.passes.halves.quantize_again import QuantizeAgain
 from qcompiler.passes.halves.recompute_floats import RecomputeFloats
 from qcompiler.passes.halves.relax_views import RelaxViews
 from qcompiler.passes.halves.restore_halves import RestoreHalves
@@ -76,6 +77,7 @@ def halves_pipeline() -> Pipeline[Halves]:
             OrderOutputs(),  # states after forward in front of the gradients
             Partition(torch_compat.split_joint),  # what is saved, and what is computed again
             DrawInForward(),  # one random key, so that backward can run twice
+            QuantizeAgain(),  # parameters, which are alive anyway
             SaveCodes(),  # in place of floats that backward computes with again
             RestoreHalves(),  # strides as traced, in what backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses

@@ -1,6 +1,7 @@
 """Every private API of torch that this project touches, but for those of Dynamo (dynamo_compat.py)."""
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch._decomp import decomposition_table
 from torch._functorch import config as functorch_config
+from torch._functorch import partitioners
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -26,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.meta import set_visible_outputs
+from qcompiler.runtime import ops
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.ranges.store import Engine
 
@@ -137,10 +140,26 @@ def split_joint(
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
     floats; `retrace_graph` merges within each half.
     """
-    with functorch_config.patch(cse=False):
+    with functorch_config.patch(cse=False, ban_recompute_reductions=False), _allow_recomputing():
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )
+
+
+@contextlib.contextmanager
+def _allow_recomputing() -> Iterator[None]:
+    before = partitioners.get_default_op_list
+    def extended():
+        ops_ = before()
+        more = [op.overloadpacket for op in (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK, ops.UNPACK, ops.CHECKED, ops.IN_RANGE, ops.DEQUANTIZE, ops.LAY_OUT)]
+        aten = torch.ops.aten
+        more += [aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten.cat]
+        return dataclasses.replace(ops_, recomputable_ops=ops_.recomputable_ops | more, fusible_ops=ops_.fusible_ops | more)
+    partitioners.get_default_op_list = extended
+    try:
+        yield
+    finally:
+        partitioners.get_default_op_list = before
 
 
 def retrace_graph(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:

@@ -1,0 +1,92 @@
+"""Parameters and buffers are alive in backward anyway: their codes are made again there, and not saved."""
+
+import dataclasses
+from typing import ClassVar
+
+from torch.fx import Graph, Node
+
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.halves.saved_table import SavedTable
+from qcompiler.passes.ir.arguments import has_argument
+from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import copy_meta, get_input, set_half
+from qcompiler.passes.ir.views import is_view
+from qcompiler.runtime import ops
+
+#: operators that backward runs again; a scale with a state is saved, since the state moves on
+_AGAIN = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeAgain:
+    """forward saves quantize(W) → forward saves W, which costs no bytes; backward reads quantize(W).
+
+    1. The codes are the same bit for bit: the rounding is to nearest, or its random key is the saved one.
+    2. The scale is computed again too, but for a range that keeps a state: that scale is saved.
+    3. As in plain PyTorch, a weight that is changed in place between forward and backward is an error of autograd.
+    """
+
+    name: ClassVar[str] = "quantize-again"
+
+    def __call__(self, halves: Halves) -> int:
+        """Return the number of tensors that are no longer saved."""
+        if halves.forward is None or halves.backward is None:
+            return 0
+        table = SavedTable(halves)
+        alive = _list_alive(halves.forward.graph, halves.backward.graph)
+        found = [node for node in table.inputs if isinstance(node, Node) and _is_made_of(alive, node)]
+        again = _Copies(table)
+        for node in found:
+            again.replace(node)
+        table.drop_unread()
+        table.write()
+        return len(found)
+
+
+def _list_alive(forward: Graph, backward: Graph) -> set[Node]:
+    """Return the inputs of forward that live on: parameters, buffers, and data, which have no gradient."""
+    inputs, gradients = forward.find_nodes(op="placeholder"), list_outputs(backward)
+    facts = [(node, get_input(node), gradient) for node, gradient in zip(inputs, gradients, strict=False)]
+    data = {node for node, fact, gradient in facts if fact and fact.kind is InputKind.INPUT and gradient is None}
+    return data | {node for node, fact, _ in facts if fact and fact.kind in (InputKind.PARAMETER, InputKind.BUFFER)}
+
+
+def _is_made_of(alive: set[Node], node: Node) -> bool:
+    """Return True for codes of a tensor that is alive, and for their scale if the scale needs no state."""
+    if node.target not in _AGAIN or _keeps_state(node):
+        return False
+    while node.target in _AGAIN or is_view(node):
+        node = node.all_input_nodes[0]
+    return node in alive
+
+
+def _keeps_state(node: Node) -> bool:
+    return node.target in (ops.SCALE, ops.ZERO_POINT) and has_argument(node, "state")
+
+
+class _Copies:
+    """Nodes of forward, copied into backward in front of their first reader."""
+
+    def __init__(self, table: SavedTable) -> None:
+        self.table = table
+        self.made: dict[Node, Node] = {}
+
+    def replace(self, node: Node) -> None:
+        """Make a saved node anew in backward."""
+        place = min(self.table.inputs[node].users)
+        self.table.replace(node, self._copy(node, place))
+
+    def _copy(self, node: Node, place: Node) -> Node:
+        """Return a node of forward in backward: copied, or saved if it is no part of the quantizer of a tensor."""
+        if node.op == "placeholder" or _keeps_state(node) or not (node.target in _AGAIN or is_view(node)):
+            return self.table.take(node)
+        if node in self.made and self.made[node] < place:
+            return self.made[node]
+        sources = {source: self._copy(source, place) for source in node.all_input_nodes}
+        with self.table.backward.inserting_before(place):
+            made = self.table.backward.node_copy(node, sources.__getitem__)
+        copy_meta(node, made)
+        set_half(made, backward=True)
+        self.made[node] = made
+        return made

@@ -1,0 +1,95 @@
+"""The tensors that forward saves for backward, as a table that a pass can change."""
+
+from typing import Any
+
+from torch.fx import Node
+
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.ir.arguments import pack_arguments
+from qcompiler.passes.ir.edit import insert_call, list_outputs, set_outputs
+from qcompiler.passes.ir.meta import copy_meta, get_value
+from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
+from qcompiler.runtime import ops
+from qcompiler.runtime.numbers.packing import per_byte
+
+
+class SavedTable:
+    """Node of forward → the input of backward that holds it, in order. It dies with the walk of its pass.
+
+    Raises:
+        ValueError: the halves have no backward.
+    """
+
+    def __init__(self, halves: Halves) -> None:
+        if halves.forward is None or halves.backward is None:
+            raise ValueError("saved table: the graph has no backward half")
+        self.forward, self.backward = halves.forward.graph, halves.backward.graph
+        self._outputs = halves.outputs
+        saved = halves.saved
+        given: list[Node] = list(self.backward.find_nodes(op="placeholder"))[: len(saved)]
+        self.inputs: dict[Any, Node] = dict(zip(saved, given, strict=True))
+        self._first_other = _find_first_other(self.backward, len(saved))
+
+    def take(self, node: Node) -> Node:
+        """Return the input of backward that holds a node of forward, which is saved from now on."""
+        if node not in self.inputs:
+            with self.backward.inserting_before(self._first_other):
+                made = self.backward.placeholder(node.name)
+            copy_meta(node, made)
+            self.inputs[node] = made
+        return self.inputs[node]
+
+    def replace(self, node: Node, made: Node) -> None:
+        """Let backward read a node of its own in place of a saved one, which is no longer saved."""
+        given = self.inputs.pop(node)
+        given.replace_all_uses_with(made)
+        self.backward.erase_node(given)
+
+    def dequantize(self, reader: Dequantizer, place: Node) -> Node:
+        """Return a dequantize of forward, anew in backward in front of `place`; its codes are saved.
+
+        Codes of 4 bits and less are packed. A scale that does not show what is not finite is checked first.
+        """
+        codes, scale, point = reader.codes, reader.scale, reader.zero_point
+        shared = {"spec": reader.text, "layout": reader.layout}
+        if reader.shown is not None:
+            given = {"scale": scale, "x": reader.shown, **shared}
+            scale = self._call_beside(scale, ops.CHECKED, given, reader.floats)
+        given = {
+            "codes": self._take_codes(reader, place),
+            "scale": self.take(scale),
+            "zero_point": None if point is None else self.take(point),
+            **shared,
+            "dtype": reader.dtype,
+        }
+        return insert_operator(self.backward, ops.DEQUANTIZE, given, before=place)
+
+    def _take_codes(self, reader: Dequantizer, place: Node) -> Node:
+        """Return the codes of a dequantizer in backward, as they are or unpacked."""
+        codes, form = reader.codes, reader.spec.format
+        if per_byte(form.bits) == 1:
+            return self.take(codes)
+        packed = self._call_beside(codes, ops.PACK, {"codes": codes, "bits": form.bits}, reader.floats)
+        shape, signed = list(get_value(codes).shape), form.dtype.is_signed
+        given = {"packed": self.take(packed), "shape": shape, "bits": form.bits, "signed": signed}
+        return insert_operator(self.backward, ops.UNPACK, given, before=place)
+
+    def _call_beside(self, source: Node, target: Any, given: dict[str, Any], before: Node) -> Node:
+        """Return the call of forward that `source` has already, or a new one."""
+        args = pack_arguments(target, given)
+        known = [user for user in source.users if user.target is target and user.args == args]
+        return known[0] if known else insert_call(self.forward, target, args, before=before)
+
+    def drop_unread(self) -> None:
+        """Save no longer what backward does not read."""
+        for node in [node for node, given in self.inputs.items() if not given.users]:
+            self.backward.erase_node(self.inputs.pop(node))
+
+    def write(self) -> None:
+        """Make forward return exactly the nodes of the table behind its own outputs."""
+        set_outputs(self.forward, [*list_outputs(self.forward)[: self._outputs], *self.inputs])
+
+
+def _find_first_other(graph: Any, count: int) -> Node:
+    """Return the first node behind the saved inputs."""
+    return list(graph.nodes)[count]
