@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import ops
+from qcompiler.runtime import references
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec
@@ -44,15 +44,15 @@ class Quantized:
         Stochastic rounding draws the same bits at every call, and nothing from torch's generator.
         """
         text = str(spec)
-        scale = ops.scale(x, text, layout)
-        point = ops.zero_point(x, scale, text, layout) if spec.has_zero_point else None
+        scale = references.scale(x, text, layout)
+        point = references.zero_point(x, scale, text, layout) if spec.has_zero_point else None
         stochastic = spec.rounding is Rounding.STOCHASTIC
         key = torch.zeros(2, dtype=torch.int32, device=x.device) if stochastic else None
-        return cls(ops.quantize(x, scale, point, key, text, layout, "what-if"), scale, point, spec, layout)
+        return cls(references.quantize(x, scale, point, key, text, layout, "what-if"), scale, point, spec, layout)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the values of the codes, rounded once to `dtype`; NaN throughout a NaN block."""
-        return ops.dequantize(self.codes, self.scale, self.zero_point, str(self.spec), self.layout, dtype)
+        return references.dequantize(self.codes, self.scale, self.zero_point, str(self.spec), self.layout, dtype)
 
 
 def explain_mismatch(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str) -> str:

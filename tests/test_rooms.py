@@ -40,8 +40,10 @@ INSIDE = {
     "runtime.ranges": {"runtime.numbers", "runtime.errors"},
     "runtime.spec": {"runtime.numbers", "runtime.ranges", "runtime.errors"},
     "runtime.scales": {"runtime.numbers", "runtime.spec"},
-    "runtime.ops": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.scales"},
-    "runtime.quantized": {"runtime.numbers", "runtime.spec", "runtime.ops"},
+    "runtime.shapes": {"runtime.numbers", "runtime.spec"},
+    "runtime.references": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.scales"},
+    "runtime.ops": {"runtime.numbers", "runtime.references", "runtime.shapes"},
+    "runtime.quantized": {"runtime.numbers", "runtime.spec", "runtime.references"},
     "runtime.figures": {"runtime.numbers", "runtime.spec", "runtime.scales", "runtime.quantized"},
     "runtime.execute": {"runtime.numbers", "runtime.ranges", "runtime.spec", "runtime.ops"},
 }

@@ -11,7 +11,7 @@ from qcompiler.passes.ir.verify import VerifyError
 from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime import ops
+from qcompiler.runtime import ops, references
 from qcompiler.runtime.numbers.blocks import Block, parse_block, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, parse_format
 from qcompiler.runtime.spec import QuantSpec, parse_spec
@@ -104,9 +104,9 @@ def test_recipe_file(models, tmp_path):
         (lambda: Rule(spec=None, role="weight"), r"^role: got 'weight' \(str\); valid: a Role or None$"),
         (lambda: Recipe(name="", rules=()), r"^recipe: name: got ''; valid: text that is not empty$"),
         (lambda: Recipe(name="x", rules=[]), r"^recipe 'x': rules: got \[\]; valid: a tuple of Rule$"),
-        (lambda: ops.scale(X, "int8:fit", "bc"), r"^spec: got 'int8:fit'; valid"),
-        (lambda: torch.ops.qcompiler.scale(X, INT8, "bcs"), r"^layout: got 'bcs' for 2 dimensions"),
-        (lambda: ops.quantize(X, ops.scale(X, NOISY, "bc"), None, None, NOISY, "bc", "fc/x"),
+        (lambda: references.scale(X, "int8:fit", "bc"), r"^spec: got 'int8:fit'; valid"),
+        (lambda: ops.SCALE(X, INT8, "bcs"), r"^layout: got 'bcs' for 2 dimensions"),
+        (lambda: references.quantize(X, references.scale(X, NOISY, "bc"), None, None, NOISY, "bc", "fc/x"),
          r"^quantize: fc/x: spec int8:fit:tensor:stochastic:pass rounds stochastically and needs a key$"),
     ],
 )  # fmt: skip

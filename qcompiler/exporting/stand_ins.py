@@ -10,7 +10,7 @@ from onnxscript.values import Op, Opset
 
 from qcompiler.exporting import pools
 from qcompiler.exporting.functions import DOMAIN
-from qcompiler.runtime import ops
+from qcompiler.runtime import ops, references
 
 _TENSORS: Final = [
     f"tensor({name})" for name in ("float", "float16", "double", "bfloat16", "int8", "uint8", "int16", "uint16")
@@ -65,7 +65,7 @@ def _translate_rotate(x: Any, dim: int, size: int) -> Any:
     order = [*(d for d in range(ndim) if d != dim), dim]
     kept = [0] * (ndim - 1)
     parts = op.Reshape(op.Transpose(x, perm=order), op.Constant(value_ints=[*kept, extent // size, size]))
-    matrix = onnx.numpy_helper.from_array(ops.make_rotation(size, torch.device("cpu")).numpy())
+    matrix = onnx.numpy_helper.from_array(references.make_rotation(size, torch.device("cpu")).numpy())
     turned = op.Reshape(op.MatMul(parts, op.Constant(value=matrix)), op.Constant(value_ints=[*kept, extent]))
     return op.Transpose(turned, perm=[order.index(d) for d in range(ndim)])
 

@@ -1,4 +1,4 @@
-"""A slow, independent answer to what runtime/ops.py computes, in numpy and plain Python: no torch, no qcompiler.
+"""A slow, independent answer to what runtime/references.py computes, in numpy and plain Python: no torch, no qcompiler.
 
 Written from the words of docs and docstrings: a power-of-two scale is looked up in the list of all, the levels of a
 float format stand in a table, a block is a set of

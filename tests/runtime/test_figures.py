@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompiler.runtime import ops
+from qcompiler.runtime import references
 from qcompiler.runtime.figures import (
     Agreement,
     Tally,
@@ -145,8 +145,8 @@ def test_a_simulation_draws_nothing():
 def test_a_range_from_elsewhere():
     """The tally is that of the scale which was used, not of the tensor's own."""
     spec, x = parse_spec("int8:real:tensor:nearest:pass"), tensor()
-    scale = ops.scale(x / 64, str(spec), LAYOUT)
-    codes = ops.quantize(x, scale, None, None, str(spec), LAYOUT, "")
+    scale = references.scale(x / 64, str(spec), LAYOUT)
+    codes = references.quantize(x, scale, None, None, str(spec), LAYOUT, "")
     limit = float(scale) * 127
     seen = tally_quantizer(x, Quantized(codes, scale, None, spec, LAYOUT))
     assert seen.clipped == int((x.abs() > limit * 127.5 / 127).sum()) / x.numel() > 0

@@ -14,7 +14,7 @@ from qcompiler.passes.joint.place_quantizers import PlaceQuantizers
 from qcompiler.passes.joint.rotate_operands import RotateOperands
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.rules import Product, Role, Rule
-from qcompiler.runtime import ops
+from qcompiler.runtime import ops, references
 from qcompiler.runtime.spec import parse_spec
 
 INT8 = parse_spec("int8:fit:c*b*:nearest:pass")
@@ -74,7 +74,7 @@ def test_the_product_stays(annotated, settle, run_graph, model, inputs):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 16, 32])
 def test_rotation_is_orthogonal_with_entries_of_one_size(size):
-    rotation = ops.rotate(torch.eye(size), 1, size).double()
+    rotation = references.rotate(torch.eye(size), 1, size).double()
     assert torch.allclose(rotation.abs(), torch.full_like(rotation, 1 / math.sqrt(size)), rtol=2.0**-23)
     # a sum of `size` products, each off by two roundings of 1/√size
     assert torch.allclose(rotation @ rotation.T, torch.eye(size, dtype=torch.float64), atol=size * 2.0**-23)
@@ -82,17 +82,19 @@ def test_rotation_is_orthogonal_with_entries_of_one_size(size):
 
 def test_rotation_runs_along_one_dimension_block_by_block():
     x = torch.randn(3, 16, 5)
-    by_hand = torch.stack([ops.rotate(x[:, :8].transpose(1, 2), 2, 8), ops.rotate(x[:, 8:].transpose(1, 2), 2, 8)])
-    turned = ops.rotate(x, 1, 8)
+    by_hand = torch.stack(
+        [references.rotate(x[:, :8].transpose(1, 2), 2, 8), references.rotate(x[:, 8:].transpose(1, 2), 2, 8)]
+    )
+    turned = references.rotate(x, 1, 8)
     assert torch.equal(turned[:, :8], by_hand[0].transpose(1, 2))
     assert torch.equal(turned[:, 8:], by_hand[1].transpose(1, 2))
-    assert ops.rotate(x.bfloat16(), 1, 8).dtype is torch.bfloat16
+    assert references.rotate(x.bfloat16(), 1, 8).dtype is torch.bfloat16
 
 
 def test_an_outlier_is_spread():
     x = torch.zeros(16)
     x[3] = 16.0
-    assert set(ops.rotate(x, 0, 16).abs().tolist()) == {4.0}
+    assert set(references.rotate(x, 0, 16).abs().tolist()) == {4.0}
 
 
 def test_quantizers_read_the_turned_operands(annotated, apply):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import ops
+from qcompiler.runtime import references
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.ranges.estimator import Observed, Range
@@ -52,8 +52,8 @@ def test_gradient_is_that_of_the_formula(estimator: Range, name: str, scale: flo
     x, grad = scale * torch.randn(6, 7), torch.randn(6, 7)
     text = f"{name}:real:tensor:nearest:clip:{estimator}"
     state = torch.tensor([[1.5 / top if isinstance(estimator, Lsq) else 1.5]])
-    step = ops.scale(x, text, "bc", state, False)
-    got = ops.range_gradient(grad, x, step, text)
+    step = references.scale(x, text, "bc", state, False)
+    got = references.range_gradient(grad, x, step, text)
     parameter = state.double().requires_grad_()
     (quantized(estimator, x.double(), parameter, top, bottom) * grad).sum().backward()
     expected = parameter.grad / (math.sqrt(x.numel() * top) if isinstance(estimator, Lsq) else 1.0)
