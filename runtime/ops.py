@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import references, shapes
+from qcompiler.runtime import recompute, references, shapes
 from qcompiler.runtime.numbers.biases import integer_bias
 
 
@@ -87,6 +87,22 @@ DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", references.draw_key, shapes.draw_key, torch.Tag.nondeterministic_seeded
 )
 
+BATCH_NORM_AGAIN: Final = _define_operator(
+    "batch_norm_again(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, float eps) -> Tensor",
+    recompute.batch_norm_again,
+    shapes.batch_norm_again,
+)
+POOL_OFFSETS: Final = _define_operator(
+    "pool_offsets(Tensor indices, int[] plane, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    recompute.pool_offsets,
+    recompute.pool_offsets,
+)
+POOL_INDICES: Final = _define_operator(
+    "pool_indices(Tensor offsets, int[] plane, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    recompute.pool_indices,
+    recompute.pool_indices,
+)
+
 #: operator → the plain torch code that a compiler traces in its place; `draw_key` stays a call, so that it draws anew
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     SCALE: references.scale,
@@ -103,4 +119,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     UNPACK: references.unpack,
     LAY_OUT: references.lay_out,
     INTEGER_BIAS: integer_bias,
+    BATCH_NORM_AGAIN: recompute.expand_batch_norm,
+    POOL_OFFSETS: recompute.pool_offsets,
+    POOL_INDICES: recompute.pool_indices,
 }

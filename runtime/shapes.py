@@ -95,3 +95,9 @@ def lay_out(x: Tensor, stride: list[int]) -> Tensor:
 def draw_key(device: torch.device) -> Tensor:
     """Return two int32."""
     return torch.empty(2, dtype=torch.int32, device=device)
+
+
+def batch_norm_again(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, eps: float
+) -> Tensor:
+    return torch.empty_like(x)

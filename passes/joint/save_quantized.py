@@ -20,7 +20,8 @@ class SaveQuantized:
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
     3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element
        takes the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
-    4. A clip mask is saved as one bit an element too.
+    4. The gradient of relu6 and hardtanh asks only if the input lay inside: one bit an element.
+    5. A clip mask is saved as one bit an element too.
 
     Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay as they were.
     """
@@ -33,6 +34,8 @@ class SaveQuantized:
         changes = sum(map(_save_codes, list_quantizers(graph)))
         for node in graph.find_nodes(op="call_function", target=aten.threshold_backward.default):
             changes += _save_relu_mask(node)
+        for node in graph.find_nodes(op="call_function", target=aten.hardtanh_backward.default):
+            changes += _save_clip_mask(node)
         for mask in graph.find_nodes(op="call_function", target=ops.IN_RANGE):
             changes += _save_mask(mask)
         return changes
@@ -80,8 +83,24 @@ def _save_relu_mask(node: Node) -> int:
     return 1
 
 
+def _save_clip_mask(node: Node) -> int:
+    """Case 4 for one gradient of relu6 or hardtanh."""
+    grad, source, low, high = node.args
+    assert isinstance(source, Node)
+    if is_backward(source):
+        return 0
+    below = insert_call(node.graph, aten.le.Scalar, (source, low), after=source)
+    above = insert_call(node.graph, aten.ge.Scalar, (source, high), after=below)
+    clipped = insert_call(node.graph, aten.logical_or.default, (below, above), after=above)
+    mask = _through_bytes(clipped, 1, False, node)
+    masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
+    node.replace_all_uses_with(masked)
+    node.graph.erase_node(node)
+    return 1
+
+
 def _save_mask(mask: Node) -> int:
-    """Case 4 for one clip mask."""
+    """Case 5 for one clip mask."""
     readers = [user for user in mask.users if is_backward(user)]
     if not readers:
         return 0

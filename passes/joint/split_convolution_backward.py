@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.edit import infer_value, insert_call
-from qcompiler.passes.ir.meta import get_value, pin_to_backward
+from qcompiler.passes.ir.stand_in import stand_in
 from qcompiler.passes.ir.views import aten
 
 
@@ -41,27 +41,9 @@ def _split_gradient(node: Node) -> int:
         for item in list(node.users):
             if item.target is operator.getitem and item.args[1] in (1, 2):
                 item.replace_input_with(node, weight)
-        _shape_only(weight, 2)
-        _shape_only(node, 1)
+        stand_in(weight, 2)
+        stand_in(node, 1)
         changed = 1
     elif dx or dw:
-        changed = _shape_only(node, 1 if dx else 2)
+        changed = stand_in(node, 1 if dx else 2)
     return changed
-
-
-def is_shape_only(node: Node) -> bool:
-    """Return True for the empty tensor that stands in for an operand of which only shape and strides are read."""
-    return node.target is aten.empty_strided.default
-
-
-def _shape_only(node: Node, arg: int) -> int:
-    source = node.args[arg]
-    assert isinstance(source, Node)
-    if is_shape_only(source):
-        return 0
-    like = get_value(source)
-    options = {"dtype": like.dtype, "device": like.device}
-    empty = insert_call(node.graph, aten.empty_strided.default, (list(like.shape), like.stride()), options, before=node)
-    pin_to_backward(empty)
-    node.update_arg(arg, empty)
-    return 1

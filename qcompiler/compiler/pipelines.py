@@ -15,20 +15,26 @@ from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
 from qcompiler.passes.frozen.transpose_weights import TransposeWeights
 from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
+from qcompiler.passes.halves.drop_packing import DropPacking
 from qcompiler.passes.halves.halves import Halves, check_halves
+from qcompiler.passes.halves.join_batch_norms import JoinBatchNorms
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.halves.quantize_again import QuantizeAgain
 from qcompiler.passes.halves.recompute_floats import RecomputeFloats
 from qcompiler.passes.halves.relax_views import RelaxViews
 from qcompiler.passes.halves.restore_halves import RestoreHalves
+from qcompiler.passes.halves.save_bits import SaveBits
 from qcompiler.passes.halves.save_codes import SaveCodes
+from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
+from qcompiler.passes.halves.split_batch_norms import SplitBatchNorms
 from qcompiler.passes.halves.start_ranges import StartRanges
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.choose_blocks import ChooseBlocks
 from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
+from qcompiler.passes.joint.forget_values import ForgetValues
 from qcompiler.passes.joint.hoist_views import HoistViews
 from qcompiler.passes.joint.learn_ranges import LearnRanges
 from qcompiler.passes.joint.mask_gradients import MaskGradients
@@ -52,6 +58,7 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
     return Pipeline(
         (
             SplitConvolutionBackward(),  # one product a node
+            ForgetValues(),  # of tensors whose shape alone is read
             AnnotateRoles(frame),  # what every operand is, and which axis is summed
             RotateOperands(recipe.rules),  # outliers spread along the summed axis
             PlaceQuantizers(recipe.rules, frame),  # a quantizer in front of every operand
@@ -75,10 +82,15 @@ def halves_pipeline() -> Pipeline[Halves]:
         (
             RecomputeFloats(),  # codes, not floats, of what the user checkpoints
             OrderOutputs(),  # states after forward in front of the gradients
+            SplitBatchNorms(),  # their results can be computed again from what is saved anyway
             Partition(torch_compat.split_joint),  # what is saved, and what is computed again
+            JoinBatchNorms(),  # forward computes them once
             DrawInForward(),  # one random key, so that backward can run twice
             QuantizeAgain(),  # parameters, which are alive anyway
+            SaveBits(),  # masks
+            SavePoolWindows(),  # bytes, not indices
             SaveCodes(),  # in place of floats that backward computes with again
+            DropPacking(),  # of codes that one half makes and reads
             RestoreHalves(),  # strides as traced, in what backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
         ),

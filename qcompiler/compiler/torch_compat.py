@@ -146,16 +146,32 @@ def split_joint(
         )
 
 
+#: operators that backward may compute again, besides those of torch's own list: cheap ones that read memory once
+_RECOMPUTABLE: Final = (
+    *(op.overloadpacket for op in (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.DEQUANTIZE, ops.CHECKED, ops.IN_RANGE)),
+    *(op.overloadpacket for op in (ops.PACK, ops.UNPACK, ops.LAY_OUT, ops.BATCH_NORM_AGAIN)),
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_group_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training,
+    torch.ops.aten._softmax,
+    torch.ops.aten.cat,
+)
+
+
 @contextlib.contextmanager
 def _allow_recomputing() -> Iterator[None]:
+    """While torch's partitioner runs, its list of operators that it may compute again has ours too."""
     before = partitioners.get_default_op_list
-    def extended():
-        ops_ = before()
-        more = [op.overloadpacket for op in (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK, ops.UNPACK, ops.CHECKED, ops.IN_RANGE, ops.DEQUANTIZE, ops.LAY_OUT)]
-        aten = torch.ops.aten
-        more += [aten.native_layer_norm, aten.native_group_norm, aten._softmax, aten.cat]
-        return dataclasses.replace(ops_, recomputable_ops=ops_.recomputable_ops | more, fusible_ops=ops_.fusible_ops | more)
-    partitioners.get_default_op_list = extended
+
+    def list_operators() -> partitioners.OpTypes:
+        types = before()
+        return dataclasses.replace(
+            types,
+            recomputable_ops=types.recomputable_ops | _RECOMPUTABLE,
+            fusible_ops=types.fusible_ops | _RECOMPUTABLE,
+        )
+
+    partitioners.get_default_op_list = list_operators
     try:
         yield
     finally:

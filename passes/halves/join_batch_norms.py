@@ -1,0 +1,31 @@
+"""Undo `SplitBatchNorms` in the forward half."""
+
+import dataclasses
+import operator
+from typing import ClassVar, cast
+
+from torch.fx import Node
+
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.runtime import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinBatchNorms:
+    """forward: read(batch_norm_again(X, mean, rstd)) → read(Y), the result of the batch norm itself."""
+
+    name: ClassVar[str] = "join-batch-norms"
+
+    def __call__(self, halves: Halves) -> int:
+        """Return the number of batch norms that were joined."""
+        if halves.is_whole or halves.forward is None:
+            return 0
+        found = list(halves.forward.graph.find_nodes(op="call_function", target=ops.BATCH_NORM_AGAIN))
+        for again in found:
+            norm = cast(Node, get_argument(again, "mean")).all_input_nodes[0]
+            own = insert_call(again.graph, operator.getitem, (norm, 0), after=norm)
+            again.replace_all_uses_with(own)
+            again.graph.erase_node(again)
+        return len(found)
