@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from qcompiler.runtime.ranges.observed import Current
 from qcompiler.runtime.spec import QuantSpec, Vjp
 
 
@@ -21,6 +22,8 @@ class Role(enum.StrEnum):
     GRADIENT = "gradient"
     #: the result of a forward contraction, for all its readers
     OUTPUT = "output"
+    #: a float that an operator without a contraction keeps for its gradient
+    SAVED = "saved"
 
 
 class Sign(enum.StrEnum):
@@ -84,7 +87,8 @@ class Rule:
 
     #: how to quantize; None = keep in float
     spec: QuantSpec | None
-    #: only operands of this role; None = of every role (an output is no operand, and asks for a rule of its own)
+    #: only operands of this role; None = of every role (outputs and saved floats are no operands: they ask for a rule of
+    #: their own)
     role: Role | None = None
     #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind. For outputs also `addition`: a residual
     #: sum, which a rule has to name
@@ -134,8 +138,19 @@ class Rule:
                 f"range: {self.spec.range} learns from the gradient of an operand; got {given}; "
                 "valid: role weight or activation"
             )
-        if self.spec is not None and self.role is Role.OUTPUT and self.spec.vjp is not Vjp.PASS:
-            raise ValueError(f"vjp: got {str(self.spec.vjp)!r} for the role output; valid: pass")
+        if self.spec is not None and self.role in (Role.OUTPUT, Role.SAVED) and self.spec.vjp is not Vjp.PASS:
+            raise ValueError(f"vjp: got {str(self.spec.vjp)!r} for the role {self.role}; valid: pass")
+        if self.role is Role.SAVED:
+            self._check_saved()
+
+    def _check_saved(self) -> None:
+        """Raise ValueError for a condition or a range that a saved float does not have."""
+        for name in ("operator", "position", "product", "sign", "rotate"):
+            plain = {"operator": ANY, "rotate": 0}.get(name)
+            if getattr(self, name) != plain:
+                raise ValueError(f"{name}: got {getattr(self, name)!r} for the role saved; valid: module alone")
+        if self.spec is not None and self.spec.range != Current():
+            raise ValueError(f"range: got {self.spec.range} for the role saved; valid: current")
 
     def matches(
         self,
@@ -157,7 +172,7 @@ class Rule:
             sign: what is known of its values.
         """
         return (
-            (self.role is role or (self.role is None and role is not Role.OUTPUT))
+            (self.role is role or (self.role is None and role not in (Role.OUTPUT, Role.SAVED)))
             and (self.operator == operator or (self.operator == ANY and operator != ADDITION))
             and (self.position is None or self.position in positions)
             and self.product in (None, product)

@@ -25,6 +25,7 @@ from qcompiler.errors import CompileError
 from qcompiler.files import RangeKeys
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.recipes.saving import SAVINGS
 from qcompiler.runtime.ranges.store import PREFIX, RangeStore
 from qcompiler.session import Session
 
@@ -40,6 +41,7 @@ def compile(  # noqa: A001
     *,
     backend: str | None = None,
     strict: bool = False,
+    save: str | None = None,
 ) -> "QuantizedModule":
     """Return a drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
@@ -53,6 +55,9 @@ def compile(  # noqa: A001
             that fails runs eagerly, with the reason logged and in `plan()`.
         strict: everything that would stay in float without a rule that says so raises: graph breaks, fused kernels,
             operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
+        save: "int8" or "int4": what norms, activation functions, softmax and fused attention keep for their gradients
+            is kept in codes of 8 or 4 bits, rounded stochastically. Outputs stay as they are bit for bit, gradients
+            are right on average. None: floats, unless the recipe has rules of the role *saved*.
 
     Raises:
         CompileError: the model is not a module, is compiled already (by torch.compile too), or the backend is unknown.
@@ -68,7 +73,9 @@ def compile(  # noqa: A001
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
-    return _wrap_model(model, recipes.get(recipe), backend, strict)
+    if save is not None and save not in SAVINGS:
+        raise CompileError(f"compile: save: got {save!r}; valid: {', '.join(SAVINGS)} or None")
+    return _wrap_model(model, recipes.get(recipe), backend, strict, save)
 
 
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -106,9 +113,11 @@ def get_session(what: str, given: object, error: type[Exception] = CompileError)
     return given._session
 
 
-def _wrap_model(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
+def _wrap_model(
+    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+) -> "QuantizedModule":
     kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
-    return kind(model, recipe, backend, strict)
+    return kind(model, recipe, backend, strict, save)
 
 
 def _check_backend(backend: str | None) -> None:
@@ -123,14 +132,16 @@ class QuantizedModule(nn.Module):
     Its parameters, buffers and submodules are the model's own; attributes that it lacks are read and set on the model.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+    ) -> None:
         object.__setattr__(self, "_model", model)
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, name, getattr(model, name))
         #: what methods of the model see as `self`
         self._twin: nn.Module | None = None
-        self._session = Session(model, recipe, backend, strict)
+        self._session = Session(model, recipe, backend, strict, save)
 
     @property
     def recipe(self) -> Recipe:
@@ -300,13 +311,13 @@ class QuantizedModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         own = self._session
-        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict)
+        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict, own.save)
         twin._session.follow_source(own)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = self._session
-        return _restore_module, (self._model, own.recipe, own.backend, own.strict, own.store.state_dict())
+        return _restore_module, (self._model, own.recipe, own.backend, own.strict, own.store.state_dict(), own.save)
 
     def extra_repr(self) -> str:
         """Names the recipe when the module is printed."""
@@ -327,9 +338,14 @@ class QuantizedContainer(QuantizedModule):
 
 
 def _restore_module(
-    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, ranges: dict[str, torch.Tensor]
+    model: nn.Module,
+    recipe: Recipe,
+    backend: str | None,
+    strict: bool,
+    ranges: dict[str, torch.Tensor],
+    save: str | None = None,
 ) -> QuantizedModule:
     """Return the module that pickle has stored."""
-    module = _wrap_model(model, recipe, backend, strict)
+    module = _wrap_model(model, recipe, backend, strict, save)
     module._session.store.load_state_dict(ranges)
     return module

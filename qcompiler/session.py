@@ -18,6 +18,7 @@ from qcompiler.errors import CompileError
 from qcompiler.following import Following
 from qcompiler.passes.rules import Role
 from qcompiler.recipes.recipe import Recipe
+from qcompiler.recipes.saving import add_saving
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
@@ -40,8 +41,12 @@ class Session:
     The module imitates `nn.Module` and hands its calls to the session; tools that look at a module ask the session.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+    ) -> None:
         self.model, self.backend, self.strict = model, backend, strict
+        #: the format of floats that operators without a contraction keep for their gradients
+        self.save = save
         #: ranges of the past, shared by all recipes and modes
         self.store = RangeStore(torch_compat.ENGINE)
         #: names of the parts of the model, shared by all recipes and modes
@@ -63,7 +68,7 @@ class Session:
 
     def _make_mode(self, recipe: Recipe, *, frozen: bool) -> _Mode:
         dynamo_compat.trace_checkpoint_sequential()
-        rules = recipe.for_eval() if frozen else recipe
+        rules = recipe.for_eval() if frozen else add_saving(recipe, self.save)
         compiler = GraphCompiler(rules, self.backend, self.strict, store=self.store, frozen=frozen, names=self.names)
         return compiler, self._compile_with(compiler)
 

@@ -1,13 +1,13 @@
 """Parameters and buffers are alive in backward anyway: their codes are made again there, and not saved."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch.fx import Graph, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
-from qcompiler.passes.ir.arguments import has_argument
+from qcompiler.passes.ir.arguments import get_argument, has_argument
 from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import copy_meta, get_input, set_half
@@ -15,7 +15,7 @@ from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
 
 #: operators that backward runs again; a scale with a state is saved, since the state moves on
-_AGAIN = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK)
+_AGAIN = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK, ops.CHECKED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class QuantizeAgain:
         table = SavedTable(halves)
         alive = _list_alive(halves.forward.graph, halves.backward.graph)
         found = [node for node in table.inputs if isinstance(node, Node) and _is_made_of(alive, node)]
-        again = _Copies(table)
+        again = _Copies(table, found)
         for node in found:
             again.replace(node)
         table.drop_unread()
@@ -54,11 +54,23 @@ def _list_alive(forward: Graph, backward: Graph) -> set[Node]:
 
 def _is_made_of(alive: set[Node], node: Node) -> bool:
     """Return True for codes of a tensor that is alive, and for their scale if the scale needs no state."""
-    if node.target not in _AGAIN or _keeps_state(node):
+    if node.target not in _AGAIN or not _is_copied(node):
         return False
-    while node.target in _AGAIN or is_view(node):
-        node = node.all_input_nodes[0]
+    while _is_copied(node):
+        node = _get_tensor(node)
     return node in alive
+
+
+def _is_copied(node: Node) -> bool:
+    """Return True for a part of a quantizer that backward runs again, and for a view."""
+    return is_view(node) or (node.target in _AGAIN and not _keeps_state(node))
+
+
+def _get_tensor(node: Node) -> Node:
+    """Return the tensor that a view or a part of a quantizer reads; of packed codes the codes."""
+    return cast(
+        Node, node.args[0] if is_view(node) else get_argument(node, "codes" if node.target is ops.PACK else "x")
+    )
 
 
 def _keeps_state(node: Node) -> bool:
@@ -66,27 +78,34 @@ def _keeps_state(node: Node) -> bool:
 
 
 class _Copies:
-    """Nodes of forward, copied into backward in front of their first reader."""
+    """Nodes of forward, copied into backward, each in front of everything that needs it."""
 
-    def __init__(self, table: SavedTable) -> None:
+    def __init__(self, table: SavedTable, found: list[Node]) -> None:
         self.table = table
         self.made: dict[Node, Node] = {}
+        #: node to copy → the first reader in backward of anything that is made of it
+        self.places: dict[Node, Node] = {}
+        for node in found:
+            self._find_place(node, min(table.inputs[node].users))
+
+    def _find_place(self, node: Node, reader: Node) -> None:
+        self.places[node] = min(reader, self.places.get(node, reader))
+        for source in filter(_is_copied, node.all_input_nodes):
+            self._find_place(source, reader)
 
     def replace(self, node: Node) -> None:
         """Make a saved node anew in backward."""
-        place = min(self.table.inputs[node].users)
-        self.table.replace(node, self._copy(node, place))
+        self.table.replace(node, self._copy(node))
 
-    def _copy(self, node: Node, place: Node) -> Node:
-        """Return a node of forward in backward: copied, or saved if it is no part of the quantizer of a tensor."""
-        if node.op == "placeholder" or _keeps_state(node) or not (node.target in _AGAIN or is_view(node)):
+    def _copy(self, node: Node) -> Node:
+        """Return a node of forward in backward: copied, or saved if it is no part of a quantizer."""
+        if not _is_copied(node):
             return self.table.take(node)
-        if node in self.made and self.made[node] < place:
-            return self.made[node]
-        sources = {source: self._copy(source, place) for source in node.all_input_nodes}
-        with self.table.backward.inserting_before(place):
-            made = self.table.backward.node_copy(node, sources.__getitem__)
-        copy_meta(node, made)
-        set_half(made, backward=True)
-        self.made[node] = made
-        return made
+        if node not in self.made:
+            sources = {source: self._copy(source) for source in node.all_input_nodes}
+            with self.table.backward.inserting_before(self.places[node]):
+                made = self.table.backward.node_copy(node, sources.__getitem__)
+            copy_meta(node, made)
+            set_half(made, backward=True)
+            self.made[node] = made
+        return self.made[node]

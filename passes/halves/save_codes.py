@@ -43,7 +43,8 @@ def _replace_float(table: SavedTable, floats: Node) -> None:
     views = [floats]
     while is_view(views[-1]):
         views.append(views[-1].all_input_nodes[0])
-    made = table.dequantize(Dequantizer(views.pop()), place)
+    reader = Dequantizer(views.pop())
+    made = table.dequantize(reader, place, reader.shown)
     for view in reversed(views):
         args = (made, *view.args[1:])
         made = insert_call(table.backward, view.target, args, dict(view.kwargs), before=place)

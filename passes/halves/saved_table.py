@@ -7,8 +7,8 @@ from torch.fx import Node
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import pack_arguments
 from qcompiler.passes.ir.edit import insert_call, list_outputs, set_outputs
-from qcompiler.passes.ir.meta import copy_meta, get_value
-from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
+from qcompiler.passes.ir.meta import copy_meta, get_value, set_half
+from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 
@@ -45,40 +45,45 @@ class SavedTable:
         given.replace_all_uses_with(made)
         self.backward.erase_node(given)
 
-    def dequantize(self, reader: Dequantizer, place: Node) -> Node:
-        """Return a dequantize of forward, anew in backward in front of `place`; its codes are saved.
+    def dequantize(self, coder: Quantizer | Dequantizer, place: Node, shown: Node | None = None) -> Node:
+        """Return the floats of codes of forward, made in backward in front of `place`; the codes are saved.
 
-        Codes of 4 bits and less are packed. A scale that does not show what is not finite is checked first.
+        Codes of 4 bits and less are packed. A scale that does not show what is not finite in `shown` is checked first.
         """
-        codes, scale, point = reader.codes, reader.scale, reader.zero_point
-        shared = {"spec": reader.text, "layout": reader.layout}
-        if reader.shown is not None:
-            given = {"scale": scale, "x": reader.shown, **shared}
-            scale = self._call_beside(scale, ops.CHECKED, given, reader.floats)
+        scale, point, behind = coder.scale, coder.zero_point, coder.node
+        shared = {"spec": coder.text, "layout": coder.layout}
+        if shown is not None:
+            scale = self._call_behind(behind, ops.CHECKED, {"scale": scale, "x": shown, **shared}, scale)
         given = {
-            "codes": self._take_codes(reader, place),
+            "codes": self._take_codes(coder, place),
             "scale": self.take(scale),
             "zero_point": None if point is None else self.take(point),
             **shared,
-            "dtype": reader.dtype,
+            "dtype": coder.dtype,
         }
-        return insert_operator(self.backward, ops.DEQUANTIZE, given, before=place)
+        return self._insert(ops.DEQUANTIZE, given, place)
 
-    def _take_codes(self, reader: Dequantizer, place: Node) -> Node:
-        """Return the codes of a dequantizer in backward, as they are or unpacked."""
-        codes, form = reader.codes, reader.spec.format
+    def _take_codes(self, coder: Quantizer | Dequantizer, place: Node) -> Node:
+        """Return codes of forward in backward, as they are or unpacked."""
+        codes, form = coder.codes, coder.spec.format
         if per_byte(form.bits) == 1:
             return self.take(codes)
-        packed = self._call_beside(codes, ops.PACK, {"codes": codes, "bits": form.bits}, reader.floats)
+        packed = self._call_behind(codes, ops.PACK, {"codes": codes, "bits": form.bits}, codes)
         shape, signed = list(get_value(codes).shape), form.dtype.is_signed
         given = {"packed": self.take(packed), "shape": shape, "bits": form.bits, "signed": signed}
-        return insert_operator(self.backward, ops.UNPACK, given, before=place)
+        return self._insert(ops.UNPACK, given, place)
 
-    def _call_beside(self, source: Node, target: Any, given: dict[str, Any], before: Node) -> Node:
+    def _insert(self, target: Any, given: dict[str, Any], place: Node) -> Node:
+        """Return a new call of backward, also in front of a node of forward that is computed again there."""
+        made = insert_operator(self.backward, target, given, before=place)
+        set_half(made, backward=True)
+        return made
+
+    def _call_behind(self, place: Node, target: Any, given: dict[str, Any], source: Node) -> Node:
         """Return the call of forward that `source` has already, or a new one."""
         args = pack_arguments(target, given)
         known = [user for user in source.users if user.target is target and user.args == args]
-        return known[0] if known else insert_call(self.forward, target, args, before=before)
+        return known[0] if known else insert_call(self.forward, target, args, after=place)
 
     def drop_unread(self) -> None:
         """Save no longer what backward does not read."""

@@ -79,6 +79,11 @@ class Quantizer(_Coder):
         return str(get_argument(self.codes, "site"))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the tensor."""
+        return get_value(self.tensor).dtype
+
+    @property
     def dequantizers(self) -> list["Dequantizer"]:
         """The dequantize nodes that read these codes directly."""
         return [Dequantizer(user) for user in self.codes.users if user.target is ops.DEQUANTIZE]
@@ -215,10 +220,15 @@ def list_dequantizers(graph: Graph) -> list[Dequantizer]:
 
 def insert_quantizer(tensor: Node, reader: Node, spec: QuantSpec, layout: str, site: str) -> Node:
     """Write scale, zero point and quantize behind a tensor, dequantize in front of a reader; return the latter."""
+    return write_quantizer(tensor, spec, layout, site).insert_dequantizer(get_value(tensor).dtype, reader)
+
+
+def write_quantizer(tensor: Node, spec: QuantSpec, layout: str, site: str) -> Quantizer:
+    """Return a new quantizer without readers, behind its tensor."""
     key = _draw_key(tensor) if spec.rounding is Rounding.STOCHASTIC else None
     # behind the key for an input of the graph, behind the tensor otherwise: both are known there
     place = key if key is not None and tensor.op == "placeholder" else tensor
-    return _write_nodes(tensor, spec, layout, site, key, place).insert_dequantizer(get_value(tensor).dtype, reader)
+    return _write_nodes(tensor, spec, layout, site, key, place)
 
 
 def insert_operator(
@@ -244,6 +254,8 @@ def _draw_key(tensor: Node) -> Node:
     graph = tensor.graph
     drawn: list[Node] = list(graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
     if drawn:
+        if tensor < drawn[0]:  # a half that so far drew for backward alone
+            last_placeholder(graph).append(drawn[0])
         return drawn[0]
     node = insert_call(graph, ops.DRAW_KEY, (get_value(tensor).device,), after=last_placeholder(graph))
     pin_saved(node)

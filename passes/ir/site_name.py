@@ -6,7 +6,7 @@ from typing import Final
 
 from qcompiler.passes.rules import Role
 
-_ROLES: Final = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT}
+_ROLES: Final = {"weight": Role.WEIGHT, "grad": Role.GRADIENT, "output": Role.OUTPUT, "saved": Role.SAVED}
 _TURNED: Final = "turned"
 
 
@@ -16,7 +16,7 @@ class SiteName:
 
     #: the unique name of the contraction: `layer1.0.conv1`, `attention/matmul#2`, `block/add`
     contraction: str
-    #: input, weight, left, right, grad or output
+    #: input, weight, left, right, grad, output or saved
     operand: str
     #: the contraction of the layer that a rule names: `weight-gradient`; empty: all that read the tensor
     product: str = ""

@@ -171,6 +171,8 @@ def _dequantizes_its_own_codes(reader: Dequantizer) -> str:
         if checked[0] is not own.tensor or checked[1:] != (reader.text, reader.layout):
             return f"its scale {scale.name} checks another tensor, spec or layout than its codes {codes.name}"
         scale = get_argument(scale, "scale")
+    if isinstance(scale, Node) and scale.op == "placeholder":
+        scale = own.scale  # saved, or given with the graph: only forward shows which one
     if (scale, reader.zero_point, reader.text, reader.layout) != (own.scale, own.zero_point, own.text, own.layout):
         return f"scale, zero point, spec or layout differ from those of its codes {codes.name}"
     return ""

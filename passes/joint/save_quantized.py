@@ -15,7 +15,8 @@ from qcompiler.runtime.numbers.packing import per_byte
 
 @dataclasses.dataclass(frozen=True)
 class SaveQuantized:
-    """1. Codes of a forward tensor that backward reads are pinned as saved, with their scale and zero point.
+    """1. Backward reads codes of forward tensors, with their scale and zero point, not floats. `pinned` codes are saved.
+       Without it the partitioner decides by bytes: codes of a tensor that is kept in float anyway are made again.
 
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
     3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element
@@ -23,15 +24,17 @@ class SaveQuantized:
     4. The gradient of relu6 and hardtanh asks only if the input lay inside: one bit an element.
     5. A clip mask is saved as one bit an element too.
 
-    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay as they were.
+    Codes that are made again are the same: the scale of a range with a state is saved, and so is the random key.
     """
 
     name: ClassVar[str] = "save-quantized"
+    #: True: codes are saved in any case. False: the partitioner decides by bytes, and may quantize again in backward
+    pinned: bool = False
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of saved tensors that were rewritten or pinned."""
         graph = module.graph
-        changes = sum(map(_save_codes, list_quantizers(graph)))
+        changes = sum(_save_codes(one, self.pinned) for one in list_quantizers(graph))
         for node in graph.find_nodes(op="call_function", target=aten.threshold_backward.default):
             changes += _save_relu_mask(node)
         for node in graph.find_nodes(op="call_function", target=aten.hardtanh_backward.default):
@@ -41,17 +44,20 @@ class SaveQuantized:
         return changes
 
 
-def _save_codes(quantizer: Quantizer) -> int:
+def _save_codes(quantizer: Quantizer, pinned: bool) -> int:
     """Cases 1 and 2 for one quantizer."""
     codes, readers = quantizer.codes, [one for one in quantizer.dequantizers if is_backward(one.floats)]
     if is_backward(codes) or not readers:
         return 0
     for part in (readers[0].scale, quantizer.zero_point):
-        if part is not None and quantizer.spec.range.has_state:
+        if part is not None and (pinned or quantizer.spec.range.has_state):
             pin_saved(part)
     form = quantizer.spec.format
+    changed = pinned and not is_pinned_saved(codes)
+    if pinned:
+        pin_saved(codes)  # of two to a byte the partitioner saves the packed ones: half the bytes
     if per_byte(form.bits) == 1:
-        return 0
+        return int(changed)
     floats = [reader.floats for reader in readers]
     whole = _through_bytes(codes, form.bits, form.dtype.is_signed, min(floats))
     for reader in floats:
@@ -60,7 +66,7 @@ def _save_codes(quantizer: Quantizer) -> int:
 
 
 def _through_bytes(source: Node, bits: int, signed: bool, reader: Node) -> Node:
-    """unpack(pack(source)) with the packed bytes saved, unpacked in front of a backward reader."""
+    """Return unpack(pack(source)), unpacked in front of a backward reader."""
     packed = insert_call(source.graph, ops.PACK, (source, bits), after=source)
     shape = list(get_value(source).shape)
     whole = insert_call(source.graph, ops.UNPACK, (packed, shape, bits, signed), before=reader)

@@ -101,7 +101,8 @@ class GraphCompiler:
         self._refuse_floats(plan.kept)
         lowered = finish()
         self.captures[names.key] = untouched
-        self.plans[names.key] = lambda: plan.with_run(lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
+        run = (lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
+        self.plans[names.key] = lambda: plan.with_saved(lowered.saved).with_run(*run)
         return captured, lowered.step
 
     def _leave(self, note: str) -> None:
@@ -116,7 +117,7 @@ class GraphCompiler:
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Sees the graph before the passes; what it returns lowers the graph after them."""
         backend = "inductor" if self.strict and self.backend is None else self.backend
-        return lambda: lower_graph(captured, backend, self.store)
+        return lambda: lower_graph(captured, backend, self.store, self.recipe.rules)
 
     @contextlib.contextmanager
     def calling(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
+from qcompiler.compiler.plan import QuantPlan, describe_saved
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
@@ -22,6 +23,7 @@ from qcompiler.passes.ir.meta import (
     list_inputs,
 )
 from qcompiler.passes.ir.views import view_root
+from qcompiler.passes.rules import Rule
 from qcompiler.runtime import ops
 from qcompiler.runtime.execute.interpret import Half, make_runner
 from qcompiler.runtime.execute.step import Ranges, Step, Tangent
@@ -42,9 +44,11 @@ class Lowered:
     saved_bytes: int
     saved_code_bytes: int
     notes: list[str]
+    #: quantizers of floats that operators without a contraction keep, and the floats that they keep as they are
+    saved: QuantPlan = dataclasses.field(default_factory=QuantPlan)
 
 
-def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowered:
+def lower_graph(captured: Captured, backend: Backend, store: RangeStore, rules: Sequence[Rule] = ()) -> Lowered:
     """Makes the step of a quantized graph.
 
     Args:
@@ -52,6 +56,7 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowe
         store: holds the ranges of the past.
         backend: "eager" runs node by node; "inductor" compiles, and raises if that fails; None compiles, and runs
             eagerly with the reason in `notes` if that fails. A function runs every half its own way.
+        rules: of the recipe, for the floats that are saved for backward.
     """
     notes: list[str] = []
     sites = [_list_sites(captured.module, backward) for backward in (False, True)]
@@ -64,7 +69,7 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowe
         )
         return Lowered(step, 0, 0, notes)
     depends, states = _find_dependencies(captured)
-    halves = split_halves(captured)
+    halves = split_halves(captured, rules=rules)
     first, second = halves.graphs
     ranges = _make_ranges(store, sites, first, second, backend, states)
     step = Step(
@@ -77,15 +82,18 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore) -> Lowe
         device_types=_list_devices(captured),
         ranges=ranges,
     )
-    return Lowered(step, *saved_bytes(halves.saved), notes)
+    return Lowered(step, *saved_bytes(halves.saved), notes, describe_saved(halves, rules))
 
 
-def split_halves(captured: Captured, observe: Callable[[str, int, Halves], None] | None = None) -> Halves:
+def split_halves(
+    captured: Captured, observe: Callable[[str, int, Halves], None] | None = None, rules: Sequence[Rule] = ()
+) -> Halves:
     """Return the halves of a graph after the joint passes, verified. Changes the graph.
 
     Args:
         captured: the graph after the joint passes.
         observe: called after each pass with its name and count.
+        rules: of the recipe, for the floats that are saved for backward.
 
     Raises:
         PassError: a pass failed, or a half breaks a rule.
@@ -95,7 +103,7 @@ def split_halves(captured: Captured, observe: Callable[[str, int, Halves], None]
         halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
     else:
         halves = Halves.of_forward(captured.module, captured.forward_outputs)
-    halves_pipeline()(halves, observe)
+    halves_pipeline(rules)(halves, observe)
     finish_halves(halves)
     return halves
 

@@ -1,7 +1,7 @@
 """The order of the passes: the table of contents of the compiler. That over ONNX: qcompiler/exporting/pipeline.py."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch.fx import GraphModule
 
@@ -19,13 +19,15 @@ from qcompiler.passes.halves.drop_packing import DropPacking
 from qcompiler.passes.halves.halves import Halves, check_halves
 from qcompiler.passes.halves.join_batch_norms import JoinBatchNorms
 from qcompiler.passes.halves.order_outputs import OrderOutputs
+from qcompiler.passes.halves.pack_saved import PackSaved
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.halves.quantize_again import QuantizeAgain
 from qcompiler.passes.halves.recompute_floats import RecomputeFloats
 from qcompiler.passes.halves.relax_views import RelaxViews
 from qcompiler.passes.halves.restore_halves import RestoreHalves
-from qcompiler.passes.halves.save_bits import SaveBits
+from qcompiler.passes.halves.save_activations import SaveActivations
 from qcompiler.passes.halves.save_codes import SaveCodes
+from qcompiler.passes.halves.save_derivatives import SaveDerivatives
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
 from qcompiler.passes.halves.split_batch_norms import SplitBatchNorms
 from qcompiler.passes.halves.start_ranges import StartRanges
@@ -45,6 +47,7 @@ from qcompiler.passes.joint.round_biases import RoundBiases
 from qcompiler.passes.joint.save_quantized import SaveQuantized
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 from qcompiler.passes.joint.thread_ranges import ThreadRanges
+from qcompiler.passes.rules import Rule
 from qcompiler.recipes.recipe import Recipe
 
 
@@ -69,15 +72,19 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
             DedupeQuantizers(),  # one quantizer a tensor
             ThreadRanges(frozen),  # ranges of the past, in and out
             RoundBiases(active=frozen and recipe.integer_biases),  # as integer engines add them, in eval
-            SaveQuantized(),  # codes, scales and bits for backward
+            SaveQuantized(pinned=recipe.saves),  # codes, scales and bits for backward
             RestoreStrides(),  # as traced, for every operator that is no contraction
         ),
         finish_and_verify,
     )
 
 
-def halves_pipeline() -> Pipeline[Halves]:
-    """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half."""
+def halves_pipeline(rules: Sequence[Rule] = ()) -> Pipeline[Halves]:
+    """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half.
+
+    Args:
+        rules: of the recipe; those of the role *saved* say which floats are saved as codes.
+    """
     return Pipeline(
         (
             RecomputeFloats(),  # codes, not floats, of what the user checkpoints
@@ -87,9 +94,11 @@ def halves_pipeline() -> Pipeline[Halves]:
             JoinBatchNorms(),  # forward computes them once
             DrawInForward(),  # one random key, so that backward can run twice
             QuantizeAgain(),  # parameters, which are alive anyway
-            SaveBits(),  # masks
-            SavePoolWindows(),  # bytes, not indices
             SaveCodes(),  # in place of floats that backward computes with again
+            SaveDerivatives(tuple(rules)),  # in place of inputs of activation functions
+            SaveActivations(tuple(rules)),  # codes, not floats, for operators that are no contractions
+            PackSaved(),  # masks and short codes
+            SavePoolWindows(),  # bytes, not indices
             DropPacking(),  # of codes that one half makes and reads
             RestoreHalves(),  # strides as traced, in what backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses

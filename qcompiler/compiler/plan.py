@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.halves.saved_table import SavedTable
 from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.meta import get_value, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer, list_dequantizers, list_quantizers
+from qcompiler.passes.ir.saved_floats import iterate_saved
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.subgraphs import contractions_inside
 from qcompiler.passes.ir.walk import iterate_readers, list_operands
-from qcompiler.passes.rules import Role
+from qcompiler.passes.rules import Role, Rule, first_match
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
@@ -90,6 +93,11 @@ class QuantPlan:
         kept = tuple(_list_kept(module))
         return cls(sites=sites, kept=kept, placed=len(placed), matched=frozenset(matched), notes=tuple(notes))
 
+    def with_saved(self, other: "QuantPlan") -> "QuantPlan":
+        """Return the table with the rows of `describe_saved`."""
+        both, kept = (*self.sites, *other.sites), (*self.kept, *other.kept)
+        return dataclasses.replace(self, sites=both, kept=kept, matched=self.matched | other.matched)
+
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
         """Return the table with what lowering learned."""
         return dataclasses.replace(
@@ -153,6 +161,36 @@ def _describe_site(quantizer: Quantizer, consumers: Mapping[Node, Contraction]) 
         tuple(map(describe_contraction, facts)),
         forward and role is not Role.GRADIENT,
     )
+
+
+def describe_saved(halves: Halves, rules: Sequence[Rule]) -> QuantPlan:
+    """Return the quantizers of the role *saved*, and the floats that are saved as they are; none without such a rule."""
+    if halves.forward is None or not any(rule.role is Role.SAVED for rule in rules):
+        return QuantPlan()
+    table = SavedTable(halves)
+    quantizers = [one for one in list_quantizers(halves.forward.graph) if get_role(one.site) is Role.SAVED]
+    sites = tuple(_describe_saved_site(one, table.inputs) for one in quantizers)
+    floats = list(iterate_saved(list(table.inputs), table.inputs, rules))
+    kept = (
+        Kept(one.site, _list_names(table.inputs[one.node].users), f"saved in float: {one.reason}") for one in floats
+    )
+    modules = ("" if path == "(root)" else path for path in (site.name.rpartition("/")[0] for site in sites))
+    found = (first_match(rules, Role.SAVED, "saved", module, frozenset()) for module in modules)
+    matched = {match[0] for match in found if match} | {one.rule for one in floats if one.rule is not None}
+    return QuantPlan(sites=sites, kept=tuple(kept), matched=frozenset(matched))
+
+
+def _describe_saved_site(quantizer: Quantizer, inputs: Mapping[Node, Node]) -> Site:
+    saved = [inputs[node] for node in (quantizer.codes, *quantizer.codes.users) if node in inputs]
+    readers = [reader for node in saved for reader in iterate_readers(node)]
+    names = {name for reader in readers for name in _list_names(reader.floats.users).split(", ")}
+    shape = tuple(get_value(quantizer.tensor).shape)
+    return Site(quantizer.site, Role.SAVED, quantizer.spec, quantizer.layout, shape, tuple(sorted(names)), True)
+
+
+def _list_names(nodes: Iterable[Node]) -> str:
+    """Return the operators that read a tensor, each once."""
+    return ", ".join(sorted({str(node.target).removeprefix("aten.").partition(".")[0] for node in nodes}))
 
 
 def _list_kept(module: GraphModule) -> list[Kept]:

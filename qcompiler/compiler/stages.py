@@ -13,7 +13,7 @@ from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.restore_strides import RestoreStrides
-from qcompiler.passes.rules import did_you_mean
+from qcompiler.passes.rules import Rule, did_you_mean
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
 
@@ -60,7 +60,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
     joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
-    return [*stages, *_lower_stages(captured, work)]
+    return [*stages, *_lower_stages(captured, work, recipe.rules)]
 
 
 def lower_plain(captured: Captured) -> Stage:
@@ -110,7 +110,7 @@ def _check_name(name: str, names: Sequence[str]) -> None:
         raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _lower_stages(captured: Captured, module: GraphModule) -> list[Stage]:
+def _lower_stages(captured: Captured, module: GraphModule, rules: Sequence[Rule] = ()) -> list[Stage]:
     """The stages from the joint graph to the halves that run; the last one is called "lowered". Changes the module."""
     stages: list[Stage] = []
 
@@ -123,5 +123,5 @@ def _lower_stages(captured: Captured, module: GraphModule) -> list[Stage]:
         saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))
         stages.append(Stage(name, changes, captured, graphs[0], graphs[1] if len(graphs) > 1 else None, saved))
 
-    split_halves(dataclasses.replace(captured, module=module), observe)
+    split_halves(dataclasses.replace(captured, module=module), observe, rules)
     return [*stages, dataclasses.replace(stages[-1], name=LOWERED, changes=0)]

@@ -286,7 +286,7 @@ class WatchedCompiler(GraphCompiler):
     def _lower(self, captured: Captured, floats: Captured) -> Lowered:
         watch = QuantizedWatch(captured.module, _make_labels(captured.module), self.relay)
         shadow_watch = FloatWatch(_make_labels(floats.module), self.relay)
-        lowered = lower_graph(captured, watch.interpret, self.store)
+        lowered = lower_graph(captured, watch.interpret, self.store, self.recipe.rules)
         shadow = lower_graph(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
         own = {field.name: getattr(lowered.step, field.name) for field in dataclasses.fields(Step)}
         step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, inputs=captured.inputs)

@@ -74,6 +74,11 @@ class Recipe:
         """True if a rule takes ranges from the past."""
         return any(rule.spec is not None and rule.spec.range.has_state for rule in self.rules)
 
+    @property
+    def saves(self) -> bool:
+        """True if a rule speaks of floats that operators without a contraction keep for their gradients."""
+        return any(rule.role is Role.SAVED for rule in self.rules)
+
     def unused(self, matched: AbstractSet[int]) -> list[Rule]:
         """The rules that decided nothing, in order, given the indices of those that did: mostly typing errors."""
         return [rule for index, rule in enumerate(self.rules) if index not in matched]

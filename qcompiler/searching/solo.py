@@ -10,7 +10,7 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.debugging.shadow import Watch, site_names
-from qcompiler.passes.ir.quantizer import list_dequantizers
+from qcompiler.passes.ir.quantizer import Quantizer, list_dequantizers
 from qcompiler.passes.ir.walk import find_source
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
@@ -38,7 +38,7 @@ class SoloWatch(Watch):
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
         """Keeps what is quantized."""
         if node.target is ops.QUANTIZE:
-            self.tensors[self.sites[node.name]] = args[0]
+            self.tensors[self.sites.get(node.name, Quantizer(node).site)] = args[0]
 
     def instead(self, node: Node, result: Any) -> Any:
         """Return the tensor in front of the codes, where its site is not at work."""

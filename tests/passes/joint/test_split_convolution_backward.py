@@ -8,9 +8,9 @@ from torch import nn
 
 from qcompiler.passes.ir.edit import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward
+from qcompiler.passes.ir.stand_in import is_stand_in
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.ir.views import aten
-from qcompiler.passes.ir.stand_in import is_stand_in
 from qcompiler.passes.joint.split_convolution_backward import SplitConvolutionBackward
 
 SPLIT = SplitConvolutionBackward()

@@ -1,0 +1,75 @@
+"""Save floats for operators without a contraction as codes: inputs of norms, GELU, softmax, q, k and v of attention."""
+
+import dataclasses
+from typing import ClassVar, Final
+
+from torch.fx import Node
+
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.halves.saved_table import SavedTable
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.meta import get_value
+from qcompiler.passes.ir.quantizer import Quantizer, write_quantizer
+from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_saved
+from qcompiler.passes.ir.views import aten
+from qcompiler.passes.rules import Role, Rule
+
+_COMPARISONS: Final = (aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveActivations:
+    """forward saves X → forward saves quantize(X), by the first rule of the role *saved*; backward reads dequantize.
+
+    1. If a contraction has codes of X with as many bits, or more, those codes are saved: one set of codes.
+    2. Comparisons of X that backward makes are made in forward, and saved: codes would change them beside the limit.
+    3. Else X gets a quantizer of its own. Nobody in forward reads it: outputs stay bit for bit as they were.
+    4. Statistics (mean, deviation, log-sum-exp), logarithms of probabilities and floats from which the user's
+       checkpoint computes again stay in float, as does X if its codes and scales are no smaller.
+    """
+
+    name: ClassVar[str] = "save-activations"
+    rules: tuple[Rule, ...] = ()
+
+    def __call__(self, halves: Halves) -> int:
+        """Return the number of floats that are saved as codes."""
+        if halves.forward is None or halves.backward is None or not any(r.role is Role.SAVED for r in self.rules):
+            return 0
+        table = SavedTable(halves)
+        found = [one for one in iterate_saved(list(table.inputs), table.inputs, self.rules) if one.spec is not None]
+        changes = sum(_save_float(table, one) for one in found)
+        table.drop_unread()
+        table.write()
+        return changes
+
+
+def _save_float(table: SavedTable, saved: SavedFloat) -> int:
+    assert saved.spec is not None
+    _save_comparisons(table, saved.node)
+    given = table.inputs[saved.node]
+    if not given.users:
+        return 1
+    place = min(given.users)
+    known = find_codes(saved.node, saved.spec)
+    if known is not None:
+        made = table.dequantize(known, place, _get_shown(known))
+        shape = list(get_value(saved.node).shape)
+        if list(get_value(made).shape) != shape:
+            made = insert_call(table.backward, aten.reshape.default, (made, shape), before=place)
+    else:
+        made = table.dequantize(write_quantizer(saved.node, saved.spec, saved.layout, saved.site), place)
+    table.replace(saved.node, made)
+    return 1
+
+
+def _save_comparisons(table: SavedTable, node: Node) -> None:
+    """Make comparisons of a saved float with a number in forward."""
+    for reader in [one for one in table.inputs[node].users if one.target in _COMPARISONS]:
+        made = insert_call(table.forward, reader.target, (node, *reader.args[1:]), after=node)
+        reader.replace_all_uses_with(table.take(made))
+        table.backward.erase_node(reader)
+
+
+def _get_shown(quantizer: Quantizer) -> Node | None:
+    """Return the tensor whose NaN the scale does not show; None if the scale shows them."""
+    return quantizer.tensor if quantizer.spec.range.is_static else None

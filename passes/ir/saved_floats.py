@@ -1,0 +1,116 @@
+"""The floats that forward saves for operators without a contraction: which they are, their names, layouts and rules."""
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import torch
+from torch.fx import Node
+
+from qcompiler.passes.ir.meta import find_value, get_owner, get_value, is_recomputed
+from qcompiler.passes.ir.quantizer import Quantizer
+from qcompiler.passes.ir.site_name import Numbering
+from qcompiler.passes.ir.views import aten, is_view, view_root
+from qcompiler.passes.rules import Role, Rule, first_match
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import QuantSpec
+
+#: results whose exponential backward takes: half a step of a logarithm of 20 / 127 is 8 percent of a probability
+_LOGARITHMS: Final = (aten._log_softmax.default,)
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedFloat:
+    """One float that is saved, and what a rule says of it."""
+
+    node: Node
+    #: `layer1.0.bn1/saved`, unique in the graph
+    site: str
+    #: index of the rule that matched; None: no rule did
+    rule: int | None
+    #: None: it stays in float
+    spec: QuantSpec | None
+    #: why it stays in float; empty: a rule gives a spec
+    reason: str
+
+    @property
+    def layout(self) -> str:
+        """Samples, then all other dimensions as one axis: the runs of a block lie side by side in memory."""
+        dims = get_value(self.node).ndim
+        return "b" + "c" * (dims - 1) if dims > 1 else "c" * dims
+
+
+def iterate_saved(saved: Sequence[Node], backward: dict[Node, Node], rules: Sequence[Rule]) -> Iterator[SavedFloat]:
+    """Yield every float that forward makes and saves.
+
+    Args:
+        saved: the nodes of forward that are saved.
+        backward: node of forward → the input of backward that holds it.
+        rules: of the recipe.
+    """
+    names = Numbering()
+    for node in filter(_is_float, saved):
+        module = get_owner(node) or ""
+        site = names.number(f"{module or '(root)'}/saved")
+        reason = _explain_float(node, backward[node])
+        found = first_match(rules, Role.SAVED, "saved", module, frozenset()) if not reason else None
+        spec = found[1].spec if found else None
+        reason = reason or (found[1].reason if found and found[1].reason else "" if spec else "no rule for it")
+        yield SavedFloat(node, site, found[0] if found else None, spec, "" if spec else reason or "a rule keeps it")
+
+
+def _is_float(node: Node) -> bool:
+    """Return True for a floating tensor that the graph makes: no input, no part of a quantizer."""
+    value = find_value(node)
+    own = getattr(node.target, "namespace", "") == "qcompiler"
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not own
+        and view_root(node).op != "placeholder"
+    )
+
+
+def _explain_float(node: Node, given: Node) -> str:
+    """Return why a saved float cannot be quantized; empty if it can."""
+    source = view_root(node)
+    if is_statistic(source):
+        return "a statistic"
+    if source.target in _LOGARITHMS:
+        return "backward takes its exponential"
+    if any(map(is_recomputed, given.users)):
+        return "the model computes again from it (checkpoint)"
+    return "one number" if get_value(node).numel() < 2 else ""
+
+
+def is_statistic(node: Node) -> bool:
+    """Return True for the second and later results of an operator: mean, deviation, log-sum-exp of each row."""
+    if node.target is not operator.getitem or node.args[1] == 0:
+        return False
+    schema = getattr(node.all_input_nodes[0].target, "_schema", None)
+    return schema is not None and len(schema.returns) > 1  # split returns one list
+
+
+def find_codes(node: Node, spec: QuantSpec) -> Quantizer | None:
+    """Return the quantizer of a contraction that has the elements of a tensor in the same order, and the bits."""
+    found = [node]
+    while _keeps_order(found[0]):
+        found.insert(0, found[0].all_input_nodes[0])
+    for one in found:
+        found += [user for user in one.users if user not in found and _keeps_order(user)]
+    quantizers = [Quantizer(user) for one in found for user in one.users if user.target is ops.QUANTIZE]
+    own = (one for one in quantizers if one.tensor in found and one.spec.format.bits >= spec.format.bits)
+    return next(own, None)
+
+
+#: views that give the elements other sizes, but leave their order
+_IN_ORDER: Final = (
+    *(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim),
+    *(aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default, ops.LAY_OUT),
+)
+
+
+def _keeps_order(view: Node) -> bool:
+    """Return True for a view that arranges the elements in other sizes, but in the same order."""
+    return view.target in _IN_ORDER and is_view(view)
