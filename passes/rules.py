@@ -87,7 +87,7 @@ class Rule:
 
     #: how to quantize; None = keep in float
     spec: QuantSpec | None
-    #: only operands of this role; None = of every role (outputs and saved floats are no operands: they ask for a rule of
+    #: only operands of this role; None = of every role (outputs and saved floats are no operands, and ask for a rule of
     #: their own)
     role: Role | None = None
     #: only contractions of this kind, one of `OPERATORS`; `*` = of every kind. For outputs also `addition`: a residual

@@ -18,11 +18,10 @@ def expand_batch_norm(
 
     The statistics are those that forward saved, so nothing is reduced again.
     """
-    parts = [None if part is None else part.reshape(-1, *[1] * (x.ndim - 2)) for part in (mean, rstd, weight, bias)]
-    assert parts[0] is not None and parts[1] is not None
-    result = (x - parts[0]) * parts[1]
-    result = result if parts[2] is None else result * parts[2]
-    return result if parts[3] is None else result + parts[3]
+    shape = (-1, *[1] * (x.ndim - 2))
+    result = (x - mean.reshape(shape)) * rstd.reshape(shape)
+    result = result if weight is None else result * weight.reshape(shape)
+    return result if bias is None else result + bias.reshape(shape)
 
 
 def pool_offsets(indices: Tensor, plane: list[int], kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:

@@ -31,7 +31,9 @@ class PackSaved:
             return 0
         table = SavedTable(halves)
         found = [(node, _find_form(node)) for node in table.inputs if isinstance(node, Node)]
-        changes = [_pack(table, node, *form) for node, form in found if form is not None]
+        changes = [(node, form) for node, form in found if form is not None]
+        for node, form in changes:
+            _pack(table, node, *form)
         table.write()
         return len(changes)
 

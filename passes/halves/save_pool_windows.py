@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
+from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.quantizer import insert_operator
 from qcompiler.passes.ir.views import aten
@@ -30,7 +31,9 @@ class SavePoolWindows:
             return 0
         table = SavedTable(halves)
         found = [(node, _find_windows(node)) for node in table.inputs if isinstance(node, Node)]
-        changes = [_save_offsets(table, node, windows) for node, windows in found if windows is not None]
+        changes = [(node, windows) for node, windows in found if windows is not None]
+        for node, windows in changes:
+            _save_offsets(table, node, windows)
         table.write()
         return len(changes)
 
@@ -42,19 +45,20 @@ def _find_windows(node: Node) -> dict[str, Any] | None:
     pool = node.all_input_nodes[0]
     if pool.target is not aten.max_pool2d_with_indices.default:
         return None
-    x, kernel, stride, padding, dilation = _read_arguments(pool)
-    if set(dilation) != {1} or kernel[0] * kernel[1] > 256:
+    kernel, stride, padding, dilation = (
+        _read_pair(pool, name) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    if dilation != [1, 1] or kernel[0] * kernel[1] > 256:
         return None
-    plane = list(get_value(x).shape[-2:])
+    plane = list(get_value(get_argument(pool, "self")).shape[-2:])
     return {"plane": plane, "kernel": kernel, "stride": stride or kernel, "padding": padding}
 
 
-def _read_arguments(pool: Node) -> tuple[Any, list[int], list[int], list[int], list[int]]:
-    """Return input, kernel, stride, padding and dilation of a pool, two numbers each."""
-    x, *rest = pool.args
-    pairs = [list(pair) for pair in (*rest, *((), (0, 0), (1, 1))[len(rest) - 1 :])][:4]  # type: ignore[misc]
-    pairs = [pair * 2 if len(pair) == 1 else pair for pair in pairs]
-    return x, pairs[0], pairs[1], pairs[2], pairs[3]
+def _read_pair(pool: Node, name: str) -> list[int]:
+    """Return an argument for rows and columns; one number counts for both, none stays none."""
+    given = get_argument(pool, name)
+    pair = [given] if isinstance(given, int) else list(given)
+    return pair * 2 if len(pair) == 1 else pair
 
 
 def _save_offsets(table: SavedTable, node: Node, windows: dict[str, Any]) -> None:

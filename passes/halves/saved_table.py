@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import pack_arguments
@@ -95,6 +95,7 @@ class SavedTable:
         set_outputs(self.forward, [*list_outputs(self.forward)[: self._outputs], *self.inputs])
 
 
-def _find_first_other(graph: Any, count: int) -> Node:
+def _find_first_other(graph: Graph, count: int) -> Node:
     """Return the first node behind the saved inputs."""
-    return list(graph.nodes)[count]
+    nodes: list[Node] = list(graph.nodes)
+    return nodes[count]

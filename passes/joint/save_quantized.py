@@ -15,8 +15,8 @@ from qcompiler.runtime.numbers.packing import per_byte
 
 @dataclasses.dataclass(frozen=True)
 class SaveQuantized:
-    """1. Backward reads codes of forward tensors, with their scale and zero point, not floats. `pinned` codes are saved.
-       Without it the partitioner decides by bytes: codes of a tensor that is kept in float anyway are made again.
+    """1. Backward reads the codes of forward tensors, with scale and zero point. Codes that are `pinned` are saved; of
+       others the partitioner decides by bytes: if the tensor is kept in float anyway, backward makes them again.
 
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
     3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element

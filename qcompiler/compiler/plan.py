@@ -164,7 +164,7 @@ def _describe_site(quantizer: Quantizer, consumers: Mapping[Node, Contraction]) 
 
 
 def describe_saved(halves: Halves, rules: Sequence[Rule]) -> QuantPlan:
-    """Return the quantizers of the role *saved*, and the floats that are saved as they are; none without such a rule."""
+    """Return the quantizers of the role *saved*, and the floats that stay; nothing without a rule of that role."""
     if halves.forward is None or not any(rule.role is Role.SAVED for rule in rules):
         return QuantPlan()
     table = SavedTable(halves)

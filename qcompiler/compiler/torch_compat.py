@@ -167,8 +167,8 @@ def _allow_recomputing() -> Iterator[None]:
         types = before()
         return dataclasses.replace(
             types,
-            recomputable_ops=types.recomputable_ops | _RECOMPUTABLE,
-            fusible_ops=types.fusible_ops | _RECOMPUTABLE,
+            recomputable_ops=types.recomputable_ops | set(_RECOMPUTABLE),
+            fusible_ops=types.fusible_ops | set(_RECOMPUTABLE),
         )
 
     partitioners.get_default_op_list = list_operators

@@ -15,5 +15,5 @@ SAVINGS: Final = {
 
 
 def add_saving(recipe: Recipe, save: str | None) -> Recipe:
-    """Return the recipe with the rule of `save` behind its own, so that its own rules of the role *saved* come first."""
+    """Return the recipe with the rule of `save` behind its own; its own rules of the role *saved* come first."""
     return recipe if save is None else dataclasses.replace(recipe, rules=(*recipe.rules, SAVINGS[save]))
