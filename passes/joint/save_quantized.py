@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, pin_saved, pin_to_backward
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
-from qcompiler.passes.ir.views import aten, view_root
+from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 
@@ -16,7 +16,7 @@ from qcompiler.runtime.numbers.packing import per_byte
 @dataclasses.dataclass(frozen=True)
 class SaveQuantized:
     """1. Backward reads the codes of forward tensors, with scale and zero point. Codes that are `pinned` are saved; of
-       others the partitioner decides by bytes: if the tensor is kept in float anyway, backward makes them again.
+       a tensor that is kept in float too the partitioner decides by bytes, and backward may make them again.
 
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
     3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element
@@ -28,20 +28,20 @@ class SaveQuantized:
     """
 
     name: ClassVar[str] = "save-quantized"
-    #: True: codes are saved in any case. False: the partitioner decides by bytes, and may quantize again in backward
+    #: True: codes are saved even if the tensor is kept in float too
     pinned: bool = False
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of saved tensors that were rewritten or pinned."""
         graph = module.graph
-        changes = sum(_save_codes(one, self.pinned) for one in list_quantizers(graph))
+        changes = 0
         for node in graph.find_nodes(op="call_function", target=aten.threshold_backward.default):
             changes += _save_relu_mask(node)
         for node in graph.find_nodes(op="call_function", target=aten.hardtanh_backward.default):
             changes += _save_clip_mask(node)
         for mask in graph.find_nodes(op="call_function", target=ops.IN_RANGE):
             changes += _save_mask(mask)
-        return changes
+        return changes + sum(_save_codes(one, self.pinned) for one in list_quantizers(graph))
 
 
 def _save_codes(quantizer: Quantizer, pinned: bool) -> int:
@@ -49,6 +49,7 @@ def _save_codes(quantizer: Quantizer, pinned: bool) -> int:
     codes, readers = quantizer.codes, [one for one in quantizer.dequantizers if is_backward(one.floats)]
     if is_backward(codes) or not readers:
         return 0
+    pinned = pinned or not _is_kept_in_float(quantizer.tensor)
     for part in (readers[0].scale, quantizer.zero_point):
         if part is not None and (pinned or quantizer.spec.range.has_state):
             pin_saved(part)
@@ -114,6 +115,17 @@ def _save_mask(mask: Node) -> int:
     for reader in readers:
         reader.replace_input_with(mask, small)
     return 1
+
+
+def _is_kept_in_float(tensor: Node) -> bool:
+    """Return True if backward reads the tensor itself too, for an operator without a contraction; False for an input."""
+    root = view_root(tensor)
+    if root.op == "placeholder":
+        return False
+    readers = [root]
+    for reader in readers:
+        readers += [user for user in reader.users if is_view(user) and user not in readers]
+    return any(is_backward(user) and not is_view(user) for reader in readers for user in reader.users)
 
 
 def _is_quantized(root: Node) -> bool:
