@@ -14,7 +14,8 @@ from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE, Block, parse_block
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.ranges.estimator import Range
-from qcompiler.runtime.ranges.observed import Current, parse_range
+from qcompiler.runtime.ranges.estimators import parse_range
+from qcompiler.runtime.ranges.present import Current
 
 _E = TypeVar("_E", bound=enum.StrEnum)
 

@@ -16,7 +16,7 @@ from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.runtime.numbers.biases import batch_norm_affine
 from qcompiler.runtime.numbers.blocks import WHOLE, Block
 from qcompiler.runtime.numbers.formats import IntFormat
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import Vjp
 
 _BY_CHANNEL = Block(out=1, in_=WHOLE, space=WHOLE, batch=WHOLE, channel=WHOLE, group=WHOLE)

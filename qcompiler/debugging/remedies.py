@@ -10,7 +10,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.figures import Tally
 from qcompiler.runtime.numbers.blocks import AXES, WHOLE, Block
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
-from qcompiler.runtime.ranges.observed import Current, Percentile
+from qcompiler.runtime.ranges.present import Current, Percentile
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 #: edges of a block that is legal for all three contractions of a layer

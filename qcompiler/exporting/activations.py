@@ -15,7 +15,7 @@ from qcompiler.exporting.weights import cut_dimension
 from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.numbers.blocks import WHOLE
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.ranges.statistical import Sawb
 from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale

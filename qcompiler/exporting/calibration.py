@@ -14,7 +14,7 @@ from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import Scale
 
 

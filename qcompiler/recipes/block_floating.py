@@ -3,7 +3,7 @@
 from typing import Final
 
 from qcompiler.passes.rules import Position, Role, Rule
-from qcompiler.recipes.papers import FLEXPOINT_PAPER
+from qcompiler.recipes.integer_papers import FLEXPOINT_PAPER
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
 from qcompiler.runtime.numbers.formats import IntFormat

@@ -13,8 +13,11 @@ from qcompiler.recipes.block_floating import (
     TENSOR_INT4,
     TENSOR_INT8,
 )
+from qcompiler.recipes.block_papers import BLOCK_PAPERS
 from qcompiler.recipes.deployment import DEPLOY_INT8
+from qcompiler.recipes.float_papers import FLOAT_PAPERS
 from qcompiler.recipes.hindsight import CURRENT_W8A8G8, IN_HINDSIGHT_W8A8G8, RUNNING_W8A8G8
+from qcompiler.recipes.integer_papers import INTEGER_PAPERS
 from qcompiler.recipes.large_gradients import (
     HYPERBLOCK_INT4_LARGE,
     INT4_DSGC,
@@ -24,7 +27,7 @@ from qcompiler.recipes.large_gradients import (
     INT5_LARGE_GRADIENTS,
     INT8_LARGE_GRADIENTS,
 )
-from qcompiler.recipes.papers import LITERATURE
+from qcompiler.recipes.low_bit_papers import LOW_BIT_PAPERS
 from qcompiler.recipes.recipe import Recipe, RecipeError
 
 #: every named recipe, under its name
@@ -49,7 +52,10 @@ RECIPES: Final[dict[str, Recipe]] = {
         INT4_MINMAX,
         INT4_DSGC,
         HYPERBLOCK_INT4_LARGE,
-        *LITERATURE,
+        *INTEGER_PAPERS,
+        *LOW_BIT_PAPERS,
+        *FLOAT_PAPERS,
+        *BLOCK_PAPERS,
     )
 }
 

@@ -15,7 +15,8 @@ from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.ranges.observed import Current, parse_range
+from qcompiler.runtime.ranges.estimators import parse_range
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_choice, parse_vjp
 
 

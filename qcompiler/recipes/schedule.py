@@ -7,7 +7,7 @@ from typing import Final
 
 from qcompiler import recipes
 from qcompiler.recipes.block_floating import IDENTITY
-from qcompiler.recipes.papers import HBFP4, HBFP6, NVFP4
+from qcompiler.recipes.block_papers import HBFP4, HBFP6, NVFP4
 from qcompiler.recipes.recipe import Recipe, RecipeError
 
 

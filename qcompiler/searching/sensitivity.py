@@ -26,7 +26,7 @@ from qcompiler.runtime.figures import compute_ratio, measure_agreement, simulate
 from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.searching.allocation import Allocation, Choice
 from qcompiler.searching.search_file import SearchFile, checksum_values

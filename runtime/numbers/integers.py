@@ -30,7 +30,7 @@ class IntFormat:
     `str(format)` is `int8`, `uint4`, `affine8`; `parse_format(str(f)) == f`.
 
     Raises:
-        ValueError: `bits` is not one of 2–8 or 16.
+        ValueError: `bits` is not one of `BITS`.
     """
 
     bits: int

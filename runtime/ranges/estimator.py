@@ -183,3 +183,8 @@ class Range:
 def _write_shortest(number: float) -> str:
     text = f"{number:g}"
     return text if float(text) == number else repr(float(number))
+
+
+def mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:
+    """Return the moving average m·old + (1 − m)·new."""
+    return momentum * old + (1 - momentum) * new

@@ -7,7 +7,7 @@ With the step Δ, codes q = clip(round(x/Δ), bottom, top) and x̂ = Δ·q, and 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -139,3 +139,11 @@ class Pact(_Learned):
 
 def _get_top(seen: Observed) -> int:
     return int(2**seen.magnitude_bits - 1)
+
+
+#: every estimator of this file
+LEARNED: Final[tuple[type[Range], ...]] = (
+    LearnedEnd,
+    Lsq,
+    Pact,
+)

@@ -97,3 +97,10 @@ class Adaptive(Range):
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the larger."""
         return torch.maximum(one, other)
+
+
+#: every estimator of this file
+STATISTICAL: Final[tuple[type[Range], ...]] = (
+    Sawb,
+    Adaptive,
+)

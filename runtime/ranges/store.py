@@ -31,7 +31,7 @@ class StateSite:
 class Moment:
     """When a step read its states: what its backward needs to know to propose the next ones."""
 
-    #: True if the step seeks ranges from its own tensors (runtime/ranges/observed.py)
+    #: True if the step seeks ranges from its own tensors (runtime/ranges/searched.py)
     is_first: bool
     clock: tuple[int, ...]
 
