@@ -135,12 +135,26 @@ class Debugger:
         return min(STANDS_OUT * self._usual(site), LOST)
 
     def _usual(self, site: str) -> float:
-        """Return the median harm of a site's peers; of a site that is alone a hundredth of its own."""
+        """Return the median harm of the peers of a site; of a site that is alone a hundredth of its own."""
+        harms = [self.recording.harm(name) for name in self._list_peers(site)]
+        return statistics.median(harms) if harms else self.recording.harm(site) / 100
+
+    def _list_peers(self, site: str) -> list[str]:
+        """Return the other sites with as many bits; all other sites if there are none."""
         bits = {name: held.spec.format.bits for name, held in self.recording.held.items()}
         others = [name for name in bits if name != site]
-        peers = [name for name in others if bits[name] == bits[site]] or others
-        harms = [self.recording.harm(name) for name in peers]
-        return statistics.median(harms) if harms else self.recording.harm(site) / 100
+        return [name for name in others if bits[name] == bits[site]] or others
+
+    def _explain_limit(self, site: str) -> str:
+        """Say above which harm a site stands out, and what the number is made of."""
+        limit, peers = self._limit(site), self._list_peers(site)
+        if limit == LOST:
+            return f"{limit:g}: half of a contraction is lost then"
+        bits = self.recording.held[site].spec.format.bits
+        same = bool(peers) and self.recording.held[peers[0]].spec.format.bits == bits
+        others = f"the other quantizers with {bits} bits" if same else "all other quantizers"
+        usual = f"{STANDS_OUT:g} times the median harm of {others}"
+        return f"{limit:.3g}, {usual if peers else 'a tenth of that: there is no other quantizer'}"
 
     def _propose(self, name: str) -> Proposal:
         harm, target = self.recording.harm(name), min(MENDED * self._usual(name), LOST / 2)
@@ -152,7 +166,8 @@ class Debugger:
         remedy, best = trials[-1]
         reason = f"{remedy}: {name} stood out"
         rules = site_rules(self.recording, self.recipe, name, lambda _: best.spec, reason)
-        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials))
+        why = f"{name} stands out: harm {harm:.3g} is above {self._explain_limit(name)}"
+        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials), why)
 
     def apply(self, proposal: Proposal | None = None) -> Recipe:
         """Goes on with a recipe in which the worst site is mended; returns it. Steps behind it are not watched.
@@ -189,7 +204,5 @@ class Debugger:
         if self.recording.not_finite is not None:
             return f"no quantizer is to blame: float is not finite either ({self.recording.not_finite})"
         worst = self._order()[0]
-        harm, limit = self.recording.harm(worst), self._limit(worst)
-        return (
-            f"nothing stands out: the worst site {worst} has harm {harm:.3g}, with its peers up to {limit:.3g} is usual"
-        )
+        found = f"the most harmful quantizer, {worst}, has harm {self.recording.harm(worst):.3g}"
+        return f"nothing stands out: {found}, not above {self._explain_limit(worst)}"

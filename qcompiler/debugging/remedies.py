@@ -51,6 +51,8 @@ class Proposal:
     target: float
     #: everything that was tried, in order
     trials: tuple[tuple[Remedy, Trial], ...]
+    #: why the site stands out, in words
+    why: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the rules as a recipe in YAML."""
@@ -59,8 +61,8 @@ class Proposal:
         return {"site": self.site, "remedy": str(self.remedy), "rules": held, **figures}
 
     def __str__(self) -> str:
-        change = f"{self.remedy}: harm {self.harm:.3g} -> {self.harm_after:.3g}"
-        return f"{self.site}: {change}\n" + "\n".join(f"  {rule}" for rule in self.rules)
+        change = f"proposal: {self.remedy}, which leaves harm {self.harm_after:.3g}; in front of all rules:"
+        return "\n".join([self.why, change, *(f"  {rule}" for rule in self.rules)])
 
 
 def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
