@@ -278,7 +278,8 @@ def _transformers(name: str) -> tuple[nn.Module, Any]:
     try:
         transformers = importlib.import_module("transformers")  # an optional library
     except ImportError:
-        raise ModelError(f"model {name!r}: got no colon and transformers is not installed; valid: {valid}") from None
+        missing = "transformers is not installed (pip install 'qcompiler[text]')"
+        raise ModelError(f"model {name!r}: got no colon and {missing}; valid: {valid}") from None
     if name not in transformers.CONFIG_MAPPING:
         raise ModelError(f"model {name!r}: transformers has no such config; valid: {valid}")
     config = transformers.CONFIG_MAPPING[name]()
