@@ -11,12 +11,12 @@ from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer
 from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
 
-#: nodes of codes that hold the codes of their source, packed or unpacked → the argument that is the source
+#: nodes that hold the codes of a source, packed or unpacked → the argument that is the source
 _PACKING: Mapping[Any, str] = {ops.PACK: "codes", ops.UNPACK: "packed"}
 
 
 def get_dequantizer(operand: Any) -> Dequantizer | None:
-    """Return the dequantizer that an operand is itself, without views between them; None for any other operand."""
+    """Return the dequantizer that an operand is itself, without views between; None for any other operand."""
     direct = isinstance(operand, Node) and operand.target is ops.DEQUANTIZE
     return Dequantizer(operand) if direct else None
 
@@ -48,6 +48,6 @@ def iterate_readers(codes: Node) -> Iterator[Dequantizer]:
 
 
 def list_operands(node: Node, fact: Contraction) -> list[Dequantizer]:
-    """Return the dequantizers that a contraction reads, in the order of its operands."""
+    """Return the dequantizers that a contraction reads, in the order of the operands."""
     found = (find_dequantizer(node.args[operand.arg]) for operand in fact.operands)
     return [reader for reader in found if reader is not None]

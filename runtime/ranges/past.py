@@ -77,7 +77,7 @@ class Hindsight(Range):
         return state[0], state[1]
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """Return the moving average; if the guard fires, what holds both the state and the present range."""
+        """Return the moving average; if the guard fires, the range that holds both the state and the present range."""
         now = torch.stack(seen.ends)
         fired = seen.clipped((state[0], state[1])) > self.guard
         both = torch.stack([torch.minimum(state[0], now[0]), torch.maximum(state[1], now[1])])
@@ -98,9 +98,9 @@ class Hindsight(Range):
 class History(Range):
     """Predicted from the maxima of the last `length` steps: headroom·(max + deviations·std), one pass.
 
-    Autoflex (Flexpoint, Köster et al., NIPS 2017, §3) with α = headroom and β = deviations; its γκ, 100 steps of the
-    16-bit grid, is 0.3 % of the range and left out. A maximum that was clipped starts the history anew at twice itself.
-    The first tensor fills the history.
+    Autoflex (Flexpoint, Köster et al., NIPS 2017, §3) with α = headroom and β = deviations; the γκ of the paper, 100
+    steps of the 16-bit grid, is 0.3 % of the range and left out. A maximum that was clipped starts the history anew at
+    twice itself. The first tensor fills the history.
     """
 
     name: ClassVar[str] = "history"
@@ -130,7 +130,7 @@ class History(Range):
         return self._magnitude(seen).expand(self.width, *seen.view.counts).clone()
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """±headroom·(max + deviations·std), the std that of the whole history (not of a sample of it)."""
+        """±headroom·(max + deviations·std), std over the whole history (not the estimate from a sample)."""
         high = self.headroom * (state.amax(0) + self.deviations * state.std(0, correction=0))
         return -high, high
 

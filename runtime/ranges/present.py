@@ -48,7 +48,7 @@ class Percentile(Range):
     """The percentile of the magnitudes of each block, by rank.
 
     Of the n elements of a whole block the largest ⌊n·(1 − percent/100)⌋ lie outside. A last, smaller block counts as if
-    it was filled up with zeros. NaN or infinite if the block is not finite.
+    filled up with zeros. NaN or infinite if the block is not finite.
     """
 
     name: ClassVar[str] = "percentile"
@@ -59,7 +59,7 @@ class Percentile(Range):
             raise ValueError(f"percent: got {self.percent:g}; valid: above 0, at most 100")
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
-        """Return each block's own range, cut at its percentile."""
+        """Return the range of each block, cut at the percentile."""
         low, high = seen.ends
         if seen.x.numel() == 0:
             return low, high

@@ -43,7 +43,7 @@ class Cosine(Range):
         return 2
 
     def first(self, seen: Observed) -> Tensor:
-        """Return the clip of the search over the present tensor, and what it costs."""
+        """Return the clip of the search over the present tensor, and the deviation."""
         x = seen.x.to(torch.float32)
         top = x.abs().amax()
         clips = [top * (i / self.steps) for i in range(int(self.steps), 0, -1)]
@@ -57,7 +57,7 @@ class Cosine(Range):
         return -high, high
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """Return the state as it is; NaN if the search met zeros only, so that the next tensor is searched."""
+        """Return the state unchanged; NaN if the search met zeros only, so that the next tensor is searched."""
         return torch.where(state[0] > 0, state, torch.nan)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _search_cosine(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class LargeGradients(Range):
-    """γ times the largest magnitude of each block, γ moved after every step by the count of what was clipped.
+    """γ times the largest magnitude of each block, γ moved after every step by the count of clipped elements.
 
     γ ← clip(γ + rate·sign(R − ratio/(2^b−1)), 0.001, 1) with R the fraction of elements beyond ±γ·max (Kim et al.:
     Toward INT4 Fixed-Point Training via Exploring Quantization Error for Gradients, ECCV 2024, §3). γ starts at the
