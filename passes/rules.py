@@ -48,7 +48,7 @@ class Behind(enum.StrEnum):
 
     #: behind the product itself
     PRODUCT = "product"
-    #: behind the batch norm and the relu that alone read it: one integer kernel of an inference engine
+    #: behind the batch norm and the relu that are the only readers: one integer kernel of an inference engine
     LAYER = "layer"
 
 
@@ -99,7 +99,7 @@ class Rule:
     #: only operands of this sign; None = of either
     sign: Sign | None = None
     #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of the
-    #: quantizer, if every operand of the contraction is (passes/rotate_operands.py)
+    #: quantizer, if every operand of the contraction is (passes/joint/rotate_operands.py)
     rotate: int = 0
     #: of an output: the place of the quantizer
     behind: Behind = Behind.PRODUCT

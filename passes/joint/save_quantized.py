@@ -15,14 +15,14 @@ from qcompiler.runtime.numbers.packing import per_byte
 
 @dataclasses.dataclass(frozen=True)
 class SaveQuantized:
-    """1. Codes of a forward tensor that backward reads are pinned as saved, with their scale and zero point.
+    """1. Codes of a forward tensor that backward reads are pinned as saved, with the scale and the zero point.
 
     2. Codes of 4 bits and less are packed in forward and unpacked in backward: bwd(codes) → bwd(unpack(pack(codes))).
-    3. The gradient of relu asks only if its output was positive. If that output is quantized, one bit an element
-       takes the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
+    3. The gradient of relu asks only if the output was positive. If that output is quantized, one bit an element takes
+       the place of the float: threshold_backward(G, Y, 0) → where(unpack(pack(Y ≤ 0)), 0, G).
     4. A clip mask is saved as one bit an element too.
 
-    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay as they were.
+    Pinned nodes are not computed again in backward, so no reduction runs twice and stochastic codes stay.
     """
 
     name: ClassVar[str] = "save-quantized"
