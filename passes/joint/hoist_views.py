@@ -140,7 +140,7 @@ def _reshape_layout(source: tuple[int, ...], shape: tuple[int, ...], layout: str
 
 
 def _group_dimensions(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Return the dimensions of two shapes in the smallest groups with equal products; extent 1 joins the group before."""
+    """Return dimensions of two shapes in the smallest groups with equal products; extent 1 joins the group before."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) or j < len(shape):

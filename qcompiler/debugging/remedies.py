@@ -1,4 +1,4 @@
-"""What could mend a quantizer, tried on recorded tensors: another range, smaller blocks, more bits, float."""
+"""Remedies for a quantizer, tried on recorded tensors: another range, smaller blocks, more bits, float."""
 
 import dataclasses
 import enum
@@ -20,7 +20,7 @@ _FLOATS: Final = tuple(map(parse_format, ("e2m3", "e4m3", "e5m10")))
 
 
 class Remedy(enum.StrEnum):
-    """What kind of change mends a site, from the cheapest to the dearest."""
+    """The kinds of change that mend a site, from the cheapest to the dearest."""
 
     RANGE = "other range"
     BLOCK = "smaller block"
@@ -30,7 +30,7 @@ class Remedy(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One spec (None: float) at one site: what it does to the recorded tensor, and its harm to the products."""
+    """One spec (None: float) at one site: the effect on the recorded tensor, and the harm to the contractions."""
 
     spec: QuantSpec | None
     harm: float
@@ -47,7 +47,7 @@ class Proposal:
     #: on the recorded tensors, before and with the rules
     harm: float
     harm_after: float
-    #: what `harm_after` had to reach
+    #: the bound for `harm_after`
     target: float
     #: everything that was tried, in order
     trials: tuple[tuple[Remedy, Trial], ...]
@@ -66,7 +66,7 @@ class Proposal:
 
 
 def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
-    """What to try in place of a spec, from the cheapest to float. Blocks grow smaller, bits more."""
+    """Yield the specs to try in place of one, from the cheapest to float. Blocks grow smaller, bits more."""
     plain = dataclasses.replace(spec, range=Current())
     if spec.range != Current():
         yield Remedy.RANGE, plain
@@ -82,7 +82,7 @@ def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]
 
 
 def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
-    """Return the spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
+    """Return the spec over blocks that shrink step by step; letters that are left out have an edge of 1."""
     found: list[QuantSpec] = []
     block = spec.block
     while (block := _shrink_block(block)) != (found[-1].block if found else spec.block):
@@ -91,7 +91,7 @@ def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
 
 
 def _shrink_block(block: Block) -> Block:
-    """Whole axes become those of a hyperblock, long edges a quarter; no edge that was above 1 falls to it."""
+    """Shrink whole axes to the edges of a hyperblock, long edges to a quarter; no edge above 1 becomes 1."""
     edges = {}
     for letter, whole in _HYPERBLOCK.items():
         edge = block.edge(letter)

@@ -60,8 +60,8 @@ MXFP8: Final = Recipe(name="mxfp8", source=_MX_PAPER, rules=_make_mx(*_MXFP8))
 #: MXFP6: E2M3 forward, E3M2 backward.
 MXFP6: Final = Recipe(name="mxfp6", source=_MX_PAPER, rules=_make_mx("e2m3", "e3m2:max:nearest"))
 #: MXFP4: E2M1, MXFP8 in the first and the last layer. Gradients round stochastically, at a scale that clips none: `max`
-#: clips what lies above 6 of 8, and the gradient of a loss, −0.9 beside many 0.01, is then too small on one side in
-#: every step: the common part of all classes grew until a ResNet-8 had 24 % right.
+#: clips numbers above 6 of 8, and the gradient of a loss, −0.9 beside many 0.01, is then too small on one side in every
+#: step: the common part of all classes grew until a ResNet-8 had 24 % right.
 MXFP4: Final = Recipe(
     name="mxfp4",
     source=_MX_PAPER,
@@ -91,13 +91,13 @@ NVFP4: Final = Recipe(
 
 
 def _turned_int4() -> tuple[Rule, ...]:
-    """Both operands of all three contractions, each turned along its own summed axis: six quantizers a layer."""
+    """Both operands of all three contractions, each turned along the summed axis: six quantizers a layer."""
     nearest, noisy = "int4:two-level:{}16:nearest:pass", "int4:two-level:{}16:stochastic:pass"
     operands = (
         (Product.FORWARD, by_role(activation=nearest.format("c"), weight=nearest.format("i"))),
         (Product.INPUT_GRADIENT, by_role(gradient=noisy.format("c"), weight=nearest.format("o"))),
         (Product.WEIGHT_GRADIENT, by_role(gradient=noisy.format("c"), activation=nearest.format("c"))),
-    )  # choose-blocks turns the last two: their summed axis is the batch
+    )  # choose-blocks turns the last two: there the summed axis is the batch
     return tuple(dataclasses.replace(rule, product=product, rotate=16) for product, rules in operands for rule in rules)
 
 

@@ -27,7 +27,7 @@ HFP8: Final = Recipe(
         gradient="e5m2:one:tensor:nearest:pass",
     ),
 )
-#: FP8 with delayed scaling: each tensor is scaled by the largest magnitude of its last 16 steps.
+#: FP8 with delayed scaling: each tensor is scaled by the largest magnitude of the last 16 steps.
 FP8_DELAYED: Final = Recipe(
     name="fp8-delayed",
     source="P. Micikevicius et al.: FP8 Formats for Deep Learning, 2022, arXiv 2209.05433, with delayed scaling",
@@ -38,13 +38,13 @@ FP8_DELAYED: Final = Recipe(
     ),
 )
 
-#: Ultra-low precision: INT4 forward; gradients in radix-4 FP4, on a grid of their own for each of the two products.
+#: Ultra-low precision: INT4 forward; gradients in radix-4 FP4, on another grid for each of the two contractions.
 ULTRA_LOW_FP4: Final = Recipe(
     name="ultra-low-fp4",
     source="X. Sun et al.: Ultra-Low Precision 4-bit Training of Deep Neural Networks, NeurIPS 2020 (scales from the "
     "largest gradient, not trained; ends as in PACT)",
     rules=(
-        # with 4 bits there a ResNet-8 on CIFAR-10 reached 18 % where float reached 54 %
+        # with 4 bits there a ResNet-8 on CIFAR-10 reached 18 %, and float 54 %
         *float_ends("higher precision in the works that its forward is taken from"),
         Rule(
             role=Role.GRADIENT,
@@ -59,7 +59,7 @@ ULTRA_LOW_FP4: Final = Recipe(
         ),
     ),
 )
-#: LUQ: INT4 forward; gradients on a logarithmic grid whose rounding is unbiased, also below its smallest level.
+#: LUQ: INT4 forward; gradients on a logarithmic grid whose rounding is unbiased, also below the smallest level.
 LUQ: Final = Recipe(
     name="luq",
     source="B. Chmiel et al.: Accurate Neural Training with 4-bit Matrix Multiplications at Standard Formats, "

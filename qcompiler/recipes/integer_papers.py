@@ -13,7 +13,7 @@ FLEXPOINT_PAPER: Final = (
     "NIPS 2017"
 )
 
-#: Fixed point with stochastic rounding: 16 bits, 12 of them behind the point, |x| < 8.
+#: Fixed point with stochastic rounding: 16 bits, 12 bits behind the point, |x| < 8.
 GUPTA_FIXED16: Final = Recipe(
     name="gupta-fixed16",
     source="S. Gupta et al.: Deep Learning with Limited Numerical Precision, ICML 2015, arXiv 1502.02551",
@@ -32,7 +32,7 @@ DFP16: Final = Recipe(
     "ICLR 2018",
     rules=quantize_everywhere("int16:max:tensor:nearest:pass"),
 )
-#: Fixed-point back-propagation at its usual widths: powers of two, int8 forward, int16 gradients.
+#: Fixed-point back-propagation at the usual widths: powers of two, int8 forward, int16 gradients.
 FIXED_POINT_BACKPROP: Final = Recipe(
     name="fixed-point-backprop",
     source="X. Zhang et al.: Fixed-Point Back-Propagation Training, CVPR 2020 (without its adaptive bit widths)",
@@ -42,7 +42,7 @@ FIXED_POINT_BACKPROP: Final = Recipe(
         gradient="int16:fit:tensor:nearest:pass",
     ),
 )
-#: Unified INT8: gradients clipped if the direction suffers least (DSGC). Its learning-rate rule is not in a recipe.
+#: Unified INT8: gradients clipped if the direction suffers least (DSGC). The learning-rate rule is not in a recipe.
 UI8: Final = Recipe(
     name="ui8",
     source="F. Zhu et al.: Towards Unified INT8 Training for Convolutional Neural Network, CVPR 2020",
@@ -94,7 +94,7 @@ STATQUANT_TENSOR: Final = _make_statquant("statquant-tensor", "tensor", "per-ten
 #: StatQuant with one range a sample for the gradients that the input gradient reads.
 STATQUANT_SAMPLE: Final = _make_statquant("statquant-sample", "c*s*", "per-sample quantizer (PSQ)")
 
-#: WAGEUBN: weights on a fixed grid of 2^−7, errors by shift scales in 16 bits; its integer batch norm is not here.
+#: WAGEUBN: weights on a fixed grid of 2^−7, errors by shift scales in 16 bits; the integer batch norm is not here.
 WAGEUBN: Final = Recipe(
     name="wageubn",
     source="Y. Yang et al.: Training High-Performance and Large-Scale Deep Neural Networks with Full 8-bit Integers, "

@@ -7,7 +7,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.recipes.rule_sets import by_role, float_ends
 from qcompiler.runtime.spec import parse_spec
 
-#: said by a rule, so that `strict` takes it as asked
+#: said by a rule, so that `strict` takes float as asked for
 _FLOAT_GRADIENTS: Final = (Rule(spec=None, role=Role.GRADIENT, reason="float in the paper"),)
 
 #: LSQ: learned steps for weights and activations, 8 bits at the ends; gradients in float.
@@ -37,7 +37,7 @@ PACT_W4A4: Final = Recipe(
     + (Rule(spec=None, role=Role.ACTIVATION, reason="the paper clips relu"), *_FLOAT_GRADIENTS),
 )
 
-#: EWGS: the quantizers of int4-large-gradients forward; their gradients are scaled by the error of rounding. δ is ours.
+#: EWGS: the quantizers of int4-large-gradients forward; the gradients are scaled by the error of rounding. δ is ours.
 EWGS_W4A4: Final = Recipe(
     name="ewgs-w4a4",
     source="J. Lee, D. Kim, B. Ham: Network Quantization with Element-wise Gradient Scaling, CVPR 2021, "
@@ -51,7 +51,7 @@ EWGS_W4A4: Final = Recipe(
     + _FLOAT_GRADIENTS,
 )
 
-#: DoReFa: activations in [0, 1], gradients by sample. Its tanh of weights is a parametrization (docs/recipes.md).
+#: DoReFa: activations in [0, 1], gradients by sample. The tanh of weights is a parametrization (docs/recipes.md).
 DOREFA_W4A4G8: Final = Recipe(
     name="dorefa-w4a4g8",
     source="S. Zhou et al.: DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth "

@@ -30,7 +30,7 @@ from qcompiler.recipes.large_gradients import (
 from qcompiler.recipes.low_bit_papers import LOW_BIT_PAPERS
 from qcompiler.recipes.recipe import Recipe, RecipeError
 
-#: every named recipe, under its name
+#: name → recipe
 RECIPES: Final[dict[str, Recipe]] = {
     recipe.name: recipe
     for recipe in (
@@ -61,7 +61,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 
 
 def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """Return a recipe from its name, from the path of a file that ends in .yaml or .yml, or from itself.
+    """Return a recipe from its name, from the path of a file that ends in .yaml or .yml, or unchanged.
 
     Raises:
         RecipeError: no such name, or the file holds no valid recipe.
