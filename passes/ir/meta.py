@@ -141,7 +141,7 @@ def is_pinned_saved(node: Node) -> bool:
 
 
 def is_recomputed(node: Node) -> bool:
-    """Return True in a region that the user checkpoints, where nodes are computed again in backward."""
+    """Return True in a region that the user checkpoints, whose nodes are computed again in backward."""
     return node.meta.get("recompute") in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
 

@@ -1,4 +1,4 @@
-"""Kernels that multiply inside, where no pass can put a quantizer: by the names of operators, with the reason."""
+"""Kernels that multiply inside, out of reach for quantizers: by the names of operators, with the reason."""
 
 import functools
 import re

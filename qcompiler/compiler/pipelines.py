@@ -51,11 +51,11 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
     return Pipeline(
         (
             SplitConvolutionBackward(),  # one product a node
-            AnnotateRoles(frame),  # what every operand is, and which axis is summed
+            AnnotateRoles(frame),  # role and summed axis of every operand
             RotateOperands(recipe.rules),  # outliers spread along the summed axis
             PlaceQuantizers(recipe.rules, frame),  # a quantizer in front of every operand
             ChooseBlocks(),  # a legal block for every reader
-            MaskGradients(),  # its backward, where it clips
+            MaskGradients(),  # the backward of a quantizer that clips
             LearnRanges(),  # the gradients of learned ranges
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
@@ -72,12 +72,12 @@ def halves_pipeline() -> Pipeline[Halves]:
     """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half."""
     return Pipeline(
         (
-            RecomputeFloats(),  # codes, not floats, of what the user checkpoints
+            RecomputeFloats(),  # codes, not floats, in regions that the user checkpoints
             OrderOutputs(),  # states after forward in front of the gradients
-            Partition(torch_compat.split_joint),  # what is saved, and what is computed again
+            Partition(torch_compat.split_joint),  # forward, backward, and the saved tensors
             DrawInForward(),  # one random key, so that backward can run twice
             SaveCodes(),  # in place of floats that backward computes with again
-            RestoreHalves(),  # strides as traced, in what backward computes anew
+            RestoreHalves(),  # strides as traced, in nodes that backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
         ),
         check_halves,
