@@ -2,9 +2,10 @@
 
     python examples/finetune_text.py [--recipe hyperblock-int8] [--steps 200] [--checkpoint run.pt]
 
-Needs `pip install transformers`. Nothing is downloaded. The model is a GPT-2 made from a config, with random weights.
-The script first trains the model in float on the reference manual of Python, which every Python installation holds.
-Fine-tuning goes on with source code of the standard library. If the checkpoint exists, fine-tuning resumes from there.
+Needs transformers (`pip install 'qcompiler[text]'`). Nothing is downloaded. The model is a GPT-2 made from a config,
+with random weights. The script first trains the model in float on the reference manual of Python, which every Python
+installation holds. Fine-tuning goes on with source code of the standard library. If the checkpoint exists, fine-tuning
+resumes from there.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a pass is, and how passes run one after another."""
+"""Passes, and the way in which passes run one after another."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Pass(Protocol[T_contra]):
-    """A rewrite of one subject in place: verified subject in, verified subject out. Its fields are its options.
+    """A rewrite of one subject in place: verified subject in, verified subject out. The fields are the options.
 
     A subject is a joint graph, the two halves of one, a frozen graph, or an ONNX model.
     """
@@ -19,17 +19,17 @@ class Pass(Protocol[T_contra]):
     name: ClassVar[str]
 
     def __call__(self, subject: T_contra, /) -> int:
-        """Rewrites the subject; returns the number of places it changed. Run again at once, it returns 0."""
+        """Rewrites the subject; returns the number of changed places. Run again at once, the pass returns 0."""
         ...
 
 
 class PassError(QCompilerError):
-    """A pass failed, or left an illegal subject; names the pass and those that ran before it."""
+    """A pass failed, or left an illegal subject; names the pass and all that ran before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline(Generic[T]):
-    """Passes in order, and the check that every one of them has to leave behind."""
+    """Passes in order, and the check that holds behind every one."""
 
     passes: tuple[Pass[T], ...]
     #: cleans a subject and raises if the subject breaks a rule
@@ -39,7 +39,7 @@ class Pipeline(Generic[T]):
         """Runs every pass; after each one the subject is verified and handed to `observe(name, changes, subject)`.
 
         Raises:
-            PassError: a pass raised, or the subject after it breaks a rule.
+            PassError: a pass raised, or left a subject that breaks a rule.
         """
         done: list[str] = []
         for step in self.passes:

@@ -7,29 +7,29 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec, Vjp
 
 
 class Role(enum.StrEnum):
-    """What an operand of a contraction is in training."""
+    """The part of an operand in training."""
 
     #: a parameter
     WEIGHT = "weight"
-    #: what flows forward
+    #: flows forward
     ACTIVATION = "activation"
-    #: what flows backward
+    #: flows backward
     GRADIENT = "gradient"
-    #: the result of a forward contraction, for all its readers
+    #: the result of a forward contraction, for all readers
     OUTPUT = "output"
     #: a float that an operator without a contraction keeps for its gradient
     SAVED = "saved"
 
 
 class Sign(enum.StrEnum):
-    """What the graph says of the values of an operand."""
+    """The knowledge of the graph about the values of an operand."""
 
-    #: no value is below zero: it comes from relu, a sigmoid, a softmax, a pool of such …
+    #: no value is below zero: the result of relu, a sigmoid, a softmax, a pool of such …
     NONNEGATIVE = "nonnegative"
     #: nothing is known
     SIGNED = "signed"
@@ -47,16 +47,16 @@ class Product(enum.StrEnum):
 
 
 class Behind(enum.StrEnum):
-    """Where the quantizer of an output stands."""
+    """The place of the quantizer of an output."""
 
     #: behind the product itself
     PRODUCT = "product"
-    #: behind the batch norm and the relu that alone read it: one integer kernel of an inference engine
+    #: behind the batch norm and the relu that are the only readers: one integer kernel of an inference engine
     LAYER = "layer"
 
 
 class Position(enum.StrEnum):
-    """Where a contraction stands among the forward contractions of its graph."""
+    """The place of a contraction among the forward contractions of the graph."""
 
     #: the one nearest to the input
     FIRST = "first"
@@ -102,10 +102,10 @@ class Rule:
     product: Product | None = None
     #: only operands of this sign; None = of either
     sign: Sign | None = None
-    #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of its
-    #: quantizer, if every operand of the product is (passes/rotate_operands.py)
+    #: above 0: the operand is turned by random Hadamard matrices of this size along the summed axis in front of the
+    #: quantizer, if every operand of the contraction is (passes/joint/rotate_operands.py)
     rotate: int = 0
-    #: of an output: the place of its quantizer
+    #: of an output: the place of the quantizer
     behind: Behind = Behind.PRODUCT
     #: why this rule is there, for the report
     reason: str = ""
@@ -164,12 +164,12 @@ class Rule:
         """Return True if every condition holds for one operand.
 
         Args:
-            role: what the operand is.
-            operator: the kind of its contraction, one of `OPERATORS`.
+            role: the part of the operand.
+            operator: the kind of contraction, one of `OPERATORS`.
             module: the path of the module that the contraction belongs to.
-            positions: all positions of the contraction: {FIRST, LAST} if it is the only one of its graph.
-            product: which of the layer's products reads it.
-            sign: what is known of its values.
+            positions: all positions of the contraction: {FIRST, LAST} for the only one of a graph.
+            product: the product of the layer that reads the operand.
+            sign: the knowledge about the values.
         """
         return (
             (self.role is role or (self.role is None and role not in (Role.OUTPUT, Role.SAVED)))
@@ -221,7 +221,7 @@ def first_match(
     product: Product = Product.FORWARD,
     sign: Sign = Sign.SIGNED,
 ) -> tuple[int, Rule] | None:
-    """The first rule that matches an operand, with its index; None if none does: the operand then stays in float."""
+    """Return the first rule that matches an operand, with the index; None: no rule, and the operand stays in float."""
     for index, rule in enumerate(rules):
         if rule.matches(role, operator, module, positions, product, sign):
             return index, rule

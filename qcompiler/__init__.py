@@ -63,7 +63,7 @@ __all__ = [
     "verify_onnx",
 ]
 
-#: module → what it exports; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
+#: module → the exported names; imported at first use, since torch takes seconds and `qcompiler --help` needs none of it
 _EXPORTS = {
     "qcompiler.module": ("QuantizedModule", "compile"),
     "qcompiler.errors": ("CaptureError", "CompileError"),

@@ -9,15 +9,15 @@ _LENGTH: Final = 400
 
 
 class CompileError(QCompilerError):
-    """The model cannot be compiled as asked; says what was given and what would be valid."""
+    """The model cannot be compiled as asked; names the given and a valid value."""
 
 
 class CaptureError(QCompilerError):
-    """The training graph could not be captured; says what in the model stands in the way."""
+    """The training graph could not be captured; names the obstacle in the model."""
 
 
 def is_own(error: BaseException) -> bool:
-    """Return True for exceptions of this project, whose messages name what is wrong themselves."""
+    """Return True for exceptions of this project, whose messages name the fault themselves."""
     return isinstance(error, QCompilerError)
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what others find behind the keys of a checkpoint."""
+"""Files that are there whole or not at all, and the values behind the keys of a checkpoint."""
 
 import contextlib
 import errno
@@ -12,11 +12,11 @@ import torch
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place where the block ends without an error.
+    """A path beside `path` to write to, which replaces `path` at the end of the block, unless there is an error.
 
-    Until then, and after an error, a kill or a full disk, `path` is what it was: the new file reaches the disk first
-    and is renamed then, which is one step for the file system. A link is followed. After an error nothing is left
-    behind; after a kill the unfinished file is, under `.NAME.PROCESS.part`.
+    Until then, and after an error, a kill or a full disk, `path` is unchanged: the new file reaches the disk first and
+    is renamed then, which is one step for the file system. A link is followed. After an error nothing is left behind;
+    after a kill the unfinished file is, under `.NAME.PROCESS.part`.
 
     Raises:
         OSError: the folder is not there or cannot be written to; the message names the path.
@@ -41,7 +41,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises at once what `replace_file` would raise after the work; leaves nothing behind, and an old file as it is.
+    """Raises at once the error that `replace_file` would raise after the work; changes no file.
 
     Raises:
         OSError: the folder is not there, nothing can be written there, or `path` is a folder; it names the path.
@@ -54,7 +54,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         draft.touch()
         with contextlib.suppress(FileNotFoundError):
-            target.stat()  # its own name may be too long, where that of the draft is not
+            target.stat()  # this name may be too long, and the name of the draft not
     except OSError as error:
         error.filename = str(target)
         raise
@@ -69,13 +69,13 @@ def _refuse_special(target: Path) -> None:
 
 
 def _name_draft(target: Path) -> Path:
-    """Return the unfinished file: cut, so that its name is no longer than that of `target` may be."""
+    """Return the unfinished file: cut, so that the name is no longer than allowed for `target`."""
     name = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f".{name}.{os.getpid()}.part")
 
 
 def _drop_draft(draft: Path) -> None:
-    """Removes what was left of it; if that fails there is a reason, which is on its way already."""
+    """Removes the rest of the draft; a failure has a reason, and that error is on the way already."""
     with contextlib.suppress(OSError):
         draft.unlink()
 
@@ -84,7 +84,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     """`torch.save` of `obj`, by which a checkpoint that was there is lost neither to a kill nor to a full disk.
 
     Raises:
-        OSError: where `path` cannot be written; what was there stays.
+        OSError: `path` cannot be written; the old file stays.
     """
     with replace_file(path) as part, part.open("wb") as file:
         torch.save(obj, file)
@@ -104,7 +104,7 @@ class RangeKeys:
     """A stand-in with every attribute that the key of a range can consist of, such as `layer1` and `0/input`."""
 
     def __getattr__(self, name: str) -> "RangeKeys":
-        # what a library asks objects for, and what torch.distributed.checkpoint asks modules for
+        # names that libraries look up on objects, and torch.distributed.checkpoint on modules
         if name.startswith("__") or name == "_fqn_modifiers":
             raise AttributeError(name)
         return self

@@ -10,7 +10,7 @@ from qcompiler.runtime.ranges.store import RangeStore
 
 
 class Following:
-    """The ranges of a copy follow those of the model it was copied from, once its weights have changed by other hands.
+    """The ranges of a copy follow the ranges of the source, once the weights of the copy have changed by other hands.
 
     A copy that keeps the weights it was copied with keeps the ranges too. A copy that trains, or loads a checkpoint,
     has ranges of its own.

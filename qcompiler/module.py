@@ -102,8 +102,8 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
 def get_session(what: str, given: object, error: type[Exception] = CompileError) -> Session:
     """Return the session of a compiled module: its model, recipe, captures, plans and ranges.
 
-    There is no attribute of that name: attributes of a compiled module are those of the model, which may have a `model`
-    or a `session` of its own.
+    There is no attribute of that name: attributes of a compiled module come from the model, which may have a `model` or
+    a `session` too.
 
     Raises:
         error: on behalf of `what`, for anything but a compiled module.
@@ -139,7 +139,7 @@ class QuantizedModule(nn.Module):
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, name, getattr(model, name))
-        #: what methods of the model see as `self`
+        #: the `self` of methods of the model
         self._twin: nn.Module | None = None
         self._session = Session(model, recipe, backend, strict, save)
 
@@ -188,7 +188,8 @@ class QuantizedModule(nn.Module):
     def stages(self, *, training: bool = True) -> list[list[Stage]]:
         """For each captured graph, that graph as captured, after each pass, and lowered (qcompiler/compiler/stages.py).
 
-        They are made anew from what was captured: looking costs the time of the passes, not looking costs nothing.
+        All stages are made anew from the captured graph: looking costs the time of the passes, not looking costs
+        nothing.
 
         Raises:
             CompileError: no graph of that mode has been captured.
@@ -210,7 +211,7 @@ class QuantizedModule(nn.Module):
         return build_network(pick_stages(self.stages(training=training), stage))
 
     def check_captured(self, what: str, training: bool) -> None:
-        """Raises CompileError, on behalf of `what`, where no graph of that mode has been captured."""
+        """Raises CompileError, on behalf of `what`, if no graph of that mode has been captured."""
         self._session.check_captured(what, training)
 
     @property
@@ -229,15 +230,15 @@ class QuantizedModule(nn.Module):
         return self
 
     def ranges(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the state of every site that keeps one; its estimator says what the numbers mean."""
+        """Return a copy of the state of every site that keeps one; the estimator gives the numbers a meaning."""
         return self._session.get_ranges()
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """The learned ranges, for an optimizer group of their own; one number a site, in the order of `ranges()`.
 
-        They are no parameters of the model: its own optimizer does not move them. After each backward under
-        DDP their gradients are the mean over ranks. Those of a loaded or copied state are there before the first call,
-        on the device of the model's parameters, so an optimizer resumes as it was.
+        These are no parameters of the model: the optimizer of the model does not move them. After each backward under
+        DDP the gradients are the mean over ranks. Parameters of a loaded or copied state are there before the first
+        call, on the device of the model's parameters, so an optimizer resumes.
 
         Raises:
             CompileError: the recipe learns ranges, but nothing is captured yet nor loaded: they take their first values
@@ -247,7 +248,7 @@ class QuantizedModule(nn.Module):
 
     @property
     def qcompiler(self) -> RangeKeys:
-        """What keys of ranges begin with: torch.distributed.checkpoint looks up every part of a key as an attribute."""
+        """Return the start of keys of ranges: torch.distributed.checkpoint reads each part of a key as an attribute."""
         return RangeKeys()
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:

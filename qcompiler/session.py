@@ -1,4 +1,4 @@
-"""What a quantized module compiles and keeps: recipes × modes × captures, ranges, notes."""
+"""The memory of a quantized module: recipes × modes × captures, ranges, notes."""
 
 import contextlib
 import logging
@@ -53,7 +53,7 @@ class Session:
         self.names = ModelNames(model)
         #: of a copy: the ranges that it takes over while others average its weights
         self._following: Following | None = None
-        #: what `training_through` has made
+        #: the compilers that `training_through` has made
         self._through: dict[tuple[Recipe, Any], _Mode] = {}
         #: recipe → training (True) and evaluation mode
         self._made: dict[Recipe, dict[bool, _Mode]] = {}
@@ -98,7 +98,7 @@ class Session:
                 self._modes = before
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return what the model returns, through the quantized graph of its mode and of the signature of the inputs.
+        """Return the outputs of the model, through the quantized graph of the mode and of the signature of the inputs.
 
         Raises:
             CompileError: `strict` and something would stay in float, or there are too many captures.

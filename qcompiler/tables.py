@@ -22,7 +22,7 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
-    #: column → what separates the parts of its cells: `.` in names, `:` in specs. If the table is wider than the
+    #: column → the separator of the parts of a cell: `.` in names, `:` in specs. If the table is wider than the
     #: terminal, parts that are the same in every row become one line below the table.
     parted: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -47,7 +47,7 @@ def to_markdown(parts: Parts) -> str:
 
 
 def _fit_table(table: Table, console: Console) -> list[RichTable | str]:
-    """The table; if it is too wide, without what is the same in every row, and with lines that say what that is."""
+    """The table; if too wide, without the parts that are the same in every row, which lines below name."""
     made = _make_rich(table)
     natural = Measurement.get(console, console.options.update(width=_ENDLESS), made).maximum
     if natural <= console.width:
@@ -57,7 +57,7 @@ def _fit_table(table: Table, console: Console) -> list[RichTable | str]:
 
 
 def _make_rich(table: Table) -> RichTable:
-    """What is too long for its column is folded, not cut."""
+    """A cell that is too long for the column is folded, not cut."""
     made = RichTable(title=Text(table.title))
     for name in table.head:
         made.add_column(Text(name), overflow="fold")

@@ -2,4 +2,4 @@
 
 
 class QCompilerError(Exception):
-    """Something cannot be done as asked; the message says what was given and what would be valid."""
+    """Something cannot be done as asked; the message names the given and a valid value."""

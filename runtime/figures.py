@@ -1,4 +1,4 @@
-"""What a quantizer did to a tensor, and how near two tensors are: sums in float64 that add up over steps."""
+"""The change of a tensor in a quantizer, and the distance of two tensors: sums in float64 that add up over steps."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def compute_ratio(part: float, whole: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """One step of one quantizer: what the tensor spanned, what the codes could hold, and the noise."""
+    """One step of one quantizer: the span of the tensor, the span of the codes, and the noise."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What a quantizer did to the tensors in front of it, x → x̂; `a + b` is the tally of both.
+    """The changes x → x̂ of tensors in one quantizer; `a + b` is the tally of both.
 
     Sums are float64. A NaN or an infinity in x makes `sqnr` NaN and is counted in `not_finite`, in no other count.
     """
@@ -51,7 +51,8 @@ class Tally:
     #: Σx², Σ(x − x̂)²
     signal: float = 0.0
     noise: float = 0.0
-    #: elements that lie beyond the last level by more than half of the last step, so that not rounding alone moves them
+    #: elements that lie beyond the last level by more than half of the last step, so that not rounding alone moves such
+    #: elements
     clipped_count: int = 0
     #: elements with x ≠ 0 and x̂ = 0
     underflowed_count: int = 0
@@ -113,7 +114,7 @@ class Tally:
 
 
 def tally_quantizer(x: Tensor, made: Quantized) -> Tally:
-    """Return the figures of one quantizer on one tensor, from its own codes and scales.
+    """Return the figures of one quantizer on one tensor, from the codes and scales.
 
     Args:
         x: the tensor that was quantized, of the shape of the codes.
@@ -183,7 +184,7 @@ def last_step(form: Format) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How near the tensors q are to their references f; `a + b` is that of both laid end to end. Sums are float64."""
+    """The distance of tensors q from references f; `a + b` belongs to both laid end to end. Sums are float64."""
 
     #: Σ q·f, Σ q², Σ f², Σ (q − f)²
     product: float = 0.0
@@ -213,7 +214,7 @@ class Agreement:
 
 
 def measure_agreement(own: Tensor, reference: Tensor) -> Agreement:
-    """Return how near one tensor is to its reference, of the same shape."""
+    """Return the distance of one tensor from a reference of the same shape."""
     q, f = own.to(torch.float64).flatten(), reference.to(torch.float64).flatten()
     sums = torch.stack([q.dot(f), q.dot(q), f.dot(f), (q - f).dot(q - f)])
     return Agreement(*sums.tolist())
@@ -221,7 +222,7 @@ def measure_agreement(own: Tensor, reference: Tensor) -> Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """A tensor behind a quantizer, in its own dtype, and what that did to it."""
+    """A tensor behind a quantizer, in the dtype of the tensor, and the tally."""
 
     values: Tensor
     tally: Tally

@@ -1,4 +1,4 @@
-"""A quantized tensor as one value: codes with everything that turns them back into floats."""
+"""A quantized tensor as one value: codes with everything that turns codes back into floats."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ class Quantized:
     of the type of the scale rule; there is a zero point, as many as scales, exactly if the format has one.
 
     Raises:
-        ValueError: the parts do not belong together; the message says what was given and what would be valid.
+        ValueError: the parts do not belong together; the message names the given and the valid parts.
     """
 
     #: of the shape of the tensor
@@ -56,7 +56,7 @@ class Quantized:
 
 
 def explain_mismatch(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, layout: str) -> str:
-    """Return why parts do not make one quantized tensor; empty if they do. Fake tensors will do."""
+    """Return why parts do not make one quantized tensor; empty if all fit. Fake tensors will do."""
     if codes.dtype is not spec.format.dtype:
         return f"codes are {codes.dtype}; valid: {spec.format.dtype}"
     complaint = explain_scale(tuple(codes.shape), scale, spec, layout)

@@ -1,4 +1,4 @@
-"""Scales: from the range of a block to its scale, and from the stored scale to the factor of dequantization.
+"""Scales: from the range of a block to the scale, and from the stored scale to the factor of dequantization.
 
 A power-of-two scale is stored as one byte, the exponent plus 127 (as in the E8M0 format of OCP MX): 1 … 254 mean
 2^(code−127), 255 means NaN: the block held a NaN or an infinity. Exponents come from the bits of the float, never from
@@ -19,7 +19,7 @@ _MANTISSA = (1 << 23) - 1
 
 
 def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Return the exponent of each block's step plus 127, uint8; 255 where amax is not finite.
+    """Return the exponent of each block's step plus 127, uint8; 255 if amax is not finite.
 
     With amax = f·2^E, ½ ≤ f < 1, and m magnitude bits, `max` gives the step 2^(E−m). The other rules give that or a
     neighbor, by a comparison of mantissa bits:
@@ -30,8 +30,8 @@ def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     - `one` always 2⁰.
 
     The step never falls below 2^−126, so subnormal blocks round on that grid instead of vanishing; amax = 0 gets 2^−126
-    too (all codes are 0). Nor does it rise above 2^127, which only m = 1 (`int2`) would need, for values above 2^127:
-    those saturate.
+    too (all codes are 0). Nor does it rise above 2^127, which only m = 1 (`int2`) would need, for values above 2^127,
+    which saturate.
 
     Example: b = 8 (m = 7), amax = 1 = ½·2¹: step 2^−6, code 64; `ceil`, `round`: 2^−7, code 128, saturated to 127.
     amax = 127.5/64: step 2^−6 (code 127, saturated) or, with `fit`, 2^−5 (code 64).
@@ -68,14 +68,14 @@ def real_scale(low: torch.Tensor, high: torch.Tensor, levels: float) -> torch.Te
 def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
     """e4m3(amax/reach/unit)·unit as float32, with unit = (largest amax of all blocks)/(reach·448).
 
-    The rule of NVFP4 (arXiv 2509.25149), where reach is 6: a scale in E4M3 for each block, rounded to nearest, and one
-    float32 for the tensor. Here their product is stored, 4 bytes a block: the storage of the two levels is not
-    simulated, their rounding is. Where the block's scale was rounded down (by up to 1/17; by up to 1/3 among the
+    The rule of NVFP4 (arXiv 2509.25149), with a reach of 6: a scale in E4M3 for each block, rounded to nearest, and one
+    float32 for the tensor. Here the product of both is stored, 4 bytes a block: the rounding of the two levels is
+    simulated, the storage is not. If the scale of the block was rounded down (by up to 1/17; by up to 1/3 among the
     subnormals of E4M3, in blocks far below the largest), amax saturates.
 
-    E4M3 stays at its smallest level or above, and the product at 2^−126, so that no scale is 0; all-zero blocks have
+    E4M3 stays at the smallest level or above, and the product at 2^−126, so that no scale is 0; all-zero blocks have
     codes 0. A block that is not finite has the scale NaN and does not count for the unit. The unit makes every block
-    depend a little on all others of the tensor, those of other samples included.
+    depend a little on all others of the tensor, also of other samples.
     """
     if amax.numel() == 0:
         return amax
@@ -86,7 +86,7 @@ def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
 
 
 def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """The scale of blocks with the range low ≤ 0 ≤ high, by the spec's scale rule; stored as the rule stores it."""
+    """Return the scale of blocks with the range low ≤ 0 ≤ high, in the form that the scale rule stores."""
     reach = spec.format.reach
     if spec.has_zero_point:
         return real_scale(low, high, reach)
@@ -99,7 +99,7 @@ def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.T
 
 
 def get_factor(scale: torch.Tensor) -> torch.Tensor:
-    """What a code is multiplied by: float32, 2^(code−127) for stored exponents; NaN for a NaN block."""
+    """Return the factor of a code: float32, 2^(code−127) for stored exponents; NaN for a NaN block."""
     if scale.dtype != torch.uint8:
         return scale
     code = scale.to(torch.int32)
@@ -107,5 +107,5 @@ def get_factor(scale: torch.Tensor) -> torch.Tensor:
 
 
 def get_inverse(scale: torch.Tensor) -> torch.Tensor:
-    """What a value is multiplied by before rounding: 1 / factor, exact, for stored exponents; NaN for a NaN block."""
+    """Return 1 / factor, which multiplies values before rounding; exact, for stored exponents; NaN for a NaN block."""
     return store_once(get_factor(scale).reciprocal())

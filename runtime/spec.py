@@ -14,24 +14,25 @@ from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE, Block, parse_block
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.ranges.estimator import Range
-from qcompiler.runtime.ranges.observed import Current, parse_range
+from qcompiler.runtime.ranges.estimators import parse_range
+from qcompiler.runtime.ranges.present import Current
 
 _E = TypeVar("_E", bound=enum.StrEnum)
 
 
 class Scale(enum.StrEnum):
-    """How the scale of a block follows from the largest magnitude in it (runtime/scales.py, docs/numbers.md).
+    """How the scale of a block follows from the largest magnitude (runtime/scales.py, docs/numbers.md).
 
     Write amax = f·2^E with ½ ≤ f < 1, and m for the magnitude bits of the format: 2^(m−1) ≤ reach < 2^m.
     """
 
-    #: 2^(E−m): what block-floating-point hardware does, and the rule of OCP MX, 2^(⌊log2 amax⌋ − emax); saturates
+    #: 2^(E−m): the rule of block-floating-point hardware, and of OCP MX, 2^(⌊log2 amax⌋ − emax); saturates
     MAX = "max"
     #: the smallest power of two at which amax does not saturate
     FIT = "fit"
     #: amax / largest value, as float32
     REAL = "real"
-    #: integers: 2^(⌈log2 amax⌉ − m), as HBFP does: `max`, but half of it where amax is a power of two; saturates
+    #: integers: 2^(⌈log2 amax⌉ − m), as HBFP does: `max`, but half as much if amax is a power of two; saturates
     CEIL = "ceil"
     #: integers: 2^(round(log2 amax) − m), the shift scale of WAGEUBN; saturates
     ROUND = "round"
@@ -47,11 +48,11 @@ class Scale(enum.StrEnum):
 
 
 class Vjp(enum.StrEnum):
-    """What a quantizer does to the gradient that comes back through it."""
+    """The treatment of the gradient that comes back through a quantizer."""
 
-    #: passes it on unchanged (straight-through estimator)
+    #: the gradient unchanged (straight-through estimator)
     PASS = "pass"
-    #: passes it if the value lay inside the range, zero if it was clipped
+    #: the gradient if the value lay inside the range, zero if the value was clipped
     CLIP = "clip"
 
 
@@ -77,10 +78,10 @@ class Ewgs:
 
 
 def parse_vjp(text: str) -> Vjp | Ewgs:
-    """What `str` wrote: `pass`, `clip`, `ewgs(1)`.
+    """Return the rule that `str` wrote: `pass`, `clip`, `ewgs(1)`.
 
     Raises:
-        ValueError: none of them.
+        ValueError: another text.
     """
     if match := re.fullmatch(r"ewgs\(([\d.e+-]+)\)", text):
         with contextlib.suppress(ValueError):
@@ -92,7 +93,7 @@ def parse_vjp(text: str) -> Vjp | Ewgs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """How one tensor is quantized. `parse_spec(str(spec)) == spec`; the string is what stands in the graph.
+    """How one tensor is quantized. `parse_spec(str(spec)) == spec`; the string stands in the graph.
 
     Raises:
         ValueError: a zero point together with a power-of-two scale (rounding the zero point would push the end of the
@@ -135,7 +136,7 @@ class QuantSpec:
 
     @property
     def has_zero_point(self) -> bool:
-        """True if zero is stored as a code of its own."""
+        """True if zero has a code that depends on the range."""
         return self.format.kind is Kind.AFFINE
 
     @property
@@ -151,9 +152,9 @@ class QuantSpec:
 
     @property
     def outlives_batch(self) -> bool:
-        """False if a range is to be kept for blocks that the next batch does not have: those of samples and pixels.
+        """False if a range is to be kept for blocks that the next batch does not have: blocks of samples or pixels.
 
-        Weights are the same tensor in every step: for them any block will do.
+        Weights are the same tensor in every step: any block will do.
         """
         kept = self.range.has_state and self.range.by_block
         return not kept or (self.block.batch, self.block.space, self.block.group) == (WHOLE, WHOLE, WHOLE)
@@ -172,7 +173,7 @@ def parse_spec(text: str) -> QuantSpec:
     """The spec that `str` wrote, such as `int8:fit:b4c16:nearest:pass` or `int8:real:tensor:nearest:pass:hindsight`.
 
     Raises:
-        ValueError: not five or six fields, or one of them is not valid.
+        ValueError: not five or six fields, or one field is not valid.
     """
     fields = text.split(":")
     if len(fields) not in (5, 6):

@@ -17,14 +17,15 @@ from torch import nn
 import qcompiler
 from qcompiler.cli.main import main
 from qcompiler.compiler.capture import capture
-from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
+from qcompiler.compiler.pipelines import frozen_pipeline, halves_pipeline, joint_pipeline, start_pipeline
 from qcompiler.compiler.stages import stage_text
 from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
 from qcompiler.runtime.numbers.blocks import AXES
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.ranges.observed import ESTIMATORS, Current, parse_range
+from qcompiler.runtime.ranges.estimators import ESTIMATORS, parse_range
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import Scale, Vjp
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -146,18 +147,36 @@ def apply_diff(diff, root):
     path.write_text(text, encoding="utf-8")
 
 
-def test_the_diffs_of_contributing(tmp_path):
-    """A format, an estimator and a recipe touch one file each; the page's claims about them hold in a patched copy."""
-    for folder in ("passes", "runtime", "qcompiler"):
+#: tests that list formats, estimators and recipes, and the one that measures files: they hold in a patched copy too
+LISTING_TESTS = (
+    "tests/test_layering.py::test_no_file_is_long",
+    "tests/runtime/numbers/test_formats.py",
+    "tests/runtime/ranges/test_estimators.py",
+    "tests/runtime/test_spec.py",
+    "tests/recipes/test_recipes.py",
+)
+
+
+@pytest.fixture
+def patched_copy(tmp_path):
+    """The project with the diffs of CONTRIBUTING.md."""
+    for folder in ("passes", "runtime", "qcompiler", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for _, diff in blocks(PAGES[CONTRIBUTING], "diff"):
         apply_diff(diff, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("what", ["blocks", "tests"])
+def test_the_diffs_of_contributing(patched_copy, what):
+    """A format, an estimator and a recipe touch one file each; the page's claims hold in a copy, and its tests pass."""
     source = "".join(block for _, block in blocks(PAGES[CONTRIBUTING], "python"))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", source], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    tests = ["pytest", "-x", "-p", "no:cacheprovider", "-k", "not trains or median", *LISTING_TESTS]
+    command = [sys.executable, *(["-c", source] if what == "blocks" else ["-m", *tests])]
+    environment = os.environ | {"PYTHONPATH": str(patched_copy)}
+    run = subprocess.run(command, cwd=patched_copy, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_graphs_of_how_it_works(page_module):
@@ -294,9 +313,11 @@ def test_every_choice_is_named():
     assert {name for name in names if f"`{name}`" not in PAGES["docs/numbers.md"]} == set()
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *Behind, *OPERATORS, ADDITION}
     assert {name for name in names if f"`{name}`" not in PAGES["docs/using_recipes.md"]} == set()
-    names = {step.name for step in (*joint_pipeline(qcompiler.RECIPES["identity"]).passes, *halves_pipeline().passes)}
+    joint, start = joint_pipeline(qcompiler.RECIPES["identity"]), start_pipeline(first=True)
+    names = {step.name for pipeline in (joint, halves_pipeline(), start, frozen_pipeline()) for step in pipeline.passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
-    assert BITS == (2, 3, 4, 5, 6, 7, 8, 16)
+    widths = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
+    assert f"A uniform grid with b bits: {widths}." in PAGES["docs/numbers.md"]
 
 
 def test_the_table_of_float_formats():

@@ -128,6 +128,26 @@ def test_packages_of_the_wheel():
     assert len(PACKAGES) > 8
 
 
+def list_passes() -> list[str]:
+    """Every file with a pass: a dataclass that has a name and can be called."""
+
+    def is_pass(node: ast.stmt) -> bool:
+        if not isinstance(node, ast.ClassDef) or not node.decorator_list:
+            return False
+        fields = {ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)}
+        return "name" in fields and "__call__" in {getattr(part, "name", "") for part in node.body}
+
+    return [name for name, path in SOURCES.items() if any(map(is_pass, parse(path).body))]
+
+
+def test_every_pass_has_its_test():
+    passes = [Path(name) for name in list_passes()]
+    folders = {str(path.parent) for path in passes}
+    assert folders == {"passes/joint", "passes/halves", "passes/frozen", "qcompiler/exporting/passes"}
+    tests = [f"tests/{path.parent}/test_{path.name}".replace("tests/qcompiler/", "tests/") for path in passes]
+    assert [name for name in tests if not (ROOT / name).exists()] == []
+
+
 def test_meta_is_touched_in_one_file():
     """What is kept at a node is read and written in one place; everything else asks that place by name."""
     found = {name for name, path in SOURCES.items() if re.search(r"\.meta\b(?! import)", path.read_text("utf-8"))}

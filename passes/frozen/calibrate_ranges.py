@@ -23,10 +23,10 @@ class Calibrated:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateRanges:
-    """scale(x) → a constant, and the zero point with it, for every site in `ranges`; the tensor becomes one block."""
+    """scale(x) → a constant, and so is the zero point, for every site in `ranges`; the tensor becomes one block."""
 
     name: ClassVar[str] = "calibrate-ranges"
-    #: site → its range
+    #: site → range
     ranges: Mapping[str, Calibrated]
 
     def __call__(self, subject: FrozenGraph) -> int:

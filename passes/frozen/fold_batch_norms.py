@@ -16,7 +16,7 @@ from qcompiler.passes.ir.walk import get_dequantizer
 from qcompiler.runtime.numbers.biases import batch_norm_affine
 from qcompiler.runtime.numbers.blocks import WHOLE, Block
 from qcompiler.runtime.numbers.formats import IntFormat
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import Vjp
 
 _BY_CHANNEL = Block(out=1, in_=WHOLE, space=WHOLE, batch=WHOLE, channel=WHOLE, group=WHOLE)
@@ -30,7 +30,7 @@ class FoldBatchNorms:
     2. Codes of a channel with a negative gain are negated.
     3. Every other batch norm stays, with a note that says why.
 
-    Only if `active`; the notes of a graph are those of the last run.
+    Only if `active`; the notes of a graph come from the last run.
     """
 
     name: ClassVar[str] = "fold-batch-norms"
@@ -78,7 +78,7 @@ def _fold_or_explain(subject: FrozenGraph, norm: Node) -> str:
 
 
 def _explain_layer(layer: Node) -> str:
-    """Return the reason why nothing is folded into what a batch norm reads; empty for a convolution that fits."""
+    """Return the reason why nothing is folded into the input of a batch norm; empty for a convolution that fits."""
     if layer.target is aten.convolution.default and layer.args[6]:
         return "it stands behind a transposed convolution, which onnxruntime computes in float in any case"
     if layer.target is not aten.convolution.default or len(layer.users) > 1:
@@ -87,7 +87,7 @@ def _explain_layer(layer: Node) -> str:
 
 
 def _explain_weight(subject: FrozenGraph, quantizer: Quantizer) -> str:
-    """Return the reason why no gain goes into the scales of a weight; empty if it does."""
+    """Return the reason why no gain goes into the scales of a weight; empty if the gain does."""
     spec, steps = quantizer.spec, cast(Tensor, subject.get_value(quantizer.scale))
     if spec.scale.dtype is not torch.float32 or steps.numel() not in (1, len(steps)) or spec.has_zero_point:
         return f"the weight has other scales than one for each output channel: {spec}"

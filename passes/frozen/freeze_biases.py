@@ -9,7 +9,7 @@ from qcompiler.runtime import ops
 
 @dataclasses.dataclass(frozen=True)
 class FreezeBiases:
-    """integer_bias(bias, scales, …) → its result, a constant.
+    """integer_bias(bias, scales, …) → the result, a constant.
 
     The bias, both scales and the batch norm behind are all known: round-biases writes the operator nowhere else. The
     pass runs before all others, since scales get other shapes on the way.

@@ -9,13 +9,13 @@ from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 
 @dataclasses.dataclass(frozen=True)
 class FreezeQuantizers:
-    """Constants in place of what a quantizer computes from parameters and ranges alone.
+    """Constants in place of the results of a quantizer that come from parameters and ranges alone.
 
     1. A scale and a zero point that do not depend on the input of the model are constants.
-    2. A quantizer of a weight reads the codes in place of the weight, and tells its site to what comes after. The float
+    2. A quantizer of a weight reads the codes in place of the weight, and tells the site to later passes. The float
        weight goes unless something else reads it.
-    3. A weight that is computed of others, quantized or not, is its own codes alone: the quantizers of the others go.
-    4. The tensor beside the codes, which shows what is not finite, is dropped: a file saturates instead.
+    3. A weight that is computed of others, quantized or not, is codes alone: the quantizers of the others go.
+    4. The tensor beside the codes, which shows NaN and infinities, is dropped: a file saturates instead.
     """
 
     name: ClassVar[str] = "freeze-quantizers"

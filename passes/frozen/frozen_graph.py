@@ -19,20 +19,20 @@ from qcompiler.runtime.spec import parse_spec
 
 @dataclasses.dataclass
 class FrozenGraph:
-    """A graph, the values that are known before the model gets its input, and what was done to the codes of weights."""
+    """A graph, the values that are known before the model gets an input, and the changes of the codes of weights."""
 
     module: GraphModule
-    #: node → value: of parameters, buffers and ranges at first, of other nodes as they are asked for
+    #: node → value: of parameters, buffers and ranges at first, of other nodes on demand
     known: dict[Node, Tensor]
-    #: new placeholder → its name in the file and its value
+    #: new placeholder → name in the file, and value
     constants: dict[str, tuple[str, Tensor]] = dataclasses.field(default_factory=dict)
-    #: site of a tensor that depends on no input → its codes, in the order of the trained weight
+    #: site of a tensor that depends on no input → codes, in the order of the trained weight
     codes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    #: site → the order in which the dimensions of its codes lie in the file
+    #: site → the order in which the dimensions of the codes lie in the file
     order: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     #: site → output channels whose codes are negated, for a batch norm with a negative factor
     negated: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    #: what a reader of the file should know
+    #: remarks for a reader of the file
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class FrozenGraph:
         return node.name in self.constants
 
     def fix_whole(self, quantizer: Quantizer, scale: Tensor, point: Tensor | None) -> None:
-        """Give a quantizer one constant scale and zero point for all of its tensor."""
+        """Give a quantizer one constant scale and zero point for the whole tensor."""
         site = quantizer.site
         step = self.add_constant(scale, f"{site}#scale")
         zero_point = None if point is None else self.add_constant(point, f"{site}#zero_point")
@@ -80,7 +80,7 @@ class FrozenGraph:
 
 
 def verify_frozen(subject: FrozenGraph) -> None:
-    """Drop what nothing reads, and check every rule on what is left: the check after each pass.
+    """Drop unread nodes, and check every rule on the rest: the check after each pass.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
@@ -100,7 +100,7 @@ def _find_fixed(graph: Graph, known: Iterable[Node]) -> set[Node]:
 
 
 def _make_any_tensor(like: Node) -> Tensor:
-    """Return zeros for what does not depend on the values of a tensor; a free dimension is one."""
+    """Return zeros for a value that depends on no tensor; a free dimension is one."""
     return torch.zeros([extent if isinstance(extent, int) else 1 for extent in get_value(like).shape])
 
 

@@ -1,4 +1,4 @@
-"""Weights lie in the file as the kernels of onnxruntime for their contraction want them."""
+"""Weights lie in the file as the kernels of onnxruntime for the contraction read weights."""
 
 import dataclasses
 from typing import ClassVar, cast
@@ -19,14 +19,14 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 @dataclasses.dataclass(frozen=True)
 class TransposeWeights:
-    """Transposes the codes of a matrix, and its scales with them.
+    """Transposes the codes of a matrix, and the scales.
 
-    1. If only transpositions read the floats, and every contraction behind them reads two quantized tensors of known
+    1. If only transpositions read the floats, and every contraction behind reads two quantized tensors of known
        scale: the codes are transposed, and the transpositions go.
     2. If contractions of matrices read the floats as right operand, and the other operand has no known scale: the codes
        are transposed, and a transposition behind the floats undoes that. onnxruntime makes a matrix of codes times
-       floats a MatMulNBits, which by default rounds the floats to 8 bits; transpose-in-gemms keeps it from doing so.
-    3. Any other matrix stays as it is.
+       floats a MatMulNBits, which by default rounds the floats to 8 bits; transpose-in-gemms prevents that.
+    3. Any other matrix stays.
     """
 
     name: ClassVar[str] = "transpose-weights"
@@ -59,7 +59,7 @@ def _transpose_weight(subject: FrozenGraph, quantizer: Quantizer) -> bool:
 
 
 def _insert_view(floats: Node) -> None:
-    """Case 2: a transposition between floats and their readers."""
+    """Case 2: a transposition between floats and the readers."""
     with floats.graph.inserting_after(floats):
         view = floats.graph.call_function(aten.t.default, (floats,))
     infer_value(view)
@@ -94,6 +94,6 @@ def _reads_static(subject: FrozenGraph, contraction: Node, weight: Node) -> bool
 
 
 def _is_right(contraction: Node, weight: Node) -> bool:
-    """Return True if a contraction of matrices reads a weight as its right operand."""
+    """Return True if a contraction of matrices reads a weight as the right operand."""
     matrices = contraction.target in (aten.mm.default, aten.addmm.default)
     return matrices and contraction.all_input_nodes[-1] is weight

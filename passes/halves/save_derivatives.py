@@ -14,7 +14,7 @@ from qcompiler.passes.ir.views import aten
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
-from qcompiler.runtime.ranges.observed import Fixed
+from qcompiler.runtime.ranges.present import Fixed
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
 #: gradient of an activation function → the argument that is saved, and the ends of the derivative, outward to 3 digits

@@ -1,1 +1,1 @@
-"""The graph as passes see it: facts of nodes, quantizers, names, and the ways to change it."""
+"""The graph of the passes: facts of nodes, quantizers, names, and the ways to change a graph."""

@@ -10,7 +10,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 
 def get_argument(node: Node, name: str) -> Any:
-    """Return the argument `name` of a call; the default of the schema if the call does not give it."""
+    """Return the argument `name` of a call; the default of the schema if the call gives none."""
     places = _list_defaults(node.target)
     if name not in places:
         raise _refuse_name(node.target, name)
@@ -24,7 +24,7 @@ def has_argument(node: Node, name: str) -> bool:
 
 
 def set_arguments(node: Node, **given: Any) -> None:
-    """Give a call other arguments, by name; the others stay as they are."""
+    """Give a call other arguments, by name; the others stay."""
     node.args = pack_arguments(node.target, {**dict(iterate_arguments(node)), **given})
 
 
@@ -44,7 +44,7 @@ def iterate_arguments(node: Node) -> Iterator[tuple[str, Any]]:
 
 
 def list_arguments(node: Node) -> list[Any]:
-    """Return the arguments of a node without their nesting; a node that stands there twice is listed twice."""
+    """Return the arguments of a node without nesting; a node that stands there twice is listed twice."""
     leaves: list[Any] = []
     map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
@@ -64,7 +64,7 @@ def number_arguments(node: Node) -> Iterator[tuple[int, Node]]:
 
 
 def run_call(node: Node, replace: Callable[[Node], Any], **given: Any) -> Any:
-    """Return the result of a call for other values of its nodes; `given` are further arguments by name."""
+    """Return the result of a call for other values of the nodes; `given` are further arguments by name."""
     args, kwargs = map_arg((node.args, node.kwargs), replace)
     if given:
         args = tuple(given.get(name, arg) for name, arg in zip(_list_defaults(node.target), args, strict=False))

@@ -1,4 +1,4 @@
-"""Changes of a graph: new calls, inputs and outputs, each with its value inferred."""
+"""Changes of a graph: new calls, inputs and outputs, each with the value inferred."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -24,7 +24,7 @@ from qcompiler.passes.ir.meta import (
 
 
 def copy_nodes(graph: Graph) -> Graph:
-    """Return the same nodes, names and facts in a graph of their own."""
+    """Return the same nodes, names and facts in another graph."""
     copied = Graph()
     outputs = copied.graph_copy(graph, {})
     copy_meta(graph.output_node(), copied.output(outputs))
@@ -43,9 +43,9 @@ def last_placeholder(graph: Graph) -> Node:
 
 
 def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, backward: bool) -> Node:
-    """Return a new input of the graph, behind all others, of the half that reads it.
+    """Return a new input of the graph, behind all others, of the half that reads the input.
 
-    The partitioner knows the inputs of backward by "tangents" in their names.
+    The partitioner knows the inputs of backward by "tangents" in the names.
     """
     count = len(graph.find_nodes(op="placeholder"))
     with graph.inserting_after(last_placeholder(graph)):
@@ -87,9 +87,9 @@ def insert_call(
     after: Node | None = None,
     before: Node | None = None,
 ) -> Node:
-    """A new call with its shape inferred and the partitioner tag of its place; one of `after`, `before` is given.
+    """Return a new call with an inferred shape and the partitioner tag of the place; one of `after`, `before` is given.
 
-    The tag is that of the neighbor, or backward if any argument is.
+    The tag comes from the neighbor, or is backward if any argument is.
     """
     place = after if after is not None else before
     assert place is not None
@@ -107,14 +107,14 @@ def insert_call(
 
 
 def infer_value(node: Node) -> None:
-    """Computes the fake value of a call from those of its arguments."""
+    """Computes the fake value of a call from the values of the arguments."""
     with fake_mode(node.graph), torch.no_grad():
         set_value(node, run_call(node, get_value))
     set_inferred_from(node, _list_values_read(node))
 
 
 def is_outdated(node: Node) -> bool:
-    """Return True if a node that a pass wrote was inferred from other fake values than it reads now."""
+    """Return True if a node that a pass wrote was inferred from other fake values than the present ones."""
     before, now = get_inferred_from(node), _list_values_read(node)
     return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
 
@@ -135,7 +135,7 @@ def fake_mode(graph: Graph) -> FakeTensorMode:
 
 
 def clean_graph(module: GraphModule) -> None:
-    """Drop what nothing reads, and check the links; the code of the module stays old until `recompile`."""
+    """Drop unread nodes, and check the links; the code of the module stays old until `recompile`."""
     module.graph.eliminate_dead_code()
     module.graph.lint()
 

@@ -1,4 +1,4 @@
-"""What passes know of a node: an `Input` of a placeholder, a `Contraction` of a node that sums products."""
+"""The knowledge of passes about a node: an `Input` of a placeholder, a `Contraction` of a node that sums products."""
 
 import dataclasses
 import enum
@@ -7,7 +7,7 @@ from qcompiler.passes.rules import Position, Product, Role
 
 
 class InputKind(enum.StrEnum):
-    """What a placeholder of the joint graph stands for."""
+    """The meaning of a placeholder of the joint graph."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -15,13 +15,13 @@ class InputKind(enum.StrEnum):
     #: an int or float of Python that changes from call to call
     NUMBER = "number"
     TANGENT = "tangent"
-    #: the range of a quantizer, kept between steps; named by its site
+    #: the range of a quantizer, kept between steps; named by the site
     STATE = "state"
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """A placeholder: its kind, and the user's name for it (`layer1.0.conv1.weight`)."""
+    """A placeholder: the kind, and the user's name (`layer1.0.conv1.weight`)."""
 
     kind: InputKind
     name: str
@@ -42,19 +42,19 @@ class Operand:
     contracted: str
     #: elements summed over along that letter in one contraction (channels of a group in a grouped convolution)
     extent: int
-    #: why this operand stays in float; empty: it is quantized
+    #: why this operand stays in float; empty: the operand is quantized
     kept: str = ""
-    #: True if a rule of the recipe keeps it, False if nothing else was possible
+    #: True if a rule of the recipe keeps the operand in float, False if nothing else was possible
     asked: bool = False
     #: index of the recipe's rule that decided; None: no rule matched
     rule: int | None = None
-    #: what was asked for this operand, quantized or not, and could not be done
+    #: a wish for this operand, quantized or not, that could not be fulfilled
     remark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """A sum of products in the graph, forward or backward, and what the passes know of its operands."""
+    """A sum of products in the graph, forward or backward, and the knowledge of the passes about the operands."""
 
     #: module path of the layer, which rules match: `layer1.0.conv1`, empty for the model itself
     module: str
@@ -66,11 +66,11 @@ class Contraction:
     operands: tuple[Operand, ...]
     #: a letter for each dimension of the result; empty if nobody asks (backward)
     layout: str = ""
-    #: index of the recipe's rule that quantizes the result; None: it stays in float
+    #: index of the recipe's rule that quantizes the result; None: the result stays in float
     output_rule: int | None = None
     #: the operand of the forward contraction whose gradient this is; None in forward and for the bias gradient
     gradient_of: int | None = None
-    #: True for the sum that makes a bias gradient: no contraction, but it reads the same codes of the gradient
+    #: True for the sum that makes a bias gradient: no contraction, but a reader of the same codes of the gradient
     is_bias: bool = False
     #: why nothing here can be quantized; empty if the operands decide
     kept: str = ""

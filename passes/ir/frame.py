@@ -1,4 +1,4 @@
-"""Where a graph stands in its model: Dynamo captures a model in several graphs if something breaks it."""
+"""The place of a graph in a model: Dynamo captures several graphs of a model that something breaks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ Positions = Callable[[Sequence[str]], list[frozenset[Position]]]
 
 
 def whole_model(paths: Sequence[str]) -> list[frozenset[Position]]:
-    """Return the positions in a graph that holds the whole model: its own first and last contraction are the model's.
+    """Return the positions in a graph that holds the whole model, from the first contraction to the last.
 
     A single contraction is both. Empty for a graph without contractions.
     """
@@ -37,7 +37,7 @@ class Frame:
         """Return the name of a contraction: `layer`, `layer#2` for the second of a graph, `layer@2` in a second graph.
 
         Args:
-            key: the module path, with /matmul or /add behind it.
+            key: the module path, with /matmul or /add behind.
             occurrence: 1 for the first contraction of that key in this graph.
         """
         graph = self.claim(key)

@@ -1,4 +1,4 @@
-"""Where a layer ends: the batch norm and the relu behind a contraction or a residual sum, computed with it."""
+"""The end of a layer: the batch norm and the relu behind a contraction or a residual sum, computed together."""
 
 import operator
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ def batch_norm_behind(node: Node) -> Node | None:
 def layer_end(node: Node) -> Node:
     """Return the last node of the layer that starts with a contraction or a sum: behind one batch norm, then one relu.
 
-    Each counts only if it is the one forward reader of what comes before. The view that splits the rows of a linear
-    layer, (N·T, C) to (N, T, C), counts as part of a relu behind it.
+    Each counts only as the one forward reader of the node before. The view that splits the rows of a linear layer,
+    (N·T, C) to (N, T, C), counts as part of a relu behind the view.
     """
     norm = batch_norm_behind(node)
     node = node if norm is None else _list_results(norm)[0]
@@ -62,12 +62,12 @@ def residual_sums(graph: Graph) -> Iterator[Node]:
 
 
 def end_layout(layout: str, end: Node) -> str:
-    """Return the layout of a layer's end, from that of its product: split rows are several batch dimensions."""
+    """Return the layout of a layer's end from that layout: split rows are several batch dimensions."""
     return "b" * (get_value(end).ndim - len(layout)) + layout
 
 
 def sum_layout(node: Node) -> str:
-    """The layout of a sum: that of a term that codes were turned back into, else batch, channels, and space behind."""
+    """Return the layout of a sum: the layout of a dequantized term, else batch, channels, and space behind."""
     for term in node.all_input_nodes:
         root = find_dequantizer(term)
         if root is not None and get_value(root.floats).shape == get_value(node).shape:
@@ -77,7 +77,7 @@ def sum_layout(node: Node) -> str:
 
 
 def _list_results(norm: Node) -> list[Node]:
-    """Return the nodes that take the normalized tensor out of what a batch norm returns."""
+    """Return the nodes that take the normalized tensor out of the results of a batch norm."""
     return [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0]
 
 
@@ -90,7 +90,7 @@ def _splits_rows(view: Node) -> bool:
 
 
 def _only_reader(node: Node) -> Node | None:
-    """Return the one forward reader of a node, None if there are several; quantizers of it do not count."""
+    """Return the one forward reader of a node, None if there are several; quantizers of the node do not count."""
     readers = [user for user in node.users if not is_backward(user) and user.op == "call_function"]
     return readers[0] if len(readers) == 1 else None
 

@@ -12,12 +12,12 @@ from qcompiler.passes.ir.facts import Contraction, InputKind, Operand
 from qcompiler.passes.ir.meta import get_contraction, get_input, get_value, has_value, is_backward, set_fact
 from qcompiler.passes.ir.views import aten, is_view
 
-#: contraction with an addend in front of its operands → the contraction alone
+#: contraction with an addend in front of the operands → the contraction alone
 _ALONE: Final = {aten.baddbmm.default: aten.bmm.default, aten.addmm.default: aten.mm.default}
 _SOFTMAXES: Final = frozenset(
     {aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default, aten.logsumexp.default}
 )
-#: what stands between scores and their softmax: scaling, masking, soft caps, casts
+#: between scores and the softmax stand: scaling, masking, soft caps, casts
 _ON_SCORES: Final = frozenset(
     {
         aten.add.Tensor,
@@ -72,7 +72,7 @@ def _move_operands(fact: Contraction) -> Iterable[Operand]:
 
 
 def _is_read_by_softmax_only(node: Node) -> bool:
-    """Return True if every forward reader is a softmax, or computes element by element what only a softmax reads."""
+    """Return True if every forward reader is a softmax, or computes element by element for a softmax alone."""
     readers = [user for user in node.users if not is_backward(user)]
     return bool(readers) and all(
         reader.target in _SOFTMAXES
@@ -84,7 +84,7 @@ def _is_read_by_softmax_only(node: Node) -> bool:
 def _is_mask(term: Node, total: Node) -> bool:
     """True for a term without parameters, contractions and data: truth values, whole numbers, inputs that are masks.
 
-    A floating input is data if a contraction reads what is computed from it, other than through the sum `total`.
+    A floating input is data if a contraction reads a result of the input, other than through the sum `total`.
     """
     sources = _reach_nodes([term], lambda node: () if _is_truth(node) else node.all_input_nodes)
     if any(_get_kind(node) is InputKind.PARAMETER or get_contraction(node) is not None for node in sources):

@@ -1,8 +1,8 @@
-"""Everything that is read from or written to `node.meta`. No other file touches it.
+"""Everything that is read from or written to `node.meta`. No other file does.
 
 One key of ours holds one typed value a node: an `Input` on placeholders, a `Contraction` on contractions. Two more keys
-hold what a node reads: the strides that it was traced with (passes/ir/strides.py), and the fake values that its own was
-inferred from.
+hold facts of the reads of a node: the traced strides (passes/ir/strides.py), and the fake values from which the value
+was inferred.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
 
 
 def record_operand(node: Node, arg: int, **changes: Any) -> None:
-    """Changes what is known of the operand at `arg` of a contraction: `kept` (why it stays in float), `rule`."""
+    """Changes the facts of the operand at `arg` of a contraction: `kept` (why the operand stays in float), `rule`."""
     fact = get_contraction(node)
     assert fact is not None
     operands = tuple(dataclasses.replace(o, **changes) if o.arg == arg else o for o in fact.operands)
@@ -86,7 +86,7 @@ def has_value(node: Node) -> bool:
 
 
 def is_size(node: Node) -> bool:
-    """Return True for a number of a graph with free dimensions, such as the batch: it carries no values of a tensor."""
+    """Return True for a number of a graph with free dimensions, such as the batch: no values of a tensor."""
     return isinstance(find_value(node), torch.SymInt)
 
 
@@ -126,12 +126,12 @@ def has_half(node: Node) -> bool:
 
 
 def pin_to_backward(node: Node) -> None:
-    """Makes the partitioner compute this node in backward, though it depends on forward values only."""
+    """Makes the partitioner compute this node in backward, though all inputs are forward values."""
     node.meta["partitioner_tag"] = "must_be_in_backward"
 
 
 def pin_saved(node: Node) -> None:
-    """Makes the partitioner save this node for backward instead of computing it again."""
+    """Makes the partitioner save this node for backward instead of computing the node again."""
     node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
@@ -141,17 +141,17 @@ def is_pinned_saved(node: Node) -> bool:
 
 
 def is_recomputed(node: Node) -> bool:
-    """Return True in a region that the user checkpoints, where nodes are computed again in backward."""
+    """Return True in a region that the user checkpoints, whose nodes are computed again in backward."""
     return node.meta.get("recompute") in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
 
 def get_checkpoint_policy(node: Node) -> CheckpointPolicy | None:
-    """Return what torch decided for a node of a region that the user checkpoints; None outside of such a region."""
+    """Return the decision of torch for a node of a region that the user checkpoints; None outside of such a region."""
     return node.meta.get("recompute")
 
 
 def follow_policy(node: Node, reader: Node) -> None:
-    """Compute a node again in backward if its reader is, unless something else is decided for the node."""
+    """Compute a node again in backward if the reader is, unless something else is decided for the node."""
     node.meta.setdefault("recompute", reader.meta["recompute"])
 
 
@@ -168,7 +168,7 @@ def copy_origin(source: Node, node: Node) -> None:
 
 
 def sequence_number(node: Node) -> int | None:
-    """Return the number of the autograd node that traced this one: equal in a forward operator and its gradient."""
+    """Return the number of the autograd node that traced this one: equal in a forward operator and in the gradient."""
     return node.meta.get("seq_nr")
 
 
@@ -179,10 +179,10 @@ def module_path(node: Node) -> str:
 
 
 def get_owner(node: Node) -> str | None:
-    """Return the path of the module that a node of either half works for: in backward, the one whose gradient it makes.
+    """Return the path of the module that a node of either half works for: in backward, the module of the gradient.
 
-    A parameter or buffer belongs to the module that holds it; what the model itself does has the path "". None if
-    no module is known: sums of gradients, for one.
+    A parameter or buffer belongs to the module that holds the tensor; nodes of the model itself have the path "". None
+    if no module is known: sums of gradients, for one.
     """
     fact = get_input(node)
     if fact is not None:
@@ -235,12 +235,12 @@ def get_description(node: Node) -> Any:
 
 
 def drop_description(output: Node) -> None:
-    """Forget AOTAutograd's description of the outputs, which fits their old order alone."""
+    """Forget AOTAutograd's description of the outputs, which fits the old order alone."""
     output.meta.pop("desc", None)
 
 
 def set_visible_outputs(output: Node, indices: list[int]) -> None:
-    """Tell Inductor which outputs the user sees, so that it keeps their strides."""
+    """Tell Inductor which outputs the user sees, so that these keep the strides."""
     output.meta["user_visible_output_idxs"] = indices
 
 
@@ -260,5 +260,5 @@ def get_stack_trace(node: Node) -> str:
 
 
 def get_graph_argument(node: Node) -> Any:
-    """Return what Dynamo knows of an input of its graph, such as its source; None if nothing is known."""
+    """Return the knowledge of Dynamo about an input, such as the source; None if nothing is known."""
     return node.meta.get("grapharg")

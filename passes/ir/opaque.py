@@ -1,4 +1,4 @@
-"""Kernels that multiply inside, where no pass can put a quantizer: by the names of operators, with the reason."""
+"""Kernels that multiply inside, out of reach for quantizers: by the names of operators, with the reason."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import torch
 
 from qcompiler.passes.ir.views import aten
 
-#: patterns of operator names, tried in order → why their contractions cannot be reached
+#: patterns of operator names, tried in order → why the contractions inside cannot be reached
 OPAQUE: Final = {
     r"transformer_encoder_layer_fwd": "fused inference kernel of a whole encoder layer",
     r"native_multi_head_attention": "fused inference kernel of multi-head attention",
@@ -35,7 +35,7 @@ OPAQUE: Final = {
     r"^triton_kernel_wrapper": "Triton kernel of the model: nothing is known of what it multiplies",
     r"^(?:mm|bmm|addmm|baddbmm)$": "product of another type than its operands",
 }
-#: what passes annotate, and quantize
+#: the operators that passes annotate, and quantize
 _REACHED: Final = frozenset(
     {
         aten.mm.default,
@@ -50,14 +50,14 @@ _REACHED: Final = frozenset(
 _FOREIGN: Final = re.compile(
     r"conv(?!ert)|attention|attn|matmul|gemm|(?:^|_)(?:linear|lstm|gru|rnn|moe|b?mm)(?:_|$)", re.IGNORECASE
 )
-#: libraries whose operators are known one by one; functions of torch in graphs that are not taken apart are its own
+#: libraries whose operators are known one by one; functions of torch itself stand in graphs that are not taken apart
 _KNOWN: Final = ("aten", "prims", "prim", "qcompiler", "higher_order", "torch")
 
 
 def explain_name(target: Any) -> str:
     """Return why the contractions of an operator cannot be reached; empty for one that has none, or that passes reach.
 
-    Operators of other libraries are known by their names alone; see `explain_call`.
+    Operators of other libraries are known by name alone; see `explain_call`.
     """
     return "" if target in _REACHED else _explain_pattern(*_split_name(target))
 
@@ -70,8 +70,8 @@ def explain_call(target: Any, given: Iterable[Any], returned: Any) -> str:
 
     Args:
         target: the operator.
-        given: tensors among its arguments, or their fake values; anything else is passed over.
-        returned: what it returned, or the fake values of that.
+        given: tensors among the arguments, or fake values; anything else is passed over.
+        returned: the results, or the fake values of the results.
     """
     library, _name = _split_name(target)
     reason = explain_name(target)

@@ -1,4 +1,4 @@
-"""A quantizer: the nodes that turn one tensor into codes and back, their fields by name, and every way to change them.
+"""A quantizer: the nodes that turn one tensor into codes and back, the fields by name, and every change.
 
 scale = scale(X)    point = zero_point(X, scale)    codes = quantize(X, scale, point, key)
 floats = dequantize(codes, scale, point), one for each reader, in the half of that reader
@@ -38,7 +38,7 @@ class _Coder:
 
     @property
     def text(self) -> str:
-        """The spec as the graph holds it."""
+        """The spec in the graph."""
         return str(get_argument(self.node, "spec"))
 
     @property
@@ -54,7 +54,7 @@ class _Coder:
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer(_Coder):
-    """One quantize node and what belongs to it."""
+    """One quantize node with all other nodes of the quantizer."""
 
     codes: Node
 
@@ -65,7 +65,7 @@ class Quantizer(_Coder):
 
     @property
     def tensor(self) -> Node:
-        """The tensor that is quantized; of a frozen weight its codes."""
+        """The tensor that is quantized; of a frozen weight the codes."""
         return cast(Node, get_argument(self.codes, "x"))
 
     @property
@@ -93,7 +93,7 @@ class Quantizer(_Coder):
         set_arguments(self.codes, site=site)
 
     def respecify(self, spec: QuantSpec, site: str) -> None:
-        """Write another spec and name; the scale changes its shape, so all values are inferred again."""
+        """Write another spec and name; the scale changes shape, so all values are inferred again."""
         text = str(spec)
         parts = [part for part in (self.scale, self.zero_point) if part is not None]
         for part in parts:
@@ -109,7 +109,7 @@ class Quantizer(_Coder):
         set_arguments(self.codes, x=tensor)
 
     def fix(self, tensor: Node, scale: Node, zero_point: Node | None, spec: QuantSpec, layout: str) -> None:
-        """Make a quantizer of a frozen graph read constants, by another spec and layout; it draws no key."""
+        """Make a quantizer of a frozen graph read constants, by another spec and layout; no key is drawn."""
         text = str(spec)
         shared: dict[str, Any] = {"scale": scale, "zero_point": zero_point, "spec": text, "layout": layout}
         set_arguments(self.codes, x=tensor, key=None, **shared)
@@ -234,7 +234,7 @@ def write_quantizer(tensor: Node, spec: QuantSpec, layout: str, site: str) -> Qu
 def insert_operator(
     graph: Graph, target: Any, given: dict[str, Any], *, after: Node | None = None, before: Node | None = None
 ) -> Node:
-    """Return a new call of one of our operators, with its arguments given by name."""
+    """Return a new call of one of our operators, with the arguments given by name."""
     return insert_call(graph, target, pack_arguments(target, given), after=after, before=before)
 
 
@@ -250,7 +250,7 @@ def _write_nodes(tensor: Node, spec: QuantSpec, layout: str, site: str, key: Nod
 
 
 def _draw_key(tensor: Node) -> Node:
-    """Return the node that draws the random key of the step: one for the graph, at its head."""
+    """Return the node that draws the random key of the step: one for the graph, at the head."""
     graph = tensor.graph
     drawn: list[Node] = list(graph.find_nodes(op="call_function", target=ops.DRAW_KEY))
     if drawn:

@@ -1,4 +1,4 @@
-"""Which tensors of a graph are never negative, so that an unsigned format wastes no levels on them."""
+"""Which tensors of a graph are never negative, so that an unsigned format wastes no levels."""
 
 import operator
 from typing import Any, Final
@@ -46,7 +46,7 @@ _CLAMPS: Final = frozenset({aten.hardtanh.default, aten.clamp.default, aten.clam
 
 
 def is_nonnegative(node: Any) -> bool:
-    """Return True if no value of the tensor can be below zero (NaN aside), by the operators that it comes from.
+    """Return True if no value of the tensor can be below zero (NaN aside), by the operators that made the tensor.
 
     Numbers count by themselves. False if nothing is known: for inputs, parameters and every other operator.
     """

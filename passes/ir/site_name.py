@@ -1,4 +1,4 @@
-"""The names of quantizers and contractions: the one place that writes, reads and numbers them."""
+"""The names of quantizers and contractions: the one place that writes, reads and numbers names."""
 
 import dataclasses
 from collections import Counter
@@ -12,7 +12,7 @@ _TURNED: Final = "turned"
 
 @dataclasses.dataclass(frozen=True)
 class SiteName:
-    """`layer1.0.conv1/grad.weight-gradient.turned#2`, in its parts."""
+    """`layer1.0.conv1/grad.weight-gradient.turned#2`, in parts."""
 
     #: the unique name of the contraction: `layer1.0.conv1`, `attention/matmul#2`, `block/add`
     contraction: str
@@ -59,7 +59,7 @@ def number_name(name: str, occurrence: int) -> str:
 
 
 class Numbering:
-    """Counts names, so that each one it gives is unique."""
+    """Counts names, so that each given name is unique."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
@@ -70,5 +70,5 @@ class Numbering:
         return self._seen[name]
 
     def number(self, name: str) -> str:
-        """Return the name, numbered if it was given before."""
+        """Return the name, numbered if given before."""
         return number_name(name, self.count(name))

@@ -7,7 +7,7 @@ from typing import Final
 
 _INDEX: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
 _ROOT: Final = re.compile(rf"(?:getattr\()*([LG])\[({_INDEX})\]")
-#: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next of them
+#: `._modules['key']`, `[0]`, the `, 'key')` of a getattr; or `.name`, up to the next one
 _STEP: Final = re.compile(
     rf"(?:(?:\._(?:modules|parameters|buffers))?\[|, )({_INDEX})[\])]|\.((?:(?!(?:\[|, ){_INDEX}[\])])[^.])+)"
 )
@@ -15,7 +15,7 @@ _STEP: Final = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where Dynamo has found a value: a variable of the frame, and the keys and attributes from there."""
+    """The place at which Dynamo has found a value: a variable of the frame, and the keys and attributes from there."""
 
     #: L for a local variable, G for a global one
     scope: str
@@ -37,6 +37,6 @@ def parse_source(text: str) -> Source | None:
 
 
 def clean_path(source: str) -> str:
-    """`L['self']._modules['layer1']._modules['0']` → `layer1.0`, as in `named_modules()`; without a root as it is."""
+    """`L['self']._modules['layer1']._modules['0']` → `layer1.0`, as in `named_modules()`; without a root unchanged."""
     parsed = parse_source(source)
     return source if parsed is None else ".".join(map(str, parsed.steps))

@@ -1,7 +1,7 @@
-"""The strides that every traced node reads: kernels choose an algorithm and the memory format of a result by them.
+"""The strides that every traced node reads: kernels choose an algorithm and the memory format of a result by strides.
 
 Some kernels expect one memory format in several operands and return wrong numbers for any other: the gradient of a
-group norm walks through its input and the gradient of its output side by side.
+group norm walks through the input and the gradient of the output side by side.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,8 @@ def get_strides(argument: Any) -> Strides | None:
 def may_read_any(node: Node) -> bool:
     """Return True for a contraction, and for a call that a pass wrote: neither depends on the traced strides.
 
-    A contraction gives the same numbers for any strides of its operands, in a memory format that depends on them.
+    A contraction gives the same numbers for any strides of the operands, in a memory format that depends on the
+    strides.
     """
     fact = get_contraction(node)
     return strides_read(node) is None or (fact is not None and bool(fact.operands))

@@ -1,6 +1,6 @@
-"""Contractions inside of higher-order operators: torch.cond, map, scan, while_loop and others hold graphs of their own.
+"""Contractions inside of higher-order operators: torch.cond, map, scan, while_loop and others hold further graphs.
 
-Passes do not enter these graphs. The plan lists what they multiply.
+Passes do not enter these graphs. The plan lists the contractions inside.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from qcompiler.passes.ir.meta import find_value, get_input, is_backward, module_
 from qcompiler.passes.ir.opaque import explain_call, is_reached
 from qcompiler.passes.ir.views import VIEWS
 
-#: input of a subgraph → the parameter of the model that it is
+#: input of a subgraph → the parameter of the model
 _Parameters: TypeAlias = Mapping[Node, str]
 
 
@@ -25,7 +25,7 @@ class Inside:
 
     #: aten.addmm.default
     operator: str
-    #: the path of its layer, if that is known
+    #: the path of the layer, if known
     module: str
     #: `addmm in true_graph_0 of cond`, from the inside out
     place: str
@@ -33,7 +33,7 @@ class Inside:
 
     @property
     def reason(self) -> str:
-        """Why it stays in float, for the plan."""
+        """The reason for float, for the plan."""
         half = "backward" if self.is_backward else "forward"
         return f"inside of a higher-order operator, in the {half} half: {self.place}"
 
@@ -47,7 +47,7 @@ def contractions_inside(module: GraphModule) -> Iterator[Inside]:
 def _enter_subgraphs(
     outer: GraphModule, node: Node, known: _Parameters, place: str, backward: bool
 ) -> Iterator[Inside]:
-    """Yield what the subgraphs of one node multiply."""
+    """Yield the contractions in the subgraphs of one node."""
     for source in dict.fromkeys(node.all_input_nodes):
         inner = getattr(outer, str(source.target), None) if source.op == "get_attr" else None
         if node.op == "call_function" and isinstance(inner, GraphModule):
@@ -61,12 +61,12 @@ def _enter_subgraphs(
 
 
 def _get_values(node: Node) -> tuple[list[Any], Any]:
-    """Return the fake values that a node reads, and those that it returns."""
+    """Return the fake values that a node reads, and the fake values of the results."""
     return [find_value(source) for source in node.all_input_nodes], find_value(node)
 
 
 def _match_inputs(inner: GraphModule, node: Node, known: _Parameters) -> _Parameters:
-    """Return the parameters among the inputs of a subgraph: these are the last tensors that its operator is given."""
+    """Return the parameters among the inputs of a subgraph: the last tensors among the arguments of the operator."""
     arguments = [source for source in list_arguments(node) if isinstance(source, Node)]
     given = [source for source in arguments if source.op != "get_attr"]
     placeholders = list(inner.graph.find_nodes(op="placeholder"))

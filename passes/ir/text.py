@@ -25,7 +25,7 @@ def _show_type(node: Node) -> str:
 
 
 def graph_text(module: GraphModule | Graph) -> str:
-    """The graph as stable text, one node a line; `<` marks backward, `!` what is pinned as saved for backward."""
+    """Return the graph as stable text, one node a line; `<` marks backward, `!` a tensor that is saved for backward."""
     lines = []
     for node in (module if isinstance(module, Graph) else module.graph).nodes:
         mark = ("<" if is_backward(node) else " ") + ("!" if is_pinned_saved(node) else " ")

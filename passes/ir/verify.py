@@ -1,4 +1,4 @@
-"""What a legal graph is: a table of rules that is checked after every pass, and on both halves after the partition."""
+"""The rules of a legal graph: a table that is checked after every pass, and on both halves after the partition."""
 
 import operator
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from qcompiler.runtime.quantized import explain_scale
 
 
 class VerifyError(QCompilerError):
-    """The graph breaks a rule; the message names the node, what it has and what would be legal."""
+    """The graph breaks a rule; the message names the node, the present state and a legal one."""
 
 
 def verify_graph(module: GraphModule) -> None:
@@ -54,7 +54,7 @@ def _check_rules(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -
 
 
 def returns_something(node: Node) -> bool:
-    """Return False for an operator without a result: the check of a value, as F.one_hot makes it."""
+    """Return False for an operator without a result: the check of a value, as in F.one_hot."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or bool(schema.returns)
 
@@ -70,7 +70,7 @@ def clean_and_verify(module: GraphModule) -> None:
 
 
 def finish_and_verify(module: GraphModule) -> None:
-    """Drop what nothing reads, and check every rule on what is left: the check after each pass over a joint graph.
+    """Drop unread nodes, and check every rule on the rest: the check after each pass over a joint graph.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
@@ -158,7 +158,7 @@ def _codes_have_the_format(quantizer: Quantizer) -> str:
 
 def _dequantizes_its_own_codes(reader: Dequantizer) -> str:
     codes, scale, shown = reader.codes, reader.scale, reader.shown
-    saved = codes.op == "placeholder"  # the partitioner may compute floats again beside codes that it saves
+    saved = codes.op == "placeholder"  # the partitioner may compute floats again beside saved codes
     own = Quantizer(codes) if codes.target is ops.QUANTIZE else None
     if shown is not None and not saved and (own is None or shown is not own.tensor):
         return f"shows what is not finite in {shown}, which is not the tensor of its codes {codes.name}"

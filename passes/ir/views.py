@@ -35,7 +35,7 @@ VIEWS: Final = frozenset(
 
 
 def is_view(node: Node) -> bool:
-    """True if the node holds the same elements as its first argument, arranged otherwise (copies included)."""
+    """True if the node holds the same elements as the first argument, arranged otherwise (copies included)."""
     if node.op != "call_function" or node.target not in VIEWS:
         return False
     source = node.args[0]

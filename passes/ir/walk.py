@@ -1,4 +1,4 @@
-"""The way from an operand to its quantizer, and back: through views, packing and what forward has saved."""
+"""The way from an operand to the quantizer, and back: through views and packing."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -11,12 +11,12 @@ from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer
 from qcompiler.passes.ir.views import view_root
 from qcompiler.runtime import ops
 
-#: nodes of codes that hold the codes of their source, packed or unpacked → the argument that is the source
+#: nodes that hold the codes of a source, packed or unpacked → the argument that is the source
 _PACKING: Mapping[Any, str] = {ops.PACK: "codes", ops.UNPACK: "packed"}
 
 
 def get_dequantizer(operand: Any) -> Dequantizer | None:
-    """Return the dequantizer that an operand is itself, without views between them; None for any other operand."""
+    """Return the dequantizer that an operand is itself, without views between; None for any other operand."""
     direct = isinstance(operand, Node) and operand.target is ops.DEQUANTIZE
     return Dequantizer(operand) if direct else None
 
@@ -26,26 +26,17 @@ def find_dequantizer(operand: Any) -> Dequantizer | None:
     return get_dequantizer(view_root(operand)) if isinstance(operand, Node) else None
 
 
-def find_quantizer(operand: Any, saved: Mapping[Node, Node] | None = None) -> Quantizer | None:
-    """Return the quantizer whose codes an operand holds, through views and packing; None for a float.
-
-    Args:
-        saved: input of the backward half → the node of forward that is saved there, for walks over two halves.
-    """
+def find_quantizer(operand: Any) -> Quantizer | None:
+    """Return the quantizer whose codes an operand holds, through views and packing; None for a float."""
     found = find_dequantizer(operand)
-    return None if found is None else find_source(found.codes, saved)
+    return None if found is None else find_source(found.codes)
 
 
-def find_source(codes: Node, saved: Mapping[Node, Node] | None = None) -> Quantizer | None:
-    """Return the quantizer that codes come from, through packing and what is saved; None for an unknown input."""
-    while codes.target is not ops.QUANTIZE:
-        if codes.target in _PACKING:
-            codes = cast(Node, get_argument(codes, _PACKING[codes.target]))
-        elif saved is not None and codes in saved:
-            codes = saved[codes]
-        else:
-            return None
-    return Quantizer(codes)
+def find_source(codes: Node) -> Quantizer | None:
+    """Return the quantizer that codes come from, through packing; None for codes that are an input of the graph."""
+    while codes.target in _PACKING:
+        codes = cast(Node, get_argument(codes, _PACKING[codes.target]))
+    return Quantizer(codes) if codes.target is ops.QUANTIZE else None
 
 
 def iterate_readers(codes: Node) -> Iterator[Dequantizer]:
@@ -57,6 +48,6 @@ def iterate_readers(codes: Node) -> Iterator[Dequantizer]:
 
 
 def list_operands(node: Node, fact: Contraction) -> list[Dequantizer]:
-    """Return the dequantizers that a contraction reads, in the order of its operands."""
+    """Return the dequantizers that a contraction reads, in the order of the operands."""
     found = (find_dequantizer(node.args[operand.arg]) for operand in fact.operands)
     return [reader for reader in found if reader is not None]

@@ -1,4 +1,4 @@
-"""Find every contraction, forward and backward, and say what each operand is and which axis is summed over."""
+"""Find every contraction, forward and backward, and record the role and the summed axis of each operand."""
 
 import dataclasses
 import math
@@ -41,12 +41,12 @@ class AnnotateRoles:
 
     1. Role: an operand computed from parameters (and buffers) alone is a *weight*, one that descends from a tangent
        a *gradient*, all else an *activation*.
-    2. Forward contractions sum over the channels of an activation (`c`) and the input channels of a weight (`i`); what
-       is left is `b` and `o`.
-    3. A gradient contraction belongs to the forward contraction with its sequence number. In it a forward tensor is
-       summed over what was left in forward; the output gradient over the axis that it shares with that tensor.
+    2. Forward contractions sum over the channels of an activation (`c`) and the input channels of a weight (`i`); the
+       rest is `b` and `o`.
+    3. A gradient contraction belongs to the forward contraction with the same sequence number. A forward tensor is then
+       summed over the rest of forward; the output gradient over the axis in common with that tensor.
     4. A contraction inside a fused kernel is marked as kept in float, with the reason.
-    5. First and last are those of the model, and names are unique in the model: `frame` knows the other graphs.
+    5. First and last count in the whole model, and names are unique in the model: `frame` knows the other graphs.
     """
 
     name: ClassVar[str] = "annotate-roles"
@@ -58,14 +58,14 @@ class AnnotateRoles:
 
 
 class _Annotator:
-    """One walk over one graph; the tables below are keyed by nodes, and die with it."""
+    """One walk over one graph; the tables below are keyed by nodes, and die with the walk."""
 
     def __init__(self, graph: Graph, frame: Frame) -> None:
         self.graph, self.frame = graph, frame
         self.is_weight = _descends_only_from_parameters(graph)
         self.is_gradient = _descends_from_tangents(graph)
         self.forward: dict[int | None, list[Node]] = {}
-        #: (forward contraction, index of the operand that its gradient reads): each gradient is made once
+        #: (forward contraction, index of the operand that the gradient reads): each gradient is made once
         self.matched: set[tuple[Node, int]] = set()
         self.names = Numbering()
 
@@ -129,10 +129,10 @@ class _Annotator:
         return dataclasses.replace(fact, operands=tuple(operands), gradient_of=1 - index, layout="")
 
     def match(self, node: Node, grad: int, other: int) -> tuple[Node, int] | None:
-        """(forward contraction, which of its operands the backward one reads), by sequence number and tensor.
+        """Return (forward contraction, index of the operand that backward reads), by sequence number and tensor.
 
         Each gradient of a contraction is made once. Nodes in the backward of a custom autograd.Function have the number
-        of another operator: for them the last forward contraction counts that reads the tensor and lacks this gradient.
+        of another operator: then the last forward contraction counts that reads the tensor and lacks this gradient.
         """
         for forward in [*self.forward.get(sequence_number(node), []), *self.find_fitting(node, grad)]:
             hits = self.find_open(forward, view_root(_get_operand(node, other)))
@@ -170,7 +170,7 @@ class _Annotator:
         return True
 
     def gradient_reader(self, root: Node) -> Contraction | None:
-        """Return the linear gradient contraction that reads this tensor as its output gradient."""
+        """Return the linear gradient contraction that reads this tensor as the output gradient."""
         readers = [root]
         for reader in readers:
             for user in reader.users:
@@ -210,10 +210,10 @@ def _get_operand(node: Node, index: int) -> Node:
 
 
 def _choose_operand(node: Node, other: int, operands: list[Node]) -> int:
-    """Which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the one its own views start from.
+    """Return which of two operands that are views of one tensor (x·xᵀ) a gradient reads: the start of the views there.
 
-    Both in x·x. There the gradient of the left reads the right one, as G·xᵀ or (x·Gᵀ)ᵀ, that of the right the left one,
-    as xᵀ·G or (Gᵀ·x)ᵀ.
+    Both in x·x. There the gradient of the left reads the right one, as G·xᵀ or (x·Gᵀ)ᵀ, the gradient of the right the
+    left one, as xᵀ·G or (Gᵀ·x)ᵀ.
     """
     source = arg = _get_operand(node, other)
     while source not in operands and is_view(source):
@@ -224,7 +224,7 @@ def _choose_operand(node: Node, other: int, operands: list[Node]) -> int:
 
 
 def _find_path(node: Node, args: tuple[int, ...]) -> str:
-    """The module path; the owner of the weight if that lies inside (attention multiplies for its out_proj)."""
+    """The module path; the owner of the weight if that lies inside (attention multiplies for out_proj)."""
     path = module_path(node)
     for arg in args:
         fact = get_input(view_root(_get_operand(node, arg)))
@@ -278,7 +278,7 @@ def _matrix_gradient_operands(node: Node, grad: int, other: int, fact: Contracti
 
 
 def _result_layout(operands: Sequence[Operand]) -> str:
-    """[..., rows, columns] of a matrix product: channels are what a weight leaves over, batch the rest."""
+    """[..., rows, columns] of a matrix product: channels are the dimension beside a weight, batch the rest."""
     weights = [operand.role is Role.WEIGHT for operand in operands]
     return operands[0].layout[:-2] + ("cb" if weights == [True, False] else "bc")
 
@@ -297,7 +297,7 @@ def _annotate_opaque(node: Node) -> bool:
 
 
 def _descends_only_from_parameters(graph: Graph) -> dict[Node, bool]:
-    """True for parameters and what is computed from them (and from buffers) alone: W, Wᵀ, a normalized weight."""
+    """Return True for parameters and for tensors that only parameters and buffers give: W, Wᵀ, a normalized weight."""
     kinds: dict[Node, set[InputKind]] = {}
     for node in graph.nodes:
         fact = get_input(node)

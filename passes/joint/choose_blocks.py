@@ -1,4 +1,4 @@
-"""Give every quantizer a block that is legal for the contraction that reads it."""
+"""Give every quantizer a block that is legal for the reading contraction."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,15 +18,15 @@ from qcompiler.runtime.spec import QuantSpec
 def is_legal(block: Block, operand: Operand) -> bool:
     """True if an integer dot product exists: the scale is constant over at least two elements that are summed.
 
-    A scale can be pulled out of Σ xₖ·wₖ only if it does not change with k. So the edge along the summed axis must be
-    above 1 (or cover the axis); the sum then runs over integers within a block, and over floats between blocks.
+    A scale can be pulled out of Σ xₖ·wₖ only if the scale is the same for every k. So the edge along the summed axis
+    must be above 1 (or cover the axis); the sum then runs over integers within a block, and over floats between blocks.
     An axis of one element asks for nothing (depthwise convolutions: one channel a group).
     """
     return operand.extent <= 1 or block.edge(operand.contracted) != 1
 
 
 def legal_spec(spec: QuantSpec, operand: Operand) -> QuantSpec | None:
-    """The spec with its block as it is, or turned, whichever is legal for one operand; None: it stays in float."""
+    """Return the spec with the block as given, or turned, for one operand; None if both are illegal."""
     if is_legal(spec.block, operand):
         return spec
     turned = spec.with_block(spec.block.transposed())
@@ -38,7 +38,7 @@ def legal_spec(spec: QuantSpec, operand: Operand) -> QuantSpec | None:
 class ChooseBlocks:
     """1. A legal block stays.
 
-    2. An illegal one is turned (`Block.transposed`: batch↔channel, out↔in), where that is legal: the tensor is then
+    2. An illegal one is turned (`Block.transposed`: batch↔channel, out↔in), if that is legal: the tensor is then
        quantized once more for this contraction, over the other axis.
     3. Otherwise the operand stays in float, with the reason.
     """

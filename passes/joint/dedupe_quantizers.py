@@ -17,10 +17,10 @@ _MERGED: Final = (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.IN_RANGE)
 class DedupeQuantizers:
     """quantize(X, s, spec, layout, site₁) … quantize(X, s, spec, layout, site₂) → the first, read by both.
 
-    Two quantizers are equal where tensor, spec (with its block) and layout are. The site, which names random bits and
-    the state of a range, becomes that of the first reader: the same with and without a backward. Forward, input
-    gradient and weight gradient of one layer meet here if one block is legal for all of them; so do three
-    projections of one input. Dequantizes stay apart: each belongs to its reader's half.
+    Two quantizers are equal if tensor, spec (with the block) and layout are. The site, which names random bits and the
+    state of a range, becomes the site of the first reader: the same with and without a backward. Forward, input
+    gradient and weight gradient of one layer meet here if one block is legal for all three; so do three projections of
+    one input. Dequantizes stay apart: each belongs to the half of the reader.
     """
 
     name: ClassVar[str] = "dedupe-quantizers"

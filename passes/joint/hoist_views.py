@@ -16,15 +16,15 @@ from qcompiler.runtime.numbers.blocks import WHOLE, Block, check_layout
 
 @dataclasses.dataclass(frozen=True)
 class HoistViews:
-    """dequantize(quantize(view(X))) → view(dequantize(quantize(X))), where the same elements share scales.
+    """dequantize(quantize(view(X))) → view(dequantize(quantize(X))), if the same elements share scales.
 
     1. A permutation permutes the letters of the layout.
-    2. A reshape gives each dimension of X the letter of the dimensions that it becomes, if that is one letter.
+    2. A reshape gives each dimension of X the letter of the new dimensions, if that is one letter.
     3. A copy or an alias changes nothing.
-    4. Refused if an axis would be flattened in another order and its edge is neither 1 nor whole, where two letters
-       meet in one dimension, or if spatial edges would tile other rows.
-    5. A clip mask moves with its quantizer: in_range(view(X)) → view(in_range(X)).
-    6. A stochastic quantizer moves above a permutation too; its random bits then follow the elements of X.
+    4. Refused if an axis would be flattened in another order and has an edge that is neither 1 nor whole, if two
+       letters meet in one dimension, or if spatial edges would tile other rows.
+    5. A clip mask moves with the quantizer: in_range(view(X)) → view(in_range(X)).
+    6. A stochastic quantizer moves above a permutation too; the random bits then follow the elements of X.
     """
 
     name: ClassVar[str] = "hoist-views"
@@ -41,7 +41,7 @@ class HoistViews:
 
 
 def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
-    """Moves one quantizer above one view and returns it; None if there is no view or it is refused (case 4)."""
+    """Moves one quantizer above one view and returns it; None if there is no view, or none that may move (case 4)."""
     view, scale = quantizer.tensor, quantizer.scale
     above = layout_above(view, quantizer.layout, quantizer.spec.block) if is_view(view) else None
     if above is None:
@@ -66,7 +66,7 @@ def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
 
 
 def _view_like(source: Node, like: Node, target: Any, reader: Node) -> Node:
-    """Return the view `like` of another tensor, in front of a reader and in its half."""
+    """Return the view `like` of another tensor, in front of a reader and in the same half."""
     view = insert_call(source.graph, target, (source, *like.args[1:]), dict(like.kwargs), before=reader)
     if is_backward(reader):
         pin_to_backward(view)
@@ -108,7 +108,7 @@ def _find_permutation(view: Node) -> list[int] | None:
 
 
 def _same_order(above: str, below: str, order: list[int], block: Block) -> bool:
-    """Case 4 for permutations: equal letters stay side by side and, where the edge matters, in the same order."""
+    """Case 4 for permutations: equal letters stay side by side and, if the edge matters, in the same order."""
     try:
         check_layout(above, len(above))
     except ValueError:
@@ -140,7 +140,7 @@ def _reshape_layout(source: tuple[int, ...], shape: tuple[int, ...], layout: str
 
 
 def _group_dimensions(source: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Dimensions of two shapes in the smallest groups with equal products; those of extent 1 join the group before."""
+    """Return dimensions of two shapes in the smallest groups with equal products; extent 1 joins the group before."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) or j < len(shape):

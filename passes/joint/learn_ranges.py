@@ -17,8 +17,8 @@ from qcompiler.runtime import ops
 class LearnRanges:
     """dX → range_gradient(dX, X, scale) as an output, for every operand X whose spec has a learned range.
 
-    dX is the gradient before any clip mask. An operand with several consumers has one such output for each of its
-    gradients; thread-ranges adds them up if their quantizers have become one.
+    dX is the gradient before any clip mask. An operand with several consumers has one such output for each gradient;
+    thread-ranges adds up the outputs of quantizers that have become one.
     """
 
     name: ClassVar[str] = "learn-ranges"
@@ -40,6 +40,6 @@ def _learn_range(fact: Contraction, result: Node, quantizer: Quantizer) -> int:
 
 
 def _with_transposes(result: Node) -> list[Node]:
-    """Return the readers of a gradient, and those of its transposes."""
+    """Return the readers of a gradient, and the readers of the transposes."""
     users = list(result.users)
     return users + [again for user in users if user.target is aten.transpose.int for again in user.users]

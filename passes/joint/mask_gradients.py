@@ -1,4 +1,4 @@
-"""The backward of quantizers: no gradient if a value was clipped, or one scaled by how far it was rounded."""
+"""The backward of quantizers: no gradient if a value was clipped, or one that is scaled by the error of rounding."""
 
 import dataclasses
 import operator
@@ -22,8 +22,9 @@ class MaskGradients:
     """dX → where(in_range(X), dX, 0) for every operand X whose spec says `vjp: clip` and whose format can clip.
 
     The mask is computed in forward and applied to the result of each gradient contraction of X; the gradients of
-    several consumers are summed behind it, which is the same: Σ m·gᵢ = m·Σ gᵢ. Where the range is the tensor's own,
-    formats with a zero point and a `real` or `fit` scale over signed codes never clip, so they get no mask.
+    several consumers are summed behind the mask, which is the same: Σ m·gᵢ = m·Σ gᵢ. If the range comes from the
+    present tensor, formats with a zero point and a `real` or `fit` scale over signed codes never clip, so there is no
+    mask.
 
     dX → scale_gradient(dX, X, scale) if the spec says `vjp: ewgs`; gradients of several consumers one by one.
     """
@@ -37,7 +38,7 @@ class MaskGradients:
 
 
 def gradient_pairs(graph: Graph) -> list[tuple[Contraction, Node, Quantizer]]:
-    """(gradient contraction, the node that holds its result, the quantizer of the forward operand it belongs to)."""
+    """(gradient contraction, the node that holds its result, the quantizer of the forward operand)."""
     forward: dict[str, tuple[Node, Contraction]] = {}
     pairs = []
     for node, fact in iterate_contractions(graph):

@@ -37,13 +37,13 @@ class PlaceQuantizers:
     1. The first rule that matches role, operator, module path and position gives the spec, or keeps the operand in
        float; so does the absence of a rule. The reason is recorded on the contraction.
     2. An empty tensor, or one that is not floating, is kept.
-    3. A quantizer stands right behind the tensor it reads; its dequantize right in front of the contraction, and in
-       backward it is pinned there, so that only codes and scales can be saved.
-    4. A rule for the role *output* puts one behind a forward contraction, for all its readers; whoever reads the result
-       as an operand has its codes already. Backward reads the codes through views of its own. *Behind the layer* means
-       behind the batch norm and the relu that alone read it (passes/ir/layers.py); relu's own gradient reads relu.
-    5. A rule that names a product puts it into the site, `…/grad.weight-gradient`: the two quantizers of one tensor
-       round with bits of their own.
+    3. A quantizer stands right behind the tensor; the dequantize right in front of the contraction, and in backward
+       pinned there, so that only codes and scales can be saved.
+    4. A rule for the role *output* puts one behind a forward contraction, for all readers; an operand that is the
+       result has codes already. Backward reads the codes through views of its own. *Behind the layer* means behind the
+       batch norm and the relu that are the only readers (passes/ir/layers.py); relu's own gradient reads relu.
+    5. A rule that names a product puts the product into the site, `…/grad.weight-gradient`: the two quantizers of one
+       tensor round with bits of their own.
     6. A rule for outputs that names `addition` puts one behind residual sums.
     7. An attention mask is no data: baddbmm(mask, A, B) with a quantized output becomes bmm(A, B) + mask, with the
        quantizer behind the contraction alone; a sum in front of a softmax is no residual sum (passes/ir/masks.py).
@@ -62,7 +62,7 @@ class PlaceQuantizers:
         return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
 
     def place_output(self, node: Node, fact: Contraction) -> int:
-        """Case 4: a quantizer behind a forward contraction, or its layer, for all its readers."""
+        """Case 4: a quantizer behind a forward contraction, or behind the layer, for all readers."""
         masked = adds_mask(node)
         end = node if masked else layer_end(node)
         match = self._match_output(fact, node, end)
@@ -81,7 +81,7 @@ class PlaceQuantizers:
         return 1
 
     def place_sums(self, module: GraphModule) -> int:
-        """Case 6: the same behind residual sums, where a rule names them."""
+        """Case 6: the same behind residual sums, if a rule names sums."""
         if not any(rule.operator == ADDITION for rule in self.rules):
             return 0
         names = Numbering()
@@ -96,7 +96,7 @@ class PlaceQuantizers:
         return placed
 
     def _match_output(self, fact: Contraction, node: Node, end: Node) -> tuple[int, Rule] | None:
-        """Return the first rule for an output; its sign is that of the tensor that the quantizer would read."""
+        """Return the first rule for an output; the sign belongs to the tensor that the quantizer would read."""
         for index, rule in enumerate(self.rules):
             sign = _get_sign(end if rule.behind is Behind.LAYER else node)
             if rule.matches(Role.OUTPUT, fact.operator, fact.module, fact.positions, Product.FORWARD, sign):
@@ -104,7 +104,7 @@ class PlaceQuantizers:
         return None
 
     def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
-        """Places one quantizer; 0 if the operand stays in float or has its quantizer already."""
+        """Places one quantizer; 0 if the operand stays in float or has a quantizer already."""
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)
         if find_dequantizer(tensor) is not None or operand.kept:
@@ -129,7 +129,7 @@ class PlaceQuantizers:
 
 
 def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
-    """Return the first rule that matches one operand of a contraction, with its index."""
+    """Return the first rule that matches one operand of a contraction, with the index."""
     return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _get_sign(tensor))
 
 
@@ -138,7 +138,7 @@ def _get_sign(tensor: Node) -> Sign:
 
 
 def _quantize_for_all(tensor: Node, spec: QuantSpec, layout: str, site: str) -> None:
-    """Case 4: every reader but the gradient of relu gets what comes back from the codes."""
+    """Case 4: every reader but the gradient of relu gets the dequantized codes."""
     _split_views(tensor)
     for reader in list(tensor.users):
         if not _is_relu_gradient(reader):
@@ -153,7 +153,7 @@ def _is_relu_gradient(reader: Node) -> bool:
 
 
 def _split_views(node: Node) -> None:
-    """Case 4: a backward reader of a forward view of `node` gets that view anew, in its own half."""
+    """Case 4: a backward reader of a forward view of `node` gets that view anew, in the half of the reader."""
     for view in [user for user in node.users if is_view(user) and not is_backward(user)]:
         _split_views(view)
         for reader in [user for user in view.users if is_backward(user)]:

@@ -1,4 +1,4 @@
-"""Give every traced operator the strides back that it was traced with."""
+"""Give every traced operator the traced strides back."""
 
 import dataclasses
 import operator
@@ -21,11 +21,11 @@ _Copies: TypeAlias = dict[tuple[Node, Strides, bool], Node]
 class RestoreStrides:
     """norm(X) → norm(lay_out(X, strides)), if a pass has changed the strides of X since the graph was captured.
 
-    1. Contractions, and calls that passes wrote, read any strides. What they return is inferred again.
+    1. Contractions, and calls that passes wrote, read any strides. The results are inferred again.
     2. All other operators, and the outputs of the graph, read the strides that were traced: kernels choose memory
-       formats by them, and users call `view` on outputs.
-    3. The copy stands in front of its first reader, in the half of that reader; readers of one half share it.
-    4. A tensor whose elements overlapped in memory (`expand`) when traced stays as it is: no copy can have its strides.
+       formats by strides, and users call `view` on outputs.
+    3. The copy stands in front of the first reader, in the half of that reader; readers of one half share the copy.
+    4. A tensor whose elements overlapped in memory (`expand`) when traced stays: no copy can have such strides.
     """
 
     name: ClassVar[str] = "restore-strides"

@@ -15,9 +15,9 @@ from qcompiler.runtime import ops
 
 @dataclasses.dataclass(frozen=True)
 class RotateOperands:
-    """A·B → (A·R)·(Rᵀ·B), where the rules of both operands ask for one size n.
+    """A·B → (A·R)·(Rᵀ·B), if the rules of both operands ask for one size n.
 
-    R is block-diagonal, each block the Hadamard matrix of size n over √n with random signs of its columns, the same in
+    R is block-diagonal, each block the Hadamard matrix of size n over √n with random signs of the columns, the same in
     every step: orthogonal, so the product is the same but for rounding, while each number that is quantized is a mix of
     n. A contraction whose operands ask for different sizes, or whose summed axis n does not divide, is left alone, and
     the operands say so.
@@ -31,7 +31,7 @@ class RotateOperands:
         return sum(self.rotate(node, fact) for node, fact in list(iterate_contractions(module.graph)))
 
     def rotate(self, node: Node, fact: Contraction) -> int:
-        """Rotates one contraction; 0 if no rule asks for it, it cannot be done, or it is done already."""
+        """Rotates one contraction; 0 if no rule asks for that, or it cannot be done, or is done already."""
         sizes = {self.size(node, fact, index) for index in range(len(fact.operands))}
         if len(fact.operands) != 2 or sizes <= {0}:
             return 0
@@ -51,7 +51,7 @@ class RotateOperands:
         return 1
 
     def size(self, node: Node, fact: Contraction, index: int) -> int:
-        """Return the size that the rule of one operand asks for; 0 if it is kept in float."""
+        """Return the size that the rule of one operand asks for; 0 if the operand is kept in float."""
         operand = fact.operands[index]
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)

@@ -1,4 +1,4 @@
-"""Evaluate with the biases that an integer engine adds: whole multiples of its unit."""
+"""Evaluate with the biases that an integer engine adds: whole multiples of the unit of the engine."""
 
 import dataclasses
 import itertools
@@ -19,17 +19,18 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.numbers.formats import IntFormat
 
-#: contractions that add a bias → its argument
+#: contractions that add a bias → the argument
 _BIAS: Final = {aten.convolution.default: 2, aten.addmm.default: 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundBiases:
-    """bias → integer_bias(bias, scale of the input, scale of the weight), where sums of codes are integers.
+    """bias → integer_bias(bias, scale of the input, scale of the weight), if sums of codes are integers.
 
-    They are if the input has one float scale that does not depend on it, and the weight one, or one for each output
-    channel, both with integer codes. A batch norm that alone reads a convolution belongs to the layer: then its offset
-    β changes, by the rounding of the bias of both together. Engines fold none into a transposed convolution.
+    The sums are integers if the input has one float scale that does not depend on the input, and the weight one, or one
+    for each output channel, both with integer codes. A batch norm that alone reads a convolution belongs to the layer:
+    then the offset β changes, by the rounding of the bias of both together. Engines fold none into a transposed
+    convolution.
 
     Only if the recipe asks for `integer_biases`, in eval mode (`active`): training keeps the float biases.
     """
@@ -62,14 +63,14 @@ def _round_bias(node: Node, fact: Contraction) -> int:
 
 
 def _is_held(bias: Node) -> bool:
-    """Return True for a float32 [C] of the model itself, which is known before its input is."""
+    """Return True for a float32 [C] of the model itself, which is known before the input is."""
     fact = get_input(view_root(bias))
     held = fact is not None and fact.kind in (InputKind.PARAMETER, InputKind.BUFFER)
     return held and get_value(bias).dtype is torch.float32 and get_value(bias).ndim == 1
 
 
 def _find_scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
-    """Return the scales of input and weight; None if sums of their codes are no integers of one unit a channel."""
+    """Return the scales of input and weight; None if sums of the codes are no integers of one unit a channel."""
     roles = [operand.role for operand in fact.operands]
     if node.target not in _BIAS or node.kwargs or roles != [Role.ACTIVATION, Role.WEIGHT]:
         return None
@@ -77,7 +78,7 @@ def _find_scales(node: Node, fact: Contraction) -> tuple[Node, Node] | None:
     x, weight = map(find_quantizer, read)
     if x is None or weight is None or not (_is_whole(x) and _is_by_channel(weight, get_value(node).shape[1])):
         return None
-    if weight.layout.count("o") > 1 and _is_permuted(read[1]):  # channels in another order than their scales
+    if weight.layout.count("o") > 1 and _is_permuted(read[1]):  # channels in another order than the scales
         return None
     return x.scale, weight.scale
 

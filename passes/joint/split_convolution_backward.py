@@ -1,4 +1,4 @@
-"""Split the gradient of a convolution into its contractions, so that each can read its own quantized operands."""
+"""Split the gradient of a convolution into contractions, so that each can read other quantized operands."""
 
 import dataclasses
 import operator
@@ -16,8 +16,8 @@ class SplitConvolutionBackward:
     """convolution_backward(G, X, W, mask=[T, T, b]) → input gradient (mask [T, F, F]) and weight gradient ([F, T, b]).
 
     Bitwise the same: the kernels compute the two contractions one after the other in any case. Each contraction uses
-    one of X and W for its shape and strides only. An empty tensor of that shape and those strides takes its place, so
-    nothing else is kept alive. The kernels choose the memory format of their result by the strides of both operands.
+    one of X and W for shape and strides only. An empty tensor of that shape and those strides takes its place, so
+    nothing else is kept alive. The kernels choose the memory format of the result by the strides of both operands.
     """
 
     name: ClassVar[str] = "split-convolution-backward"

@@ -1,4 +1,4 @@
-"""Give every quantizer with a range of the past its state: an input of the graph, and an output after the step."""
+"""Give every quantizer with a range of the past a state: an input of the graph, and an output after the step."""
 
 import dataclasses
 import itertools
@@ -18,19 +18,19 @@ from qcompiler.runtime import ops
 
 @dataclasses.dataclass(frozen=True)
 class ThreadRanges:
-    """quantize(X, scale(X)) → quantize(X, scale(X, state)), checked(scale, X) for its readers, update(X, state) → out.
+    """quantize(X, scale(X)) → quantize(X, scale(X, state)), checked(scale, X) for the readers, update(X, state) → out.
 
     1. For a quantizer of a forward tensor the state is an input of the forward half and the state after it an output of
-       that half; for one of a gradient both belong to the backward half.
-    2. A range of the past does not show a NaN or an infinity. Readers in the same half get the tensor beside its codes,
-       in the same pass, and dequantize what is not finite to NaN; those of saved codes (in the other half, or in a
-       region that is computed again) dequantize by the checked scale, NaN for the whole block.
-    3. The state is called after the site; a site that meets another of its name in one graph is numbered, `…/input#2`,
-       in the order of readers, so that one without backward has the names of one with it.
-    4. The state of a learned range is a parameter: the gradients of its consumers are summed to one output, with the
+       that half; for a quantizer of a gradient both belong to the backward half.
+    2. A range of the past does not show a NaN or an infinity. Readers in the same half get the tensor beside the codes,
+       in the same pass, and dequantize numbers that are not finite to NaN; readers of saved codes (in the other half,
+       or in a region that is computed again) dequantize by the checked scale, NaN for the whole block.
+    3. The state is called after the site; a site that meets another of the same name in one graph is numbered,
+       `…/input#2`, in the order of readers, so that a graph without backward has the names of one with backward.
+    4. The state of a learned range is a parameter: the gradients of all consumers are summed to one output, with the
        sign of the parameter, of which the quantizer uses the magnitude.
-    5. In a graph without backward, and with `frozen` (eval), states are read and never changed; with `frozen` the range
-       is that of the state alone.
+    5. In a graph without backward, and with `frozen` (evaluation mode), states are read and never changed; with
+       `frozen` the range comes from the state alone.
     """
 
     name: ClassVar[str] = "thread-ranges"
@@ -45,7 +45,7 @@ class ThreadRanges:
         return sum(self.thread(quantizer, joint, taken) for quantizer in found)
 
     def thread(self, quantizer: Quantizer, joint: bool, taken: set[str]) -> int:
-        """Threads one quantizer; 0 if its range is the tensor's own, or is threaded already."""
+        """Threads one quantizer; 0 if the range comes from the present tensor, or is threaded already."""
         estimator = quantizer.spec.range
         if not (estimator.has_state or estimator.is_static) or not _show_what_is_not_finite(quantizer):
             return 0
@@ -61,7 +61,7 @@ class ThreadRanges:
 
 
 def _show_what_is_not_finite(quantizer: Quantizer) -> bool:
-    """Case 2; False if it is done already."""
+    """Case 2; False if done already."""
     codes, readers = quantizer.codes, quantizer.dequantizers
     if any(user.target is ops.CHECKED for user in quantizer.scale.users) or any(reader.shown for reader in readers):
         return False
@@ -79,7 +79,7 @@ def _sum_gradients(scale: Node, state: Node) -> None:
     graph = scale.graph
     parts = sorted(user for user in scale.users if user.target is ops.RANGE_GRADIENT)
     remove_outputs(graph, parts)
-    if not parts:  # the input of the model, which needs no gradient: its range stays if it starts
+    if not parts:  # the input of the model, which needs no gradient: the range stays at the first value
         return add_output(graph, None)
     total = parts[0]
     for part in parts[1:]:
@@ -93,7 +93,7 @@ def _find_first_reader(quantizer: Quantizer) -> Node:
 
 
 def _find_free_name(site: str, taken: set[str]) -> str:
-    """Case 3: the site's name, numbered if it is taken; taken from now on."""
+    """Case 3: the name of the site, numbered if taken; taken from now on."""
     names = (number_name(site, index) for index in itertools.count(1))
     name = next(name for name in names if name not in taken)
     taken.add(name)

@@ -62,7 +62,7 @@ def batches_of(option: str, text: str) -> Iterable[Any]:
 
 
 def _told(loss: Loss, chosen: str | None, what: str) -> Loss:
-    """The loss, whose errors and results are told of as those of `what`; those of a `chosen` one with what it is given.
+    """Return the loss, whose errors and results are told under the name `what`; for a `chosen` loss with the arguments.
 
     Raises:
         ModelError: at a call: something in the step raised, or the result is no loss.
@@ -82,7 +82,7 @@ def _told(loss: Loss, chosen: str | None, what: str) -> Loss:
 
 
 def _run(loss: Loss, model: nn.Module, batch: Any, given: str) -> Tensor:
-    """Call the loss; to an error that it raises, say what it was given."""
+    """Call the loss; to an error add the arguments."""
     try:
         return loss(model, batch)
     except Exception as error:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Group(click.Group):
-    """Errors are one line: exit code 2 for options and paths, 1 for what goes wrong later. --traceback shows all."""
+    """Errors are one line: exit code 2 for options and paths, 1 for all later failures. --traceback shows all."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

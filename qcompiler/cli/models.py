@@ -26,17 +26,17 @@ _TOKENS: Final = (2, 32)
 
 
 class ModelError(QCompilerError, ValueError):
-    """MODEL leads to no model, or to one without inputs; says what was given and what is valid."""
+    """MODEL leads to no model, or to one without inputs; names the given and a valid value."""
 
 
 @contextlib.contextmanager
 def told(what: str, again: Callable[[], Any] | None = None) -> Iterator[None]:
-    """Errors of the user's own code say whose they are; those of this project pass as they are.
+    """Errors of the user's code name the owner; errors of this project pass unchanged.
 
     Args:
-        what: whose code runs inside, and what it was given.
-        again: the same without the compiler, whose own words about an error are long: what it raises is told. Where
-            it raises nothing the error is that of the compiler, and passes.
+        what: the owner of the code that runs inside, and the arguments.
+        again: the same without the compiler, whose own words about an error are long: the error of this call is told.
+            Without such an error the compiler is the cause, and the first error passes.
 
     Raises:
         ModelError: something else than our own exceptions was raised.
@@ -60,7 +60,7 @@ def _raised(call: Callable[[], Any]) -> Exception | None:
 
 
 def describe(model: str, **options: Any) -> str:
-    """`model 'mynet.py:Net', --input '4,8'`: what a command runs, and the options that have a say in it."""
+    """`model 'mynet.py:Net', --input '4,8'`: the model of a command, and the options with an influence."""
     given = {name: [value] if isinstance(value, str) else value or [] for name, value in options.items()}
     return ", ".join([f"model {model!r}", *(f"--{name} {one!r}" for name, values in given.items() for one in values)])
 
@@ -101,13 +101,13 @@ def compiled(
         recipe: a name, or the path of a .yaml file.
         inputs: shapes, `8,3,32,32` or `4,16:int64`, for a callable that gives no inputs itself.
         checkpoint: a file of `torch.save` with the `state_dict()` of the compiled model, alone or under "model".
-        optional: the inputs may be None, where batches come from elsewhere.
+        optional: the inputs may be None, if batches come from elsewhere.
 
     Raises:
         ModelError: the text names no model, there are no inputs, or one is not valid; the checkpoint is none of it.
         RecipeError: the recipe is unknown or not valid.
     """
-    recipes.get(recipe)  # first what is quick to refuse
+    recipes.get(recipe)  # quick refusals come first
     made, arguments = plain(model, inputs, optional=optional)
     qmodel = qcompiler.compile(made, recipe, backend="eager")
     if checkpoint is not None:
@@ -175,11 +175,11 @@ def load(text: str) -> tuple[nn.Module, Any]:
 
 
 def named(text: str, what: str = "model") -> Any:
-    """What `module:name` or `path.py:name` stands for.
+    """Return the object that `module:name` or `path.py:name` stands for.
 
     Args:
         text: as given.
-        what: what it is for, as errors call it.
+        what: the purpose, in the words of errors.
 
     Raises:
         ModelError: the text has no colon, or there is no such module, file or name.
@@ -278,7 +278,8 @@ def _transformers(name: str) -> tuple[nn.Module, Any]:
     try:
         transformers = importlib.import_module("transformers")  # an optional library
     except ImportError:
-        raise ModelError(f"model {name!r}: got no colon and transformers is not installed; valid: {valid}") from None
+        missing = "transformers is not installed (pip install 'qcompiler[text]')"
+        raise ModelError(f"model {name!r}: got no colon and {missing}; valid: {valid}") from None
     if name not in transformers.CONFIG_MAPPING:
         raise ModelError(f"model {name!r}: transformers has no such config; valid: {valid}")
     config = transformers.CONFIG_MAPPING[name]()

@@ -1,4 +1,4 @@
-"""Options that commands share. What is expensive to import is imported if it is used."""
+"""Options that commands share. Slow modules are imported on use."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ MODEL = (
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What the commands that train are given, as texts."""
+    """The arguments of commands that train, as texts."""
 
     model: str
     recipe: str
@@ -36,11 +36,11 @@ class Training:
 
 
 def check_with(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """A callback for an option or argument: what `check` raises for is refused before any work, with exit code 2."""
+    """Return a callback for an option or argument: if `check` raises, refuse before any work, with exit code 2."""
 
     def refuse(context: click.Context, option: click.Parameter, value: Any) -> Any:
         try:
-            with show_progress("loading"):  # a check imports what the command needs
+            with show_progress("loading"):  # a check imports the modules of the command
                 for one in value if isinstance(value, tuple) else () if value is None else (value,):
                     check(one)
         except (OSError, ValueError, ImportError) as error:
@@ -51,7 +51,7 @@ def check_with(check: Callable[[Any], Any]) -> Callable[[click.Context, click.Pa
 
 
 def named_recipe(name: str) -> None:
-    """Refuses what is no recipe."""
+    """Refuses a text that is no recipe."""
     from qcompiler.recipes import get
 
     get(name)
@@ -64,34 +64,34 @@ def _parse_input(text: str) -> None:
 
 
 def check_picture(path: str, *, colored: bool = False) -> None:
-    """Refuses what no picture can be written to."""
+    """Refuses a path that no picture can have."""
     from qcompiler.drawing.drawing import check_path
 
     check_path(path, colored=colored)
 
 
 def check_stage_name(name: str) -> None:
-    """Refuses what is the name of no stage."""
+    """Refuses a text that names no stage."""
     from qcompiler.compiler.stages import check_stage
 
     check_stage(name)
 
 
 def refuse_unwritable(path: str) -> None:
-    """Refuses what no file can be written to."""
+    """Refuses a path that no file can have."""
     from qcompiler.files import check_writable
 
     check_writable(path)
 
 
 def check_positive(number: float) -> None:
-    """Refuses NaN, infinity, zero and what is below."""
+    """Refuses NaN, infinity, zero and negative numbers."""
     if not 0 < number < math.inf:
         raise ValueError(f"got {number:g}; valid: a finite number above 0")
 
 
 def recipe_path(path: str) -> None:
-    """Refuses what no recipe can be written to."""
+    """Refuses a path that no recipe can have."""
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
     if not Path(path).parent.is_dir():

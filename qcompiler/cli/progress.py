@@ -1,4 +1,4 @@
-"""What a command is doing, on the terminal, if it takes longer than two seconds."""
+"""The present work of a command, on the terminal, if it takes longer than two seconds."""
 
 import contextlib
 import shutil

@@ -97,13 +97,13 @@ def debug(given: Training, steps: int, rate: float, out: str | None, drawn: str 
 
 
 def _explain_end(found: int, asked: int) -> Iterator[str]:
-    """What is to be said if the data ended early."""
+    """Yield a note if the data ended early."""
     if found < asked:
         yield f"--data gave {found} of {asked} batches"
 
 
 def _write_mended(watched: "Debugger", proposal: "Proposal | None", out: str | None) -> Iterator[str]:
-    """Writes the recipe with the proposed rules; says what became of the file."""
+    """Writes the recipe with the proposed rules; says if the file was written."""
     if out is not None and proposal is not None:
         watched.mended(proposal).to_file(out)
         yield f"{out} is written"

@@ -17,8 +17,8 @@ _ALIASES: Final = ("_get_data_attr", "detach", "alias")
 def copy_assigned(module: GraphModule, inputs: Sequence[Any], names: Sequence[str]) -> dict[int, int | None]:
     """Rewrite `parameter.data = value` to `parameter.copy_(value)` in a Dynamo graph.
 
-    What the graph computes is the same. Afterwards the parameter gets the new tensor as its data, as in eager: other
-    tensors that share its old memory stay as they are.
+    The results of the graph are the same. Afterwards the parameter gets the new tensor as its data, as in eager: other
+    tensors that share the old memory stay.
 
     Returns:
         Index of each input that gets new data → the input whose memory it shares from then on, None for new memory.
@@ -78,9 +78,9 @@ def _get_storage(node: Node) -> int | None:
 
 
 def _keep_old_values(target: Node, node: Node) -> None:
-    """Copy what was read from the old data and is used after the new data is there."""
+    """Copy tensors that were read from the old data and are used after the new data is there."""
     order = {other: index for index, other in enumerate(target.graph.nodes)}
-    # reads and views of the target, and what is a view of those; a copy of what is a copy already does no harm
+    # reads and views of the target, and views of these; a copy of a copy does no harm
     old = {_get_storage(user) for user in target.users if order[user] < order[node]}
     for alias in [other for other in order if order[other] < order[node] and other.op != "placeholder"]:
         late = [user for user in alias.users if order[user] > order[node]]

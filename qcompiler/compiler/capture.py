@@ -51,7 +51,7 @@ class Captured:
     #: the output of forward that each tangent belongs to
     tangents: tuple[int, ...]
     is_joint: bool
-    #: where the graph stands in its model
+    #: the place of the graph in the model
     frame: Frame = WHOLE
     #: inputs and outputs that are ints for the caller
     numbers: Numbers = NONE
@@ -63,7 +63,7 @@ class Captured:
 
     @property
     def forward_outputs(self) -> int:
-        """Outputs of the forward half, without what is saved for backward."""
+        """Outputs of the forward half, without the tensors saved for backward."""
         return len(self.mutated) + len(self.differentiable)
 
     @property

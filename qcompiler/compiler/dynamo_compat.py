@@ -53,13 +53,13 @@ def capture_statically(reason: str) -> None:
         RestartAnalysis: for Dynamo.
     """
     if dynamo_config.automatic_dynamic_shapes:
-        # undone where `no_silent_eager` ends
+        # undone at the end of `no_silent_eager`
         dynamo_config.automatic_dynamic_shapes, dynamo_config.specialize_float = False, True
         raise _CaptureAgain(restart_reason=reason)
 
 
 class _CaptureAgain(TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis):
-    """The first base lets Dynamo take it from a backend, the second makes Dynamo forget what it has seen."""
+    """The first base lets Dynamo accept the error from a backend, the second makes Dynamo forget earlier graphs."""
 
 
 def graph_breaks() -> dict[str, int]:
@@ -100,7 +100,7 @@ def no_silent_eager(limit: int) -> Iterator[None]:
 
 
 def _record_sizes(tx: Any, name: str, tensor: torch.Tensor) -> FrameStateSizeEntry:
-    """What Dynamo asks for to find sizes that change: here none does."""
+    """The answer to Dynamo's search for sizes that change: here none does."""
     return FrameStateSizeEntry.make_size(tuple(tensor.size()))
 
 
@@ -161,7 +161,7 @@ def guard_instances(parts: Sequence[Part], module: GraphModule, is_part: Callabl
     """Make Dynamo capture a function anew for other modules: by default it takes the graph of one block for the next.
 
     Args:
-        parts: what the variables of the function hold of the model.
+        parts: the parts of the model in the variables of the function.
         module: the graph that Dynamo is capturing.
         is_part: True for the modules of the model.
     """
@@ -193,7 +193,7 @@ def _part_source(part: Part) -> Any:
 
 
 def _evaluate(expression: str, scopes: Mapping[str, Any]) -> Any:
-    """Return what Dynamo has found at a source; None for what it makes itself."""
+    """Return the value that Dynamo has found at a source; None for a value that Dynamo makes."""
     try:
         return eval(expression, dict(scopes))
     except Exception:
@@ -219,17 +219,17 @@ def _short_reason(reason: Any) -> str:
     return " ".join(str(reason).partition("\n")[0].partition(": ")[2].split())
 
 
-#: what Dynamo raises with fullgraph=True where it would otherwise split the graph
+#: the errors of Dynamo with fullgraph=True in place of a split graph
 GRAPH_BREAKS: Final = (Unsupported, UserError, GuardOnDataDependentSymNode)
 
 
-#: what Dynamo raises where `no_silent_eager` ends
+#: the errors of Dynamo at the end of `no_silent_eager`
 CAPTURE_LIMIT: Final = FailOnRecompileLimitHit
 
 
 @contextlib.contextmanager
 def unwrapped_errors() -> Iterator[None]:
-    """A context in which what our backend raises reaches the user as it is, without Dynamo's wrapper."""
+    """A context in which errors of our backend reach the user unchanged, without Dynamo's wrapper."""
     try:
         yield
     except BackendCompilerFailed as error:
@@ -244,7 +244,7 @@ GivenUp: TypeAlias = Callable[[types.CodeType, str], None]
 def compile_with(
     model: torch.nn.Module, backend: Callable[..., Any], given_up: GivenUp, *, fullgraph: bool
 ) -> Callable[..., Any]:
-    """torch.compile for one backend with static shapes; its compiled entries are its own where torch can do that."""
+    """torch.compile for one backend with static shapes; with separate compiled entries if torch can do that."""
     options = (
         {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
     )
@@ -318,7 +318,7 @@ class _Retrying:
     def _convert(self, frame: Any, cache_entry: Any, frame_state: Any) -> Any:
         """Capture a function; layers of torch.nn too, which Dynamo takes only as parts of others.
 
-        Where Dynamo has given up the function around a layer, that layer would stay in float.
+        If Dynamo has given up the function around a layer, that layer would stay in float.
         """
         wrapper = self._torchdynamo_orig_backend
         if not _is_layer(frame.f_code) or is_foreign_context():

@@ -1,4 +1,4 @@
-"""What a graph of Dynamo says of its nodes: sizes and numbers without a value, nested tensors, lines of the user."""
+"""Facts of the nodes in a graph of Dynamo: sizes and numbers without a value, nested tensors, lines of the user."""
 
 import re
 from typing import Any, Final
@@ -15,7 +15,7 @@ _LINE: Final = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def name_source(source: Any) -> str:
-    """Return the text of where Dynamo has found a value; empty if nothing is known."""
+    """Return the source of a value in Dynamo as text; empty if nothing is known."""
     name = getattr(source, "name", "")
     return str(name() if callable(name) else name)
 
@@ -36,12 +36,12 @@ def assigns_data(node: Node) -> bool:
 
 
 def find_symbolic_size(module: GraphModule) -> str | None:
-    """Return what makes a tensor of a Dynamo graph with a size that is no number, and where; None without one."""
+    """Return the operator and the line of a tensor with a size that is no number; None without one."""
     return next((_describe_node(node) for node in module.graph.nodes if any(_symbols_of(get_example(node)))), None)
 
 
 def find_data_number(module: GraphModule) -> str | None:
-    """Return where a size or number of a Dynamo graph depends on the data of a tensor; None without one."""
+    """Return the line at which a size or number of a Dynamo graph depends on data of a tensor; None without one."""
     for node in module.graph.nodes:
         example = get_example(node)
         numbers = [example] if isinstance(example, torch.SymInt | torch.SymFloat | torch.SymBool) else []
@@ -56,7 +56,7 @@ def _symbols_of(example: Any) -> list[Any]:
 
 
 def find_nested(module: GraphModule) -> str | None:
-    """Return what makes the first nested tensor of a Dynamo graph, and where; None without one."""
+    """Return the operator and the line of the first nested tensor of a Dynamo graph; None without one."""
     for node in module.graph.nodes:
         if any(isinstance(value, torch.Tensor) and value.is_nested for value in list_leaves(get_example(node))):
             return _describe_node(node)
@@ -71,6 +71,6 @@ def _describe_node(node: Node) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """Return ` at model.py:12`: the innermost line of the user in what Dynamo raises; empty where it names none."""
+    """Return ` at model.py:12`: the innermost line of the user in an error of Dynamo; empty if the error names none."""
     lines = _LINE.findall(str(error).partition("from user code:")[2])
     return f" at {':'.join(lines[-1])}" if lines else ""

@@ -45,7 +45,7 @@ class GraphCompiler:
         self.strict = strict
         #: ranges of the past, shared by all graphs of a model
         self.store = RangeStore(torch_compat.ENGINE) if store is None else store
-        #: True in eval mode, where ranges do not move
+        #: True in evaluation mode, in which ranges do not move
         self.frozen = frozen
         #: names of the model's parts, shared by all modes
         self.names = ModelNames(None) if names is None else names
@@ -53,7 +53,7 @@ class GraphCompiler:
         self.plans: dict[FrameKey, Callable[[], QuantPlan]] = {}
         #: part of the model → its graph before the passes, of which every later stage is made anew for who looks at it
         self.captures: dict[FrameKey, Captured] = {}
-        #: what ran outside of the captured graphs, as notes for the plan
+        #: contractions that ran outside of the captured graphs, as notes for the plan
         self.breaks: list[str] = []
         #: contractions that ran outside of the captured graphs
         self.outside: dict[Kept, None] = {}
@@ -115,7 +115,7 @@ class GraphCompiler:
             self.breaks.append(note)
 
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """Sees the graph before the passes; what it returns lowers the graph after them."""
+        """Sees the graph before the passes; returns the function that lowers the graph after the passes."""
         backend = "inductor" if self.strict and self.backend is None else self.backend
         return lambda: lower_graph(captured, backend, self.store, self.recipe.rules)
 

@@ -24,7 +24,7 @@ class StepKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A module, parameter or buffer of the model, and where a function finds it."""
+    """A module, parameter or buffer of the model, and the place at which a function finds the object."""
 
     variable: str
     steps: tuple[tuple[StepKind, Any], ...]
@@ -34,7 +34,7 @@ class Part:
 
     @property
     def place(self) -> str:
-        """Where the function finds it: `old.__self__`."""
+        """The place at which the function finds the object: `old.__self__`."""
         steps = (f".{step}" if kind is StepKind.ATTRIBUTE else f"[{step!r}]" for kind, step in self.steps)
         return f"{self.variable}{''.join(steps)}"
 
@@ -49,7 +49,7 @@ class Stretch:
 
     #: file, name and line of the whole function
     function: tuple[str, str, int]
-    #: what of the model the arguments of the function hold
+    #: the parts of the model in the arguments of the function
     held: Mapping[str, str]
     #: the line of the graph break before it, and of the one behind it; None at the ends of the function
     start: int | None = None
@@ -79,7 +79,7 @@ def find_stretch(
 
 
 def find_parts(variables: Mapping[str, Any], names: Mapping[int, str]) -> list[Part]:
-    """Return what parts of a model the variables hold, in their order; tuples, methods and closures are looked into.
+    """Return the parts of a model in the variables, in order; tuples, methods and closures are looked into.
 
     Args:
         variables: the local variables of a function.
@@ -106,7 +106,7 @@ def _walk(
 
 
 def _elements(held: Any) -> list[tuple[tuple[StepKind, Any], Any]]:
-    """Return what a value of Python holds, and how to reach it."""
+    """Return the contents of a value of Python, and the way to each."""
     if isinstance(held, tuple | list):
         return [((StepKind.INDEX, index), value) for index, value in enumerate(held)]
     if type(held) is dict:
@@ -142,7 +142,7 @@ def find_owner(parts: Sequence[Part], code: types.CodeType) -> nn.Module | None:
 
 
 def _is_method(code: types.CodeType, module: nn.Module) -> bool:
-    """Return True if the code is that of an attribute of the module or its class, in whatever decorators it stands."""
+    """Return True if the code belongs to an attribute of the module or the class, inside of any decorators."""
     classes = [cls for cls in type(module).__mro__ if cls not in (nn.Module, object)]
     return any(_has_code(value, code, _DEPTH) for holder in (module, *classes) for value in vars(holder).values())
 

@@ -16,7 +16,7 @@ from qcompiler.passes.rules import Position
 
 #: one part of the model: file, function and line, and the modules and parameters that its variables hold
 FrameKey: TypeAlias = tuple[str, str, int, str]
-#: what Dynamo calls the rest of a function behind a graph break
+#: the name of Dynamo for the rest of a function behind a graph break
 RESUMED: Final = "torch_dynamo_resume_in_"
 #: the module path of each contraction of a forward of the whole model, in order; None: not to be had
 Order: TypeAlias = Callable[[], Sequence[str] | None]
@@ -29,11 +29,11 @@ class FrameNames:
     key: FrameKey
     #: the lines of a function that the graph runs
     stretch: Stretch
-    #: the module whose method was captured; empty for the model itself, and where no module is known
+    #: the module whose method was captured; empty for the model itself, and if no module is known
     root: str
     #: False if the graph is a part of the model
     is_whole: bool
-    #: what the variables of the function hold of the model
+    #: the parts of the model in the variables of the function
     parts: tuple[Part, ...]
     modules: Mapping[int, str]
     tensors: Mapping[int, str]
@@ -57,7 +57,7 @@ class FrameNames:
         return next((path for path in found if path in self.paths), (*found, clean_path(source))[0])
 
     def tensor(self, source: str, tensor: Any) -> str:
-        """Return the name of a parameter or buffer: from where Dynamo found it, or as the model knows the tensor."""
+        """Return the name of a parameter or buffer: from the source in Dynamo, or as the model knows the tensor."""
         path = self.path(source)
         known = self.tensors.get(id(tensor))
         return known if known is not None and path == clean_path(source) else path
@@ -77,7 +77,7 @@ def _step(value: Any, step: str | int) -> Any:
 
 
 def _all_names(model: nn.Module) -> set[str]:
-    """Return the names of all modules, parameters and buffers; each name of what has several."""
+    """Return the names of all modules, parameters and buffers; each name of an object with several."""
     walks = (model.named_modules, model.named_parameters, model.named_buffers)
     return {name for walk in walks for name, _ in walk(remove_duplicate=False)}
 
@@ -125,7 +125,7 @@ class ModelNames:
         return FrameNames(key, stretch, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
 
     def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
-        """Return what the passes need to know of one graph.
+        """Return the facts of one graph for the passes.
 
         Args:
             names: of the graph.
@@ -143,7 +143,7 @@ class ModelNames:
         return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
 
     def _begin(self, key: FrameKey, stretch: Stretch, frozen: bool) -> None:
-        """Begin the latest capture of a part; what was the rest behind a graph break that is gone runs no more."""
+        """Begin the latest capture of a part; the rest behind a former graph break runs no more."""
         self._layers[frozen][key] = set()
         for part, other in self._stretches.items():
             if part != key and stretch.replaces(other):
@@ -178,7 +178,7 @@ class ModelNames:
     def _place(
         self, key: FrameKey, paths: Sequence[str], order: Sequence[str], frozen: bool
     ) -> list[frozenset[Position]]:
-        """Return the positions of the contractions of a part, from the order of all those of the model."""
+        """Return the positions of the contractions of a part, from the order of all contractions of the model."""
         earlier: Counter[str] = Counter()
         for other, counts in self._counts[frozen].items():
             if other == key:

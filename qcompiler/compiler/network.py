@@ -23,7 +23,7 @@ from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.views import is_view
 from qcompiler.runtime import ops
 
-#: the operators of quantizers → what they are to a reader of the graph
+#: the operators of quantizers → the kind of node for a reader of the graph
 _KINDS: Final = {
     ops.QUANTIZE: "quantizer",
     ops.SCALE: "scale",
@@ -82,7 +82,7 @@ def _place_quantizer(quantizer: dict[str, Any], consumers: Sequence[dict[str, An
 
 
 def _settle_sums(graph: "networkx.MultiDiGraph[str]") -> None:
-    """Gives what belongs to no module, sums of gradients, to the module that reads it."""
+    """Gives nodes of no module, sums of gradients, to the module of the reader."""
     for node in reversed(list(graph)):
         if graph.nodes[node]["module"] is None:
             found = (graph.nodes[reader]["module"] for _, reader in graph.out_edges(node))
@@ -117,7 +117,7 @@ class _Builder:
         self.add_graph(stage.backward, outputs[captured.forward_outputs :])
 
     def add_graph(self, graph: Graph, outputs: Sequence[tuple[str, str]], count: int | None = None) -> None:
-        """One graph; `count` of its outputs are what the user gets, the others are saved."""
+        """One graph; `count` of the outputs go to the user, the others are saved."""
         for node in graph.nodes:
             if node.op == "output":
                 self.add_outputs(list_outputs(graph)[:count], outputs)
@@ -169,7 +169,7 @@ class _Builder:
 
 
 def _describe_node(node: Node) -> dict[str, Any]:
-    """What a node is, without its place."""
+    """Return the kind of a node, without the place."""
     fact, contraction = get_input(node), get_contraction(node)
     kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
     kind = "key" if node.op == "placeholder" and fact is None else kind
@@ -192,7 +192,7 @@ def _name_operator(node: Node) -> str:
 
 
 def _describe_tensor(value: Any) -> dict[str, Any]:
-    """Shape, dtype, bytes; of an operator with several results those of all of them together."""
+    """Shape, dtype, bytes; of an operator with several results the sum over all."""
     if isinstance(value, torch.Tensor):
         shape = tuple(int(size) for size in value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
@@ -249,5 +249,5 @@ def _name_outputs(captured: Captured) -> list[tuple[str, str]]:
     return [*mutated, *results, *gradients]
 
 
-#: kinds of what enters a graph
+#: kinds of inputs of a graph
 INPUTS: Final = frozenset(map(str, InputKind))

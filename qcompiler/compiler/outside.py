@@ -23,12 +23,13 @@ from qcompiler.compiler.plan import Kept
 from qcompiler.passes.ir.opaque import explain_call
 from qcompiler.passes.joint.annotate_roles import is_contraction
 
-#: no files of the user: those of torch, of this project and of threads, and what torch.fx calls the file of a graph
+#: no files of the user: files of torch, of this project and of threads, and the name that torch.fx gives to the file of
+#: a graph
 _LIBRARIES: Final = (
     *(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler)),
     *(threading.__file__, concurrent.futures.thread.__file__, "<eval_with_key>"),
 )
-#: what runs a thread, and a task of a pool of threads
+#: the functions that run a thread, and a task of a pool of threads
 _THREADS: Final[tuple[tuple[Any, str], ...]] = (
     (threading.Thread, "_bootstrap_inner"),
     (concurrent.futures.thread._WorkItem, "run"),
@@ -41,7 +42,7 @@ class Recorder(torch_compat.DispatchMode):
     Dynamo captures graphs inside of this mode as it does outside of it.
     """
 
-    #: among what runs inside of a step are operators that keep the state of a generator
+    #: some operators inside of a step keep the state of a generator
     supports_higher_order_operators = True
 
     def __init__(self, *models: nn.Module, is_paused: Callable[[], bool] = lambda: False) -> None:
@@ -49,7 +50,7 @@ class Recorder(torch_compat.DispatchMode):
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(value): name for model in models for name, value in model.named_parameters()}
         self._is_paused = is_paused
-        #: the place of what no line of the user is above
+        #: the place of a call without a line of the user above
         self.elsewhere = "an unknown line"
         #: the module path of each contraction that passes can reach, in order
         self.order: list[str] = []
@@ -99,7 +100,7 @@ class Recorder(torch_compat.DispatchMode):
 
 @contextlib.contextmanager
 def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Note what runs in threads meanwhile too: modes, and Dynamo, see one thread alone."""
+    """Note contractions in other threads too: modes, and Dynamo, see one thread alone."""
     is_over, before = False, [getattr(kind, name) for kind, name in _THREADS]
 
     def recorded(run: Callable[..., None]) -> Callable[..., None]:
@@ -125,8 +126,8 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """Return the module path of each contraction of one forward, in order.
 
     A copy of the model runs forward once, without gradients. A function that somebody has put in the place of `forward`
-    may go on to call the model itself. Nothing of the model, its inputs and the random generators changes. What forward
-    prints appears once.
+    may go on to call the model itself. Nothing of the model, its inputs and the random generators changes. Prints of
+    forward appear once.
 
     Raises:
         Exception: the model cannot be copied, or its forward raises.
@@ -135,7 +136,7 @@ def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     for module in twin.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
-                del hooks[key]  # closures write to what the copy shares with the model
+                del hooks[key]  # closures write to objects that the copy shares with the model
     inputs, options = torch_compat.map_leaves(_copy_tensor, (args, dict(kwargs)))
     recorder = Recorder(model, twin)
     with (

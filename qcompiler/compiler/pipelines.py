@@ -62,11 +62,11 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
         (
             SplitConvolutionBackward(),  # one product a node
             ForgetValues(),  # of tensors whose shape alone is read
-            AnnotateRoles(frame),  # what every operand is, and which axis is summed
+            AnnotateRoles(frame),  # role and summed axis of every operand
             RotateOperands(recipe.rules),  # outliers spread along the summed axis
             PlaceQuantizers(recipe.rules, frame),  # a quantizer in front of every operand
             ChooseBlocks(),  # a legal block for every reader
-            MaskGradients(),  # its backward, where it clips
+            MaskGradients(),  # the backward of a quantizer that clips
             LearnRanges(),  # the gradients of learned ranges
             HoistViews(),  # up to the tensor that readers share
             DedupeQuantizers(),  # one quantizer a tensor
@@ -87,10 +87,10 @@ def halves_pipeline(rules: Sequence[Rule] = ()) -> Pipeline[Halves]:
     """
     return Pipeline(
         (
-            RecomputeFloats(),  # codes, not floats, of what the user checkpoints
+            RecomputeFloats(),  # codes, not floats, in regions that the user checkpoints
             OrderOutputs(),  # states after forward in front of the gradients
-            SplitBatchNorms(),  # their results can be computed again from what is saved anyway
-            Partition(torch_compat.split_joint),  # what is saved, and what is computed again
+            SplitBatchNorms(),  # results of batch norms can be computed again
+            Partition(torch_compat.split_joint),  # forward, backward, and the saved tensors
             JoinBatchNorms(),  # forward computes them once
             DrawInForward(),  # one random key, so that backward can run twice
             QuantizeAgain(),  # parameters, which are alive anyway
@@ -100,7 +100,7 @@ def halves_pipeline(rules: Sequence[Rule] = ()) -> Pipeline[Halves]:
             PackSaved(),  # masks and short codes
             SavePoolWindows(),  # bytes, not indices
             DropPacking(),  # of codes that one half makes and reads
-            RestoreHalves(),  # strides as traced, in what backward computes anew
+            RestoreHalves(),  # strides as traced, in nodes that backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
         ),
         check_halves,

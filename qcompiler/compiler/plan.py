@@ -55,7 +55,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class QuantPlan:
-    """Every quantizer after deduplication, everything kept in float, and what else the user should know.
+    """Every quantizer after deduplication, everything kept in float, and notes for the user.
 
     `print(plan)` shows the table. `len(plan.sites)` is the number of quantizers that run in a step, `plan.placed` the
     number before deduplication: one for each operand of each contraction.
@@ -99,7 +99,7 @@ class QuantPlan:
         return dataclasses.replace(self, sites=both, kept=kept, matched=self.matched | other.matched)
 
     def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
-        """Return the table with what lowering learned."""
+        """Return the table with the facts from lowering."""
         return dataclasses.replace(
             self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=(*self.notes, *notes)
         )

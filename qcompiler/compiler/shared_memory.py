@@ -43,7 +43,7 @@ def find_shared(inputs: Sequence[Any], among: Iterable[int]) -> Sharing:
 
 
 def check_shared(inputs: Sequence[Any], names: Sequence[str], sharing: Sharing) -> None:
-    """Refuse what cannot be one tensor.
+    """Refuse inputs that cannot be one tensor.
 
     Raises:
         CaptureError: an input needs gradients, or has another type.

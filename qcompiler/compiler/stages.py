@@ -35,7 +35,7 @@ class Stage:
     name: str
     #: places that the pass changed; 0 for captured and lowered
     changes: int
-    #: what the inputs and outputs of the graph as captured mean
+    #: the meaning of the inputs and outputs of the captured graph
     captured: Captured
     #: the whole graph; when lowered its forward half
     graph: Graph
@@ -69,7 +69,7 @@ def lower_plain(captured: Captured) -> Stage:
 
 
 def check_stage(name: str) -> None:
-    """Refuses, before anything is captured, what is no stage of any recipe.
+    """Refuses, before anything is captured, a name that is no stage of any recipe.
 
     Raises:
         StageError: there is none of that name.

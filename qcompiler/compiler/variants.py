@@ -19,7 +19,7 @@ Build = Callable[[GraphModule, Sequence[Any]], tuple[Captured, Step]]
 class Variants:
     """Makes the step of a Dynamo graph, and more of them at run time if other inputs share memory.
 
-    Dynamo guards what inputs are, and not what memory they share. That matters if forward changes one of them in place.
+    Dynamo guards the inputs, and not the memory that inputs share. That matters if forward changes an input in place.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Variants:
         self._among: tuple[int, ...] = ()
 
     def first(self, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
-        """Make the step for the inputs of the capture; return what runs it, and the others."""
+        """Make the step for the inputs of the capture; return the function that runs this step, and the others."""
         try:
             captured, _ = self._make(NONE, inputs)
         except SharedMemoryError:

@@ -1,1 +1,1 @@
-"""What every quantizer of a training step does to its tensor and to the gradients, and what mends it."""
+"""The effect of every quantizer of a training step on the tensor and on the gradients, and the remedy."""

@@ -1,4 +1,4 @@
-"""Recorded contractions: a contraction of two float tensors that can be computed again with one of them quantized."""
+"""Recorded contractions: a contraction of two float tensors that can be computed again with one tensor quantized."""
 
 import dataclasses
 import math
@@ -19,38 +19,38 @@ from qcompiler.runtime.spec import QuantSpec
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a contraction P loses to an error E in one of its operands; NaN if either is not finite."""
+    """The loss of a contraction P by an error E in one operand; NaN if either is not finite."""
 
     #: ‖E‖²/‖P‖²
     whole: float
-    #: the mean over channels of the result of ‖E_c‖²/‖P_c‖², each at most 1: the share of channels that are lost. Of
-    #: a weight gradient over its input or its output channels, whichever is more. A few large channels hide in `whole`
+    #: the mean over channels of the result of ‖E_c‖²/‖P_c‖², each at most 1: the share of channels that are lost. Of a
+    #: weight gradient over the input or the output channels, whichever is more. A few large channels hide in `whole`
     #: that all others are gone.
     channels: float
 
     @property
     def worst(self) -> float:
-        """The larger of both; inf if they are NaN."""
+        """The larger of both; inf for NaN."""
         return math.inf if math.isnan(self.whole) else max(self.whole, self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedContraction:
-    """One contraction of a step: the tensors that it multiplied, in float, and which quantizer stands at each.
+    """One contraction of a step: the multiplied tensors, in float, and the quantizer at each.
 
-    Contractions are linear in either operand, so the error that a quantizer makes in the result is the product of its
-    own error with the other operand: P(x̂, w) − P(x, w) = P(x̂ − x, w).
+    Contractions are linear in either operand, so the error that a quantizer makes in the result is the contraction of
+    the error of the operand with the other operand: P(x̂, w) − P(x, w) = P(x̂ − x, w).
     """
 
     label: str  # `layer1.0.conv1 weight gradient`
     fact: Contraction
     target: Any
-    #: the arguments of the call, as they were; those of operands are replaced
+    #: the arguments of the call; operands among them are replaced
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    #: argument → what it would be without its quantizer
+    #: argument → the tensor without the quantizer
     floats: dict[int, Tensor]
-    #: argument → the name of its quantizer; operands in float are not here
+    #: argument → the name of the quantizer; operands in float are not here
     sites: dict[int, str]
 
     @classmethod
@@ -81,12 +81,12 @@ class RecordedContraction:
         return self.target(*args, **self.kwargs)[self.fact.gradient_of]  # type: ignore[no-any-return]
 
     def loss(self, arg: int, quantized: Tensor) -> Loss:
-        """What the contraction loses if the operand at `arg` is `quantized` and the other in float."""
+        """Return the loss of the contraction if the operand at `arg` is `quantized` and the other in float."""
         error = self.run({**self.floats, arg: _widen(quantized) - _widen(self.floats[arg])})
         return self.loss_of(error, self.run(self.floats))
 
     def loss_of(self, error: Tensor, exact: Tensor) -> Loss:
-        """Return the loss of a result, from its error and its float value."""
+        """Return the loss of a result, from the error and the float value."""
         lost, held = error.to(torch.float64).square(), exact.to(torch.float64).square()
         shares = [_lost_channels(lost, held, dim) for dim in self.channel_dims()]
         return Loss(compute_ratio(float(lost.sum()), float(held.sum())), max(shares, default=0.0))
@@ -99,11 +99,11 @@ class RecordedContraction:
         return tuple(side - 2 for side, letter in enumerate(letters) if letter in "coi")
 
     def operand(self, arg: int) -> Operand:
-        """What is known of the operand at `arg`."""
+        """Return the facts of the operand at `arg`."""
         return next(operand for operand in self.fact.operands if operand.arg == arg)
 
     def try_spec(self, arg: int, spec: QuantSpec | None) -> Loss:
-        """What the contraction loses under another spec at one operand, with the block that is legal there.
+        """Return the loss of the contraction under another spec at one operand, with the block that is legal there.
 
         Float, as `spec` or because no block is legal, loses nothing.
         """
@@ -125,6 +125,6 @@ def _lost_channels(lost: Tensor, held: Tensor, dim: int) -> float:
 
 
 def _widen(value: Any) -> Any:
-    """Short floats as float32, so that the contraction itself does not round; all else as it is."""
+    """Short floats as float32, so that the contraction itself does not round; all else unchanged."""
     short = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32) if short else value

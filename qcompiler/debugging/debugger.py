@@ -1,4 +1,4 @@
-"""debug(): what every quantizer of some training steps does to its tensor and to the gradients, and what mends it."""
+"""debug(): the effect of every quantizer in some training steps on the tensor and on the gradients, and the remedy."""
 
 import contextlib
 import statistics
@@ -17,7 +17,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.spec import QuantSpec, parse_spec
 
-#: a site stands out if its harm is above this many times the median of its peers: 10 dB; mended it is below 6 dB
+#: a site stands out if its harm is above this many times the median of the peers: 10 dB; a mended site is below 6 dB
 STANDS_OUT: Final = 10.0
 MENDED: Final = 4.0
 #: a harm that stands out whatever the peers are: half of a contraction is lost
@@ -26,24 +26,25 @@ _NO_STEP: Final = "no training step ran inside of the context"
 
 
 class DebugError(QCompilerError):
-    """The debugger cannot do what was asked; says what was given and what would be valid."""
+    """The debugger cannot do what was asked; names the given and a valid value."""
 
 
 def debug(qmodel: QuantizedModule) -> "Debugger":
-    """`with qcompiler.debug(qmodel) as d:` watches the training steps inside, and changes none of their numbers.
+    """`with qcompiler.debug(qmodel) as d:` watches the training steps inside, and changes none of the numbers.
 
     Inside, training mode runs node by node, with the numbers of `backend="eager"`, and each step runs once more in
-    float. Outside, the compiled steps are what they were: nothing is captured again. Eval mode is not watched.
+    float. Outside, the compiled steps are the same as before: nothing is captured again. Evaluation mode is not
+    watched.
 
     Raises:
-        DebugError: `qmodel` is not what `qcompiler.compile` returned.
+        DebugError: `qmodel` is not a result of `qcompiler.compile`.
     """
     get_session("debug", qmodel, DebugError)
     return Debugger(qmodel)
 
 
 class Debugger:
-    """Figures of the training steps that ran inside of `debug(qmodel)`, and what can be tried on their last tensors.
+    """Figures of the training steps that ran inside of `debug(qmodel)`, and trials on the last tensors.
 
     Those tensors, one of each quantizer in float, stay in memory as long as the debugger.
     """
@@ -52,7 +53,7 @@ class Debugger:
         self.qmodel = qmodel
         #: all figures, by site, contraction and parameter
         self.recording = Recording()
-        #: what the recording was made with
+        #: the recipe of the recording
         self.recipe = qmodel.recipe
         self._contexts = contextlib.ExitStack()
 
@@ -96,7 +97,7 @@ class Debugger:
         """Another spec (None: float) at one site, on the tensors of the last step.
 
         A range of the past starts from the tensor itself. Stochastic rounding draws the same bits at every call. The
-        block is taken as it is, or turned, as the compiler would; the tally is that of the block as it is.
+        block is taken as given, or turned, as the compiler would; the tally belongs to the block as given.
 
         Raises:
             DebugError: no such site ran.
@@ -106,17 +107,17 @@ class Debugger:
         return self.recording.try_spec(site, parse_spec(spec) if isinstance(spec, str) else spec)
 
     def propose(self, site: str | None = None) -> Proposal | None:
-        """The cheapest change that brings a site's harm down to that of its peers; None if it does not stand out.
+        """Return the cheapest change that brings the harm of a site down to its peers; None if no site stands out.
 
         None also if float is not finite either: NaN and infinities that a quantizer made are harm, others are not.
 
-        It does if its harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits (where
-        there are none, all others), or above `LOST`. Candidates are tried on the recorded tensors, from other ranges
+        A site stands out if the harm is above `STANDS_OUT` times the median of the peers, the sites with as many bits
+        (all others if there are none), or above `LOST`. Candidates are tried on the recorded tensors, from other ranges
         over smaller blocks and more bits to float; the first that leaves at most `MENDED` times that median, and at
         most half of `LOST`, is taken.
 
         Args:
-            site: its name; None: the one that ranks first among those that stand out.
+            site: the name; None: the site that ranks first among all that stand out.
 
         Raises:
             DebugError: no such site ran, or nothing ran.
@@ -135,12 +136,26 @@ class Debugger:
         return min(STANDS_OUT * self._usual(site), LOST)
 
     def _usual(self, site: str) -> float:
-        """Return the median harm of a site's peers; of a site that is alone a hundredth of its own."""
+        """Return the median harm of the peers of a site; of a site that is alone a hundredth of the harm."""
+        harms = [self.recording.harm(name) for name in self._list_peers(site)]
+        return statistics.median(harms) if harms else self.recording.harm(site) / 100
+
+    def _list_peers(self, site: str) -> list[str]:
+        """Return the other sites with as many bits; all other sites if there are none."""
         bits = {name: held.spec.format.bits for name, held in self.recording.held.items()}
         others = [name for name in bits if name != site]
-        peers = [name for name in others if bits[name] == bits[site]] or others
-        harms = [self.recording.harm(name) for name in peers]
-        return statistics.median(harms) if harms else self.recording.harm(site) / 100
+        return [name for name in others if bits[name] == bits[site]] or others
+
+    def _explain_limit(self, site: str) -> str:
+        """Say above which harm a site stands out, and how the number comes about."""
+        limit, peers = self._limit(site), self._list_peers(site)
+        if limit == LOST:
+            return f"{limit:g}: half of a contraction is lost then"
+        bits = self.recording.held[site].spec.format.bits
+        same = bool(peers) and self.recording.held[peers[0]].spec.format.bits == bits
+        others = f"the other quantizers with {bits} bits" if same else "all other quantizers"
+        usual = f"{STANDS_OUT:g} times the median harm of {others}"
+        return f"{limit:.3g}, {usual if peers else 'a tenth of that: there is no other quantizer'}"
 
     def _propose(self, name: str) -> Proposal:
         harm, target = self.recording.harm(name), min(MENDED * self._usual(name), LOST / 2)
@@ -152,10 +167,11 @@ class Debugger:
         remedy, best = trials[-1]
         reason = f"{remedy}: {name} stood out"
         rules = site_rules(self.recording, self.recipe, name, lambda _: best.spec, reason)
-        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials))
+        why = f"{name} stands out: harm {harm:.3g} is above {self._explain_limit(name)}"
+        return Proposal(name, remedy, rules, harm, best.harm, target, tuple(trials), why)
 
     def apply(self, proposal: Proposal | None = None) -> Recipe:
-        """Goes on with a recipe in which the worst site is mended; returns it. Steps behind it are not watched.
+        """Goes on with a recipe in which the worst site is mended; returns that recipe. Later steps are not watched.
 
         Raises:
             DebugError: nothing ran, nothing stands out, or float is not finite either.
@@ -189,7 +205,5 @@ class Debugger:
         if self.recording.not_finite is not None:
             return f"no quantizer is to blame: float is not finite either ({self.recording.not_finite})"
         worst = self._order()[0]
-        harm, limit = self.recording.harm(worst), self._limit(worst)
-        return (
-            f"nothing stands out: the worst site {worst} has harm {harm:.3g}, with its peers up to {limit:.3g} is usual"
-        )
+        found = f"the most harmful quantizer, {worst}, has harm {self.recording.harm(worst):.3g}"
+        return f"nothing stands out: {found}, not above {self._explain_limit(worst)}"

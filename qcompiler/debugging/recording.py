@@ -1,4 +1,4 @@
-"""What watched steps did, added up over steps; and their last tensors, on which other specs can be tried."""
+"""The figures of watched steps, added up over steps; and the last tensors, on which other specs can be tried."""
 
 import dataclasses
 import math
@@ -34,11 +34,11 @@ class LastTensor:
 
 
 class Recording:
-    """A `Log` of watched steps (qcompiler/debugging/shadow.py). Tensors are those of the last step that had them.
+    """A `Log` of watched steps (qcompiler/debugging/shadow.py). Tensors come from the last step that had such tensors.
 
-    The *harm* of a site is the sum, over the contractions that read it, of what each loses (`Loss.worst`) if this
-    operand alone is quantized; the mean over steps. A quantizer that no contraction reads, and one of the role output,
-    whose codes every reader gets, counts by its own noise Σ(x − x̂)²/Σx².
+    The *harm* of a site is the sum, over the contractions that read the codes, of the loss of each (`Loss.worst`) if
+    this operand alone is quantized; the mean over steps. A quantizer that no contraction reads, and one of the role
+    output, whose codes every reader gets, counts by the noise Σ(x − x̂)²/Σx².
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,14 @@ class Recording:
         self.held: dict[str, LastTensor] = {}
         #: by label
         self.products: dict[str, RecordedContraction] = {}
-        #: site → contraction and operand → what it lost in each step
+        #: site → contraction and operand → the loss in each step
         self.losses: dict[str, dict[tuple[str, int], list[Loss]]] = {}
-        #: contraction → its result against float
+        #: contraction → the result against float
         self.layers: dict[str, Agreement] = {}
-        #: parameter → its gradient against float
+        #: parameter → the gradient against float
         self.gradients: dict[str, Agreement] = {}
-        #: what was NaN or infinite in float too, before any quantizer made such a number; None: nothing
+        #: the name of the first NaN or infinity in float too, before any quantizer made such a number; None: there is
+        #: none
         self.not_finite: str | None = None
         self._given: str | None = None
         self._is_lost = False
@@ -71,7 +72,7 @@ class Recording:
         self.held[site] = LastTensor(call.x, spec, call.layout)
 
     def multiplied(self, product: RecordedContraction, quantized: dict[int, Tensor]) -> None:
-        """Adds what each operand's quantizer costs one product. The sum of a bias gradient is none."""
+        """Adds the losses of one contraction by each operand. The sum of a bias gradient is no contraction."""
         self.products[product.label] = product
         for arg, values in quantized.items() if not product.fact.is_bias else ():
             found = self.losses.setdefault(product.sites[arg], {})
@@ -95,11 +96,11 @@ class Recording:
         self._given = None
 
     def given(self, what: str, tensor: Tensor) -> None:
-        """Keeps the name of the first; it is to blame only if a result in float is not finite."""
+        """Keeps the name of the first, which is to blame only if a result in float is not finite."""
         self._given = self._given or what
 
     def _judge(self, what: str, found: Agreement) -> None:
-        """Finds who made the first NaN or infinity; all that come after it say nothing."""
+        """Finds who made the first NaN or infinity; all later ones say nothing."""
         if self.not_finite is None and not self._is_lost:
             self._is_lost = not math.isfinite(found.own)
             if not math.isfinite(found.reference):
@@ -117,7 +118,7 @@ class Recording:
         return sorted(self.tallies, key=lambda site: -self.harm(site))
 
     def readers(self, site: str) -> list[tuple[RecordedContraction, Operand]]:
-        """Return the contractions and sums of biases that read a site, with the operand that it is there."""
+        """Return the contractions and sums of biases that read a site, with the operand there."""
         return [
             (product, product.operand(arg))
             for product in self.products.values()
@@ -126,7 +127,7 @@ class Recording:
         ]
 
     def try_spec(self, site: str, spec: QuantSpec | None) -> Trial:
-        """Another spec at a site, on its last tensors; each reader takes the block as it is or turned, as compiled."""
+        """Try another spec on the last tensors of a site; each reader takes the block as given or turned."""
         held = self.held[site]
         readers = [(product, operand) for product, operand in self.readers(site) if not product.fact.is_bias]
         losses = [product.try_spec(operand.arg, spec).worst for product, operand in readers]

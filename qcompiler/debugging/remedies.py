@@ -1,4 +1,4 @@
-"""What could mend a quantizer, tried on recorded tensors: another range, smaller blocks, more bits, float."""
+"""Remedies for a quantizer, tried on recorded tensors: another range, smaller blocks, more bits, float."""
 
 import dataclasses
 import enum
@@ -10,7 +10,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.figures import Tally
 from qcompiler.runtime.numbers.blocks import AXES, WHOLE, Block
 from qcompiler.runtime.numbers.formats import BITS, FloatFormat, parse_format
-from qcompiler.runtime.ranges.observed import Current, Percentile
+from qcompiler.runtime.ranges.present import Current, Percentile
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 #: edges of a block that is legal for all three contractions of a layer
@@ -20,7 +20,7 @@ _FLOATS: Final = tuple(map(parse_format, ("e2m3", "e4m3", "e5m10")))
 
 
 class Remedy(enum.StrEnum):
-    """What kind of change mends a site, from the cheapest to the dearest."""
+    """The kinds of change that mend a site, from the cheapest to the dearest."""
 
     RANGE = "other range"
     BLOCK = "smaller block"
@@ -30,7 +30,7 @@ class Remedy(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One spec (None: float) at one site: what it does to the recorded tensor, and its harm to the products."""
+    """One spec (None: float) at one site: the effect on the recorded tensor, and the harm to the contractions."""
 
     spec: QuantSpec | None
     harm: float
@@ -47,10 +47,12 @@ class Proposal:
     #: on the recorded tensors, before and with the rules
     harm: float
     harm_after: float
-    #: what `harm_after` had to reach
+    #: the bound for `harm_after`
     target: float
     #: everything that was tried, in order
     trials: tuple[tuple[Remedy, Trial], ...]
+    #: why the site stands out, in words
+    why: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the rules as a recipe in YAML."""
@@ -59,12 +61,12 @@ class Proposal:
         return {"site": self.site, "remedy": str(self.remedy), "rules": held, **figures}
 
     def __str__(self) -> str:
-        change = f"{self.remedy}: harm {self.harm:.3g} -> {self.harm_after:.3g}"
-        return f"{self.site}: {change}\n" + "\n".join(f"  {rule}" for rule in self.rules)
+        change = f"proposal: {self.remedy}, which leaves harm {self.harm_after:.3g}; in front of all rules:"
+        return "\n".join([self.why, change, *(f"  {rule}" for rule in self.rules)])
 
 
 def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]]:
-    """What to try in place of a spec, from the cheapest to float. Blocks grow smaller, bits more."""
+    """Yield the specs to try in place of one, from the cheapest to float. Blocks grow smaller, bits more."""
     plain = dataclasses.replace(spec, range=Current())
     if spec.range != Current():
         yield Remedy.RANGE, plain
@@ -80,7 +82,7 @@ def list_candidates(spec: QuantSpec) -> Iterator[tuple[Remedy, QuantSpec | None]
 
 
 def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
-    """Return the spec over blocks that shrink step by step; the letters that they leave out have an edge of 1."""
+    """Return the spec over blocks that shrink step by step; letters that are left out have an edge of 1."""
     found: list[QuantSpec] = []
     block = spec.block
     while (block := _shrink_block(block)) != (found[-1].block if found else spec.block):
@@ -89,7 +91,7 @@ def _shrink_blocks(spec: QuantSpec) -> list[QuantSpec]:
 
 
 def _shrink_block(block: Block) -> Block:
-    """Whole axes become those of a hyperblock, long edges a quarter; no edge that was above 1 falls to it."""
+    """Shrink whole axes to the edges of a hyperblock, long edges to a quarter; no edge above 1 becomes 1."""
     edges = {}
     for letter, whole in _HYPERBLOCK.items():
         edge = block.edge(letter)

@@ -41,7 +41,7 @@ class SiteFigures:
         }
 
     def to_figures(self) -> dict[str, Any]:
-        """The figures of the picture, as JSON values: those of `to_dict`, and of the history the last step alone."""
+        """The figures of the picture, as JSON values: all of `to_dict`, and of the history the last step alone."""
         found = self.to_dict()
         last = found.pop("history")[-1:]
         del found["name"], found["spec"]
@@ -82,15 +82,15 @@ class DebugReport:
     steps: int
     #: the most harmful first
     sites: tuple[SiteFigures, ...]
-    #: results of contractions, in the order in which they ran: forward, then backward
+    #: results of contractions, in the order of the run: forward, then backward
     layers: tuple[LayerFigures, ...]
     #: gradients of parameters
     gradients: tuple[LayerFigures, ...]
-    #: what would mend the worst site, or why nothing has to
+    #: the remedy for the worst site, or why there is none
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, NaN and infinities as they are."""
+        """Return plain values, NaN and infinities unchanged."""
         return {
             "recipe": self.recipe,
             "steps": self.steps,
@@ -154,7 +154,7 @@ def _make_writer(folder: "str | os.PathLike[str]") -> "SummaryWriter":
 
 
 def to_plain(value: Any) -> Any:
-    """Return the value as JSON can hold it: NaN and infinities are the texts "nan", "inf" and "-inf"."""
+    """Return the value in a form for JSON: NaN and infinities are the texts "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list):

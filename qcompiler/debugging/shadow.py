@@ -1,8 +1,8 @@
 """Training steps that are watched: run node by node, beside the same step in float, without changing anything.
 
-The quantized halves are those of `backend="eager"`, so a watched step gives the same numbers as one of these. The
-shadow is the graph of the recipe `identity`: the same capture, parameters, inputs, random numbers and gradients of the
-outputs, and no quantizer. It writes no buffer, no gradient and no range.
+The quantized halves are the same as with `backend="eager"`, so a watched step gives the same numbers. The shadow is the
+graph of the recipe `identity`: the same capture, parameters, inputs, random numbers and gradients of the outputs, and
+no quantizer. The shadow writes no buffer, no gradient and no range.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from qcompiler.runtime.ranges.store import Moment, RangeStore
 
 
 class QuantizeCall(NamedTuple):
-    """What a quantize node was given: the arguments of `ops.quantize`."""
+    """The arguments of a quantize node."""
 
     x: Tensor
     scale: Tensor
@@ -48,13 +48,13 @@ class QuantizeCall(NamedTuple):
 
 
 class Log(Protocol):
-    """What is told of every step that is watched."""
+    """The reports of every watched step."""
 
     def quantized(self, site: str, call: "QuantizeCall", codes: Tensor) -> None:
         """A quantizer ran."""
 
     def multiplied(self, product: RecordedContraction, quantized: dict[int, Tensor]) -> None:
-        """A contraction ran; argument → the operand behind its quantizer."""
+        """A contraction ran; argument → the operand behind the quantizer."""
 
     def compared(self, label: str, own: Tensor, reference: Tensor) -> None:
         """A contraction gave `own`, and in float `reference`."""
@@ -70,7 +70,7 @@ class Log(Protocol):
 
 
 class Relay:
-    """Where watched steps tell of themselves; nobody listens outside of `to`, and nothing is kept then."""
+    """The place at which watched steps report; nobody listens outside of `to`, and nothing is kept then."""
 
     def __init__(self) -> None:
         self.log: Log | None = None
@@ -87,17 +87,17 @@ class Relay:
 
 @dataclasses.dataclass
 class Record:
-    """What one forward leaves for its backward."""
+    """The record that one forward leaves for the backward."""
 
     #: site → the tensor that was quantized
     tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     #: contractions that were told already
     seen: set[str] = dataclasses.field(default_factory=set)
-    #: contraction → its result, until the shadow has met it
+    #: contraction → the result, until the shadow has met the contraction
     results: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    #: the state of the generators in front of each random operator, until the shadow has met it
+    #: the state of the generators in front of each random operator, until the shadow has met the operator
     random: deque[torch_compat.RandomState] = dataclasses.field(default_factory=deque)
-    #: what the forward of the shadow saves for its backward
+    #: the tensors that the forward of the shadow saves for backward
     saved: list[Tensor] = dataclasses.field(default_factory=list)
 
 
@@ -109,10 +109,10 @@ class WatchedMoment(Moment):
 
 
 class Watch(Hooks):
-    """Hooks that write what they see into a record."""
+    """Hooks that write all results into a record."""
 
     def __init__(self, labels: dict[str, str], relay: Relay) -> None:
-        #: node name → the unique name of its contraction
+        #: node name → the unique name of the contraction
         self.labels = labels
         self.relay = relay
         self.record = Record()
@@ -123,7 +123,7 @@ class Watch(Hooks):
 
     @contextlib.contextmanager
     def writing(self, record: Record) -> Iterator[None]:
-        """While inside, what is seen goes to this record."""
+        """While inside, all results go to this record."""
         before, self.record = self.record, record
         try:
             yield
@@ -136,9 +136,9 @@ class QuantizedWatch(Watch):
 
     def __init__(self, module: GraphModule, labels: dict[str, str], relay: Relay) -> None:
         super().__init__(labels, relay)
-        #: node name → the name of its quantizer, numbered if a graph has it twice
+        #: node name → the name of the quantizer, numbered if a graph has two of that name
         self.sites = site_names(module)
-        #: contraction → argument → the quantizer whose codes it reads
+        #: contraction → argument → the quantizer whose codes are read
         self.operands = {
             labels[node.name]: self._operands(node, fact) for node, fact in _iterate_contractions(module.graph)
         }
@@ -148,7 +148,7 @@ class QuantizedWatch(Watch):
         return {arg: self.sites[one.codes.name] for arg, one in found.items() if one is not None}
 
     def before(self, node: Node) -> None:
-        """Remembers the generators in front of what draws from them."""
+        """Remembers the state of the generators in front of every random operator."""
         if torch_compat.is_random(node) and node.target is not ops.DRAW_KEY:
             self.record.random.append(torch_compat.random_state())
 
@@ -176,7 +176,7 @@ class QuantizedWatch(Watch):
         log.multiplied(product, {arg: args[arg] for arg in sites})
 
     def _float(self, arg: Any, value: Tensor, site: str | None) -> Tensor:
-        """Return the operand without its quantizer: the views between them, of the tensor that was quantized."""
+        """Return the operand without the quantizer: the views in between, of the tensor that was quantized."""
         if site is None:
             return _keep_value(arg, value)
         views = []
@@ -190,10 +190,10 @@ class QuantizedWatch(Watch):
 
 
 class FloatWatch(Watch):
-    """Watches the shadow, and compares it with what the quantized half has left in the record."""
+    """Watches the shadow, and compares the results with the record of the quantized half."""
 
     def before(self, node: Node) -> None:
-        """Draws what the quantized step has drawn."""
+        """Draws the numbers of the quantized step."""
         if torch_compat.is_random(node):
             torch_compat.set_random_state(self.record.random.popleft())
 
@@ -206,16 +206,16 @@ class FloatWatch(Watch):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchedStep(Step):
-    """A step that tells a log what it does, and runs its shadow behind each half."""
+    """A step that reports to a log, and runs a shadow behind each half."""
 
     shadow: Step
     watch: QuantizedWatch
     shadow_watch: FloatWatch
-    #: what each input is; gradients of parameters are compared
+    #: the kind of each input; gradients of parameters are compared
     inputs: tuple[Input, ...]
 
     def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
-        """Forward as ever, then that of the shadow."""
+        """Run forward as ever, then the forward of the shadow."""
         record = Record()
         if self.watch.relay.log is not None:
             self.watch.relay.log.stepped()
@@ -228,7 +228,7 @@ class WatchedStep(Step):
             floats, _ = self.shadow.run_forward(inputs)
         saved = floats[len(self.writes) + len(self.differentiable) :]
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
-        # the quantized step keeps codes, so what it was given may be written in place before backward
+        # the quantized step keeps codes, so the inputs may be written in place before backward
         record.saved = [t.clone() if t.untyped_storage().data_ptr() in given else t for t in saved]
         first, clock = (moment.is_first, moment.clock) if moment is not None else (False, ())
         return results, WatchedMoment(first, clock, record)
@@ -236,7 +236,7 @@ class WatchedStep(Step):
     def gradients(
         self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
     ) -> list[Tensor | None]:
-        """Backward as ever, then that of the shadow, for the same gradients of the outputs."""
+        """Run backward as ever, then the backward of the shadow, for the same gradients of the outputs."""
         assert isinstance(forward, WatchedMoment)
         for number, grad in enumerate(grads[len(self.writes) :]):
             self._tell(f"the gradient that the loss gives for output {number}", grad, _not_finite)
@@ -251,14 +251,14 @@ class WatchedStep(Step):
         return own
 
     def _tell(self, what: str, tensor: Any, is_wrong: Callable[[Tensor], Tensor]) -> None:
-        """Tells the log of a tensor with a wrong number; 8-bit floats have no operators to look at them."""
+        """Tells the log of a tensor with a wrong number; 8-bit floats have no operators for such a look."""
         looked = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
         if self.watch.relay.log is not None and looked and bool(is_wrong(tensor).any()):
             self.watch.relay.log.given(what, tensor)
 
     @contextlib.contextmanager
     def in_shadow(self, record: Record) -> Iterator[None]:
-        """While inside, the shadow writes to a record, and what it draws is given back to the generators."""
+        """While inside, the shadow writes to a record, and the drawn numbers are given back to the generators."""
         before = torch_compat.random_state()
         try:
             with self.shadow_watch.writing(record):
@@ -307,12 +307,12 @@ def _iterate_contractions(graph: Graph) -> Iterator[tuple[Node, Contraction]]:
 
 
 def _make_labels(module: GraphModule) -> dict[str, str]:
-    """Return node name → `layer1.0.conv1 weight gradient`, numbered if a graph has it twice."""
+    """Return node name → `layer1.0.conv1 weight gradient`, numbered if a graph has two of that name."""
     return _number_names((node.name, describe_contraction(fact)) for node, fact in _iterate_contractions(module.graph))
 
 
 def site_names(module: GraphModule) -> dict[str, str]:
-    """Return node name → the name of its quantizer, numbered if a graph has it twice."""
+    """Return node name → the name of the quantizer, numbered if a graph has two of that name."""
     return numbered_sites(module.graph)
 
 
@@ -328,13 +328,13 @@ def _number_names(names: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _keep_value(arg: Any, value: Tensor) -> Tensor:
-    """The value of a node, which stays what it is: a parameter or an input of the model is about to be written."""
+    """Return the value of a node; a copy if a parameter or an input of the model is about to be written."""
     value = value.detach()
     return value.clone() if isinstance(arg, Node) and get_input(view_root(arg)) is not None else value
 
 
 def _get_result(fact: Contraction, result: Any) -> Tensor:
-    """Return the tensor that a contraction gives: of a convolution's gradients the one that it is for."""
+    """Return the tensor that a contraction gives: of a convolution's gradients the wanted one."""
     if isinstance(result, Tensor):
         return result
     assert fact.gradient_of is not None

@@ -1,4 +1,4 @@
-"""From a site back to the rules of a recipe that decided about it, for its own layers alone."""
+"""From a site back to the rules of a recipe that decided about the site, for the layers of the site alone."""
 
 import dataclasses
 import glob
@@ -19,10 +19,10 @@ def site_rules(
     change: Callable[[QuantSpec], QuantSpec | None],
     reason: str = "",
 ) -> tuple[Rule, ...]:
-    """Return the rules that made a quantizer, each once: with another spec, and for its layers alone.
+    """Return the rules that made a quantizer, each once: with another spec, and for the layers of the quantizer alone.
 
-    `change` makes the new spec of each of theirs. In front of all others of the recipe they change this site, and
-    others only if no rule can tell them apart.
+    `change` makes the new spec of each rule. In front of all others of the recipe the rules change this site, and other
+    sites only if no rule can tell both apart.
     """
     rules = (
         dataclasses.replace(
@@ -41,7 +41,7 @@ def site_rules(
 
 
 def _list_deciders(recording: Recording, recipe: Recipe, site: str) -> list[tuple[Contraction, Role, Rule]]:
-    """(layer, role, rule) of all that read the site; for the role output the layer whose result it is."""
+    """Return (layer, role, rule) of all readers of the site; for the role output the layer of the result."""
     found = [(product.fact, operand.role, operand.rule) for product, operand in recording.readers(site)]
     if get_role(site) is Role.OUTPUT:
         name = site.partition("#")[0]

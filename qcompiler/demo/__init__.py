@@ -1,1 +1,1 @@
-"""What `qcompiler demo` trains, and the networks and measurements that the examples and benchmarks share."""
+"""The training of `qcompiler demo`, and the networks and measurements that the examples and benchmarks share."""

@@ -22,7 +22,7 @@ from qcompiler.tables import Table, to_text
 
 
 class DemoError(QCompilerError):
-    """The demo cannot run; says what is missing."""
+    """The demo cannot run; names the missing part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; pairs are those of float and of the recipe."""
+        """Plain values; pairs belong to float and to the recipe."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a step costs: bytes that autograd keeps for backward, and time."""
+"""The cost of a step: bytes that autograd keeps for backward, and time."""
 
 import statistics
 import time
@@ -35,7 +35,7 @@ def one_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def paired_times(steps: dict[str, Callable[[], None]], rounds: int = 7) -> dict[str, float]:
-    """Median seconds of each step; the steps take turns, so that a drift of the machine meets all of them."""
+    """Median seconds of each step; the steps take turns, so that a drift of the machine meets all steps."""
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}

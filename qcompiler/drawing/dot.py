@@ -12,9 +12,9 @@ _HEAT: Final = ("#dcefe3", "#f7e9a0", "#f5b85c", "#e8743b", "#b3123b")
 
 
 def write_dot(picture: Picture) -> str:
-    """Return the last stage as a `digraph`: a cluster for each module, quantizers in the color of their role.
+    """Return the last stage as a `digraph`: a cluster for each module, quantizers in the color of the role.
 
-    Every name is written as a quoted string, so nothing in it is read as markup.
+    Every name is written as a quoted string, so nothing inside is read as markup.
     """
     bit = 1 << (len(picture.stages) - 1)
     shapes = [shape for shape in picture.shapes if shape.stages & bit]
@@ -29,7 +29,7 @@ def write_dot(picture: Picture) -> str:
 
 
 def _write_cluster(path: str, shapes: list[Shape], parents: Mapping[str, str]) -> list[str]:
-    """The nodes of one module and the clusters of the modules in it; a module of which nothing is drawn has none."""
+    """Return the nodes of one module and the clusters inside; a module of which nothing is drawn has none."""
     lines = [f"  {_quote_text(shape.id)} [{_style_node(shape)}];" for shape in shapes if shape.module == path]
     for child in (inner for inner, outer in parents.items() if outer == path):
         if body := _write_cluster(child, shapes, parents):

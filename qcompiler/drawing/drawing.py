@@ -31,13 +31,13 @@ _HATCH: Final = (
     '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect class="hatch" width="7" height="7"/><rect class="hatch stripe" width="3.5" height="7"/></pattern>'
 )
-#: what is pure, for Python too, and what needs a page; in the order in which they are read
+#: the pure scripts, for Python too, and the scripts that need a page; in reading order
 _LAYOUT: Final = ("tree.js", "words.js", "layout.js")
 _PAGE: Final = ("page.js", "details.js", "keys.js", "start.js")
 
 
 class DrawError(QCompilerError, ValueError):
-    """The picture cannot be drawn as asked; says what was given and what is valid."""
+    """The picture cannot be drawn as asked; names the given and a valid value."""
 
 
 def draw(
@@ -47,21 +47,20 @@ def draw(
     training: bool = True,
     debug: "Debugger | None" = None,
 ) -> Path:
-    """Draws the joint graph of a model, forward and backward, with its quantizers; returns the path.
+    """Draws the joint graph of a model, forward and backward, with all quantizers; returns the path.
 
     Args:
-        qmodel: what `qcompiler.compile` returned, called at least once in that mode.
+        qmodel: the result of `qcompiler.compile`, called at least once in that mode.
         path: the ending decides. `.html`: one page that works offline, to be opened in a browser. `.svg`: the same
             picture with modules folded. `.dot`, `.graphml`: the graph for Graphviz and for graph tools. `.json`: the
             picture of every stage as data. An old file is replaced in one step.
-        training: False for the graph of eval mode.
-        debug: what `qcompiler.debug(qmodel)` gave: quantizers are colored by their harm, and have their figures as
-            details.
+        training: False for the graph of evaluation mode.
+        debug: the result of `qcompiler.debug(qmodel)`: quantizers are colored by harm, with all figures as details.
 
     Raises:
         CompileError: no compiled model, or no graph of that mode has been captured.
-        DrawError: the path is none, its ending is unknown, or a library that it needs is not installed; the debugger
-            is that of another model or recipe, has watched nothing, or the graph is that of eval mode.
+        DrawError: no path, an unknown ending, or a missing library; a debugger of another model or recipe, or one that
+            has watched nothing; a debugger for the graph of evaluation mode.
         OSError: the file cannot be written; an old one is then unchanged.
     """
     get_session("draw", qmodel)
@@ -77,14 +76,14 @@ def draw(
 
 
 def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
-    """Return the path, if `draw` can write to it.
+    """Return the path, if `draw` can write there.
 
     Args:
         colored: with the figures of a debugger.
 
     Raises:
-        DrawError: the path is none, its ending is unknown, its files have no colors, or a library is not installed.
-        OSError: its folder is not there, or nothing can be written there.
+        DrawError: no path, an unknown ending, an ending without colors, or a missing library.
+        OSError: the folder is missing, or nothing can be written there.
     """
     valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
     ending = os.path.splitext(path)[1].lower() if isinstance(path, str | os.PathLike) else None
@@ -102,7 +101,7 @@ def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
 
 
 def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") -> None:
-    """Raises DrawError if the figures are not those of the quantizers that are drawn."""
+    """Raises DrawError if the figures belong to other quantizers than the drawn ones."""
     if debug.qmodel is not qmodel:
         raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
     if not training:
@@ -131,7 +130,7 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
 
 
 def list_containers(model: nn.Module) -> frozenset[str]:
-    """Return the paths of modules that only hold others and have no forward of their own: ModuleDict, ModuleList, …"""
+    """Return the paths of modules that only hold others and have no forward: ModuleDict, ModuleList, …"""
     # the same module may have two paths, and either may name a node
     modules = model.named_modules(remove_duplicate=False)
     return frozenset(path for path, module in modules if path and not _has_forward(module))
@@ -143,7 +142,7 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def _add_ranges(made: Picture, states: Mapping[str, Tensor]) -> None:
-    """Writes the kept range of each quantizer, row by row, among its details."""
+    """Writes the kept range of each quantizer, row by row, among the details."""
     for shape in made.shapes:
         if shape.kind == "quantizer" and (state := states.get(shape.details["name"])) is not None:
             rows = state.detach().reshape(state.shape[0], -1) if state.ndim else state.detach().reshape(1, 1)
@@ -156,7 +155,7 @@ def _find_span(row: Tensor) -> str:
 
 
 def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "DebugReport") -> Picture:
-    """Return the picture with the figures of the debugger at its quantizers."""
+    """Return the picture with the figures of the debugger at the quantizers."""
     from qcompiler.debugging.shadow import numbered_sites
 
     figures = {site.name: site.to_figures() for site in report.sites}
@@ -251,7 +250,7 @@ def _write_graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | N
 
 
 def _flatten_graph(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
-    """Return the same graph, what is no text and no number as text: GraphML knows nothing else."""
+    """Return the same graph with all values as texts or numbers: GraphML knows nothing else."""
     flat: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(**graph.graph)
     plain = (str, int, float)
     for node, data in graph.nodes(data=True):

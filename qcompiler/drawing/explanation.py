@@ -1,4 +1,4 @@
-"""explain(): every quantizer and every contraction as tables, and what the recipe costs and saves in total."""
+"""explain(): every quantizer and every contraction as tables, and the cost and the savings of the recipe in total."""
 
 import dataclasses
 import json
@@ -31,9 +31,9 @@ class QuantizerRow:
     consumers: tuple[str, ...]
     #: quantizers that were placed for these readers, before equal ones were merged
     placed: int
-    #: bytes of its codes and scales that forward saves for backward
+    #: bytes of codes and scales that forward saves for backward
     saved_bytes: int
-    #: the line of the model that its consumer stands in
+    #: the line of the model with the consumer
     source: str
 
 
@@ -46,14 +46,14 @@ class ContractionRow:
     operator: str
     #: forward, input-gradient, weight-gradient or bias-gradient
     product: str
-    #: operand → its quantizer, or `float: ` and the reason
+    #: operand → the quantizer, or `float: ` and the reason
     operands: Mapping[str, str]
     source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What the whole model needs in a step."""
+    """The needs of the whole model in a step."""
 
     #: one quantizer for each operand of each contraction
     placed: int
@@ -64,7 +64,7 @@ class Totals:
     contractions: int
     #: contractions with at least one operand in float
     in_float: int
-    #: bytes that forward saves for backward; of these codes, scales and masks; and what it saves without quantizers
+    #: bytes that forward saves for backward; of these codes, scales and masks; and the bytes without quantizers
     saved_bytes: int
     saved_code_bytes: int
     saved_bytes_in_float: int
@@ -121,13 +121,13 @@ class Explanation:
 
 
 def explain(qmodel: QuantizedModule, *, training: bool = True) -> Explanation:
-    """What the compiler did to a model: every quantizer, every contraction, and totals.
+    """Return the work of the compiler on a model: every quantizer, every contraction, and totals.
 
     Everything is read off the graph that runs (`qmodel.to_networkx()`) and off the same graph before the passes.
 
     Args:
-        qmodel: what `qcompiler.compile` returned, called at least once in that mode.
-        training: False for the graph of eval mode.
+        qmodel: the result of `qcompiler.compile`, called at least once in that mode.
+        training: False for the graph of evaluation mode.
 
     Raises:
         CompileError: no compiled model, or no graph of that mode has been captured.
@@ -157,7 +157,7 @@ def explain(qmodel: QuantizedModule, *, training: bool = True) -> Explanation:
 
 
 def operands_of(graph: "networkx.MultiDiGraph[str]") -> dict[tuple[str, int], str]:
-    """(contraction, argument) → the quantizer that it reads there; an operand in float is not in the table."""
+    """Return (contraction, argument) → the quantizer there; an operand in float is not in the table."""
     found: dict[tuple[str, int], str] = {}
     for node, data in graph.nodes(data=True):
         if data["kind"] == "quantizer":
@@ -225,7 +225,7 @@ def _list_traffic(graph: "networkx.MultiDiGraph[str]") -> Iterator[tuple[int, in
 def compute_traffic(sides: Sequence[tuple[int, int, str]], elements: int, *, is_parameter: bool) -> tuple[int, int]:
     """Bytes that one contraction moves with static and with dynamic ranges, by the model of Fournarakis & Nagel 2021.
 
-    static = |A|·a + |B|·b + |Y|·y bits; dynamic adds 2·|Y|·32: the result is written whole, and read back once its
+    static = |A|·a + |B|·b + |Y|·y bits; dynamic adds 2·|Y|·32: the result is written whole, and read back once the
     range is known. y is the width of the activation (or gradient) among the operands, which the next contraction reads.
 
     Args:

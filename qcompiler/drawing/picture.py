@@ -1,7 +1,7 @@
-"""What a drawing shows of the joint graph: its nodes without the plumbing, one chip for each saved tensor, and ranks.
+"""The drawn part of the joint graph: the nodes without the plumbing, one chip for each saved tensor, and ranks.
 
-Views, packing and dequantizers become lines; scale and zero point become part of their quantizer. The result is one
-value for all stages: each node and line says in which of them it is there.
+Views, packing and dequantizers become lines; scale and zero point become part of the quantizer. The result is one value
+for all stages: each node and line says in which stages it exists.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import networkx
 from qcompiler.compiler.network import CARRIERS, INPUTS
 from qcompiler.drawing.ranks import set_ranks
 
-#: kinds that are never drawn: their tensor is a part of another one, or they only carry random bits and ranges
+#: kinds that are never drawn: the tensor is a part of another one, or holds only random bits or a range
 _HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}
 #: attributes that the details of a node do not repeat
 _PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits"})
@@ -33,7 +33,7 @@ class Shape:
     kind: str
     #: 0 forward, 1 saved, 2 backward
     lane: int
-    #: the module path, `layer1.0.conv1`, whose box it stands in
+    #: the module path, `layer1.0.conv1`, of the box around
     module: str
     label: str
     #: quantizers: weight, activation, gradient or output
@@ -41,12 +41,12 @@ class Shape:
     bytes: int = 0
     #: contractions: why an operand stays in float
     kept: str = ""
-    #: bit k: it is there in stage k
+    #: bit k: exists in stage k
     stages: int = 0
-    #: its row within its box
+    #: the row within the box
     rank: int = 0
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    #: quantizers: what the debugger has measured, which colors them; JSON values
+    #: quantizers: the figures of the debugger, which give the color; JSON values
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ class Line:
 
     source: str
     target: str
-    #: bit k: it is there in stage k
+    #: bit k: exists in stage k
     stages: int = 0
 
 
@@ -68,9 +68,9 @@ class Picture:
     stages: tuple[tuple[str, int], ...]
     shapes: tuple[Shape, ...]
     lines: tuple[Line, ...]
-    #: path of a box → path of the box around it
+    #: path of a box → path of the box around
     parents: dict[str, str]
-    #: `box ` and the path of a box → its row in the box around it
+    #: `box ` and the path of a box → the row in the box around
     ranks: dict[str, int]
     #: training steps that the debugger has watched; 0 if there are no figures
     watched: int = 0
@@ -83,12 +83,12 @@ class Picture:
 def make_picture(
     title: str, stages: Sequence[tuple[str, int, Graph]], containers: Collection[str] = frozenset()
 ) -> Picture:
-    """Return the picture of a graph at several stages, in order; nodes are named alike in all of them.
+    """Return the picture of a graph at several stages, in order; nodes are named alike in all stages.
 
     Args:
-        title: what stands above it.
+        title: the line above the picture.
         stages: name, places changed, and the graph of each stage.
-        containers: paths of modules that get no box; their parts stand in the box around.
+        containers: paths of modules that get no box; the parts stand in the box around.
     """
     shapes: dict[str, Shape] = {}
     lines: dict[tuple[str, str], Line] = {}
@@ -113,13 +113,13 @@ def _list_boxes(module: str, containers: Collection[str]) -> list[str]:
 
 
 def _find_parents(modules: Iterable[str], containers: Collection[str]) -> dict[str, str]:
-    """Box → the box around it, for all modules."""
+    """Return box → the box around, for all modules."""
     pairs = (itertools.pairwise(_list_boxes(module, containers)) for module in modules)
     return {inner: outer for chain in pairs for outer, inner in chain}
 
 
 class _View:
-    """One stage: what of its graph is drawn."""
+    """One stage: the drawn part of the graph."""
 
     def __init__(self, graph: Graph, containers: Collection[str]) -> None:
         self.graph = graph
@@ -129,7 +129,7 @@ class _View:
         self.is_lowered = graph.graph["stage"] == "lowered"
 
     def shapes(self) -> Iterator[Shape]:
-        """Yield every node that is drawn, then one chip for each form in which one of them is saved."""
+        """Yield every node that is drawn, then one chip for each form in which a node is saved."""
         for node, data in self.graph.nodes(data=True):
             if data["kind"] not in _HIDDEN:
                 yield self.shape(node, data)
@@ -138,7 +138,7 @@ class _View:
         yield from self.chips.values()
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yield every tensor that a drawn node reads, by way of a chip if it is saved."""
+        """Yield every tensor that a drawn node reads, by way of a chip if the tensor is saved."""
         for node, data in self.graph.nodes(data=True):
             if data["kind"] in _HIDDEN:
                 continue
@@ -164,7 +164,7 @@ class _View:
             yield start, node
 
     def saved(self) -> list[str]:
-        """What forward saves for backward; before the partition has decided, all that backward reads of forward."""
+        """Return the saved tensors; before the partition has decided, all tensors of forward that backward reads."""
         if self.is_lowered:
             return [node for node, data in self.graph.nodes(data=True) if data["saved_bytes"]]
         crossing = (source for source, _, data in self.graph.edges(data=True) if data["saved"])
@@ -193,7 +193,7 @@ class _View:
         return f"saved {self.form(node)} {self.representative(node)}"
 
     def form(self, node: str) -> str:
-        """codes, random key, mask, or the dtype of a tensor that is saved as it is."""
+        """codes, random key, mask, or the dtype of a tensor that is saved unchanged."""
         data = self.graph.nodes[node]
         if data["kind"] == "key":
             return "random key"
@@ -203,7 +203,7 @@ class _View:
         return "mask" if data["kind"] in ("mask", "packing") else str(data["dtype"]) or "tensor"
 
     def representative(self, node: str) -> str | None:
-        """Return the drawn node that a tensor belongs to; None if it belongs to none."""
+        """Return the drawn node that a tensor belongs to; None if there is none."""
         if node not in self.drawn:
             self.drawn[node] = self.find(node)
         return self.drawn[node]
@@ -219,7 +219,7 @@ class _View:
         return self.representative(self.carried(node)) if kind in CARRIERS or kind == "mask" else None
 
     def of_scale(self, reader: str) -> str | None:
-        """Return the quantizer behind a reader of its scale: itself, or the one whose codes a dequantizer reads."""
+        """Return the quantizer behind a reader of the scale: itself, or the one whose codes a dequantizer reads."""
         kind = self.graph.nodes[reader]["kind"]
         return self.representative(reader) if kind in ("quantizer", "dequantizer", "scale") else None
 
@@ -241,7 +241,7 @@ class _View:
 
 
 def _make_label(data: dict[str, Any], box: str) -> str:
-    """What stands on a node; the path of the box around it is not said again."""
+    """Return the text on a node, without the path of the box around."""
     kind, name = data["kind"], str(data["name"])
     if kind == "quantizer":
         return f"{data['format']} {data['block']}"

@@ -1,6 +1,6 @@
-"""Rows of a drawing: in each module's box forward runs down, backward runs up, and what belongs together stands level.
+"""Rows of a drawing: in each module's box forward runs down, backward runs up, and related nodes stand level.
 
-Layered drawing as in Sugiyama et al. 1981, with one difference: both lanes share their rows, so the gradient of a layer
+Layered drawing as in Sugiyama et al. 1981, with one difference: both lanes share all rows, so the gradient of a layer
 stands beside the layer.
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def set_ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mapping[str, str]) -> dict[str, int]:
-    """Sets the rank of every shape in its box; returns the rank of every box in the box around it.
+    """Sets the rank of every shape in the box; returns the rank of every box in the box around.
 
-    A line between two boxes counts if they meet: between the parts of the innermost box around both.
+    A line between two boxes counts at the meeting place: between the parts of the innermost box around both.
 
     Args:
         shapes: the nodes.
-        lines: what joins them.
-        parents: path of a box → path of the box around it.
+        lines: the arrows between nodes.
+        parents: path of a box → path of the box around.
     """
     places = {shape.id: [*_list_boxes_around(shape.module, parents), shape.id] for shape in shapes}
     graphs: dict[str, networkx.DiGraph[str]] = {}
@@ -40,20 +40,20 @@ def set_ranks(shapes: Sequence["Shape"], lines: Sequence["Line"], parents: Mappi
             _connect_parts(graphs, places[source], places[line.target], (lanes[source], lanes[line.target]))
     found = {part: rank for graph in graphs.values() for part, rank in _rank_parts(graph, order).items()}
     for shape in shapes:
-        shape.rank = found[into.get(shape.id, shape.id)]  # what is saved stands beside what made it
+        shape.rank = found[into.get(shape.id, shape.id)]  # a saved tensor stands beside the source
     return {part: rank for part, rank in found.items() if part not in places}
 
 
 def _list_boxes_around(module: str, parents: Mapping[str, str]) -> list[str]:
-    """`a.b` → the boxes around its parts, outermost first: "", "box a", "box a.b"."""
+    """`a.b` → the boxes around the parts, outermost first: "", "box a", "box a.b"."""
     return [*_list_boxes_around(parents[module], parents), f"box {module}"] if module else [""]
 
 
 def _order_parts(shapes: Sequence["Shape"], places: dict[str, list[str]]) -> dict[str, float]:
-    """Return a number for each part, growing downwards: its place in forward; backward ran the other way round.
+    """Return a number for each part, growing downwards: the place in forward; backward ran the other way round.
 
-    A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top. What
-    enters forward stands above all.
+    A part that forward knows keeps that place. The rest of backward is spread evenly from the bottom to the top. Inputs
+    of forward stand above all.
     """
     order: dict[str, float] = {shape.id: -1 for shape in shapes if shape.lane == 0 and shape.kind in INPUTS}
     forward = [shape for shape in shapes if shape.lane == 0 and shape.kind not in INPUTS]
@@ -74,7 +74,7 @@ def _connect_parts(
 ) -> None:
     """One line, in the innermost box around both ends, pointing down.
 
-    What crosses from forward to backward may stand level (step 0), what follows in a lane stands below (step 1).
+    A line from forward to backward may stay level (step 0), a line within a lane goes down (step 1).
     """
     depth = next(i for i, (a, b) in enumerate(itertools.zip_longest(source, target)) if a != b)
     graph, start, end = graphs[source[depth - 1]], source[depth], target[depth]
@@ -85,7 +85,7 @@ def _connect_parts(
 
 
 def _rank_parts(graph: "networkx.DiGraph[str]", order: dict[str, float]) -> dict[str, int]:
-    """Return the longest path from above; a part that nothing holds from above moves down to its first reader."""
+    """Return the longest path from above; a part that nothing holds from above moves down to the first reader."""
     for start, end in list(graph.edges):
         if start == end:
             graph.remove_edge(start, end)

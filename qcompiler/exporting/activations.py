@@ -1,4 +1,4 @@
-"""Activations in an ONNX file: QuantizeLinear where the range is known, local functions where it is measured."""
+"""Activations in an ONNX file: QuantizeLinear if the range is known, local functions if the range is measured."""
 
 import math
 from typing import Any, cast
@@ -15,7 +15,7 @@ from qcompiler.exporting.weights import cut_dimension
 from qcompiler.exporting.writer import StandIn, to_factors
 from qcompiler.runtime.numbers.blocks import WHOLE
 from qcompiler.runtime.numbers.formats import FloatFormat, Format, IntFormat, Kind
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.ranges.statistical import Sawb
 from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale
@@ -24,8 +24,8 @@ from qcompiler.runtime.spec import QuantSpec, Scale
 def get_activation_shift(q: StandIn) -> int:
     """Return the number that a file adds to codes of a known range: 128 makes int8 uint8.
 
-    onnxruntime does the same to int8 on x86. Where it has moved the quantizer over a Reshape before, version 1.31
-    leaves the old type in an attribute, and refuses the file.
+    onnxruntime does the same to int8 on x86. If the quantizer was moved over a Reshape before, version 1.31 leaves the
+    old type in an attribute, and refuses the file.
     """
     one_scale = find_simple_axis(q.edges) == -1
     return 128 if one_scale and get_storage_type(q.spec.format) == ir.DataType.INT8 else 0
@@ -34,7 +34,7 @@ def get_activation_shift(q: StandIn) -> int:
 def write_static(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """Write a known range; return (codes, values).
 
-    1. One scale: QuantizeLinear and DequantizeLinear, cut in front where the codes end before the type does. Codes and
+    1. One scale: QuantizeLinear and DequantizeLinear, cut in front if the codes end before the type does. Codes and
        zero point have `shift` added.
     2. Several scales: the functions of measured ranges. onnxruntime takes a QuantizeLinear along an axis into integer
        kernels that have one scale alone, and then refuses the file.

@@ -1,4 +1,4 @@
-"""Blocks dimension by dimension, as ONNX counts them: where a shape has extents that are not known before."""
+"""Blocks dimension by dimension, as ONNX counts them: for shapes with extents that are not known before, too."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ class Edges:
 
     edges: tuple[int, ...]
     extents: tuple[Extent, ...]
-    #: True where dimensions of the tensor were joined, since blocks run over them as one
+    #: True if dimensions of the tensor were joined, since blocks run over the joined dimensions as one
     joined: bool = False
 
     @property

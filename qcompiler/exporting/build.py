@@ -36,7 +36,7 @@ OLDEST = 21
 
 
 def check_opset(opset: int) -> None:
-    """Raise ExportError for what is no version of the operators that is new enough and that onnxruntime runs."""
+    """Raise ExportError unless the version of the operators is new enough, and one that onnxruntime runs."""
     if type(opset) is int and opset >= OLDEST and _can_load(opset):
         return
     newest = next(known for known in range(onnx.defs.onnx_opset_version(), OLDEST - 1, -1) if _can_load(known))
@@ -84,14 +84,14 @@ def build_model(
     try:
         onnx_pipeline(signed_weights=signed_weights)(subject)
     except PassError as error:
-        told = isinstance(error.__cause__, ExportError)  # says what is wrong with the model; the pass does not matter
+        told = isinstance(error.__cause__, ExportError)  # names the fault of the model; the pass does not matter
         raise ExportError(str(error.__cause__) if told else f"export: {error}") from error
     _write_metadata(subject, traced, qmodel)
     return subject
 
 
 def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedModule) -> None:
-    """Write what a verification needs, and who made the file."""
+    """Write the facts for a verification, and the maker of the file."""
     model = subject.model
     versions = {
         "qcompiler": qcompiler.__version__,
@@ -175,14 +175,14 @@ def count_bytes(model: ir.Model) -> int:
 
 
 def save_model(model: ir.Model, path: Path, data: Path | None) -> int:
-    """Write a model, its tensors in `data` where that is given; returns the bytes of both.
+    """Write a model, the tensors in `data` if given; returns the bytes of both.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     try:
         ir.save(model, path, external_data=None if data is None else data.name)
-    except OSError as error:  # numpy's names no file, and not what was wrong
+    except OSError as error:  # numpy's names neither the file nor the fault
         reason = f"cannot write all of it ({error}); is the disk full?"
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     if data is not None:

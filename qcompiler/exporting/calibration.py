@@ -14,7 +14,7 @@ from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.rules import Role
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import TENSOR
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import Scale
 
 
@@ -26,12 +26,12 @@ def measure_ranges(
     Args:
         traced: not frozen, with the dimensions free that differ between examples.
         states: the ranges of the past.
-        examples: what `as_call` makes a call of.
-        as_call: example → its inputs by name, in the order of the traced ones.
+        examples: the material of calls for `as_call`.
+        as_call: example → the inputs by name, in the order of the trace.
 
     Raises:
-        ExportError: no example; one that is no call, or does not fit the model; no site has such a range; a site
-            has it block by block; a tensor holds what is not finite.
+        ExportError: no example; one that is no call, or does not fit the model; no site has such a range; a site has
+            one range for each block; a tensor holds NaN or infinity.
     """
     sites = _find_measured(traced.plan.sites)
     ends = _Ends(traced, states)

@@ -15,10 +15,10 @@ from qcompiler.passes.ir.site_name import SiteName
 
 
 def explain_missing(qmodel: QuantizedModule, error: MissingRangeError, args: Any, kwargs: Mapping[str, Any]) -> str:
-    """Return what in the model or in its training leaves ranges without a value; empty if it was not trained, only.
+    """Return the cause of ranges without a value, in the model or the training; empty if only training is missing.
 
     Args:
-        args, kwargs: what the user gave.
+        args, kwargs: the arguments of the user.
     """
     model = get_session("export", qmodel).model
     if all(state.isnan().any() for state in qmodel.ranges().values()):
@@ -81,8 +81,8 @@ def _explain_twice(qmodel: QuantizedModule, readers: Mapping[str, str], given: M
     """Return which inputs were one tensor in training, so that one quantizer has the range of both; empty if none.
 
     Args:
-        readers: site without a range → the input that it reads.
-        given: input → what the user gave it.
+        readers: site without a range → the input in front.
+        given: input → the argument of the user.
     """
     for site, name in readers.items():
         twins = [other for other, one in given.items() if other != name and one is given[name]]

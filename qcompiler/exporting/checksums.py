@@ -1,4 +1,4 @@
-"""What a file was made of: a checksum of every parameter and buffer, so that another module is told from the same."""
+"""The origin of a file: a checksum of every parameter and buffer, which tells another module from the same."""
 
 import zlib
 from collections.abc import Mapping

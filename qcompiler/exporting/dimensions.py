@@ -58,7 +58,7 @@ def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -
 
 
 def _list_specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any) -> Iterator[Any]:
-    """What `shapes` says of each leaf of a call, None where that is nothing."""
+    """Return the entry of `shapes` for each leaf of a call, None without one."""
     signature = get_signature(model, kwargs)
     if not isinstance(shapes, Mapping):
         shapes = dict(zip(signature.bind(*args, **kwargs).arguments, shapes, strict=False))

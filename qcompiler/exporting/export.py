@@ -48,29 +48,29 @@ def export_onnx(
 ) -> ExportReport:
     """Write the eval graph of a trained module as an ONNX file, and compare it with PyTorch on the example.
 
-    The file has one quantizer for each of `plan(training=False)`: `QuantizeLinear` and `DequantizeLinear` where the
-    range is known, stored integers for weights, local functions of standard operators where the range is measured. It
-    is checked, run by onnxruntime and compared before it takes its name, so a file that was there stays whole if any of
+    The file has one quantizer for each of `plan(training=False)`: `QuantizeLinear` and `DequantizeLinear` if the range
+    is known, stored integers for weights, local functions of standard operators if the range is measured. It is
+    checked, run by onnxruntime and compared before it takes its name, so a file that was there stays whole if any of
     that fails.
 
-    A static range saturates what is not finite, where PyTorch gives NaN.
+    A static range saturates infinities and NaN, for which PyTorch gives NaN.
 
     Args:
         qmodel: made by `qcompiler.compile`; trained, or loaded with its ranges.
         path: the file; beside it `<name>.<random>.data` holds the tensors of models above 2 GB.
-        example_inputs, example_kwargs: what the model is called with; shapes count, values are for the comparison.
-        dynamic_batch: dimension 0 of all tensors that have the size of that of the first is free.
+        example_inputs, example_kwargs: the arguments of the model; shapes count, values are for the comparison.
+        dynamic_batch: dimension 0 of all tensors that have the size of the first one's is free.
         dynamic_shapes: which dimensions are free, as in torch.export.export; in place of `dynamic_batch`. The file has
             them by the names of their `Dim`; a string stands for the `Dim` of that name.
         opset: the version of the ONNX operators, from 21 to the newest that the installed onnx and onnxruntime know.
-        fold_batch_norm: batch norm behind a convolution becomes part of its bias and of the scales of its weight, where
-            the codes of the weight stay as they are; False leaves it a node of its own.
+        fold_batch_norm: batch norm behind a convolution becomes part of the bias and of the weight's scales, if the
+            codes of the weight stay; False leaves a separate node.
         signed_weights: int8 codes of weights stay int8; False stores them as uint8 with the zero point 128. On x86 CPUs
             without VNNI kernels for int8 weights are faster, and their sums saturate at 16 bits: codes are wrong there.
         calibration: examples on which ranges of the present tensor (`current`, over whole tensors) are measured and
             then fixed: from the smallest to the largest value of all; None leaves such ranges to each call. An example
-            is a tuple of positional inputs, a mapping of keyword inputs, or a pair (tuple, mapping) of both; where it
-            does not give one of `example_kwargs`, that holds. A tuple that is such a pair is read as one.
+            is a tuple of positional inputs, a mapping of keyword inputs, or a pair (tuple, mapping) of both; an input
+            that the example lacks comes from `example_kwargs`. A tuple that is such a pair is read as one.
 
     Raises:
         ExportError: see its message: not a quantized module, ranges without a value, random rounding, an operator or
@@ -106,7 +106,7 @@ def _prepare_call(
 
 
 def _trace(qmodel: QuantizedModule, call: _Call, **options: Any) -> Traced:
-    """Return the traced graph of a call; what has no range yet is explained by the model, if the model is the cause."""
+    """Return the traced graph of a call; a missing range is explained by the model, if the model is the cause."""
     try:
         return trace_model(qmodel, call.args, call.kwargs, call.shapes, **options)
     except MissingRangeError as error:
@@ -139,7 +139,7 @@ def _measure_ranges(
 
 
 def _write_and_report(qmodel: QuantizedModule, path: Path, call: _Call, traced: Traced, built: Any) -> ExportReport:
-    """Write the file if the draft computes what the model does, and say what was written."""
+    """Write the file if the draft computes the same as the model, and report."""
     _, run = _import_tools()
     from qcompiler.exporting.write_file import write_file
 
@@ -203,7 +203,7 @@ def _check_types(model: nn.Module) -> None:
 
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:
     """Raise if eval mode, which was captured for the comparison, has other quantizers than the file."""
-    # eval mode has a backward half too, where it was last called with gradients
+    # evaluation mode has a backward half too, after a call with gradients
     others = {site.name for site in qmodel.plan(training=False).sites if site.is_forward} ^ exported
     if others:
         cause = explain_parts(qmodel, others)

@@ -1,4 +1,4 @@
-"""An ONNX model in memory and what its file tells of it: the subject of the ONNX pipeline."""
+"""An ONNX model in memory and the facts in the file: the subject of the ONNX pipeline."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ class ExportedQuantizer:
     #: the value that it reads, and the one that holds its codes; of a weight only these
     values: tuple[str, ...]
     edges: Edges
-    #: what was added to the codes of a weight
+    #: the number that was added to the codes of a weight
     shift: int = 0
     #: True for a weight of 8 bits that was asked to stay int8; see shift_of
     saturates: bool = False
@@ -35,7 +35,7 @@ class ExportedQuantizer:
 
 @dataclasses.dataclass
 class ExportedModel:
-    """A model, and what the passes found out about it."""
+    """A model, and the findings of the passes."""
 
     model: ir.Model
     #: symbol of a free dimension → the name that it gets; empty after the dimensions have their names

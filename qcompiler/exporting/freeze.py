@@ -20,14 +20,14 @@ from qcompiler.passes.ir.meta import get_input
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A program with constants, and what was done to the codes of weights on the way."""
+    """A program with constants, and the changes of the codes of weights on the way."""
 
     program: ExportedProgram
     #: site → the order in which the dimensions of its codes lie in the file
     order: Mapping[str, tuple[int, ...]]
     #: site → output channels whose codes are negated, for a batch norm with a negative factor
     negated: Mapping[str, tuple[int, ...]]
-    #: what a reader of the file should know
+    #: remarks for a reader of the file
     notes: tuple[str, ...]
     #: site → its range, measured on data
     calibrated: Mapping[str, Calibrated]
@@ -42,7 +42,7 @@ def freeze_program(
     fold_batch_norm: bool,
     calibrated: Mapping[str, Calibrated],
 ) -> Frozen:
-    """Return the program with constants in place of what depends on parameters and ranges alone.
+    """Return the program with constants in place of nodes that depend on parameters and ranges alone.
 
     Args:
         program: an eval graph after the joint pipeline; its graph is changed.
@@ -59,7 +59,7 @@ def freeze_program(
 
 
 def find_known_inputs(program: ExportedProgram, ranges: Mapping[str, Tensor]) -> dict[Node, Tensor]:
-    """Return the value of every input of a graph but those of the user: parameters, buffers and ranges."""
+    """Return the value of every input of a graph except the inputs of the user: parameters, buffers and ranges."""
     held = {**program.state_dict, **program.constants}
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     known: dict[Node, Tensor] = {}
@@ -74,7 +74,7 @@ def find_known_inputs(program: ExportedProgram, ranges: Mapping[str, Tensor]) ->
 
 
 def rebuild_program(program: ExportedProgram, subject: FrozenGraph) -> ExportedProgram:
-    """Return the program around the new graph; inputs that nothing reads are gone, except those of the user."""
+    """Return the program around the new graph; inputs that nothing reads are gone, except the inputs of the user."""
     inputs = _list_inputs(program, subject)
     subject.graph.lint()
     targets = {spec.target for spec in inputs}

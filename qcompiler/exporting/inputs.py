@@ -1,4 +1,4 @@
-"""What a model is called with: by the names of its arguments, checked before the work starts, with a free batch."""
+"""The arguments of a model: by name, checked before the work starts, with a free batch."""
 
 import inspect
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Run the model on copies of them in eval mode, in float and on copies of its buffers.
 
     Raises:
-        ExportError: the arguments are not those of the model, a tensor holds no sample, or the model does not run on
-            them: other shapes, types or devices.
+        ExportError: the model has other arguments, a tensor holds no sample, or the model does not run: other shapes,
+            types or devices.
     """
     if not isinstance(args, tuple):
         raise ExportError(f"export: inputs: got {type(args).__name__}; valid: a tuple, such as (x,)")
@@ -105,13 +105,13 @@ def free_batch(
 def free_as(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """Return an example to be traced as that of a file was, and the dimensions that are free in it.
+    """Return an example to be traced as for a file, and the free dimensions.
 
     A graph for one sample alone may be another: its views are other ones. So a free dimension of 1 is doubled here too.
 
     Args:
-        args, kwargs: what the model is called with.
-        axes: input of the file → its free dimensions, in the order of the inputs.
+        args, kwargs: the arguments of the model.
+        axes: input of the file → the free dimensions, in the order of the inputs.
     """
     bound = dict(get_signature(model, kwargs).bind(*args, **kwargs).arguments)
     tensors = [bound[name] for name in axes] if axes.keys() <= bound.keys() else torch_compat.list_leaves(bound)
@@ -131,7 +131,7 @@ def free_as(
 
 
 def describe_given(program: ExportedProgram) -> dict[str, str]:
-    """Input of a traced program → "a tensor", or what it was given, as text, which is a constant of the graph."""
+    """Input of a traced program → "a tensor", or the argument as text, which is a constant of the graph."""
     given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     return {arg.name: repr(arg.value) if isinstance(arg, ConstantArgument) else "a tensor" for arg in given}
 
@@ -140,7 +140,7 @@ def check_constants(model: nn.Module, held: Mapping[str, str], given: Mapping[st
     """Raise if a call gives other constants than those that a file has.
 
     Args:
-        held, given: as from `describe_given`; what is not there has its default.
+        held, given: as from `describe_given`; missing inputs have the default.
 
     Raises:
         ExportError: with the first of them.
@@ -159,8 +159,8 @@ def check_constants(model: nn.Module, held: Mapping[str, str], given: Mapping[st
 def as_example(model: nn.Module, given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """One example of a calibration by name, in the order of the call (args, kwargs) that was traced.
 
-    A tuple or list is positional inputs, a mapping keyword inputs, a pair of a tuple and a mapping both. Those of
-    `kwargs` that an example does not give are as they are there.
+    A tuple or list is positional inputs, a mapping keyword inputs, a pair of a tuple and a mapping both. Keywords that
+    an example lacks come from `kwargs`.
 
     Raises:
         TypeError: it is none of these, or gives other inputs than the call, or tensors of other types.

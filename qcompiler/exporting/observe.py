@@ -1,4 +1,4 @@
-"""Codes quantizer by quantizer: those of the traced graph as PyTorch runs it, and how many of a file differ."""
+"""Codes quantizer by quantizer: of the traced graph under PyTorch, and how many of a file differ."""
 
 import dataclasses
 import math
@@ -67,12 +67,12 @@ class Observer(Hooks):
         return value
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
-        """Shows what a quantizer reads and returns."""
+        """Shows the inputs and results of a quantizer."""
         if node.target is ops.QUANTIZE:
             self.see(Quantizer(node).site, args[0], result)
 
     def see(self, site: str, x: Tensor, codes: Tensor) -> None:
-        """Called for every quantizer with what it reads and returns; keeps the codes."""
+        """Called for every quantizer with inputs and results; keeps the codes."""
         fixed = self.calibrated.get(site)
         self.found[site] = codes if fixed is None else compute_codes(self.sites[site], x, None, fixed)
 
@@ -82,9 +82,9 @@ class Observer(Hooks):
 
 
 class InDouble(Observer):
-    """Runs the same graph in float64, also where the model names another type; states of ranges stay as they are.
+    """Runs the same graph in float64, also if the model names another type; states of ranges stay.
 
-    What depends on no tensor of the model or the call, such as the indices of an interpolation, is computed as it is.
+    Numbers that depend on no tensor of the model or the call, such as indices of an interpolation, keep the type.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class InDouble(Observer):
         return value.double() if floating and kind is not InputKind.STATE else value
 
     def load(self, node: Node, arguments: Any, values: Mapping[Node, Any]) -> Any:
-        """Operands as they are, float64 for every float32 and float16 in what varies."""
+        """Return the operands, with float64 for every float32 and float16 that varies."""
 
         def load_source(source: Node) -> Any:
             given = values[source]

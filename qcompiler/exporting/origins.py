@@ -1,4 +1,4 @@
-"""Where a value of an ONNX graph comes from, through nodes that onnxruntime moves quantizers over or leaves out."""
+"""The origin of a value of an ONNX graph, through nodes that onnxruntime moves quantizers over or leaves out."""
 
 from typing import Final
 
@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from qcompiler.exporting.edits import read_array
 
-#: what onnxruntime moves DequantizeLinear over
+#: operators that onnxruntime moves DequantizeLinear over
 _MOVERS: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool"})
-#: what it leaves out, at least for some operands
+#: operators that onnxruntime leaves out, at least for some operands
 _COPIES: Final = frozenset({"Identity", "Dropout", "Expand", "Tile", "Pad"})
 #: operators that give back their input if the other operand is this number
 _NEUTRAL: Final = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1}

@@ -44,8 +44,8 @@ def _write_average_pool(
 ) -> Any:
     """Write torch's average pool over the last `dims` dimensions; ONNX's ceil_mode counts other windows.
 
-    The padding behind the tensor is made as long as the last window needs. Where torch divides by another number than
-    the size of the window, its quotient is a factor of that output.
+    The padding behind the tensor is made as long as the last window needs. If torch divides by another number than the
+    size of the window, the quotient of both is a factor of that output.
     """
     kernel, padding = _spread_numbers(kernel, dims), _spread_numbers(padding, dims)
     stride = _spread_numbers(stride, dims) if stride else kernel

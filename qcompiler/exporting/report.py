@@ -1,4 +1,4 @@
-"""What an export reports: counts, bytes, differences, and notes on everything a reader of the file should know."""
+"""The report of an export: counts, bytes, differences, and notes on everything a reader of the file should know."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from qcompiler.tables import Table, to_text
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written; `print(report)` shows it as text."""
+    """The facts of the written file; `print(report)` shows a text."""
 
     path: Path
-    #: quantizers of the eval plan, and those in the file, by kind: weight, static, dynamic; folded where there are
-    #: some: those of the factors of a weight, such as B in W + B·A, whose codes are part of the weight's
+    #: quantizers of the plan of evaluation mode, and in the file, by kind: weight, static, dynamic; also folded, if
+    #: there are some: of the factors of a weight, such as B in W + B·A, whose codes are part of the weight's
     trained: int
     exported: Mapping[str, int]
     #: operands of contractions that stay in float, and why
     kept: tuple[Kept, ...]
-    #: bytes of the file and what lies beside it; bytes of the parameters and buffers of the model
+    #: bytes of the file and of the tensors beside; bytes of the parameters and buffers of the model
     file_bytes: int
     float_bytes: int
     #: the largest difference from the outputs of PyTorch on the example, relative to the largest output

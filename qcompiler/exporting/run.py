@@ -1,4 +1,4 @@
-"""Running an ONNX file with onnxruntime: outputs, inner values, and what its optimized graph computes on integers."""
+"""Running an ONNX file with onnxruntime: outputs, inner values, and the integer part of the optimized graph."""
 
 import collections
 import dataclasses
@@ -69,8 +69,8 @@ def open_session(
 
     Args:
         optimize: with all of onnxruntime's optimizations; False: with none.
-        keep: where the optimized graph goes, with its tensors in a file beside it.
-        layouts: False leaves out those that change layouts alone.
+        keep: the path for the optimized graph, with the tensors in a file beside.
+        layouts: False leaves out optimizations that change layouts alone.
     """
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
@@ -84,7 +84,7 @@ def open_session(
 
 
 def _insert_cast(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """Return the value itself, or as float32 where numpy has no type for it: 4 bits, and floats of 8."""
+    """Return the value itself, or as float32 if numpy has no such type: 4 bits, and floats of 8."""
     kind = value.dtype
     if kind is None or not (kind.bitwidth < 8 or (kind.bitwidth == 8 and kind.is_floating_point())):
         return value
@@ -116,14 +116,14 @@ def count_kernels(path: Path) -> dict[str, int]:
 def run_file(
     path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optimize: bool = True
 ) -> list[np.ndarray]:
-    """Return what the file returns for one call; `optimize` as in `open_session`."""
+    """Return the outputs of the file for one call; `optimize` as in `open_session`."""
     running = open_session(path, optimize=optimize)
     return list(running.run(None, make_feeds(running, args, kwargs)))
 
 
 @dataclasses.dataclass(frozen=True)
 class FileContents:
-    """What a file of `export_onnx` says of itself."""
+    """The facts in a file of `export_onnx`."""
 
     #: input → its free dimensions, in order
     inputs: dict[str, tuple[int, ...]]
@@ -131,7 +131,7 @@ class FileContents:
     sites: dict[str, dict[str, Any]]
     #: name → checksum of the parameters and buffers that it was made of, as `compute_checksums` gives them
     tensors: dict[str, int]
-    #: input of the traced graph → what it was given, as `describe_given` gives it; None in files of earlier versions
+    #: input of the traced graph → the argument, in the form of `describe_given`; None in files of earlier versions
     given: dict[str, str] | None
 
 
@@ -203,9 +203,9 @@ def find_fused(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return (inner values of one call in the graph that onnxruntime optimizes, names of values that it lacks).
 
-    No optimization takes out a value that a file returns. So the file is optimized as it is, and what is left in that
-    graph is looked at. Values that are not left come from a file that returns them. They are named where that file
-    returns other numbers than the plain one: what it computes is then something else.
+    No optimization takes out a value that a file returns. So the file is optimized unchanged, and the rest in that
+    graph is looked at. Missing values come from a second file that returns these values. Such values are named if the
+    second file returns other numbers than the plain one, and so computes something else.
     """
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "optimized.onnx"
@@ -233,7 +233,7 @@ def run_reference(qmodel: QuantizedModule, args: tuple[Any, ...], kwargs: Mappin
 def measure_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """Return the largest difference of any output, relative to the largest finite magnitude of that output.
 
-    Infinite where one has a NaN or an infinity that the other has not. An empty output counts as equal.
+    Infinite if one has a NaN or an infinity that the other has not. An empty output counts as equal.
     """
     return max((_measure_one(*pair) for pair in zip(found, expected, strict=True)), default=0.0)
 

@@ -18,7 +18,7 @@ _TENSORS: Final = [
 
 
 def _make_stand_in(name: str, inputs: int, texts: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Op:
-    """Return an operator that no runtime knows, with what its node in the graph of torch says."""
+    """Return an operator that no runtime knows, with the facts of the node in the graph of torch."""
     schema = onnx.defs.OpSchema
     option = schema.FormalParameterOption
     given = [

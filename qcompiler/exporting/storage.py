@@ -43,6 +43,6 @@ def find_simple_axis(edges: Edges) -> int | None:
 
 
 def find_blocked_axis(edges: Edges) -> int:
-    """Return the dimension that `block_size` runs along: that of the longest edge, so that the least is repeated."""
+    """Return the dimension that `block_size` runs along: the one of the longest edge, so that least is repeated."""
     lengths = [extent if edge == WHOLE else edge for edge, extent in zip(edges.edges, edges.extents, strict=True)]
     return max(range(len(lengths)), key=lambda dim: lengths[dim] or 1)

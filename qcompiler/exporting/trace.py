@@ -35,7 +35,7 @@ _KINDS = {
     SpecKind.USER_INPUT: InputKind.INPUT,
 }
 
-#: what torch notes of free dimensions and of types while it traces; no values of the model
+#: notes of torch about free dimensions and types in a trace; no values of the model
 _CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
 _FIXED = (
     "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
@@ -50,11 +50,11 @@ _FUSED = (
 
 
 class ExportError(QCompilerError):
-    """The model cannot be exported; names the site, operator or path, and says what would be valid."""
+    """The model cannot be exported; names the site, operator or path, and a valid one."""
 
 
 class MissingRangeError(ExportError):
-    """Ranges have no value yet; tells of which quantizers, and what they read."""
+    """Ranges have no value yet; names the quantizers and the tensors in front."""
 
     def __init__(self, message: str, sites: Sequence[str], readers: Mapping[str, str], inputs: Sequence[str]) -> None:
         super().__init__(message)
@@ -137,7 +137,7 @@ def _refuse_state(program: ExportedProgram) -> None:
 
 
 def _describe_inputs(program: ExportedProgram) -> None:
-    """Attach to every input of the graph what the passes know it by."""
+    """Attach to every input of the graph the fact that passes read."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.find_nodes(op="placeholder"):
         kind = _KINDS.get(specs[node.name].kind)
@@ -185,7 +185,7 @@ def _export_program(
 
 
 def _refuse_inexact_sizes(graph: Graph) -> None:
-    """Raise where a free size is multiplied by a number such as 2.3: a file has it in float32, so 23.0 may be 22."""
+    """Raise if a free size is multiplied by a number such as 2.3: in the float32 of a file 23.0 may be 22."""
     for node in graph.find_nodes(op="call_function", target=operator.mul):
         factor = next((one for one in node.args if isinstance(one, float)), 1.0)
         if not (factor * 2**8).is_integer() and isinstance(find_value(node), torch.SymFloat):
@@ -230,7 +230,7 @@ def _refuse_missing(plan: QuantPlan, ranges: Mapping[str, Tensor], graph: Graph)
 
 
 def _refuse_ranges(plan: QuantPlan, store: RangeStore) -> None:
-    """Raise for what has no form in a file: ranges of another meaning, and random bits."""
+    """Raise for nodes that have no form in a file: ranges of another meaning, and random bits."""
     kept = [site for site in plan.sites if site.spec.range.has_state]
     others = [site.name for site in kept if not store.means(site.name, site.spec.range.meaning(site.spec.format.bits))]
     if others:

@@ -19,13 +19,13 @@ from qcompiler.tables import Table, to_text
 
 @dataclasses.dataclass(frozen=True)
 class SiteCheck:
-    """One quantizer: how its codes compare with those of PyTorch."""
+    """One quantizer: the comparison of the codes with PyTorch."""
 
     name: str
     elements: int
-    #: codes that differ where both read the tensor that the file computed; the claim is 0
+    #: codes that differ if both read the tensor that the file computed; the claim is 0
     wrong: int
-    #: codes that differ where each reads its own tensor: the noise of the layers in front
+    #: codes that differ if each reads its own tensor: the noise of the layers in front
     flipped: int
     #: the same in the graph that onnxruntime optimizes
     optimized: int
@@ -35,7 +35,7 @@ class SiteCheck:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyReport:
-    """What `verify_onnx` found; `print(report)` shows it, quantizers in graph order.
+    """The findings of `verify_onnx`; `print(report)` shows all, quantizers in graph order.
 
     Differences of outputs are the largest of all, relative to the largest output.
     """
@@ -44,7 +44,7 @@ class VerifyReport:
     #: from PyTorch: onnxruntime with its optimizations, and without
     optimized: float
     plain: float
-    #: between PyTorch in float32 and in float64: what float arithmetic alone does to this quantized model
+    #: between PyTorch in float32 and in float64: the effect of float arithmetic alone on this quantized model
     spread: float
     #: parameters and buffers of the module that are not those that the file was made of
     changed: tuple[str, ...] = ()
@@ -55,18 +55,18 @@ class VerifyReport:
 
     @property
     def exact(self) -> bool:
-        """True where the file was made of this module and every quantizer, fed the same input, gives the same codes."""
+        """True if the file was made of this module and every quantizer, fed the same input, gives the same codes."""
         return not self.changed and not any(site.wrong for site in self.sites)
 
     @property
     def close(self) -> bool:
-        """True where no arithmetic moves outputs by more than twice the spread: neither floats, nor integer kernels.
+        """True if no arithmetic moves outputs by more than twice the spread: neither floats, nor integer kernels.
 
         Nor may onnxruntime's optimizations merge quantizers, or flip many more codes than floats do: four times as many
         and 20, which chance makes of counts that are alike.
 
-        Flips are rare and their effect is large, so `spread` is known only where some of the inputs show one: give a
-        few hundred.
+        Flips are rare and have a large effect, so `spread` is known only if some of the inputs show one: give a few
+        hundred.
         """
         flipped, optimized, own = (sum(getattr(site, key) for site in self.sites) for key in _COUNTS)
         near = max(self.plain, self.optimized) <= 2 * max(self.spread, SAME)
@@ -120,13 +120,13 @@ def verify_onnx(
     Args:
         qmodel: the module that the file was exported from, unchanged since.
         path: the file.
-        inputs, example_kwargs: what the model is called with; a few hundred samples for `VerifyReport.close` to mean
+        inputs, example_kwargs: the arguments of the model; a few hundred samples for `VerifyReport.close` to mean
             something.
         kwargs: another name of `example_kwargs`.
 
     Raises:
         ExportError: the file is not one of `export_onnx`, or has other quantizers than the module; a number or another
-            constant differs from that of the export; both names of the keyword inputs are given.
+            constant differs from the export; both names of the keyword inputs are given.
         OSError: the file cannot be read.
     """
     try:

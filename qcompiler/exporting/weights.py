@@ -26,8 +26,8 @@ _DEQUANTIZED = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 def get_weight_shift(q: StandIn) -> int:
     """Return the number that a file adds to the codes of a weight: 128 makes codes of 8 bits uint8.
 
-    Where a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
-    and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 it adds in 32 bits,
+    If a CPU has no instruction for sums of 8-bit products (x86 without VNNI), onnxruntime adds two products of uint8
+    and int8 in 16 bits, and saturates: sums of large codes are wrong. Products of uint8 and uint8 are added in 32 bits,
     which takes longer. Codes of 7 bits stay int8: 2·255·64 = 32640 is within 16 bits.
     """
     form = q.spec.format
@@ -38,8 +38,8 @@ def get_weight_shift(q: StandIn) -> int:
 def write_weight(q: StandIn, shift: int = 0) -> tuple[ir.Value, ir.Value]:
     """Write a frozen weight; return (codes, values).
 
-    1. One scale, or one for each index of an axis: stored as float32; its codes and zero point with `shift` added. The
-       zero point is written where it is 0 too: without one onnxruntime 1.31 leaves a Gemm in float.
+    1. One scale, or one for each index of an axis: stored as float32; codes and zero point with `shift` added. A zero
+       point of 0 is written too: without one onnxruntime 1.31 leaves a Gemm in float.
     2. Blocks: `block_size` along the longest edge; powers of two are stored as int8 exponents, which the graph turns
        into factors and repeats along the other axes.
     3. Float formats without a type, or without a kernel: a table of levels, read by code.

@@ -25,7 +25,7 @@ def cut_windows(
 
 
 def _list_starts(size: int, kernel: int, stride: int, padding: int) -> list[int]:
-    """Return where the windows of one dimension begin, with ceil_mode: none in the padding behind the tensor."""
+    """Return the start of every window of one dimension, with ceil_mode: none in the padding behind the tensor."""
     windows = range(_count_windows(size, kernel, stride, padding))
     return [at for at in (stride * i - padding for i in windows) if at < size]
 

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def write_file(model: Any, path: Path, check: Callable[[Path], _T]) -> tuple[int, _T]:
-    """Write a model in place of what is at `path`, unless `check` raises; return its bytes and what `check` gives."""
+    """Write a model to `path`, unless `check` raises; return the bytes and the result of `check`."""
     data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
     try:
         with replace_file(path) as draft:

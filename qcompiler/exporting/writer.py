@@ -14,7 +14,7 @@ from qcompiler.runtime.spec import parse_spec
 
 
 class StandIn:
-    """A stand-in of a quantizer, what it says, and the nodes that are written in its place."""
+    """A stand-in of a quantizer with all facts, and the nodes that are written in that place."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node = graph, node
@@ -67,7 +67,7 @@ class StandIn:
         return made
 
     def merged(self, x: ir.Value) -> ir.Value:
-        """Return the tensor with the dimensions of `edges`, where blocks run over several as one."""
+        """Return the tensor with the dimensions of `edges`, if blocks run over several as one."""
         if not self.edges.joined:
             return x
         shape = [extent if extent is not None else 0 for extent in self.edges.extents]

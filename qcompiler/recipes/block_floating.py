@@ -3,14 +3,14 @@
 from typing import Final
 
 from qcompiler.passes.rules import Position, Role, Rule
-from qcompiler.recipes.papers import FLEXPOINT_PAPER
+from qcompiler.recipes.integer_papers import FLEXPOINT_PAPER
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
-#: gradients are summed over many samples, so their rounding must be right on average, also below half a step
+#: gradients are summed over many samples, so the rounding must be right on average, also below half a step
 _ROUNDING: Final = {
     Role.WEIGHT: Rounding.NEAREST,
     Role.ACTIVATION: Rounding.NEAREST,
@@ -52,7 +52,7 @@ HYPERBLOCK: Final = Block(batch=2, channel=8, out=4, in_=4)
 #: 16 channels share an exponent: legal for the forward contraction only, so each tensor is quantized a second time
 _CHANNELWISE: Final = Block(channel=16, in_=16)
 
-#: Nothing is quantized: outputs and gradients are bitwise those of plain PyTorch.
+#: Nothing is quantized: outputs and gradients equal plain PyTorch bit for bit.
 IDENTITY: Final = Recipe(name="identity", rules=())
 
 #: HyperBlock Floating Point (WACV 2023), 8 bits everywhere.

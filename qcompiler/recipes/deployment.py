@@ -1,4 +1,4 @@
-"""Recipes for integer inference: what an engine needs to compute from codes to codes."""
+"""Recipes for integer inference: engines can compute from codes to codes."""
 
 from typing import Final
 
@@ -20,9 +20,9 @@ def _make_output_rules(operator: str) -> tuple[Rule, ...]:
 
 
 #: 8-bit integers from layer to layer, as inference engines fuse them: weights by output channel, everything that a
-#: layer or a residual sum hands on by one range of the past, gradients as in In-Hindsight; the last result is float.
-#: In eval mode biases are those that such an engine adds.
-#: Weights have 7 bits: then x86 CPUs without VNNI sum products exactly in their fastest way (deploy/weights.py).
+#: layer or a residual sum hands on by one range of the past, gradients as in In-Hindsight; the last result is float. In
+#: evaluation mode biases are the same as in such an engine. Weights have 7 bits: then x86 CPUs without VNNI sum
+#: products exactly in the fastest way (exporting/weights.py).
 DEPLOY_INT8: Final = Recipe(
     name="deploy-int8",
     source="B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "

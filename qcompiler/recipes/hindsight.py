@@ -24,9 +24,9 @@ def _make_w8a8g8(name: str, estimator: str, what: str) -> Recipe:
     )
 
 
-#: In-Hindsight (2021): every range but that of weights is known before its tensor is, so one pass quantizes it.
+#: In-Hindsight (2021): every range but the weights' is known before the tensor, so one pass quantizes.
 IN_HINDSIGHT_W8A8G8: Final = _make_w8a8g8("in-hindsight-w8a8g8", "hindsight(0.9,0.01)", "in-hindsight min-max")
-#: What In-Hindsight is compared with: the present tensor's own range, two passes.
+#: The baseline of In-Hindsight: the present tensor's own range, two passes.
 CURRENT_W8A8G8: Final = _make_w8a8g8("current-w8a8g8", "current", "the baseline current min-max")
-#: What In-Hindsight is compared with: a moving average that includes the present tensor, two passes.
+#: The baseline of In-Hindsight: a moving average that includes the present tensor, two passes.
 RUNNING_W8A8G8: Final = _make_w8a8g8("running-w8a8g8", "running(0.9)", "the baseline running min-max")

@@ -38,11 +38,11 @@ INT8_LARGE_GRADIENTS: Final = _large_gradients("int8-large-gradients", 8, "large
 INT4_LARGE_HINDSIGHT: Final = _large_gradients(
     "int4-large-hindsight", 4, "large(0.001,0.001,0.9)", ", with the maxima of " + HINDSIGHT_PAPER
 )
-#: What it is compared with: the whole range of gradients.
+#: The baseline: the whole range of gradients.
 INT4_MINMAX: Final = _large_gradients("int4-minmax", 4, "current", ": the baseline min-max")
-#: What it is compared with: the clip of smallest cosine distance (DSGC, CVPR 2020).
+#: The baseline: the clip of smallest cosine distance (DSGC, CVPR 2020).
 INT4_DSGC: Final = _large_gradients("int4-dsgc", 4, "cosine(100,20)", ": the baseline DSGC")
-#: Hyperblocks whose gradients are cut by the rule of large gradients, each block at γ times its own maximum.
+#: Hyperblocks whose gradients are cut by the rule of large gradients, each block at γ times the maximum of the block.
 HYPERBLOCK_INT4_LARGE: Final = Recipe(
     name="hyperblock-int4-large",
     source=f"{HYPERBLOCK_PAPER}, with the gradients of {LARGE_GRADIENT_PAPER}",

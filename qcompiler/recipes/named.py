@@ -13,8 +13,11 @@ from qcompiler.recipes.block_floating import (
     TENSOR_INT4,
     TENSOR_INT8,
 )
+from qcompiler.recipes.block_papers import BLOCK_PAPERS
 from qcompiler.recipes.deployment import DEPLOY_INT8
+from qcompiler.recipes.float_papers import FLOAT_PAPERS
 from qcompiler.recipes.hindsight import CURRENT_W8A8G8, IN_HINDSIGHT_W8A8G8, RUNNING_W8A8G8
+from qcompiler.recipes.integer_papers import INTEGER_PAPERS
 from qcompiler.recipes.large_gradients import (
     HYPERBLOCK_INT4_LARGE,
     INT4_DSGC,
@@ -24,10 +27,10 @@ from qcompiler.recipes.large_gradients import (
     INT5_LARGE_GRADIENTS,
     INT8_LARGE_GRADIENTS,
 )
-from qcompiler.recipes.papers import LITERATURE
+from qcompiler.recipes.low_bit_papers import LOW_BIT_PAPERS
 from qcompiler.recipes.recipe import Recipe, RecipeError
 
-#: every named recipe, under its name
+#: name → recipe
 RECIPES: Final[dict[str, Recipe]] = {
     recipe.name: recipe
     for recipe in (
@@ -49,13 +52,16 @@ RECIPES: Final[dict[str, Recipe]] = {
         INT4_MINMAX,
         INT4_DSGC,
         HYPERBLOCK_INT4_LARGE,
-        *LITERATURE,
+        *INTEGER_PAPERS,
+        *LOW_BIT_PAPERS,
+        *FLOAT_PAPERS,
+        *BLOCK_PAPERS,
     )
 }
 
 
 def get(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """Return a recipe from its name, from the path of a file that ends in .yaml or .yml, or from itself.
+    """Return a recipe from its name, from the path of a file that ends in .yaml or .yml, or unchanged.
 
     Raises:
         RecipeError: no such name, or the file holds no valid recipe.

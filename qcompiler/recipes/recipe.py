@@ -15,7 +15,8 @@ from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.ranges.observed import Current, parse_range
+from qcompiler.runtime.ranges.estimators import parse_range
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_choice, parse_vjp
 
 
@@ -36,9 +37,9 @@ class Recipe:
 
     #: how the recipe is called on the command line and in reports
     name: str
-    #: in the order in which they are tried
+    #: in the order of the trials
     rules: tuple[Rule, ...]
-    #: the paper it comes from
+    #: the paper behind the recipe
     source: str = ""
     #: eval mode rounds biases as engines do that add integers (passes/round_biases.py)
     integer_biases: bool = False
@@ -56,10 +57,10 @@ class Recipe:
             raise RecipeError(f"recipe {self.name!r}: rules: got {self.rules!r}; valid: a tuple of Rule")
 
     def for_eval(self) -> Self:
-        """The recipe with a batch edge of 1 in every block, so that no sample's result depends on its batch mates.
+        """Return the recipe with a batch edge of 1 in every block: no result of a sample depends on batch mates.
 
-        Ranges of the past do not depend on them either, so their blocks stay. All else, rounding too, is unchanged; the
-        recipe itself if its blocks already are so.
+        Ranges of the past do not depend on batch mates either, so these blocks stay. All else, rounding too, is
+        unchanged; the recipe itself if all blocks are so already.
         """
         rules = tuple(
             dataclasses.replace(rule, spec=rule.spec.with_block(rule.spec.block.per_sample()))
@@ -91,7 +92,7 @@ class Recipe:
         head: dict[str, Any] = {"name": self.name} | ({"source": self.source} if self.source else {})
         head |= {"integer_biases": True} if self.integer_biases else {}
         data = head | {"rules": [_rule_to_dict(rule) for rule in self.rules]}
-        # YAML takes these for line breaks, which it folds into spaces; escaped they come back as they were
+        # YAML takes these for line breaks and folds line breaks into spaces; escaped characters come back unchanged
         plain = not any(mark in text for mark in "\x85\u2028\u2029" for text in self._texts())
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=float("inf"), default_flow_style=None)
 
@@ -112,7 +113,7 @@ class Recipe:
         return cls._parse(text, "recipe")
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_yaml()`. The file at `path` is replaced in one step: it is the old or the new one, never half.
+        """Writes `to_yaml()`. The file at `path` is replaced in one step: old or new, never half.
 
         Raises:
             OSError: the file cannot be written; an old one is then unchanged.
@@ -231,7 +232,7 @@ def _read_mapping(data: object, where: str, valid: Sequence[str]) -> dict[str, A
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, where plain YAML silently takes the last one."""
+    """Refuses a key that is given twice; plain YAML silently takes the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

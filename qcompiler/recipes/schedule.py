@@ -1,4 +1,4 @@
-"""What changes in the course of a training: which recipe it uses when, and the learning rate of DSGC."""
+"""Changes in the course of a training: which recipe runs when, and the learning rate of DSGC."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from typing import Final
 
 from qcompiler import recipes
 from qcompiler.recipes.block_floating import IDENTITY
-from qcompiler.recipes.papers import HBFP4, HBFP6, NVFP4
+from qcompiler.recipes.block_papers import HBFP4, HBFP6, NVFP4
 from qcompiler.recipes.recipe import Recipe, RecipeError
 
 
@@ -15,11 +15,11 @@ from qcompiler.recipes.recipe import Recipe, RecipeError
 class Schedule:
     """Recipes in the order of a training: `qmodel.use(schedule.at(epoch, epochs))` at the head of each epoch.
 
-    A schedule keeps no state. So a resumed run asks for the epoch it resumes at, and nothing of it is in a checkpoint.
-    Every change costs one capture at most, since `use` keeps what it has captured.
+    A schedule keeps no state. So a resumed run asks for the present epoch, and nothing of the schedule is in a
+    checkpoint. Every change costs one capture at most, since `use` keeps all captures.
 
-    A stage is (start, recipe). The start is a whole number of steps, from the end if it is negative, as in indexing,
-    or a float below 1, that share of all steps. A step is whatever the loop counts: an epoch, or a batch.
+    A stage is (start, recipe). The start is a whole number of steps, from the end if negative, as in indexing, or a
+    float below 1, that share of all steps. A step is whatever the loop counts: an epoch, or a batch.
 
     Example: `Schedule(((0, "hbfp4"), (-1, "hbfp6")))` has 6 bits in the last epoch, `(0.9, "hbfp6")` in the last tenth.
 
@@ -32,7 +32,7 @@ class Schedule:
     stages: tuple[tuple[float, str | os.PathLike[str] | Recipe], ...]
     #: how the schedule is called in reports
     name: str = ""
-    #: the paper it comes from
+    #: the paper behind the schedule
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Schedule:
         object.__setattr__(self, "stages", found)
 
     def at(self, step: int, steps: int) -> Recipe:
-        """Return the recipe of one step: that of the last stage, in their order, that has begun.
+        """Return the recipe of one step: of the last stage, in order, that has begun.
 
         Args:
             step: counted from 0.
@@ -72,10 +72,10 @@ def _first_step(start: float, steps: int) -> int:
 
 
 def deviation_rate(deviation: float, decay: float = 20.0, least: float = 0.1) -> float:
-    """What DSGC multiplies the learning rate by, so that steps along a bent gradient are short.
+    """Return the number that DSGC multiplies the learning rate by, so that steps along a bent gradient are short.
 
     max(e^(−decay·deviation), least), with the deviation 1 − cos(g, ĝ) of a gradient from its quantized self: the second
-    number of a range `cosine` in `qmodel.ranges()`, as of its latest search (F. Zhu et al.: Towards Unified INT8
+    number of a range `cosine` in `qmodel.ranges()`, as of the latest search (F. Zhu et al.: Towards Unified INT8
     Training for Convolutional Neural Network, CVPR 2020, §3.4). 1 for NaN, which stands there until a gradient other
     than zero has been searched.
 
@@ -94,5 +94,5 @@ ACCURACY_BOOSTER: Final = Schedule(((0, HBFP4), (-1, HBFP6)), name="accuracy-boo
 #: NVFP4, and float for the last 18 % of the steps, which closes most of the gap of the loss.
 NVFP4_THEN_FLOAT: Final = Schedule(((0, NVFP4), (0.82, IDENTITY)), name="nvfp4-then-float", source=NVFP4.source)
 
-#: every named schedule, under its name
+#: name → schedule
 SCHEDULES: Final[dict[str, Schedule]] = {schedule.name: schedule for schedule in (ACCURACY_BOOSTER, NVFP4_THEN_FLOAT)}

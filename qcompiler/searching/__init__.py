@@ -1,1 +1,1 @@
-"""Bits and blocks for each quantizer, from the error that it makes."""
+"""Bits and blocks for each quantizer, from the error in the gradients."""

@@ -16,7 +16,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """One choice for each slot, in order, and what they sum up to."""
+    """One choice for each slot, in order, and the sums."""
 
     choices: tuple[Choice, ...]
 
@@ -57,7 +57,7 @@ def _compute_gain(cheap: Choice, dear: Choice) -> float:
 def walk_frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
     """From the cheapest choices to the best ones, a step at a time, the step that saves most for its cost first.
 
-    Each of them has the least error that its cost allows (the sum of the slots' hulls is the hull of their sum).
+    Each allocation has the least error that the cost allows (the sum of the hulls of all slots is the hull of the sum).
 
     Raises:
         ValueError: a slot without a choice.
@@ -77,7 +77,7 @@ def walk_frontier(slots: Sequence[Sequence[Choice]]) -> list[Allocation]:
 
 
 def allocate_budget(slots: Sequence[Sequence[Choice]], budget: float) -> Allocation | None:
-    """Return the last allocation of the frontier within a budget, what is left spent on the best steps that still fit.
+    """Return the last allocation of the frontier within a budget, the rest spent on the best steps that still fit.
 
     None if the cheapest choices cost more. The error is above the least possible by less than one step of one slot.
     """

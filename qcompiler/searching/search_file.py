@@ -1,4 +1,4 @@
-"""Where a search keeps what it has measured, so that an interrupted one goes on."""
+"""The file of the measurements of a search, so that an interrupted one goes on."""
 
 import json
 import os
@@ -14,27 +14,27 @@ from qcompiler.compiler import torch_compat
 from qcompiler.files import replace_file
 from qcompiler.runtime.errors import QCompilerError
 
-#: what it is that differs, by the key of the file
+#: the name of the difference, by the key of the file
 _OTHER: Final = {"recipe": "another recipe", "specs": "other formats or blocks", "model": "other weights"}
 
 
 class SearchFileError(QCompilerError, ValueError):
-    """The file cannot be gone on with; says whose it is, or what is wrong with it."""
+    """The search cannot go on with the file; names the owner of the file, or the fault."""
 
 
 class SearchFile:
-    """Measurements by batch and site: the error of the site alone, and spec → what its contractions lose.
+    """Measurements by batch and site: the error of the site alone, and spec → the losses of the contractions.
 
-    With a path, each one is written at once, and the file is replaced as a whole; without, they are held in memory.
+    With a path, each one is written at once, and the file is replaced as a whole; without, all are held in memory.
 
     Raises:
         SearchFileError: the file is of another search, or none at all.
-        OSError: it cannot be read or written.
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, search: Mapping[str, Any]) -> None:
         self.path = None if path is None else Path(path)
-        #: what the measurements belong to
+        #: the model and the data of the measurements
         self.search = json.loads(json.dumps(search))
         #: batch → site → (error, losses)
         self.found: dict[str, dict[str, tuple[float, dict[str, float | None]]]] = {}

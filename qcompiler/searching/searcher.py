@@ -39,23 +39,23 @@ def search(
 ) -> Recipe:
     """Return a recipe with a format and a block for each layer and role, within a budget, for the least error.
 
-    For every batch and every quantizer of `recipe` one step runs with this quantizer alone at work. Its error is the
-    mean over weights of ‖g − g_float‖²/‖g_float‖². The error of another spec follows from the losses of the
+    For every batch and every quantizer of `recipe` one step runs with this quantizer alone at work. The error of the
+    site is the mean over weights of ‖g − g_float‖²/‖g_float‖². The error of another spec follows from the losses of the
     contractions that read the quantizer, on the recorded tensors. Errors are taken to add up, so the best choice is a
     line of Lagrange. The model itself is not changed: a copy runs.
 
     Args:
-        model: in the state in which its gradients are to be kept; a network at initialization tells little.
+        model: in the state in which the gradients are to be kept; a network at initialization tells little.
         data: batches, of one shape.
-        budget: what the tensors that are quantized may take.
-        unit: of the budget. "bits": on average over their elements, scales included. "bytes": what forward keeps for
-            backward of weights and activations; gradients then cost nothing.
-        recipe: what is quantized at all, and how it is scaled and rounded; what it keeps in float stays so.
+        budget: the limit for all tensors that are quantized.
+        unit: of the budget. "bits": on average over all elements, scales included. "bytes": the weights and activations
+            that forward keeps for backward; gradients then cost nothing.
+        recipe: the quantized operands, with scale rule and rounding; operands in float stay so.
         formats: to choose from.
         blocks: to choose from.
         loss: (model, batch) → loss; by default the cross entropy of batches (inputs, labels).
-        batches: how many of them are looked at, from the first; each takes a step for each quantizer.
-        file: where measurements are kept (JSON, replaced as a whole); an interrupted search goes on from there.
+        batches: the number of batches in use, from the first; each takes a step for each quantizer.
+        file: the file of measurements (JSON, replaced as a whole); an interrupted search goes on from there.
         quiet: without progress bar and without the table of the frontier.
 
     Raises:

@@ -26,7 +26,7 @@ from qcompiler.runtime.figures import compute_ratio, measure_agreement, simulate
 from qcompiler.runtime.numbers.blocks import parse_block, view_blocks
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
-from qcompiler.runtime.ranges.observed import Current
+from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.searching.allocation import Allocation, Choice
 from qcompiler.searching.search_file import SearchFile, checksum_values
@@ -39,35 +39,35 @@ Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 
 class SearchError(QCompilerError):
-    """The search cannot be done as asked; says what was given and what would be valid."""
+    """The search cannot be done as asked; names the given and a valid value."""
 
 
 def change_spec(spec: QuantSpec, form: str, block: str) -> QuantSpec:
     """Return the spec with another format and block, and the tensor's own range.
 
     Raises:
-        ValueError: they do not go together.
+        ValueError: the parts do not go together.
     """
     return dataclasses.replace(spec, format=parse_format(form), block=parse_block(block), range=Current())
 
 
 class Sensitivity:
-    """What each quantizer of a recipe costs the gradients of a model, and the choices that follow from it."""
+    """The cost of each quantizer of a recipe for the gradients of a model, and the choices that follow."""
 
     def __init__(self, model: nn.Module, base: Recipe, specs: Specs, loss: Loss, unit: str) -> None:
         self.base, self.specs, self.loss, self.unit = base, specs, loss, unit
         self.model = model.train()
         self.recording, self.solo = Recording(), Solo()
-        #: as they are called in the store
+        #: by the names in the store
         self.batches: list[str] = []
         #: one watches contractions, in the other one site is at work; both are captured once
         self.watched, self.alone = (compile(self.model, base, backend="eager") for _ in range(2))
 
     def measure(self, batches: Sequence[Any], store: SearchFile, quiet: bool, budget: float) -> None:
-        """Fills the store: for every batch the error of each site alone, and what its contractions lose by each spec.
+        """Fills the store: for every batch the error of each site alone, and the losses by each spec.
 
         Raises:
-            SearchError: in front of the first measurement, where no choice is legal or none within the budget.
+            SearchError: in front of the first measurement, if no choice is legal or none within the budget.
         """
         with contextlib.ExitStack() as stack:
             watched = stack.enter_context(self.watched.training_through(WatchedCompiler))
@@ -108,7 +108,7 @@ class Sensitivity:
         return all(legal_spec(spec, operand) is not None for _, operand in self.recording.readers(site))
 
     def record(self, number: int, batch: Any) -> list[str]:
-        """Return one watched step: its tensors and its contractions; returns the sites."""
+        """Watch one step, with tensors and contractions; return the sites."""
         self.recording.clear()
         self.step(self.watched, number, batch)
         if not self.recording.tallies:
@@ -131,7 +131,7 @@ class Sensitivity:
             self.loss(qmodel, batch).backward()
 
     def losses(self, site: str) -> dict[str, float | None]:
-        """Spec → what the contractions of a site lose under it; "" is the present one; None: illegal for a reader."""
+        """Return spec → the losses of the contractions of a site; "" is the present one; None: illegal for a reader."""
         held = self.recording.held[site].spec
         found = {"": self.loss_of(site, held)}
         for form, block in self.specs:
@@ -139,7 +139,7 @@ class Sensitivity:
         return found
 
     def loss_of(self, site: str, spec: QuantSpec) -> float | None:
-        """Σ over contractions of ‖error‖²/‖contraction‖²; of a site that no contraction reads its own noise."""
+        """Σ over contractions of ‖error‖²/‖contraction‖²; of a site that no contraction reads the noise."""
         readers = self.recording.readers(site)
         if any(legal_spec(spec, operand) is None for _, operand in readers):
             return None
@@ -162,13 +162,13 @@ class Sensitivity:
         return [sites for _, sites in groups]
 
     def choices(self, store: SearchFile) -> list[list[Choice]]:
-        """For each slot the specs that are legal for all its sites: what they cost, and the error that they make."""
+        """Return for each slot the specs that are legal for all sites of the slot, with cost and error."""
         names = [f"{form}:{block}" for form, block in self.specs]
         tables = [[self.choice(sites, name, store) for name in names] for sites in self.slots()]
         return [[choice for choice in table if choice is not None] for table in tables]
 
     def choice(self, sites: Sequence[str], name: str, store: SearchFile) -> Choice | None:
-        """One spec for the sites of a slot; its error is measured for the present spec, and scaled by the losses."""
+        """Return one spec for a slot; the error is measured for the present spec, and scaled by the losses."""
         form, block = name.split(":")
         error = 0.0
         for batch, site in itertools.product(self.batches, sites):
@@ -180,7 +180,7 @@ class Sensitivity:
         return Choice(name, sum(self.cost(site, form, block) for site in sites), error)
 
     def cost(self, site: str, form: str, block: str) -> float:
-        """Bits of codes and scales; or bytes that backward is saved, none of gradients and what it does not read."""
+        """Return bits of codes and scales; or bytes that are saved for backward, 0 for unsaved tensors."""
         held = self.recording.held[site]
         spec = change_spec(held.spec, form, block)
         blocks = math.prod(view_blocks(tuple(held.x.shape), held.layout, spec.block).counts)
@@ -197,7 +197,7 @@ class Sensitivity:
         return sum(held.x.numel() for held in self.recording.held.values()) if self.unit == "bits" else 1.0
 
     def recipe(self, chosen: Allocation, name: str) -> Recipe:
-        """Return the chosen specs as rules in front of those of the recipe."""
+        """Return the chosen specs as rules in front of the rules of the recipe."""
         rules: list[Rule] = []
         for sites, choice in zip(self.slots(), chosen.choices, strict=True):
             form, block = choice.name.split(":")

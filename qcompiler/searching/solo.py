@@ -1,4 +1,4 @@
-"""Training steps in which one quantizer alone is at work, all others let their tensors through."""
+"""Training steps in which one quantizer alone is at work, all others let the tensors through."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,30 +18,30 @@ from qcompiler.runtime.ranges.store import RangeStore
 
 
 class Solo:
-    """Which site is at work: its name, None for none of them, which is float."""
+    """The name of the site at work; None for no site, which is float."""
 
     def __init__(self) -> None:
         self.site: str | None = None
 
 
 class SoloWatch(Watch):
-    """Runs halves in which every dequantize but those of one site gives back the tensor itself."""
+    """Runs halves in which every dequantize of all sites but one gives back the tensor itself."""
 
     def __init__(self, module: GraphModule, solo: Solo) -> None:
         self.solo = solo
         self.sites = site_names(module)
         found = [(reader.floats.name, find_source(reader.codes)) for reader in list_dequantizers(module.graph)]
-        #: name of a dequantize → its site
+        #: name of a dequantize → site
         self.readers = {name: self.sites[quantizer.codes.name] for name, quantizer in found if quantizer is not None}
         self.tensors: dict[str, Tensor] = {}
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
-        """Keeps what is quantized."""
+        """Keeps the quantized tensor."""
         if node.target is ops.QUANTIZE:
             self.tensors[self.sites.get(node.name, Quantizer(node).site)] = args[0]
 
     def instead(self, node: Node, result: Any) -> Any:
-        """Return the tensor in front of the codes, where its site is not at work."""
+        """Return the tensor in front of the codes, if the site is not at work."""
         site = self.readers.get(node.name)
         return result if site is None or site == self.solo.site else self.tensors[site]
 

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-#: a half that runs: takes a list of inputs, which it empties, and returns the outputs
+#: a half that runs: takes and empties a list of inputs, and returns the outputs
 Half: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
 
 class Hooks:
-    """What a runner shows of every node. The methods of this class change nothing."""
+    """The questions of a runner about every node. The methods of this class change nothing."""
 
     def before(self, node: Node) -> None:
         """Called before every node."""
@@ -21,10 +21,10 @@ class Hooks:
         return torch.fx.map_arg(arguments, values.__getitem__)
 
     def after(self, node: Node, args: tuple[Any, ...], result: Any) -> None:
-        """Called after every call, with the values of its arguments."""
+        """Called after every call, with the values of the arguments."""
 
     def instead(self, node: Node, result: Any) -> Any:
-        """Return the value that the readers of a call get: its result."""
+        """Return the value that the readers of a call get: the result."""
         return result
 
 

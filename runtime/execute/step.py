@@ -1,4 +1,4 @@
-"""One captured step at run time: the autograd function over its forward and backward half."""
+"""One captured step at run time: the autograd function over the forward and the backward half."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ class WriteKind(enum.Enum):
 
     #: the values alone, as under `no_grad`
     COPY = "copy"
-    #: in place, with its gradient
+    #: in place, with the gradient
     AUTOGRAD = "autograd"
     #: as `tensor.data = …`
     ASSIGN = "assign"
@@ -31,7 +31,7 @@ class Write:
 
     input: int
     how: WriteKind = WriteKind.COPY
-    #: of ASSIGN: the input whose memory it shares from then on; None: new memory
+    #: of ASSIGN: the input that shares memory with this one from then on; None: new memory
     source: int | None = None
 
     def to(self, inputs: Sequence[Any], new: Tensor) -> None:
@@ -68,7 +68,7 @@ class Tangent:
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """The sites of a step that keep a range; both halves read their states behind all other inputs.
+    """The sites of a step that keep a range; both halves read the states behind all other inputs.
 
     `first_…` are the halves of a step in which states are sought from the tensors themselves.
     """
@@ -79,12 +79,12 @@ class Ranges:
     store: RangeStore
     forward_sites: tuple[StateSite, ...]
     backward_sites: tuple[StateSite, ...]
-    #: for each backward site: the tangents that its tensor depends on
+    #: for each backward site: the tangents that the tensor depends on
     backward_depends: tuple[frozenset[int], ...]
     #: None if no site is in that half
     first_forward: Half | None
     first_backward: Half | None
-    #: backward, for any strides: that of a step whose forward was a first one, which returned strides of its own
+    #: backward for any strides: belongs to a step whose forward was a first one, which returned strides of its own
     plain_backward: Half | None
 
     @property
@@ -99,8 +99,8 @@ class Step:
 
     Forward returns, in this order: new values of mutated inputs, user outputs, states after the step, tensors saved for
     backward. Buffers such as batch-norm statistics are written at forward, as in eager; states of ranges when backward
-    has ended (runtime/ranges/store.py). Both halves run with autocast off: its casts are part of the graph already. A
-    second derivative is refused: the backward half was traced as it stands.
+    has ended (runtime/ranges/store.py). Both halves run with autocast off: the casts are part of the graph already. A
+    second derivative is refused: the backward half was traced without one.
     """
 
     forward: Half
@@ -108,10 +108,10 @@ class Step:
     backward: Half | None
     #: how each of the first outputs is written back
     writes: tuple[Write, ...]
-    #: for each user output: True if it takes part in autograd
+    #: for each user output: True if autograd sees the output
     differentiable: tuple[bool, ...]
     tangents: tuple[Tangent, ...] = ()
-    #: for each input: the tangents that its gradient depends on; None if it has no gradient
+    #: for each input: the tangents that the gradient depends on; None if there is no gradient
     depends: tuple[frozenset[int] | None, ...] = ()
     device_types: tuple[str, ...] = ("cpu",)
     ranges: Ranges | None = None
@@ -127,14 +127,14 @@ class Step:
         return self.write_back(inputs, outputs)
 
     def detach_unused(self, inputs: Sequence[Any]) -> list[Any]:
-        """The inputs, without autograd if backward has no gradient for them: the graph in front of them is not run."""
+        """Return the inputs; without autograd if backward has no gradient for one, so that no graph in front runs."""
         return [
             x.detach() if needed is None and isinstance(x, Tensor) and x.requires_grad else x
             for x, needed in zip(inputs, self.depends, strict=False)
         ]
 
     def run_forward(self, inputs: Sequence[Any]) -> tuple[list[Any], Moment | None]:
-        """What the forward half returns, and the moment at which it read its states."""
+        """Return the results of the forward half, and the moment at which the half read the states."""
         half, states, moment = self.forward, [], None
         if self.ranges is not None:
             sites = self.ranges.forward_sites
@@ -149,13 +149,13 @@ class Step:
         return results, moment
 
     def run_backward(self, args: Sequence[Any], forward: Moment | None, used: AbstractSet[int]) -> list[Any]:
-        """What the backward half returns, without the states after it, which are proposed to the store.
+        """Return the results of the backward half, without the next states, which are proposed to the store.
 
-        A gradient that the loss does not reach is no data: its zeros change no range.
+        A gradient that the loss does not reach is no data: the zeros change no range.
 
         Args:
-            args: what forward has saved, and the tangents.
-            forward: the moment of the forward that it belongs to.
+            args: the saved tensors, and the tangents.
+            forward: the moment of the forward that this backward belongs to.
             used: the tangents that the loss reaches.
         """
         assert self.backward is not None
@@ -178,7 +178,7 @@ class Step:
         return results[: len(results) - len(states)]
 
     def before_write(self, inputs: Sequence[Any], saved: Sequence[Tensor]) -> list[Tensor]:
-        """Copies, among the tensors saved for backward, what `write_back` is about to change."""
+        """Copies those tensors saved for backward that `write_back` is about to change."""
         changed = [inputs[write.input] for write in self.writes if write.how is not WriteKind.ASSIGN]
         written = {tensor.untyped_storage().data_ptr() for tensor in changed}
         return [t.clone() if t.untyped_storage().data_ptr() in written else t for t in saved]
@@ -200,7 +200,7 @@ class Step:
     def gradients(
         self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
     ) -> list[Tensor | None]:
-        """The gradient of every input; None if it hangs on outputs only that the loss did not use, as in eager."""
+        """The gradient of every input; None for a gradient from outputs that the loss did not use, as in eager."""
         given = [grads[tangent.output] for tangent in self.tangents]
         used = {i for i, grad in enumerate(given) if grad is not None}
         fitted = [tangent.fit(grad) for tangent, grad in zip(self.tangents, given, strict=True)]
@@ -216,7 +216,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: Step, count_inputs: int, *args: Any) -> tuple[Any, ...]:
-        inputs = args[:count_inputs]  # what follows are learned ranges, which the store holds too
+        inputs = args[:count_inputs]  # learned ranges follow, which the store holds too
         results, moment = step.run_forward(inputs)
         count = len(step.writes) + len(step.differentiable)
         states = len(step.ranges.forward_sites) if step.ranges is not None and step.ranges.learns else 0
@@ -231,10 +231,10 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # a model may call autograd.grad in its forward
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # a model may call autograd.grad in forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            # refused at once: an error at the second derivative itself (`once_differentiable`) is never reached where
+            # refused at once: an error at the second derivative itself (`once_differentiable`) is never reached if
             # autograd.grad asks for parameters only, and a gradient penalty would be dropped without a word
             raise RuntimeError("create_graph=True: a quantized step has no second derivative; leave create_graph out")
         step: Step = ctx.step

@@ -19,11 +19,11 @@ def integer_bias(
     var: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """The bias of a layer, or with `var` the offset β of the batch norm behind it, so that the layer adds integers.
+    """The bias of a layer, or with `var` the offset β of the batch norm behind, as engines on integers add it.
 
     A batch norm multiplies by g = γ/√(var + eps) and adds up to b = bias·g + β − mean·g; without one g = 1. An engine
-    that computes in integers adds round(b / s), s = x_scale·weight_scale·|g|, to its sums. Returned is
-    β + round(b / s)·s − b: what this layer, computed in float, must add to give the same.
+    that computes in integers adds round(b / s), s = x_scale·weight_scale·|g|, to the sums. Returned is
+    β + round(b / s)·s − b: this layer, computed in float, adds that to give the same.
 
     Args:
         bias, gamma, beta, mean, var: floating [C], or None for 0, 1, 0 and no batch norm; bias or mean is given.
@@ -31,8 +31,8 @@ def integer_bias(
         weight_scale: float32, one number, or one for each of C channels in any shape.
 
     Returns:
-        [C], of the type of `bias` or `mean`, computed in float64. A channel where s is 0 or not finite, or if b / s
-        needs more than 32 bits, keeps its offset; an offset that is not finite stays so.
+        [C], of the type of `bias` or `mean`, computed in float64. A channel keeps the offset if s is 0 or not finite,
+        or if b / s needs more than 32 bits; an offset that is not finite stays so.
 
     Source: B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, CVPR 2018, section 2.4.

@@ -1,8 +1,8 @@
-"""Blocks: the groups of elements that share one scale, and the view that puts each block into dimensions of its own.
+"""Blocks: the groups of elements that share one scale, and the view with each block in dimensions of its own.
 
 A *layout* names every dimension of a tensor by one letter (`AXES`); a `Block` gives each axis an edge. Neighboring
-dimensions with the same letter are one axis, flattened in order: a token activation [B, T, C] has the layout `bbc`
-and a batch axis of B·T. Space is the exception: its edge holds for each spatial dimension on its own (4 means 4×4).
+dimensions with the same letter are one axis, flattened in order: a token activation [B, T, C] has the layout `bbc` and
+a batch axis of B·T. Space is the exception: the edge holds for each spatial dimension on its own (4 means 4×4).
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ WHOLE: Final = 0
 class Block:
     """Edges of a block along the named axes, in elements; 1 = a scale for each index, `WHOLE` (0) = one for all.
 
-    Activations and gradients have the axes batch, channel, space; weights have out, in_, space (their taps);
-    `group` counts independent matrices of a batched product (samples × heads of attention).
-    An edge need not divide the shape: the last block is then smaller.
+    Activations and gradients have the axes batch, channel, space; weights have out, in_, space (the taps); `group`
+    counts independent matrices of a batched product (samples × heads of attention). An edge need not divide the shape:
+    the last block is then smaller.
 
     `str(block)` lists the edges that are not 1 (`b4c16`, `o16i16`, `b1…` is `each`, all whole is `tensor`).
 
@@ -57,7 +57,7 @@ class Block:
         return dataclasses.replace(self, batch=self.channel, channel=self.batch, out=self.in_, in_=self.out)
 
     def per_sample(self) -> "Block":
-        """Return the block with a batch edge of 1: no sample's result depends on its batch mates."""
+        """Return the block with a batch edge of 1: no result of a sample depends on the batch mates."""
         return dataclasses.replace(self, batch=1, group=1)
 
     def __str__(self) -> str:
@@ -93,12 +93,12 @@ def parse_block(text: str) -> Block:
 class BlockView:
     """How a tensor of `shape` and `layout` splits into blocks.
 
-    `split(x)` has two dimensions for each axis: the index of the block and the index inside it.
+    `split(x)` has two dimensions for each axis: the index of the block and the index inside.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]  # extent of each axis: runs of equal letters flattened
-    edges: tuple[int, ...]  # edge along each axis, at most its extent, at least 1
+    edges: tuple[int, ...]  # edge along each axis, at most the extent, at least 1
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -124,16 +124,16 @@ class BlockView:
         return x.reshape([n for pair in zip(self.counts, self.edges, strict=True) for n in pair])
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
-        """[count₀, count₁, …] → [*shape]: for each element the value of its block.
+        """[count₀, count₁, …] → [*shape]: for each element the value of the block.
 
-        Elementwise work stays on the tensor as it is, in its own memory order, and reads this beside it.
+        Elementwise work stays on the tensor in its own memory order, and reads this one beside.
         """
         repeats = []
         for dim, (extent, edge) in enumerate(zip(self.axes, self.edges, strict=True)):
             partial = extent % edge != 0
             if partial:
-                # by index, and not (j // edge): where Inductor finds a loop variable divided by more than 8, it splits
-                # the loop into extent // edge whole parts and drops the last, smaller block (torch 2.13,
+                # by index, and not (j // edge): if Inductor finds a loop variable divided by more than 8, Inductor
+                # splits the loop into extent // edge whole parts and drops the last, smaller block (torch 2.13,
                 # `try_loop_split`). (2j + 1) // (2·edge) is the same number: 40 elements by 24 are 0…23, 24…39.
                 block = (2 * torch.arange(extent, device=scale.device) + 1) // (2 * edge)
                 scale = scale.index_select(dim, block)
@@ -167,7 +167,7 @@ def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
 
 
 def check_layout(layout: str, ndim: int) -> None:
-    """Raises ValueError where `layout` is not a legal naming of `ndim` dimensions."""
+    """Raises ValueError if `layout` is not a legal naming of `ndim` dimensions."""
     runs = [letter for letter, _ in itertools.groupby(layout)]
     if len(layout) != ndim or set(layout) - set(AXES) or len(set(runs)) != len(runs):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Floating formats of few bits: which levels they have, and exact encoding and decoding on the bits of float32."""
+"""Floating formats of few bits: the levels, and exact encoding and decoding on the bits of float32."""
 
 import dataclasses
 import enum
@@ -13,13 +13,13 @@ from qcompiler.runtime.numbers.rounding import round_code
 
 
 class Top(enum.StrEnum):
-    """What the largest codes of a float format mean; the value is the suffix of formats that overflow to it."""
+    """The meaning of the largest codes of a float format; the value is the suffix of formats that overflow to that."""
 
     #: numbers like all others
     FINITE = ""
     #: the last code is NaN (OCP FP8 E4M3)
     NAN = "nan"
-    #: the last exponent holds infinity, and NaN behind it (IEEE 754, OCP FP8 E5M2)
+    #: the last exponent holds infinity, and NaN behind (IEEE 754, OCP FP8 E5M2)
     IEEE = "inf"
 
 
@@ -29,8 +29,8 @@ class FloatFormat:
 
         e > 0: ±(1 + M/2^m)·2^(e − bias)        e = 0: ±(M/2^m)·2^(1 − bias), subnormal; M = 0: ±0
 
-    So zero is always a level, formats without mantissa have a zero beside their powers of two, and the sign of zero is
-    kept. `str(format)` is `e4m3`, with what differs behind it: `b11` (a bias of its own), `r4` (radix 4), `r4x2`, and
+    So zero is always a level, formats without mantissa have a zero beside the powers of two, and the sign of zero is
+    kept. `str(format)` is `e4m3`, with the differences behind: `b11` (a bias of its own), `r4` (radix 4), `r4x2`, and
     `nan` or `inf` (overflow); `parse_format(str(f)) == f`.
 
     | name | largest | smallest | source |
@@ -43,9 +43,10 @@ class FloatFormat:
     | `e3m0r4`, `e3m0r4x2` | 64, 128 | 1/64, 1/32 | Sun et al., NeurIPS 2020: FP4 [1,3,0], radix 4, two phases |
     | `e5m10` | 65504 | 2^−24 | IEEE 754 binary16 |
 
-    Overflow: a number that rounds above `largest` saturates. That is what OCP MX and NVFP4 say, and what we take for
-    FP8 of 2018 and HFP8, whose policy we could not check. With the suffix it becomes NaN (`e4m3nan`) or infinity
-    (`e5m2inf`), as a plain cast does (ml_dtypes; "non-saturating" in OCP FP8), and dynamic loss scaling then sees it.
+    Overflow: a number that rounds above `largest` saturates. OCP MX and NVFP4 say so, and we take the same for FP8 of
+    2018 and HFP8, whose policy we could not check. With the suffix the number becomes NaN (`e4m3nan`) or infinity
+    (`e5m2inf`), as a plain cast does (ml_dtypes; "non-saturating" in OCP FP8), and dynamic loss scaling then sees the
+    overflow.
 
     Raises:
         ValueError: widths, bias or radix that are not supported, or overflow in a format without NaN and infinity.
@@ -95,7 +96,7 @@ class FloatFormat:
 
     @property
     def top(self) -> Top:
-        """What the largest codes mean: special in `e4m3`, `e5m2` and 16 bits, numbers elsewhere."""
+        """The meaning of the largest codes: special in `e4m3`, `e5m2` and 16 bits, numbers elsewhere."""
         if self.bias is None and self.bits == 16:
             return Top.IEEE
         special = {(4, 3): Top.NAN, (5, 2): Top.IEEE} if self.bias is None else {}
@@ -133,7 +134,7 @@ class FloatFormat:
 
     @property
     def reach(self) -> float:
-        """Where scale rules put the end of a range: `largest`, in the second phase too that of the first."""
+        """The number at which scale rules put the end of a range: `largest`, of the first phase also in the second."""
         return self.largest / 2 if self.doubled else self.largest
 
     @property
@@ -170,10 +171,10 @@ class FloatFormat:
         return torch.where(real == real, code, self.nan_code).to(self.dtype)
 
     def _place(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        """(binades below |x|, not counting the first; |x| in steps of its own binade).
+        """(binades below |x|, not counting the first; |x| in steps of that binade).
 
-        The step is a power of two, so this is an exact product, and rounding it to an integer rounds |x| once. In radix
-        4 the place between two levels is 1 + (|x|/lower − 1)/3, rounded to float32.
+        The step is a power of two, so this is an exact product, and rounding the product to an integer rounds |x| once.
+        In radix 4 the place between two levels is 1 + (|x|/lower − 1)/3, rounded to float32.
         """
         low, m = self.first_exponent + 127, self.mantissa_bits
         octave = ((size.view(torch.int32) >> 23) - low).clamp(min=0)

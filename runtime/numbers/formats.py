@@ -1,7 +1,7 @@
-"""Number formats and their names: integers and floats, with one surface for both.
+"""Number formats and names: integers and floats, with one surface for both.
 
 Every format has `bits`, `kind`, `dtype` (storage of one code), `largest` and `lowest` (values at scale 1), `reach` and
-`magnitude_bits` (what scale rules go by: 2^(m−1) ≤ reach < 2^m), `encode` and `decode`.
+`magnitude_bits` (for scale rules: 2^(m−1) ≤ reach < 2^m), `encode` and `decode`.
 """
 
 import re

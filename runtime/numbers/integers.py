@@ -1,4 +1,4 @@
-"""Integer formats: which codes exist, how they are stored, and how numbers become codes."""
+"""Integer formats: the codes, the storage, and the way from numbers to codes."""
 
 import dataclasses
 import enum
@@ -25,12 +25,12 @@ BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
 @dataclasses.dataclass(frozen=True)
 class IntFormat:
-    """A uniform integer grid of `bits` bits; zero is always one of its levels.
+    """A uniform integer grid of `bits` bits; zero is always a level.
 
     `str(format)` is `int8`, `uint4`, `affine8`; `parse_format(str(f)) == f`.
 
     Raises:
-        ValueError: `bits` is not one of 2–8 or 16.
+        ValueError: `bits` is not one of `BITS`.
     """
 
     bits: int
@@ -67,7 +67,7 @@ class IntFormat:
 
     @property
     def reach(self) -> float:
-        """Where scale rules put the end of a range: `largest`."""
+        """The number at which scale rules put the end of a range: `largest`."""
         return self.largest
 
     @property

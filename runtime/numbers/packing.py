@@ -1,7 +1,7 @@
 """Packing of short codes, several to a byte, along one dimension.
 
-Element j of a packed byte row holds the codes j, j+n, j+2n … of the packed dimension (n = its packed extent): the
-parts are contiguous, so packing and unpacking stay vectorized.
+Element j of a packed byte row holds the codes j, j+n, j+2n … of the packed dimension (n = the packed extent): the parts
+are contiguous, so packing and unpacking stay vectorized.
 """
 
 import math
@@ -36,7 +36,8 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes = torch.nn.functional.pad(codes.to(torch.uint8), [0, -codes.numel() % parts])
     width = 8 // parts
     extent = codes.shape[dim] // parts
-    # in int32, and by products: what Inductor vectorizes on every processor (bytes and shifts it does one by one)
+    # in int32, and by products: Inductor vectorizes products on every processor, and computes bytes and shifts one by
+    # one
     packed = torch.zeros((), dtype=torch.int32, device=codes.device)
     for i in range(parts):
         part = codes.narrow(dim, i * extent, extent).to(torch.int32) & ((1 << width) - 1)

@@ -51,10 +51,10 @@ def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tens
 
 
 def store_once(x: torch.Tensor) -> torch.Tensor:
-    """Return the same small tensor, computed once: Inductor stores what it takes a strided view of.
+    """Return the same small tensor, computed once: Inductor stores a tensor before taking a strided view.
 
-    Left alone, it would write the whole computation of a seed or of a block's factor into the loop over the elements:
-    ten times slower, and four times as long to compile.
+    Otherwise Inductor would write the whole computation of a seed or of a block's factor into the loop over the
+    elements: ten times slower, and four times as long to compile.
     """
     return x.as_strided(x.shape, x.stride())
 
@@ -62,9 +62,9 @@ def store_once(x: torch.Tensor) -> torch.Tensor:
 def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """⌊x⌋ or ⌊x⌋+1; up if the top 24 of the random bits, as a number u in [0, 1), are below the fraction of x.
 
-    The fraction x − ⌊x⌋ of a float32 is exact, but for small negative x, where it is rounded to a multiple of 2⁻²⁴; so
-    E[result] differs from x by at most 2⁻²⁴. (x + u rounded down would not do: the sum of 100.3 and u is itself rounded
-    to a multiple of 2⁻¹⁷.)
+    The fraction x − ⌊x⌋ of a float32 is exact, but for small negative x, whose fraction is rounded to a multiple of
+    2⁻²⁴; so E[result] differs from x by at most 2⁻²⁴. (x + u rounded down would not do: the sum of 100.3 and u is
+    itself rounded to a multiple of 2⁻¹⁷.)
     """
     floor = torch.floor(x)
     threshold = (x - floor) * 2.0**24
@@ -72,5 +72,5 @@ def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def round_code(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-    """`x` rounded stochastically by its random bits; if there are none, to nearest with ties to even."""
+    """Return `x` rounded stochastically by random bits; if there are none, to nearest with ties to even."""
     return torch.round(x) if noise is None else round_stochastic(x, noise)

@@ -1,1 +1,1 @@
-"""Ranges: estimators, what they keep between steps, and how ranks agree on them."""
+"""Ranges: estimators, the states between steps, and the exchange between ranks."""

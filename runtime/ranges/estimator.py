@@ -1,4 +1,4 @@
-"""What a range estimator is, and what it can ask of the tensor in front of it."""
+"""Range estimators, and the questions that an estimator can ask about a tensor."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Ends = tuple[Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What an estimator can ask of the tensor in front of it; `magnitude_bits` and `kind` are those of its format."""
+    """The answers for an estimator about one tensor; `magnitude_bits` and `kind` belong to the format."""
 
     x: Tensor
     view: BlockView
@@ -58,17 +58,17 @@ class Observed:
         return torch.zeros(self.view.counts, dtype=torch.float32, device=self.x.device)
 
     def outside(self, ends: Ends) -> Tensor:
-        """Return the fraction of all elements that lie outside of the ends of their block: a scalar."""
+        """Return the fraction of all elements that lie outside of the ends of the block: a scalar."""
         low, high = (self.view.spread(end) for end in ends)
         x = self.x.to(torch.float32)
         return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
 
     def clipped(self, ends: Ends) -> Tensor:
-        """Return the fraction of all elements that the codes between the ends of their block do not reach: a scalar.
+        """Return the fraction of all elements that the codes between the ends of the block do not reach: a scalar.
 
-        An element counts from half a step beyond the range, and beyond the grid, whose zero point can move it by half a
-        step: closer ones round to the last code. Negative elements of unsigned formats, which no range reaches, do not
-        count.
+        An element counts from half a step beyond the range, and beyond the grid, which the zero point can move by half
+        a step: closer elements round to the last code. Negative elements of unsigned formats, which no range reaches,
+        do not count.
         """
         low, high = ends
         levels = (2.0**self.magnitude_bits - 1) * (2 if self.kind is Kind.SIGNED else 1)
@@ -86,13 +86,13 @@ class Range:
     name: ClassVar[str]
     #: True if ranges of the past are kept: one for each scale, which must then outlive a batch
     has_state: ClassVar[bool] = False
-    #: True if that state belongs to the blocks of a tensor; False if it is one for the whole site
+    #: True if that state belongs to the blocks of a tensor; False if one state serves the whole site
     by_block: ClassVar[bool] = True
 
     #: True if the state is a parameter that the optimizer moves, in place of `update` (runtime/ranges/learned.py)
     is_learned: ClassVar[bool] = False
 
-    #: number → its smallest and largest valid value
+    #: number → the smallest and the largest valid value
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: numbers that count something
     whole: ClassVar[tuple[str, ...]] = ()
@@ -123,24 +123,24 @@ class Range:
         return 0
 
     def meaning(self, bits: int) -> str:
-        """What the numbers of a state are; a state of another meaning is not taken over, whatever its shape."""
+        """Name the meaning of a state; a state of another meaning is not taken over, even in the same shape."""
         return self.name
 
     def state_shape(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        """The state as it is kept: [width, blocks along each axis that has several], or [width, 1] if none has.
+        """Return the shape of a kept state: [width, blocks along each axis with several], or [width, 1].
 
-        Axes of one block do not count: a tensor has fewer if its graph was captured for one sample, or sees it
-        through another view. For the numbers of a call see `by_axis`.
+        Axes of one block do not count: a tensor has fewer if its graph was captured for one sample, or for another
+        view. For the numbers of a call see `by_axis`.
         """
         several = [count for count in counts if count > 1] if self.by_block else []
         return (self.width, *(several or [1]))
 
     def by_axis(self, state: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Return a kept state as [width, *counts]; as it is if it is one for the whole site."""
+        """Return a kept state as [width, *counts]; unchanged if one state serves the whole site."""
         return state.reshape(self.width, *counts) if self.by_block else state
 
     def first(self, seen: Observed) -> Tensor:
-        """Return the state that a first tensor is quantized with, its own range; this and those below by axis."""
+        """Return the state that a first tensor is quantized with, from the range of that tensor; states are by axis."""
         raise NotImplementedError(self.name)
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
@@ -152,7 +152,7 @@ class Range:
         raise NotImplementedError(self.name)
 
     def gradient(self, grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -> Tensor:
-        """For learned ranges the gradient of the state, [width, 1], from that of the dequantized tensor.
+        """Return the gradient of a learned state, [width, 1], from the gradient of the dequantized tensor.
 
         Args:
             grad: dL/dx̂, of the shape of `x`.
@@ -164,11 +164,11 @@ class Range:
         raise NotImplementedError(self.name)
 
     def remark(self, state: Tensor) -> str:
-        """What a user should know of a state; empty if there is nothing. Reads the device."""
+        """Return a remark about a state for the user; empty if there is none. Reads the device."""
         return ""
 
     def frozen(self, seen: Observed, state: Tensor) -> Ends:
-        """Return the range in use in eval mode, where the state stays as it is."""
+        """Return the range in use in evaluation mode, in which the state stays."""
         return self.ends(seen, state)
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
@@ -183,3 +183,8 @@ class Range:
 def _write_shortest(number: float) -> str:
     text = f"{number:g}"
     return text if float(text) == number else repr(float(number))
+
+
+def mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:
+    """Return the moving average m·old + (1 − m)·new."""
+    return momentum * old + (1 - momentum) * new

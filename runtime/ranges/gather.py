@@ -1,4 +1,4 @@
-"""What the ranks of a distributed training tell each other about kept ranges."""
+"""The exchange of kept ranges between the ranks of a distributed training."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Ranks:
-    """The ranks of a process group (default: that of all ranks); one rank if nothing is distributed."""
+    """Count the ranks of a process group (default: the group of all ranks); one rank if nothing is distributed."""
 
     def __init__(self, group: "dist.ProcessGroup | None" = None) -> None:
         self._group = group
@@ -23,7 +23,7 @@ class Ranks:
         """Return the tensors of every rank under the same names, in the order of ranks. Each rank has to call it.
 
         Raises:
-            RuntimeError: the ranks call it with different names, so that what they hold does not belong together.
+            RuntimeError: the ranks call with different names, so the tensors do not belong together.
         """
         flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
         self._check(list(tensors), flat.device)

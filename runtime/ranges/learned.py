@@ -1,13 +1,13 @@
 """Ranges that the optimizer learns: the state is a parameter, one number for the whole tensor.
 
 With the step Δ, codes q = clip(round(x/Δ), bottom, top) and x̂ = Δ·q, and the straight-through estimator for `round`,
-∂x̂/∂Δ = q − x/Δ if x/Δ lies inside of [bottom, top], and the end of the range if it does not.
+∂x̂/∂Δ = q − x/Δ if x/Δ lies inside of [bottom, top], and the end of the range otherwise.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 
 @dataclasses.dataclass(frozen=True)
 class _Learned(Range):
-    """What the learned ranges share: one number, used as it is, in eval too."""
+    """The common part of learned ranges: one number, used unchanged, in evaluation mode too."""
 
     has_state: ClassVar[bool] = True
     by_block: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class _Learned(Range):
         return 1
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
-        """Return the state as it is: the optimizer moves it."""
+        """Return the state unchanged: the optimizer moves the number."""
         return state.clone()
 
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _by_step(grad: Tensor, x: Tensor, step: Tensor, top: float, bottom: float) -
 
 @dataclasses.dataclass(frozen=True)
 class Lsq(_Learned):
-    """The step itself, from 2⟨|x|⟩/√top; its gradient is scaled by 1/√(n·top), n the elements of the tensor.
+    """The step itself, from 2⟨|x|⟩/√top; the gradient is scaled by 1/√(n·top), n the elements of the tensor.
 
     S. K. Esser et al.: Learned Step Size Quantization, ICLR 2020, §2.
     """
@@ -89,8 +89,8 @@ class Lsq(_Learned):
 class LearnedEnd(_Learned):
     """The end of the range c, from `deviations` standard deviations; ∂x̂/∂c = (x̂ − x)/c inside, ±1 outside.
 
-    The weight and activation quantizers of Kim et al., ECCV 2024 (§3; code): 3·std for weights, 3·std/√(1−2/π) for what
-    comes from relu: its standard deviation is √(1−2/π) of that of a normal variable folded at zero.
+    The weight and activation quantizers of Kim et al., ECCV 2024 (§3; code): 3·std for weights, 3·std/√(1−2/π) for
+    activations behind relu: a normal variable that is folded at zero has √(1−2/π) of the standard deviation.
     """
 
     name: ClassVar[str] = "learned"
@@ -139,3 +139,11 @@ class Pact(_Learned):
 
 def _get_top(seen: Observed) -> int:
     return int(2**seen.magnitude_bits - 1)
+
+
+#: every estimator of this file
+LEARNED: Final[tuple[type[Range], ...]] = (
+    LearnedEnd,
+    Lsq,
+    Pact,
+)

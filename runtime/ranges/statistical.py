@@ -1,4 +1,4 @@
-"""Ranges from statistics of the present tensor other than its ends."""
+"""Ranges from statistics of the present tensor other than the ends."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 
-#: bits → (c1, c2) of SAWB, fitted by its authors to six distributions
+#: bits → (c1, c2) of SAWB, fitted by the authors to six distributions
 _SAWB: Final = {2: (3.212, 2.178), 4: (12.68, 12.80), 5: (17.74, 18.64)}
 
 
@@ -20,7 +20,7 @@ class Sawb(Range):
 
     J. Choi et al.: Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, §3 (one block a tensor). Never
     beyond the block's own largest magnitude; unsigned formats take (0, high). Other widths have no coefficients: an
-    error. A last, smaller block takes its means over its own elements.
+    error. A last, smaller block takes the means over its own elements.
     """
 
     name: ClassVar[str] = "sawb"
@@ -33,7 +33,7 @@ class Sawb(Range):
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """By block, so that in evaluation no sample's range depends on others; not finite if the block is not.
 
-        Means are float64, so that the order of their sums, which no two kernels share, does not show in float32.
+        Means are float64, so that the order of summation, which no two kernels share, does not show in float32.
         """
         c1, c2 = self.coefficients(seen.magnitude_bits + (seen.kind is Kind.SIGNED))
         inner = seen.view.inner
@@ -54,9 +54,9 @@ class Sawb(Range):
 class Adaptive(Range):
     """By the shape of the distribution of each block: the largest magnitude, or a moving average of it.
 
-    A block in which more than 30 % of the elements lie beyond one standard deviation counts as Gaussian and takes its
-    maximum; any other ("inverted T") takes s_t = (1 − k·rate)·s_{t−1} + rate·max|g|, with k = 1.
-    K. Zhao et al.: Distribution Adaptive INT8 Quantization for Training CNNs, AAAI 2021, §4 (from summaries of it).
+    A block in which more than 30 % of the elements lie beyond one standard deviation counts as Gaussian and takes the
+    maximum; any other ("inverted T") takes s_t = (1 − k·rate)·s_{t−1} + rate·max|g|, with k = 1. K. Zhao et al.:
+    Distribution Adaptive INT8 Quantization for Training CNNs, AAAI 2021, §4 (from summaries).
     """
 
     name: ClassVar[str] = "adaptive"
@@ -97,3 +97,10 @@ class Adaptive(Range):
     def merge(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the larger."""
         return torch.maximum(one, other)
+
+
+#: every estimator of this file
+STATISTICAL: Final[tuple[type[Range], ...]] = (
+    Sawb,
+    Adaptive,
+)

@@ -11,34 +11,34 @@ from torch import Tensor
 from qcompiler.runtime.ranges.estimator import Range
 from qcompiler.runtime.ranges.gather import Ranks
 
-#: what a key of a checkpoint starts with, so that ranges and weights travel in one state_dict
+#: the start of a key in a checkpoint, so that ranges and weights travel in one state_dict
 PREFIX = "qcompiler.ranges."
 
 
 @dataclasses.dataclass(frozen=True)
 class StateSite:
-    """One site that keeps a range: its name, its estimator, and the tensor that it keeps."""
+    """One site that keeps a range: the name, the estimator, and the kept tensor."""
 
     name: str
     estimator: Range
     shape: tuple[int, ...]
     device: torch.device
-    #: what the numbers of the state mean: those of another estimator may have the same shape
+    #: the meaning of the numbers in the state: a state of another estimator may have the same shape
     meaning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When a step read its states: what its backward needs to know to propose the next ones."""
+    """The time at which a step read its states, for the backward that proposes the next ones."""
 
-    #: True if the step seeks ranges from its own tensors (runtime/ranges/observed.py)
+    #: True if the step seeks ranges in the present tensors (runtime/ranges/searched.py)
     is_first: bool
     clock: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What the store asks of the autograd engine (private in torch, so it is handed in)."""
+    """The questions of the store to the autograd engine (private in torch, so the answers are handed in)."""
 
     #: calls a function when the backward that runs now has ended
     after_backward: Callable[[Callable[[], None]], None]
@@ -57,11 +57,11 @@ class _Seen:
 
 @dataclasses.dataclass
 class SiteState:
-    """What is kept of one site between steps."""
+    """The kept facts of one site between steps."""
 
     #: a parameter if the range is learned
     state: Tensor
-    #: what the numbers of the state mean; None: nobody has said
+    #: the meaning of the numbers in the state; None: nobody has said
     meaning: str | None = None
     #: backwards that have changed the state so far: the clock of refreshes
     commits: int = 0
@@ -73,24 +73,25 @@ class SiteState:
         return tuple(self.state.shape) == site.shape and self.means(site.meaning)
 
     def means(self, meaning: str) -> bool:
-        """Return True if the state means this, or nobody has said what the state means."""
+        """Return True if the state means this, or nobody has said the meaning."""
         return self.meaning is None or self.meaning == meaning
 
 
 class RangeStore:
     """The state of every site by name.
 
-    A forward reads the states and changes none. Its backward proposes the states after it, forward and backward sites
-    alike, and when the whole backward has ended they are committed. So a forward without backward changes nothing,
-    recomputed forwards read what the first one read, and each micro-batch of an accumulation counts once. Where several
-    forwards have read one state before their backward, their proposals are merged to the widest.
+    A forward reads the states and changes none. The backward of that forward proposes the next states, for forward and
+    backward sites alike, and when the whole backward has ended the proposals are committed. So a forward without
+    backward changes nothing, recomputed forwards read the states of the first forward, and each micro-batch of an
+    accumulation counts once. If several forwards have read one state before the first backward, the proposals are
+    merged to the widest.
     """
 
     def __init__(self, engine: Engine, group: "dist.ProcessGroup | None" = None) -> None:
         self._engine = engine
         self._ranks = Ranks(group)
         self._sites: dict[str, SiteState] = {}
-        #: backward (by its number) → what it has proposed so far
+        #: backward (by its number) → the proposals so far
         self._proposed: dict[int, list[_Seen]] = {}
         #: backwards that have changed a state so far
         self.commits = 0
@@ -101,7 +102,7 @@ class RangeStore:
         return {name: held.state for name, held in self._sites.items()}
 
     def is_first(self, sites: Sequence[StateSite]) -> bool:
-        """True if a site has no state yet, or seeks its range anew in this step. Decided without the device."""
+        """True if a site has no state yet, or seeks the range anew in this step. Decided without the device."""
         return any(self._is_first(site) for site in sites)
 
     def _is_first(self, site: StateSite) -> bool:
@@ -148,7 +149,7 @@ class RangeStore:
                 held.state = torch.nn.Parameter(held.state.to(device))
 
     def start(self, sites: Sequence[StateSite], after: Sequence[Tensor]) -> None:
-        """Gives learned ranges without a value that of their first finite tensor. All others wait for backward."""
+        """Gives learned ranges without a value the value of the first finite tensor. All others wait for backward."""
         for site, state in zip(sites, after, strict=False):
             held = self._sites.get(site.name)
             waits = held is not None and not held.is_started and isinstance(held.state, torch.nn.Parameter)
@@ -157,11 +158,11 @@ class RangeStore:
                 held.is_started = True
 
     def means(self, name: str, meaning: str) -> bool:
-        """Return True if the state of a site means this, or nobody has said what it means."""
+        """Return True if the state of a site means this, or nobody has said the meaning."""
         return name not in self._sites or self._sites[name].means(meaning)
 
     def now(self, sites: Sequence[StateSite]) -> Moment:
-        """The moment at which these sites are read. Forgets what a backward has proposed that ended in an error."""
+        """The moment at which these sites are read. Forgets the proposals of a backward that ended in an error."""
         if self._engine.task() == -1:
             self._proposed.clear()
         return Moment(self.is_first(sites), tuple(map(self._count_commits, sites)))
@@ -181,7 +182,7 @@ class RangeStore:
                 self._proposed[task].append(_Seen(site, state.detach(), clock))
 
     def _commit(self, task: int) -> None:
-        """Merges what one backward has proposed, over ranks too, and makes it the state."""
+        """Merges the proposals of one backward, over ranks too, into the new states."""
         proposals = self._proposed.pop(task, [])
         sites = {seen.site.name: seen.site for seen in proposals}
         for name, state in self._over_ranks(sites, self._merge_proposals(proposals)).items():
@@ -195,7 +196,7 @@ class RangeStore:
         self._share_learned()
 
     def _merge_proposals(self, proposals: Sequence[_Seen]) -> dict[str, Tensor]:
-        """Returns one proposal a site; if the site was committed since it was read, merged with its state."""
+        """Returns one proposal a site; merged with the state if the site was committed after the read."""
         merged: dict[str, Tensor] = {}
         for seen in proposals:
             name, merge = seen.site.name, seen.site.estimator.merge
@@ -209,7 +210,7 @@ class RangeStore:
         return merged
 
     def _over_ranks(self, sites: Mapping[str, StateSite], states: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the same states on every rank: those of all ranks, merged in the order of ranks."""
+        """Return the same states on every rank: the states of all ranks, merged in the order of ranks."""
         if not states or self._ranks.count == 1:
             return states
         result, *others = self._ranks.gather(dict(sorted(states.items())))
@@ -220,8 +221,9 @@ class RangeStore:
     def _share_learned(self) -> None:
         """Gives learned ranges, on every rank, the mean of the gradients of all ranks and the value of the first.
 
-        DistributedDataParallel does not know these parameters. Each rank starts them from its own first tensor, so the
-        first backward changes the values too. The mean of gradients that earlier backwards accumulated is themselves.
+        DistributedDataParallel does not know these parameters. Each rank starts from the first tensor of that rank, so
+        the first backward changes the values too. Gradients of earlier backwards are equal on all ranks, so the mean
+        changes none.
         """
         held = {name: state for name, state in sorted(self.states.items()) if isinstance(state, torch.nn.Parameter)}
         gradients = {name: parameter.grad for name, parameter in held.items() if parameter.grad is not None}
@@ -242,7 +244,7 @@ class RangeStore:
         return states | clocks | meanings
 
     def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
-        """Replaces every state by a copy of those that `state_dict` gave; learned parameters keep their identity.
+        """Replaces every state by a copy of the states of a `state_dict`; learned parameters keep their identity.
 
         States may have been averaged over checkpoints, or stored in another type: clocks are rounded, a state becomes
         float32, and one that is not finite starts anew.
@@ -269,7 +271,7 @@ def _load_site(name: str, state: Tensor, states: Mapping[str, Tensor]) -> SiteSt
 
 
 def _keep_parameter(parameter: Tensor, loaded: SiteState | None) -> SiteState:
-    """Returns the record with the parameter that there was, which takes over the loaded value if that has its shape."""
+    """Returns the record with the parameter of before, which takes over a loaded value of the same shape."""
     if loaded is None or loaded.state.shape != parameter.shape:
         parameter.data.fill_(torch.nan)
         commits, meaning = (0, None) if loaded is None else (loaded.commits, loaded.meaning)

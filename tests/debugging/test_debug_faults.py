@@ -1,5 +1,8 @@
 """The debugger finds, names and mends planted faults, and the loss shows it; its rules are legal in every recipe."""
 
+import re
+import statistics
+
 import pytest
 import torch
 from torch import nn
@@ -115,9 +118,39 @@ def test_nothing_stands_out(eager):
     with qcompiler.debug(eager(student(), recipe())) as d:
         fit(d.qmodel, 1)
     assert d.propose() is None
-    assert "nothing stands out" in d.report().advice
-    with pytest.raises(DebugError, match="nothing stands out: the worst site"):
+    worst, *others = (site.harm for site in d.report().sites)
+    name, limit = d.report().sites[0].name, 10 * statistics.median(others)
+    assert d.report().advice == (
+        f"nothing stands out: the most harmful quantizer, {name}, has harm {worst:.3g}, not above {limit:.3g}, "
+        "10 times the median harm of the other quantizers with 8 bits"
+    )
+    with pytest.raises(DebugError, match="nothing stands out: the most harmful quantizer"):
         d.apply()
+
+
+@pytest.mark.parametrize(
+    ("form", "rest", "words"),
+    [
+        ("int8:real:tensor:nearest:pass:fixed(-4,4)", "int8", "the other quantizers with 8 bits"),
+        ("int5:real:tensor:nearest:pass", "int8", "all other quantizers"),
+        ("int2:real:tensor:nearest:pass:fixed(-1e6,1e6)", "int2", ""),
+    ],
+)
+def test_a_proposal_says_why(form, rest, words, eager):
+    """The site, its harm, the limit with its meaning, the change, and the rules: a line each."""
+    fault = Rule(spec=parse_spec(form), role=Role.WEIGHT, module="2")
+    with qcompiler.debug(eager(student(), recipe(fault, spec=f"{rest}:real:tensor:nearest:pass"))) as d:
+        fit(d.qmodel, 1)
+    why, change, *rules = str(d.propose("2/weight")).splitlines()
+    harms = {site.name: site.harm for site in d.report().sites}
+    harm, usual = harms.pop("2/weight"), statistics.median(harms.values())
+    assert (10 * usual < 0.5) == bool(words)
+    limit = (
+        f"{10 * usual:.3g}, 10 times the median harm of {words}" if words else "0.5: half of a contraction is lost then"
+    )
+    assert why == f"2/weight stands out: harm {harm:.3g} is above {limit}"
+    assert re.fullmatch(r"proposal: .*, which leaves harm \S+; in front of all rules:", change)
+    assert rules == [f"  {rule}" for rule in d.propose("2/weight").rules]
 
 
 @pytest.mark.parametrize("named", ["nvfp4", "ultra-low-fp4", "in-hindsight-w8a8g8"])

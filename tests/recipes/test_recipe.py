@@ -12,7 +12,7 @@ from qcompiler.recipes.recipe import _RULE_KEYS, _SPEC, Recipe
 from qcompiler.runtime.numbers.blocks import TENSOR, Block
 from qcompiler.runtime.numbers.formats import BITS, IntFormat, Kind, parse_format
 from qcompiler.runtime.numbers.rounding import Rounding
-from qcompiler.runtime.ranges.observed import ESTIMATORS, parse_range
+from qcompiler.runtime.ranges.estimators import ESTIMATORS, parse_range
 from qcompiler.runtime.ranges.statistical import Sawb
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 

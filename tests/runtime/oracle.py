@@ -69,7 +69,7 @@ class Spec(NamedTuple):
     @property
     def code_dtype(self) -> str:
         """Name of the type of one code."""
-        return ("int" if self.kind == "int" else "uint") + ("16" if self.bits == 16 else "8")
+        return ("int" if self.kind == "int" else "uint") + ("16" if self.bits > 8 else "8")
 
 
 def read_spec(text: str) -> Spec:

@@ -261,7 +261,7 @@ def test_error_is_at_most_half_a_step_inside_the_range(bits: int, rule: str) -> 
     error = (values.double() - x.double()).abs() / step
     inside = ops.IN_RANGE(x, scale, spec, "bc")
     assert torch.all(error[inside] <= 0.5)
-    assert bool(inside.all()) == (rule == "fit" or bits == 16)
+    assert bool(inside.all()) == (rule == "fit" or bits > 8)  # max: few of long codes lie beyond the last
     assert torch.all(error < 1)  # max: the last code is less than a step below 2^m
 
 

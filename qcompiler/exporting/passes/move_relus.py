@@ -1,4 +1,4 @@
-"""Relus stand at their linear layer, where onnxruntime sees the layer and its quantizer together."""
+"""Relus stand at the linear layer, so that onnxruntime sees the layer and the quantizer together."""
 
 import dataclasses
 from typing import ClassVar

@@ -17,8 +17,8 @@ class OpenBatchNorms:
     """Batch norm behind a convolution whose weight is decoded by functions → (−x) · (−α) + β′.
 
     α = γ/√(variance + ε) and β′ = β − mean · α are rounded as by torch's kernels; this is x · α + β′, with one rounding
-    more than their fused sum. onnxruntime decodes such a weight when it loads the file, and folds what follows into its
-    values, which are rounded once more: 3 times as many codes flipped (MobileNet, hfp8). It does not look behind a Neg.
+    more than the fused sum. onnxruntime decodes such a weight when it loads the file, and folds the next nodes into the
+    values, which are rounded once more: 3 times as many codes flipped (MobileNet, hfp8). A Neg stops that.
 
     1. A weight of DequantizeLinear is not decoded early, and nothing is folded into it: its norm stays.
     2. Models in float16, whose norms round far more, keep theirs.

@@ -15,8 +15,8 @@ class ShieldFloatKernels:
     """A barrier behind each of these operators, if it reads dequantized codes:
 
     1. Softmax: QLinearSoftmax multiplies powers from a table of integers; 1 of 50 codes is another one.
-    2. AveragePool with ceil_mode: QLinearAveragePool counts what a cut window does not hold. With dilations there is no
-       such kernel, and onnxruntime refuses its own graph.
+    2. AveragePool with ceil_mode: QLinearAveragePool counts the missing elements of a cut window. With dilations there
+       is no such kernel, and onnxruntime refuses its own graph.
     """
 
     name: ClassVar[str] = "shield-float-kernels"

@@ -1,4 +1,4 @@
-"""Biases in an ONNX file: a part of their layer where an integer engine adds the same number, behind it elsewhere."""
+"""Biases in an ONNX file: a part of the layer if an integer engine adds the same number, behind the layer otherwise."""
 
 import dataclasses
 from typing import ClassVar, Final

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from qcompiler.passes.halves.relax_views import RelaxViews
-from qcompiler.passes.halves.restore_halves import RestoreHalves
 from qcompiler.passes.ir.views import aten
 
 
@@ -26,8 +25,3 @@ def test_golden_relax(in_front_of, settle_halves, text, golden):
 def test_does_not_fire_without_views(in_front_of, settle_halves):
     halves = in_front_of(RelaxViews, "identity", nn.ReLU(), leaf(3, 2))
     assert settle_halves(halves, RelaxViews()) == 0
-
-
-def test_halves_of_dense_tensors_have_their_strides(in_front_of, settle_halves):
-    halves = in_front_of(RestoreHalves, "hyperblock-int8", nn.Conv2d(2, 2, 3), leaf(1, 2, 4, 4))
-    assert settle_halves(halves, RestoreHalves()) == 0

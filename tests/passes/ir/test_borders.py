@@ -9,7 +9,6 @@ from torch import nn
 from torch.fx import Node
 
 import qcompiler
-from qcompiler import recipes
 
 ROOT = Path(qcompiler.__file__).parents[1]
 
@@ -93,4 +92,3 @@ def test_the_check_can_fail(readers):
     source = compile("node.args[0]", str(ROOT / "qcompiler" / "compiler" / "lower.py"), "exec")
     exec(source, {"node": node})
     assert readers == {"qcompiler/compiler/lower.py"}
-    assert "hyperblock-int4" in recipes.RECIPES

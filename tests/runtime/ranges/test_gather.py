@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from qcompiler.runtime.ranges.observed import parse_range
+from qcompiler.runtime.ranges.estimators import parse_range
 
 F32 = np.float32
 NAMES = ("(root)/input", "(root)/weight", "(root)/grad")

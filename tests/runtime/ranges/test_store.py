@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from qcompiler.runtime.ranges.observed import Cosine, Hindsight, Range, Running
+from qcompiler.runtime.ranges.estimator import Range
+from qcompiler.runtime.ranges.past import Hindsight, Running
+from qcompiler.runtime.ranges.searched import Cosine
 from qcompiler.runtime.ranges.store import PREFIX, Engine, RangeStore, StateSite
 
 CPU = torch.device("cpu")
