@@ -47,7 +47,16 @@ def random_bits(key: torch.Tensor, site: str, index: torch.Tensor) -> torch.Tens
         index: int32, the logical (row-major) index of each element, modulo 2³².
     """
     seed = store_once(_mix_bits(_mix_bits(key[0] ^ _to_signed(zlib.crc32(site.encode()))) ^ key[1]))
-    return _mix_bits(seed + index * _to_signed(0x9E3779B1))
+    return _mix_bits(seed + _spread_index(index))
+
+
+def _spread_index(index: torch.Tensor) -> torch.Tensor:
+    """Return index·0x9E3779B1 modulo 2³², as int32.
+
+    The product is taken in int64, below 2³¹·2³² = 2⁶³. In int32 Inductor writes the product of a loop variable, whose
+    overflow C++ does not define: gcc 12 then ends the loop early, and codes of small tensors are never written.
+    """
+    return ((index.to(torch.int64) * 0x9E3779B1) & 0xFFFFFFFF).to(torch.int32)
 
 
 def store_once(x: torch.Tensor) -> torch.Tensor:
