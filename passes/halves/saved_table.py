@@ -40,10 +40,15 @@ class SavedTable:
         return self.inputs[node]
 
     def replace(self, node: Node, made: Node) -> None:
-        """Let backward read a node of its own in place of a saved one, which is no longer saved."""
+        """Let backward read a node of its own in place of a saved one, which is no longer saved.
+
+        A node that computes the same again gets the name of the saved one, as everything that runs in both halves.
+        """
         given = self.inputs.pop(node)
         given.replace_all_uses_with(made)
         self.backward.erase_node(given)
+        if made.target is node.target:
+            made.name = given.name
 
     def dequantize(self, coder: Quantizer | Dequantizer, place: Node, shown: Node | None = None) -> Node:
         """Return the floats of codes of forward, made in backward in front of `place`; the codes are saved.
