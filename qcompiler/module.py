@@ -23,13 +23,14 @@ from qcompiler.compiler.plan import QuantPlan
 from qcompiler.compiler.stages import QUANTIZED, Stage, pick_stages, stage_text
 from qcompiler.errors import CompileError
 from qcompiler.files import RangeKeys
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.ranges.store import PREFIX, RangeStore
 from qcompiler.session import Session
 
 BACKENDS: Final = ("eager", "inductor")
-_OPTIONS: Final = ("recipe", "backend", "strict")
+_OPTIONS: Final = ("recipe", "backend", "strict", "execution")
 
 _C = TypeVar("_C", bound=GraphCompiler)
 
@@ -40,6 +41,7 @@ def compile(  # noqa: A001
     *,
     backend: str | None = None,
     strict: bool = False,
+    execution: str = "simulate",
 ) -> "QuantizedModule":
     """Return a drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
@@ -53,9 +55,13 @@ def compile(  # noqa: A001
             that fails runs eagerly, with the reason logged and in `plan()`.
         strict: everything that would stay in float without a rule that says so raises: graph breaks, fused kernels,
             operands without a rule or a legal block, a failed compilation. A recipe without rules asks for nothing.
+        execution: "simulate" turns codes back into floats and multiplies those; "integer" multiplies codes as integers
+            wherever a kernel can, and raises if none can in a whole graph; "auto" does so where that is faster.
+            `plan()` lists what is simulated, with the reason (docs/integer.md).
 
     Raises:
-        CompileError: the model is not a module, is compiled already (by torch.compile too), or the backend is unknown.
+        CompileError: the model is not a module, is compiled already (by torch.compile too), or backend or execution is
+            unknown.
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):
@@ -68,7 +74,7 @@ def compile(  # noqa: A001
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
-    return _wrap_model(model, recipes.get(recipe), backend, strict)
+    return _wrap_model(model, recipes.get(recipe), backend, strict, _parse_execution(execution))
 
 
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -82,6 +88,7 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
             hint = did_you_mean(name, _OPTIONS)
             raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
     _check_backend(options.get("backend"))
+    _parse_execution(options.get("execution", "simulate"))
     recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
     if recipe.has_state:
         raise CompileError(
@@ -106,9 +113,18 @@ def get_session(what: str, given: object, error: type[Exception] = CompileError)
     return given._session
 
 
-def _wrap_model(model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> "QuantizedModule":
+def _wrap_model(
+    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, execution: Execution
+) -> "QuantizedModule":
     kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
-    return kind(model, recipe, backend, strict)
+    return kind(model, recipe, backend, strict, execution)
+
+
+def _parse_execution(execution: str) -> Execution:
+    if execution not in tuple(Execution):
+        hint = did_you_mean(str(execution), tuple(Execution))
+        raise CompileError(f"compile: execution: got {execution!r}; valid: {', '.join(Execution)}{hint}")
+    return Execution(execution)
 
 
 def _check_backend(backend: str | None) -> None:
@@ -123,14 +139,16 @@ class QuantizedModule(nn.Module):
     Its parameters, buffers and submodules are the model's own; attributes that it lacks are read and set on the model.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, execution: Execution
+    ) -> None:
         object.__setattr__(self, "_model", model)
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, name, getattr(model, name))
         #: what methods of the model see as `self`
         self._twin: nn.Module | None = None
-        self._session = Session(model, recipe, backend, strict)
+        self._session = Session(model, recipe, backend, strict, execution)
 
     @property
     def recipe(self) -> Recipe:
@@ -300,13 +318,14 @@ class QuantizedModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         own = self._session
-        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict)
+        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict, own.execution)
         twin._session.follow_source(own)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = self._session
-        return _restore_module, (self._model, own.recipe, own.backend, own.strict, own.store.state_dict())
+        given = (own.recipe, own.backend, own.strict, own.store.state_dict(), str(own.execution))
+        return _restore_module, (self._model, *given)
 
     def extra_repr(self) -> str:
         """Names the recipe when the module is printed."""
@@ -327,9 +346,14 @@ class QuantizedContainer(QuantizedModule):
 
 
 def _restore_module(
-    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, ranges: dict[str, torch.Tensor]
+    model: nn.Module,
+    recipe: Recipe,
+    backend: str | None,
+    strict: bool,
+    ranges: dict[str, torch.Tensor],
+    execution: str = "simulate",
 ) -> QuantizedModule:
     """Return the module that pickle has stored."""
-    module = _wrap_model(model, recipe, backend, strict)
+    module = _wrap_model(model, recipe, backend, strict, Execution(execution))
     module._session.store.load_state_dict(ranges)
     return module

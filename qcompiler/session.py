@@ -16,6 +16,7 @@ from qcompiler.compiler.plan import QuantPlan
 from qcompiler.compiler.stages import Stage, run_stages
 from qcompiler.errors import CompileError
 from qcompiler.following import Following
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.rules import Role
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.ranges.store import RangeStore
@@ -40,8 +41,10 @@ class Session:
     The module imitates `nn.Module` and hands its calls to the session; tools that look at a module ask the session.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool) -> None:
-        self.model, self.backend, self.strict = model, backend, strict
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, execution: Execution
+    ) -> None:
+        self.model, self.backend, self.strict, self.execution = model, backend, strict, execution
         #: ranges of the past, shared by all recipes and modes
         self.store = RangeStore(torch_compat.ENGINE)
         #: names of the parts of the model, shared by all recipes and modes
@@ -64,7 +67,8 @@ class Session:
     def _make_mode(self, recipe: Recipe, *, frozen: bool) -> _Mode:
         dynamo_compat.trace_checkpoint_sequential()
         rules = recipe.for_eval() if frozen else recipe
-        compiler = GraphCompiler(rules, self.backend, self.strict, store=self.store, frozen=frozen, names=self.names)
+        kept: dict[str, Any] = {"store": self.store, "names": self.names, "execution": self.execution}
+        compiler = GraphCompiler(rules, self.backend, self.strict, frozen=frozen, **kept)
         return compiler, self._compile_with(compiler)
 
     def _compile_with(self, compiler: GraphCompiler) -> Callable[..., Any]:
@@ -201,7 +205,8 @@ class Session:
         self.check_captured("stages", training)
         compiler = self.get_compiler(training)
         return [
-            run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()
+            run_stages(captured, compiler.recipe, frozen=compiler.frozen, execution=compiler.execution)
+            for captured in compiler.captures.values()
         ]
 
     def check_captured(self, what: str, training: bool) -> None:

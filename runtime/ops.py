@@ -18,6 +18,7 @@ from qcompiler.runtime.numbers import packing
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding, random_bits
+from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
@@ -368,6 +369,12 @@ INTEGER_BIAS: Final = _define_operator(
     integer_bias,
     integer_bias,
 )
+MATMUL_CODES: Final = _define_operator(
+    "matmul_codes(Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, "
+    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype) -> Tensor",
+    matmul_codes,
+    fake_matmul_codes,
+)
 DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", draw_key, _fake_draw_key, torch.Tag.nondeterministic_seeded
 )
@@ -388,4 +395,5 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     UNPACK: unpack,
     LAY_OUT: lay_out,
     INTEGER_BIAS: integer_bias,
+    MATMUL_CODES: matmul_codes,
 }

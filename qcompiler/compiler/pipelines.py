@@ -16,6 +16,7 @@ from qcompiler.passes.frozen.transpose_weights import TransposeWeights
 from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.halves import Halves, check_halves
+from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.halves.recompute_floats import RecomputeFloats
@@ -68,8 +69,12 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
     )
 
 
-def halves_pipeline() -> Pipeline[Halves]:
-    """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half."""
+def halves_pipeline(execution: Execution = Execution.SIMULATE) -> Pipeline[Halves]:
+    """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half.
+
+    Args:
+        execution: which contractions of codes are computed as integers.
+    """
     return Pipeline(
         (
             RecomputeFloats(),  # codes, not floats, of what the user checkpoints
@@ -79,6 +84,7 @@ def halves_pipeline() -> Pipeline[Halves]:
             SaveCodes(),  # in place of floats that backward computes with again
             RestoreHalves(),  # strides as traced, in what backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
+            LowerInteger(execution),  # products of codes, without floats in between
         ),
         check_halves,
     )
