@@ -7,6 +7,9 @@ import torch
 
 from qcompiler.runtime.kernels.kernel import Facts, Kernel
 
+#: 32·64·64: a layer of this size takes as long in float, with zero points (benchmarks/integer.py; AMD EPYC with VNNI)
+LEAST_PRODUCTS: Final = 2**17
+
 
 def _explain_int_mm(facts: Facts) -> str:
     """Say why `_int_mm` cannot compute a product; empty: it can.
@@ -22,7 +25,8 @@ def _explain_int_mm(facts: Facts) -> str:
 
 def _weigh_int_mm(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    return ""
+    products = facts.rows * facts.length * facts.columns
+    return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
 
 
 @functools.cache

@@ -78,6 +78,14 @@ def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle
     assert reason in reasons(halves)[0]
 
 
+def test_auto_leaves_small_products(in_front_of, settle_halves):
+    """32·64·64 products are enough, 32·64·63 are not; the gradients of a layer have as many as its output."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 63))
+    halves = in_front_of(LowerInteger, "tensor-int8", model, leaf(32, 64))
+    assert settle_halves(halves, LowerInteger(Execution.AUTO)) == 3
+    assert reasons(halves) == ["float is as fast for 129024 products; valid: 131072"] * 3
+
+
 def test_operands_in_float_are_no_products_of_codes(in_front_of, settle_halves):
     recipe = Recipe(name="weights", rules=(Rule(role=Role.WEIGHT, spec=parse_spec("int8:fit:tensor:nearest:pass")),))
     halves = in_front_of(LowerInteger, recipe, nn.Linear(4, 2), leaf(3, 4))

@@ -55,6 +55,11 @@ def test_int_mm_refuses_extents_below_two(shape):
     assert text in cpu.INT_MM.explain(facts(*shape))
 
 
+def test_small_products_are_as_fast_in_float():
+    assert cpu.INT_MM.weigh(facts(32, 64, 64)) == ""
+    assert cpu.INT_MM.weigh(facts(32, 64, 63)) == "float is as fast for 129024 products; valid: 131072"
+
+
 def test_a_processor_that_saturates_is_refused(monkeypatch):
     monkeypatch.setattr(cpu, "_sums_are_exact", lambda: False)
     assert cpu.INT_MM.explain(facts(4, 4, 4)) == "the integer kernel of this processor saturates within a sum"
