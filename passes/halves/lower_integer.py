@@ -107,7 +107,7 @@ def _write_product(node: Node, fact: Contraction, left: CodeMatrix, right: CodeM
         "kernel": kernel,
         "dtype": get_value(node).dtype,
     }
-    made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node)
+    made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
     # the left operand is the first argument of both operators, the right one the fourth
     first = min(operand.arg for operand in fact.operands)
     operands = tuple(dataclasses.replace(o, arg=0 if o.arg == first else 3) for o in fact.operands)

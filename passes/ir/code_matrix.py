@@ -33,7 +33,8 @@ class CodeMatrix:
         """Return the same views of the codes, in front of a node."""
         made = self.reader.codes
         for view in self.views:
-            made = insert_call(before.graph, view.target, (made, *view.args[1:]), dict(view.kwargs), before=before)
+            args, name = (made, *view.args[1:]), f"{view.name}_codes"
+            made = insert_call(before.graph, view.target, args, dict(view.kwargs), before=before, name=name)
         return made
 
     def insert_scale(self, before: Node) -> Node:
@@ -45,7 +46,10 @@ class CodeMatrix:
         args = pack_arguments(ops.CHECKED, given)
         known = [user for user in reader.scale.users if user.target is ops.CHECKED and user.args == args]
         ready = [node for node in known if node < before]
-        return ready[0] if ready else insert_operator(before.graph, ops.CHECKED, given, before=before)
+        if ready:
+            return ready[0]
+        name = f"{reader.floats.name}_checked"
+        return insert_operator(before.graph, ops.CHECKED, given, before=before, name=name)
 
 
 def read_matrix(operand: Node, free: int) -> CodeMatrix | str:

@@ -146,6 +146,12 @@ def test_the_plan_lists_what_is_simulated():
     assert "contractions of codes: 3 as integers, 2 simulated in float" in str(plan)
     assert "no kernel computes aten.convolution.default on codes" in str(plan).replace("\n", " ")
     assert "matmul_codes" in "".join(str(stage.graph) for stage in qmodel.stages()[0])
+    contractions = [data for _, data in qmodel.to_networkx().nodes(data=True) if data["kind"] == "contraction"]
+    assert [data["name"] for data in contractions if data["op"] == "qcompiler.matmul_codes"] == [
+        "2 forward",
+        "2 input gradient",
+        "2 weight gradient",
+    ]
     assert plan.kept == ()
 
 

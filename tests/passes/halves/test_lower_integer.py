@@ -50,6 +50,16 @@ def test_golden_integer(in_front_of, settle_halves, text, golden):
     golden(before=before, after=text(halves))
 
 
+def test_halves_share_no_new_name(in_front_of, settle_halves):
+    """What both halves have is taken for computed again."""
+    halves = in_front_of(LowerInteger, "in-hindsight-w8a8g8", nn.Linear(4, 2), leaf(3, 4))
+    settle_halves(halves, LOWER)
+    forward, backward = (
+        {node.name for node in half.graph.nodes if node.op == "call_function"} for half in halves.graphs
+    )
+    assert forward & backward == set()
+
+
 def test_does_not_fire_in_simulation(in_front_of, settle_halves, text):
     halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(4, 2), leaf(3, 4))
     before = text(halves)
@@ -133,4 +143,4 @@ def test_what_is_not_finite_is_shown_by_the_scale(in_front_of, settle_halves):
     assert (checks, after) == ([1, 0], [1, 1])
     for half in halves.graphs:
         for node in half.graph.find_nodes(op="call_function", target=ops.MATMUL_CODES):
-            assert "hindsight" not in str(node.args[7]) or node.args[1].name.startswith("checked")
+            assert "hindsight" not in str(node.args[7]) or node.args[1].name.endswith("checked")
