@@ -23,6 +23,7 @@ from qcompiler.compiler.plan import QuantPlan
 from qcompiler.compiler.stages import QUANTIZED, Stage, pick_stages, stage_text
 from qcompiler.errors import CompileError
 from qcompiler.files import RangeKeys
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.recipes.saving import SAVINGS
@@ -30,7 +31,7 @@ from qcompiler.runtime.ranges.store import PREFIX, RangeStore
 from qcompiler.session import Session
 
 BACKENDS: Final = ("eager", "inductor")
-_OPTIONS: Final = ("recipe", "backend", "strict")
+_OPTIONS: Final = ("recipe", "backend", "strict", "execution")
 
 _C = TypeVar("_C", bound=GraphCompiler)
 
@@ -42,6 +43,7 @@ def compile(  # noqa: A001
     backend: str | None = None,
     strict: bool = False,
     save: str | None = None,
+    execution: str = "simulate",
 ) -> "QuantizedModule":
     """Return a drop-in for `model` whose training graph, forward and backward, is quantized by `recipe`.
 
@@ -58,9 +60,13 @@ def compile(  # noqa: A001
         save: "int8" or "int4": what norms, activation functions, softmax and fused attention keep for their gradients
             is kept in codes of 8 or 4 bits, rounded stochastically. Outputs stay as they are bit for bit, gradients
             are right on average. None: floats, unless the recipe has rules of the role *saved*.
+        execution: "simulate" turns codes back into floats and multiplies those; "integer" multiplies codes as integers
+            if a kernel can, and raises if none can in a whole graph; "auto" does so if that is faster. `plan()` lists
+            the simulated ones with the reason (docs/integer.md).
 
     Raises:
-        CompileError: the model is not a module, is compiled already (by torch.compile too), or the backend is unknown.
+        CompileError: the model is not a module, is compiled already (by torch.compile too), or backend or execution is
+            unknown.
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):
@@ -75,7 +81,7 @@ def compile(  # noqa: A001
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
     if save is not None and save not in SAVINGS:
         raise CompileError(f"compile: save: got {save!r}; valid: {', '.join(SAVINGS)} or None")
-    return _wrap_model(model, recipes.get(recipe), backend, strict, save)
+    return _wrap_model(model, recipes.get(recipe), backend, strict, save, _parse_execution(execution))
 
 
 def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Any:
@@ -89,6 +95,7 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
             hint = did_you_mean(name, _OPTIONS)
             raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
     _check_backend(options.get("backend"))
+    _parse_execution(options.get("execution", "simulate"))
     recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
     if recipe.has_state:
         raise CompileError(
@@ -114,10 +121,22 @@ def get_session(what: str, given: object, error: type[Exception] = CompileError)
 
 
 def _wrap_model(
-    model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    backend: str | None,
+    strict: bool,
+    save: str | None = None,
+    execution: Execution = Execution.SIMULATE,
 ) -> "QuantizedModule":
     kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
-    return kind(model, recipe, backend, strict, save)
+    return kind(model, recipe, backend, strict, save, execution)
+
+
+def _parse_execution(execution: str) -> Execution:
+    if execution not in tuple(Execution):
+        hint = did_you_mean(str(execution), tuple(Execution))
+        raise CompileError(f"compile: execution: got {execution!r}; valid: {', '.join(Execution)}{hint}")
+    return Execution(execution)
 
 
 def _check_backend(backend: str | None) -> None:
@@ -133,7 +152,13 @@ class QuantizedModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        backend: str | None,
+        strict: bool,
+        save: str | None = None,
+        execution: Execution = Execution.SIMULATE,
     ) -> None:
         object.__setattr__(self, "_model", model)
         super().__init__()
@@ -141,7 +166,7 @@ class QuantizedModule(nn.Module):
             object.__setattr__(self, name, getattr(model, name))
         #: the `self` of methods of the model
         self._twin: nn.Module | None = None
-        self._session = Session(model, recipe, backend, strict, save)
+        self._session = Session(model, recipe, backend, strict, save, execution)
 
     @property
     def recipe(self) -> Recipe:
@@ -312,13 +337,16 @@ class QuantizedModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         own = self._session
-        twin = _wrap_model(copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict, own.save)
+        twin = _wrap_model(
+            copy.deepcopy(self._model, memo), own.recipe, own.backend, own.strict, own.save, own.execution
+        )
         twin._session.follow_source(own)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = self._session
-        return _restore_module, (self._model, own.recipe, own.backend, own.strict, own.store.state_dict(), own.save)
+        given = (own.recipe, own.backend, own.strict, own.store.state_dict(), own.save, str(own.execution))
+        return _restore_module, (self._model, *given)
 
     def extra_repr(self) -> str:
         """Names the recipe when the module is printed."""
@@ -345,8 +373,9 @@ def _restore_module(
     strict: bool,
     ranges: dict[str, torch.Tensor],
     save: str | None = None,
+    execution: str = "simulate",
 ) -> QuantizedModule:
     """Return the module that pickle has stored."""
-    module = _wrap_model(model, recipe, backend, strict, save)
+    module = _wrap_model(model, recipe, backend, strict, save, Execution(execution))
     module._session.store.load_state_dict(ranges)
     return module

@@ -16,6 +16,7 @@ from qcompiler.compiler.plan import QuantPlan
 from qcompiler.compiler.stages import Stage, run_stages
 from qcompiler.errors import CompileError
 from qcompiler.following import Following
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.rules import Role
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.recipes.saving import add_saving
@@ -42,9 +43,15 @@ class Session:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, backend: str | None, strict: bool, save: str | None = None
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        backend: str | None,
+        strict: bool,
+        save: str | None,
+        execution: Execution,
     ) -> None:
-        self.model, self.backend, self.strict = model, backend, strict
+        self.model, self.backend, self.strict, self.execution = model, backend, strict, execution
         #: the format of floats that operators without a contraction keep for their gradients
         self.save = save
         #: ranges of the past, shared by all recipes and modes
@@ -69,7 +76,8 @@ class Session:
     def _make_mode(self, recipe: Recipe, *, frozen: bool) -> _Mode:
         dynamo_compat.trace_checkpoint_sequential()
         rules = recipe.for_eval() if frozen else add_saving(recipe, self.save)
-        compiler = GraphCompiler(rules, self.backend, self.strict, store=self.store, frozen=frozen, names=self.names)
+        kept: dict[str, Any] = {"store": self.store, "names": self.names, "execution": self.execution}
+        compiler = GraphCompiler(rules, self.backend, self.strict, frozen=frozen, **kept)
         return compiler, self._compile_with(compiler)
 
     def _compile_with(self, compiler: GraphCompiler) -> Callable[..., Any]:
@@ -206,7 +214,8 @@ class Session:
         self.check_captured("stages", training)
         compiler = self.get_compiler(training)
         return [
-            run_stages(captured, compiler.recipe, frozen=compiler.frozen) for captured in compiler.captures.values()
+            run_stages(captured, compiler.recipe, frozen=compiler.frozen, execution=compiler.execution)
+            for captured in compiler.captures.values()
         ]
 
     def check_captured(self, what: str, training: bool) -> None:

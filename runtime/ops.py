@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qcompiler.runtime import recompute, references, shapes
 from qcompiler.runtime.numbers.biases import integer_bias
+from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
 
 
 def _define_operator(
@@ -83,14 +84,21 @@ INTEGER_BIAS: Final = _define_operator(
     integer_bias,
     integer_bias,
 )
+MATMUL_CODES: Final = _define_operator(
+    "matmul_codes(Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, "
+    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype) -> Tensor",
+    matmul_codes,
+    fake_matmul_codes,
+)
 DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", references.draw_key, shapes.draw_key, torch.Tag.nondeterministic_seeded
 )
 
-BATCH_NORM_AGAIN: Final = _define_operator(
-    "batch_norm_again(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, float eps) -> Tensor",
-    recompute.batch_norm_again,
-    shapes.batch_norm_again,
+NORM_AGAIN: Final = _define_operator(
+    "norm_again(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str kind, int[] sizes, float eps) "
+    "-> Tensor",
+    recompute.norm_again,
+    shapes.norm_again,
 )
 POOL_OFFSETS: Final = _define_operator(
     "pool_offsets(Tensor indices, int[] plane, int[] kernel, int[] stride, int[] padding) -> Tensor",
@@ -119,7 +127,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     UNPACK: references.unpack,
     LAY_OUT: references.lay_out,
     INTEGER_BIAS: integer_bias,
-    BATCH_NORM_AGAIN: recompute.expand_batch_norm,
+    NORM_AGAIN: recompute.expand_norm,
     POOL_OFFSETS: recompute.pool_offsets,
     POOL_INDICES: recompute.pool_indices,
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from qcompiler.runtime import scales
 from qcompiler.runtime.numbers import packing
 from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
-from qcompiler.runtime.numbers.rounding import Rounding, random_bits
+from qcompiler.runtime.numbers.rounding import Rounding, random_bits, store_once
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
@@ -51,7 +51,7 @@ def scale(
     """
     s, view = parse_spec(spec), view_blocks(tuple(x.shape), layout, parse_spec(spec).block)
     _, _, ends = _find_range(x, s, view, state, first, frozen)
-    return scales.from_ends(*ends, s)
+    return store_once(scales.from_ends(*ends, s))
 
 
 def zero_point(
@@ -67,7 +67,7 @@ def zero_point(
     s = parse_spec(spec)
     _, _, (low, _) = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
     point = torch.round(-low / scale).clamp(0, s.format.largest)
-    return torch.where(point == point, point, 0.0).to(s.format.dtype)
+    return store_once(torch.where(point == point, point, 0.0).to(s.format.dtype))
 
 
 def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tensor:

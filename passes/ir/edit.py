@@ -86,17 +86,19 @@ def insert_call(
     *,
     after: Node | None = None,
     before: Node | None = None,
+    name: str = "",
 ) -> Node:
     """Return a new call with an inferred shape and the partitioner tag of the place; one of `after`, `before` is given.
 
-    The tag comes from the neighbor, or is backward if any argument is.
+    The tag comes from the neighbor, or is backward if any argument is. Two halves share no name but for nodes that
+    backward computes again, so a pass over halves gives a `name`; empty: the name of the operator.
     """
     place = after if after is not None else before
     assert place is not None
     if after is not None and after.op == "placeholder":
         after = last_placeholder(graph)
     with graph.inserting_after(after) if after is not None else graph.inserting_before(before):
-        name = str(getattr(target, "__name__", target)).partition(".")[0]
+        name = name or str(getattr(target, "__name__", target)).partition(".")[0]
         node = graph.create_node("call_function", target, args, kwargs or {}, name=name)
     neighbors = [a for a in args if isinstance(a, Node)]
     backward = any(is_backward(a) for a in neighbors) or (before is not None and is_backward(before))

@@ -74,6 +74,8 @@ class Contraction:
     is_bias: bool = False
     #: why nothing here can be quantized; empty if the operands decide
     kept: str = ""
+    #: why quantized operands are multiplied as floats although integers were asked for
+    simulated: str = ""
 
     @property
     def product(self) -> Product:

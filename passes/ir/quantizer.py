@@ -232,10 +232,16 @@ def write_quantizer(tensor: Node, spec: QuantSpec, layout: str, site: str) -> Qu
 
 
 def insert_operator(
-    graph: Graph, target: Any, given: dict[str, Any], *, after: Node | None = None, before: Node | None = None
+    graph: Graph,
+    target: Any,
+    given: dict[str, Any],
+    *,
+    after: Node | None = None,
+    before: Node | None = None,
+    name: str = "",
 ) -> Node:
     """Return a new call of one of our operators, with the arguments given by name."""
-    return insert_call(graph, target, pack_arguments(target, given), after=after, before=before)
+    return insert_call(graph, target, pack_arguments(target, given), after=after, before=before, name=name)
 
 
 def _write_nodes(tensor: Node, spec: QuantSpec, layout: str, site: str, key: Node | None, place: Node) -> Quantizer:

@@ -19,6 +19,7 @@ from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.compiler.variants import Variants
 from qcompiler.errors import CompileError
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step
@@ -36,6 +37,7 @@ class GraphCompiler:
         backend: str | None = None,
         strict: bool = False,
         *,
+        execution: str = Execution.SIMULATE,
         store: RangeStore | None = None,
         frozen: bool = False,
         names: ModelNames | None = None,
@@ -43,6 +45,7 @@ class GraphCompiler:
         self.recipe = recipe
         self.backend = backend
         self.strict = strict
+        self.execution = Execution(execution)
         #: ranges of the past, shared by all graphs of a model
         self.store = RangeStore(torch_compat.ENGINE) if store is None else store
         #: True in evaluation mode, in which ranges do not move
@@ -100,9 +103,11 @@ class GraphCompiler:
         plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
         lowered = finish()
+        self._refuse_simulation(lowered)
         self.captures[names.key] = untouched
-        run = (lowered.saved_bytes, lowered.saved_code_bytes, lowered.notes)
-        self.plans[names.key] = lambda: plan.with_saved(lowered.saved).with_run(*run)
+        sizes, products = (lowered.saved_bytes, lowered.saved_code_bytes), (lowered.integer, lowered.simulated)
+        whole = plan.with_saved(lowered.saved)
+        self.plans[names.key] = lambda: whole.with_run(*sizes, lowered.notes, *products)
         return captured, lowered.step
 
     def _leave(self, note: str) -> None:
@@ -117,7 +122,7 @@ class GraphCompiler:
     def prepare(self, captured: Captured) -> Callable[[], Lowered]:
         """Sees the graph before the passes; returns the function that lowers the graph after the passes."""
         backend = "inductor" if self.strict and self.backend is None else self.backend
-        return lambda: lower_graph(captured, backend, self.store, self.recipe.rules)
+        return lambda: lower_graph(captured, backend, self.store, self.recipe.rules, self.execution)
 
     @contextlib.contextmanager
     def calling(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -165,6 +170,11 @@ class GraphCompiler:
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in found if not kept.asked)
         if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
+
+    def _refuse_simulation(self, lowered: Lowered) -> None:
+        if self.execution is Execution.INTEGER and lowered.simulated and not lowered.integer:
+            rows = "; ".join(f"{kept.consumer}: {kept.reason}" for kept in lowered.simulated)
+            raise CompileError(f"execution='integer': no contraction can be computed as integers: {rows}")
 
     def _find_order(self) -> list[str] | None:
         """Return the order of the contractions of the model; None if no rule asks for it, or it is not to be had."""

@@ -11,8 +11,9 @@ from torch.fx import GraphModule, Node
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
-from qcompiler.compiler.plan import QuantPlan, describe_saved
+from qcompiler.compiler.plan import Kept, QuantPlan, describe_contraction, describe_saved
 from qcompiler.passes.halves.halves import Halves, finish_halves
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
 from qcompiler.passes.ir.facts import InputKind
@@ -20,6 +21,7 @@ from qcompiler.passes.ir.meta import (
     find_value,
     get_value,
     is_backward,
+    iterate_contractions,
     list_inputs,
 )
 from qcompiler.passes.ir.views import view_root
@@ -38,7 +40,7 @@ Backend: TypeAlias = str | Callable[[GraphModule], Half] | None
 
 @dataclasses.dataclass
 class Lowered:
-    """A step and what was learned on the way: bytes saved for backward, fallbacks with their reason."""
+    """A step and what was learned on the way: saved bytes, products of integers, fallbacks with their reason."""
 
     step: Step
     saved_bytes: int
@@ -46,9 +48,19 @@ class Lowered:
     notes: list[str]
     #: quantizers of floats that operators without a contraction keep, and the floats that they keep as they are
     saved: QuantPlan = dataclasses.field(default_factory=QuantPlan)
+    #: contractions that are computed as integers
+    integer: int = 0
+    #: contractions of codes that are computed as floats although integers were asked for
+    simulated: tuple[Kept, ...] = ()
 
 
-def lower_graph(captured: Captured, backend: Backend, store: RangeStore, rules: Sequence[Rule] = ()) -> Lowered:
+def lower_graph(
+    captured: Captured,
+    backend: Backend,
+    store: RangeStore,
+    rules: Sequence[Rule] = (),
+    execution: Execution = Execution.SIMULATE,
+) -> Lowered:
     """Makes the step of a quantized graph.
 
     Args:
@@ -57,19 +69,21 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore, rules: 
         backend: "eager" runs node by node; "inductor" compiles, and raises if that fails; None compiles, and runs
             eagerly with the reason in `notes` if that fails. A function runs every half its own way.
         rules: of the recipe, for the floats that are saved for backward.
+        execution: which contractions of codes are computed as integers.
     """
     notes: list[str] = []
     sites = [_list_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
-        (whole,) = split_halves(captured).graphs
+        halves = split_halves(captured, execution=execution)
+        (whole,) = halves.graphs
         ranges = _make_ranges(store, sites, whole, None, backend, ())
         forward = _make_half(whole, captured, backend, notes, is_backward=False)
         step = Step(
             forward, None, captured.writes, captured.differentiable, device_types=_list_devices(captured), ranges=ranges
         )
-        return Lowered(step, 0, 0, notes)
+        return Lowered(step, 0, 0, notes, QuantPlan(), *_list_products(halves))
     depends, states = _find_dependencies(captured)
-    halves = split_halves(captured, rules=rules)
+    halves = split_halves(captured, rules=rules, execution=execution)
     first, second = halves.graphs
     ranges = _make_ranges(store, sites, first, second, backend, states)
     step = Step(
@@ -82,11 +96,21 @@ def lower_graph(captured: Captured, backend: Backend, store: RangeStore, rules: 
         device_types=_list_devices(captured),
         ranges=ranges,
     )
-    return Lowered(step, *saved_bytes(halves.saved), notes, describe_saved(halves, rules))
+    return Lowered(step, *saved_bytes(halves.saved), notes, describe_saved(halves, rules), *_list_products(halves))
+
+
+def _list_products(halves: Halves) -> tuple[int, tuple[Kept, ...]]:
+    """Return the number of contractions that are computed as integers, and the others of codes, with reasons."""
+    nodes = [pair for half in halves.graphs for pair in iterate_contractions(half.graph)]
+    simulated = [Kept(fact.operator, describe_contraction(fact), fact.simulated) for _, fact in nodes if fact.simulated]
+    return sum(node.target is ops.MATMUL_CODES for node, _ in nodes), tuple(simulated)
 
 
 def split_halves(
-    captured: Captured, observe: Callable[[str, int, Halves], None] | None = None, rules: Sequence[Rule] = ()
+    captured: Captured,
+    observe: Callable[[str, int, Halves], None] | None = None,
+    rules: Sequence[Rule] = (),
+    execution: Execution = Execution.SIMULATE,
 ) -> Halves:
     """Return the halves of a graph after the joint passes, verified. Changes the graph.
 
@@ -94,6 +118,7 @@ def split_halves(
         captured: the graph after the joint passes.
         observe: called after each pass with its name and count.
         rules: of the recipe, for the floats that are saved for backward.
+        execution: which contractions of codes are computed as integers.
 
     Raises:
         PassError: a pass failed, or a half breaks a rule.
@@ -103,7 +128,7 @@ def split_halves(
         halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
     else:
         halves = Halves.of_forward(captured.module, captured.forward_outputs)
-    halves_pipeline(rules)(halves, observe)
+    halves_pipeline(rules, execution)(halves, observe)
     finish_halves(halves)
     return halves
 

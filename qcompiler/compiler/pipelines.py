@@ -17,7 +17,8 @@ from qcompiler.passes.frozen.unite_blocks import UniteBlocks
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.drop_packing import DropPacking
 from qcompiler.passes.halves.halves import Halves, check_halves
-from qcompiler.passes.halves.join_batch_norms import JoinBatchNorms
+from qcompiler.passes.halves.join_norms import JoinNorms
+from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.pack_saved import PackSaved
 from qcompiler.passes.halves.partition import Partition
@@ -29,7 +30,7 @@ from qcompiler.passes.halves.save_activations import SaveActivations
 from qcompiler.passes.halves.save_codes import SaveCodes
 from qcompiler.passes.halves.save_derivatives import SaveDerivatives
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
-from qcompiler.passes.halves.split_batch_norms import SplitBatchNorms
+from qcompiler.passes.halves.split_norms import SplitNorms
 from qcompiler.passes.halves.start_ranges import StartRanges
 from qcompiler.passes.ir.frame import WHOLE, Frame
 from qcompiler.passes.ir.verify import finish_and_verify
@@ -79,19 +80,20 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
     )
 
 
-def halves_pipeline(rules: Sequence[Rule] = ()) -> Pipeline[Halves]:
+def halves_pipeline(rules: Sequence[Rule] = (), execution: Execution = Execution.SIMULATE) -> Pipeline[Halves]:
     """Return the passes from a quantized joint graph to the halves that run; a graph without gradients is one half.
 
     Args:
         rules: of the recipe; those of the role *saved* say which floats are saved as codes.
+        execution: which contractions of codes are computed as integers.
     """
     return Pipeline(
         (
             RecomputeFloats(),  # codes, not floats, in regions that the user checkpoints
             OrderOutputs(),  # states after forward in front of the gradients
-            SplitBatchNorms(),  # results of batch norms can be computed again
+            SplitNorms(),  # results of norms can be computed again
             Partition(torch_compat.split_joint),  # forward, backward, and the saved tensors
-            JoinBatchNorms(),  # forward computes them once
+            JoinNorms(),  # forward computes them once
             DrawInForward(),  # one random key, so that backward can run twice
             QuantizeAgain(),  # parameters, which are alive anyway
             SaveCodes(),  # in place of floats that backward computes with again
@@ -102,6 +104,7 @@ def halves_pipeline(rules: Sequence[Rule] = ()) -> Pipeline[Halves]:
             DropPacking(),  # of codes that one half makes and reads
             RestoreHalves(),  # strides as traced, in nodes that backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
+            LowerInteger(execution),  # products of codes, without floats in between
         ),
         check_halves,
     )

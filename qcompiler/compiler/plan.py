@@ -67,6 +67,10 @@ class QuantPlan:
     #: bytes that forward keeps for backward, without parameters and inputs; of these, codes and scales
     saved_bytes: int = 0
     saved_code_bytes: int = 0
+    #: contractions that are computed as integers
+    integer: int = 0
+    #: contractions of codes that are computed as floats although integers were asked for
+    simulated: tuple[Kept, ...] = ()
     #: indices of the recipe's rules that decided something
     matched: frozenset[int] = frozenset()
     #: graph breaks, fallbacks, rules that matched nothing, rotations that could not be done
@@ -98,11 +102,17 @@ class QuantPlan:
         both, kept = (*self.sites, *other.sites), (*self.kept, *other.kept)
         return dataclasses.replace(self, sites=both, kept=kept, matched=self.matched | other.matched)
 
-    def with_run(self, saved_bytes: int, saved_code_bytes: int, notes: Sequence[str]) -> "QuantPlan":
+    def with_run(
+        self,
+        saved_bytes: int,
+        saved_code_bytes: int,
+        notes: Sequence[str],
+        integer: int = 0,
+        simulated: tuple[Kept, ...] = (),
+    ) -> "QuantPlan":
         """Return the table with the facts from lowering."""
-        return dataclasses.replace(
-            self, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes, notes=(*self.notes, *notes)
-        )
+        known = dataclasses.replace(self, integer=integer, simulated=simulated, notes=(*self.notes, *notes))
+        return dataclasses.replace(known, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes)
 
     @classmethod
     def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":
@@ -113,6 +123,8 @@ class QuantPlan:
             placed=sum(plan.placed for plan in plans),
             saved_bytes=sum(plan.saved_bytes for plan in plans),
             saved_code_bytes=sum(plan.saved_code_bytes for plan in plans),
+            integer=sum(plan.integer for plan in plans),
+            simulated=tuple(kept for plan in plans for kept in plan.simulated),
             matched=frozenset(index for plan in plans for index in plan.matched),
             notes=(*(note for plan in plans for note in plan.notes), *notes),
         )
@@ -126,7 +138,12 @@ class QuantPlan:
         if self.kept:
             rows = [(kept.name, kept.consumer, kept.reason) for kept in self.kept]
             yield Table("Contractions left in float", ("kept in float", "in", "why"), rows)
+        if self.simulated:
+            simulated = [(kept.consumer, kept.reason) for kept in self.simulated]
+            yield Table("Contractions simulated in float", ("simulated", "why"), simulated)
         yield f"quantizers: {self.placed} before deduplication, {len(self.sites)} after"
+        if self.integer or self.simulated:
+            yield f"contractions of codes: {self.integer} as integers, {len(self.simulated)} simulated in float"
         yield f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
         yield from (f"note: {note}" for note in self.notes)
 

@@ -10,6 +10,7 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.passes.joint.restore_strides import RestoreStrides
@@ -45,13 +46,16 @@ class Stage:
     saved: tuple[Node, ...] | None = None
 
 
-def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> list[Stage]:
+def run_stages(
+    captured: Captured, recipe: Recipe, *, frozen: bool = False, execution: Execution = Execution.SIMULATE
+) -> list[Stage]:
     """Return every stage of one captured graph, which stays as it is. The passes and the partition run anew.
 
     Args:
         captured: the graph as captured.
         recipe: by which it is quantized.
         frozen: eval mode, in which ranges do not move.
+        execution: which contractions of codes are computed as integers.
     """
     stages = [Stage(CAPTURED, 0, captured, captured.module.graph)]
     work = copy_graph(captured.module)
@@ -60,12 +64,12 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
         stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
 
     joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
-    return [*stages, *_lower_stages(captured, work, recipe.rules)]
+    return [*stages, *_lower_stages(captured, work, recipe.rules, execution)]
 
 
 def lower_plain(captured: Captured) -> Stage:
     """Return the halves that would run without any pass: training in float."""
-    return _lower_stages(captured, copy_graph(captured.module))[-1]
+    return _lower_stages(captured, copy_graph(captured.module), (), Execution.SIMULATE)[-1]
 
 
 def check_stage(name: str) -> None:
@@ -110,7 +114,7 @@ def _check_name(name: str, names: Sequence[str]) -> None:
         raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _lower_stages(captured: Captured, module: GraphModule, rules: Sequence[Rule] = ()) -> list[Stage]:
+def _lower_stages(captured: Captured, module: GraphModule, rules: Sequence[Rule], execution: Execution) -> list[Stage]:
     """The stages from the joint graph to the halves that run; the last one is called "lowered". Changes the module."""
     stages: list[Stage] = []
 
@@ -123,5 +127,5 @@ def _lower_stages(captured: Captured, module: GraphModule, rules: Sequence[Rule]
         saved = None if halves.is_whole else tuple(copies[node] for node in halves.saved if isinstance(node, Node))
         stages.append(Stage(name, changes, captured, graphs[0], graphs[1] if len(graphs) > 1 else None, saved))
 
-    split_halves(dataclasses.replace(captured, module=module), observe, rules)
+    split_halves(dataclasses.replace(captured, module=module), observe, rules, execution)
     return [*stages, dataclasses.replace(stages[-1], name=LOWERED, changes=0)]

@@ -149,9 +149,7 @@ def split_joint(
 #: operators that backward may compute again, besides those of torch's own list: cheap ones that read memory once
 _RECOMPUTABLE: Final = (
     *(op.overloadpacket for op in (ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.DEQUANTIZE, ops.CHECKED, ops.IN_RANGE)),
-    *(op.overloadpacket for op in (ops.PACK, ops.UNPACK, ops.LAY_OUT, ops.BATCH_NORM_AGAIN)),
-    torch.ops.aten.native_layer_norm,
-    torch.ops.aten.native_group_norm,
+    *(op.overloadpacket for op in (ops.PACK, ops.UNPACK, ops.LAY_OUT, ops.NORM_AGAIN)),
     torch.ops.aten._native_batch_norm_legit_no_training,
     torch.ops.aten._softmax,
     torch.ops.aten.cat,

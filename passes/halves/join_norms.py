@@ -1,4 +1,4 @@
-"""Undo `SplitBatchNorms` in the forward half."""
+"""Undo `SplitNorms` in the forward half."""
 
 import dataclasses
 import operator
@@ -13,16 +13,16 @@ from qcompiler.runtime import ops
 
 
 @dataclasses.dataclass(frozen=True)
-class JoinBatchNorms:
-    """forward: read(batch_norm_again(X, mean, rstd)) → read(Y), the result of the batch norm itself."""
+class JoinNorms:
+    """forward: read(norm_again(X, mean, rstd)) → read(Y), the result of the norm itself."""
 
-    name: ClassVar[str] = "join-batch-norms"
+    name: ClassVar[str] = "join-norms"
 
     def __call__(self, halves: Halves) -> int:
-        """Return the number of batch norms that were joined."""
+        """Return the number of norms that were joined."""
         if halves.is_whole or halves.forward is None:
             return 0
-        found = list(halves.forward.graph.find_nodes(op="call_function", target=ops.BATCH_NORM_AGAIN))
+        found = list(halves.forward.graph.find_nodes(op="call_function", target=ops.NORM_AGAIN))
         for again in found:
             norm = cast(Node, get_argument(again, "mean")).all_input_nodes[0]
             own = insert_call(again.graph, operator.getitem, (norm, 0), after=norm)

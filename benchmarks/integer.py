@@ -1,0 +1,53 @@
+"""Time of a training step of an MLP: integers against simulation and compiled float32, in one run.
+
+    python benchmarks/integer.py [--recipes tensor-int8] [--width 1024] [--hidden 4096] [--batch 512] [--rounds 9]
+
+A step is forward, loss and backward. Every contender takes its turn in every round; medians and ratios are printed.
+"""
+
+import argparse
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import qcompiler
+from qcompiler.demo.measure import one_step, paired_times
+
+
+def main() -> None:
+    """Compiles every contender, then times them in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="*", default=["tensor-int8"])
+    parser.add_argument("--executions", nargs="*", default=["simulate", "integer"])
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    x, y = torch.randn(args.batch, args.width), torch.randint(args.width, (args.batch,))
+    steps = {}
+    for row in ["float", *(f"{recipe}, {how}" for recipe in args.recipes for how in args.executions)]:
+        plain = nn.Sequential(nn.Linear(args.width, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.width))
+        recipe, _, how = row.partition(", ")
+        model = torch.compile(plain, dynamic=False) if row == "float" else _quantize(plain, recipe, how)
+        start = time.perf_counter()
+        steps[row] = one_step(model, x, y)
+        for _ in range(2):  # the first step of kept ranges is not the compiled one
+            steps[row]()
+        print(f"{row}: first steps {time.perf_counter() - start:.0f} s", flush=True)
+    times = paired_times(steps, args.rounds)
+    table = Table("", "ms per step", "of float")
+    for row, seconds in times.items():
+        table.add_row(row, f"{1000 * seconds:.1f}", f"{seconds / times['float']:.2f}×")
+    Console().print(table)
+
+
+def _quantize(model: nn.Module, recipe: str, execution: str) -> nn.Module:
+    return qcompiler.compile(model, recipe, backend="inductor", execution=execution)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kernels that multiply codes: one file a device, one table."""

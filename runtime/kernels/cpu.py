@@ -1,0 +1,40 @@
+"""The kernels of the CPU."""
+
+import functools
+from typing import Final
+
+import torch
+
+from qcompiler.runtime.kernels.kernel import Facts, Kernel
+
+#: 32·64·64: a layer of this size takes as long in float, with zero points (benchmarks/integer.py; AMD EPYC with VNNI)
+LEAST_PRODUCTS: Final = 2**17
+
+
+def _explain_int_mm(facts: Facts) -> str:
+    """Say why `_int_mm` cannot compute a product; empty: it can.
+
+    Of a matrix with one row, or one element a row, that another view has turned, torch 2.13 takes the strides (1, 1)
+    for those of a dense matrix and returns wrong sums.
+    """
+    if min(facts.rows, facts.length, facts.columns) < 2:
+        shape = f"[{facts.rows}, {facts.length}] × [{facts.length}, {facts.columns}]"
+        return f"the integer kernel of the CPU needs two elements along every axis, got {shape}"
+    return "" if _sums_are_exact() else "the integer kernel of this processor saturates within a sum"
+
+
+def _weigh_int_mm(facts: Facts) -> str:
+    """Say why the float kernel is faster; empty: it is not."""
+    products = facts.rows * facts.length * facts.columns
+    return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
+
+
+@functools.cache
+def _sums_are_exact() -> bool:
+    """Return False on a processor that adds pairs of products in 16 bits, as those without VNNI do."""
+    low, high = (torch.full((64, 64), code, dtype=torch.int8) for code in (-128, 127))
+    products = ((low, low, 16384), (low, high, -16256), (high, low, -16256), (high, high, 16129))
+    return all(bool((torch.ops.aten._int_mm(a, b) == 64 * product).all()) for a, b, product in products)
+
+
+INT_MM: Final = Kernel("int-mm", "cpu", _explain_int_mm, _weigh_int_mm, torch.ops.aten._int_mm.default)

@@ -1,0 +1,140 @@
+"""The product of two matrices of codes: integers are summed, and each sum is scaled once."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime import scales
+from qcompiler.runtime.kernels.kernel import Facts
+from qcompiler.runtime.kernels.table import multiply
+from qcompiler.runtime.numbers.blocks import BlockView
+from qcompiler.runtime.numbers.formats import Format, IntFormat, Kind
+from qcompiler.runtime.spec import parse_spec
+
+#: types of a result that one float32 can be rounded to
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def matmul_codes(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
+    bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
+    kernel: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return float32(Σ (a − a's zero point)·(b − b's zero point)) · scales + bias, rounded once to `dtype`.
+
+    The sum is exact. So the result is that of floats in any order of sums, if float32 holds every partial sum of those
+    and scales are powers of two; else it differs by roundings alone. A NaN scale gives NaN throughout its rows or
+    columns.
+
+    Args:
+        a: codes [rows, length], as `quantize` or `unpack` returns them.
+        a_scale: one value for every `a_edge` rows, in their order, of any shape.
+        a_zero_point: like `a_scale`, for formats that have one.
+        b: codes [length, columns].
+        b_scale: one value for every `b_edge` columns.
+        b_zero_point: like `b_scale`.
+        bias: broadcast to [rows, columns].
+        a_spec: `str` of the `QuantSpec` of `a`.
+        b_spec: that of `b`.
+        a_edge: rows of `a` that share a scale.
+        b_edge: columns of `b` that share a scale.
+        kernel: the name of a kernel (runtime/kernels/table.py); empty: the reference.
+        dtype: of the result.
+    """
+    rows, columns = a.shape[0], b.shape[1]
+    left, right = _make_signed(a, a_spec), _make_signed(b, b_spec)
+    a_point = _find_point(a_zero_point, a_spec, rows, a_edge, (-1, 1))
+    b_point = _find_point(b_zero_point, b_spec, columns, b_edge, (1, -1))
+    sums = _subtract_points(multiply(left, right, kernel), left, right, a_point, b_point)
+    a_factor = _spread(scales.get_factor(a_scale), rows, a_edge).reshape(-1, 1)
+    b_factor = _spread(scales.get_factor(b_scale), columns, b_edge).reshape(1, -1)
+    # the smaller one first: neither the product of both scales nor the first step leaves the range of float32 alone
+    values = sums.to(torch.float32) * torch.minimum(a_factor, b_factor) * torch.maximum(a_factor, b_factor)
+    return (values if bias is None else values + bias.to(torch.float32)).to(dtype)
+
+
+def fake_matmul_codes(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
+    bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
+    kernel: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return an empty result."""
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
+
+
+def explain_product(facts: Facts, dtype: torch.dtype) -> str:
+    """Return an empty string, or the reason why codes cannot be multiplied as integers on any device."""
+    for form in facts.formats:
+        if not isinstance(form, IntFormat) or form.bits > 8:
+            return f"{form} is no integer of at most 8 bits"
+    if dtype not in DTYPES:
+        return f"the result is {str(dtype).removeprefix('torch.')}, and sums are scaled in float32"
+    largest = facts.length * _find_reach(facts.formats[0]) * _find_reach(facts.formats[1])
+    if largest >= 2**31:
+        return f"a sum of {facts.length} products can leave 32 bits"
+    return ""
+
+
+def _find_reach(form: Format) -> int:
+    """Return the largest |code − zero point|, and |code| after the shift into int8."""
+    return max(int(form.largest), 128 if _is_shifted(form) else 0)
+
+
+def _is_shifted(form: Format) -> bool:
+    return form.kind is not Kind.SIGNED and form.bits == 8
+
+
+def _make_signed(codes: Tensor, spec: str) -> Tensor:
+    """Return codes as int8; those of 0 … 255 less 128."""
+    if _is_shifted(parse_spec(spec).format):
+        return (codes.to(torch.int32) - 128).to(torch.int8)
+    return codes.to(torch.int8)
+
+
+def _find_point(point: Tensor | None, spec: str, extent: int, edge: int, shape: tuple[int, int]) -> Tensor | int | None:
+    """Return the int8 code of zero, int32 along `shape`; None: it is 0."""
+    shift = 128 if _is_shifted(parse_spec(spec).format) else 0
+    if point is None:
+        return -shift or None
+    return _spread(point.to(torch.int32), extent, edge).reshape(shape) - shift
+
+
+def _subtract_points(
+    sums: Tensor, a: Tensor, b: Tensor, a_point: Tensor | int | None, b_point: Tensor | int | None
+) -> Tensor:
+    """Return Σ(a − p)(b − q) = Σab − p·Σb − q·Σa + length·p·q. The terms can wrap around, the result does not."""
+    if a_point is not None:
+        sums = sums - a_point * b.sum(0, keepdim=True, dtype=torch.int32)
+    if b_point is not None:
+        sums = sums - b_point * a.sum(1, keepdim=True, dtype=torch.int32)
+    if a_point is not None and b_point is not None:
+        sums = sums + a.shape[1] * a_point * b_point
+    return sums
+
+
+def _spread(values: Tensor, extent: int, edge: int) -> Tensor:
+    """Return one value for each of `extent` rows; a single one if they share it."""
+    if edge >= extent:
+        return values.reshape(1)
+    return BlockView((extent,), (extent,), (edge,)).spread(values.reshape(-1))

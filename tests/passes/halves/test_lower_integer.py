@@ -1,0 +1,146 @@
+"""Products of codes are computed on the codes."""
+
+import pytest
+import torch
+from torch import nn
+
+from qcompiler.passes.halves.halves import finish_halves
+from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
+from qcompiler.passes.ir.meta import iterate_contractions
+from qcompiler.passes.ir.quantizer import list_dequantizers
+from qcompiler.passes.rules import Role, Rule
+from qcompiler.recipes.recipe import Recipe
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import parse_spec
+
+LOWER = LowerInteger(Execution.INTEGER)
+
+
+def leaf(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+def uniform(text, **roles):
+    """One spec for all operands, or another one for some roles."""
+    named = tuple(Rule(role=Role(role), spec=parse_spec(spec)) for role, spec in roles.items())
+    return Recipe(name="uniform", rules=(*named, Rule(spec=parse_spec(text))))
+
+
+def reasons(halves):
+    return [fact.simulated for half in halves.graphs for _, fact in iterate_contractions(half.graph) if fact.simulated]
+
+
+def count_lowered(halves):
+    return sum(len(half.graph.find_nodes(op="call_function", target=ops.MATMUL_CODES)) for half in halves.graphs)
+
+
+@pytest.mark.parametrize("recipe", ["tensor-int8", "tensor-int4", "in-hindsight-w8a8g8", "lsq-w4a4"])
+def test_all_three_products_of_a_layer(recipe, in_front_of, settle_halves):
+    halves = in_front_of(LowerInteger, recipe, nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), leaf(8, 4))
+    products = 6 if recipe != "lsq-w4a4" else 2  # whose gradients stay in float
+    assert settle_halves(halves, LOWER) == count_lowered(halves) == products
+    assert reasons(halves) == []
+    finish_halves(halves)
+
+
+def test_golden_integer(in_front_of, settle_halves, text, golden):
+    halves = in_front_of(LowerInteger, "in-hindsight-w8a8g8", nn.Linear(4, 2), leaf(3, 4))
+    before = text(halves)
+    settle_halves(halves, LOWER)
+    golden(before=before, after=text(halves))
+
+
+def test_halves_share_no_new_name(in_front_of, settle_halves):
+    """What both halves have is taken for computed again."""
+    halves = in_front_of(LowerInteger, "in-hindsight-w8a8g8", nn.Linear(4, 2), leaf(3, 4))
+    settle_halves(halves, LOWER)
+    forward, backward = (
+        {node.name for node in half.graph.nodes if node.op == "call_function"} for half in halves.graphs
+    )
+    assert forward & backward == set()
+
+
+def test_does_not_fire_in_simulation(in_front_of, settle_halves, text):
+    halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(4, 2), leaf(3, 4))
+    before = text(halves)
+    assert settle_halves(halves, LowerInteger()) == 0
+    assert text(halves) == before
+    assert reasons(halves) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "x", "reason"),
+    [
+        (uniform("int8:fit:b2o2c2i2:nearest:pass"), nn.Linear(4, 4), leaf(4, 4), "changes along the summed axis"),
+        (uniform("int16:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "int16 is no integer of at most 8"),
+        (uniform("e4m3:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "e4m3 is no integer of at most 8 bits"),
+        ("tensor-int8", nn.Linear(4, 2), leaf(1, 4), "needs two elements along every axis"),
+        ("tensor-int8", nn.Conv2d(2, 2, 3), leaf(1, 2, 4, 4), "no kernel computes aten.convolution.default on codes"),
+        ("tensor-int8", nn.Linear(4, 2, dtype=torch.float64), leaf(3, 4).double(), "the result is float64"),
+    ],
+)
+def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle_halves, text):
+    halves = in_front_of(LowerInteger, recipe, model, x.detach().requires_grad_())
+    before = text(halves)
+    assert settle_halves(halves, LOWER) == 0
+    assert text(halves) == before
+    assert len(reasons(halves)) == 3
+    assert reason in reasons(halves)[0]
+
+
+def test_auto_leaves_small_products(in_front_of, settle_halves):
+    """32·64·64 products are enough, 32·64·63 are not; the gradients of a layer have as many as its output."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 63))
+    halves = in_front_of(LowerInteger, "tensor-int8", model, leaf(32, 64))
+    assert settle_halves(halves, LowerInteger(Execution.AUTO)) == 3
+    assert reasons(halves) == ["float is as fast for 129024 products; valid: 131072"] * 3
+
+
+def test_operands_in_float_are_no_products_of_codes(in_front_of, settle_halves):
+    recipe = Recipe(name="weights", rules=(Rule(role=Role.WEIGHT, spec=parse_spec("int8:fit:tensor:nearest:pass")),))
+    halves = in_front_of(LowerInteger, recipe, nn.Linear(4, 2), leaf(3, 4))
+    assert settle_halves(halves, LOWER) == 0
+    assert reasons(halves) == []
+
+
+def test_scaled_sums_stay(in_front_of, settle_halves):
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return torch.addmm(self.bias, x, self.weight.t(), beta=2)
+
+    halves = in_front_of(LowerInteger, "tensor-int8", Scaled(4, 2), leaf(3, 4))
+    assert settle_halves(halves, LOWER) == 2
+    assert reasons(halves) == ["the product is scaled by a number of its own"]
+
+
+class Twice(nn.Module):
+    """A tensor that a product reads as codes, and other operators as floats: the output is quantized for both."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y), y
+
+
+def test_a_dequantizer_with_other_readers_stays(in_front_of, settle_halves):
+    recipe = uniform("int8:fit:tensor:nearest:pass", output="int8:fit:tensor:nearest:pass")
+    halves = in_front_of(LowerInteger, recipe, Twice(), leaf(3, 4))
+    assert settle_halves(halves, LOWER) == 6
+    readers = list_dequantizers(halves.forward.graph)
+    assert readers
+    assert all(reader.floats.users for reader in readers)
+
+
+def test_what_is_not_finite_is_shown_by_the_scale(in_front_of, settle_halves):
+    """`in-hindsight` shows it by the dequantizer, which is gone; the check that backward saves serves forward too."""
+    halves = in_front_of(LowerInteger, "in-hindsight-w8a8g8", nn.Linear(4, 2), leaf(3, 4))
+    checks = [len(half.graph.find_nodes(op="call_function", target=ops.CHECKED)) for half in halves.graphs]
+    settle_halves(halves, LOWER)
+    after = [len(half.graph.find_nodes(op="call_function", target=ops.CHECKED)) for half in halves.graphs]
+    assert (checks, after) == ([1, 0], [1, 1])
+    for half in halves.graphs:
+        for node in half.graph.find_nodes(op="call_function", target=ops.MATMUL_CODES):
+            assert "hindsight" not in str(node.args[7]) or node.args[1].name.endswith("checked")
