@@ -61,11 +61,11 @@ def step_bits(build, recipe, inputs):
     torch._dynamo.reset()
     torch.manual_seed(3)
     model = qcompiler.compile(build(), recipe, backend="eager")
-    given = [x.clone().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
+    given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
     output = model(*given)
     output.sin().sum().backward()
-    kept = [x.grad for x in given], [p.grad for p in model.parameters()], [b.clone() for b in model.buffers()]
-    return [output, *sum(kept, [])], model
+    gradients = [x.grad for x in (*given, *model.parameters())]
+    return [output, *gradients, *(buffer.clone() for buffer in model.buffers())], model
 
 
 @pytest.fixture

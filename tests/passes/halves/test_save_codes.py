@@ -15,7 +15,7 @@ from qcompiler.runtime.spec import parse_spec
 
 
 class Wide(nn.Module):
-    """A linear layer and a function in double numbers: backward starts from the float, which has half of their bytes."""
+    """A linear layer and a function in double numbers: backward starts from the float, which has half the bytes."""
 
     def __init__(self):
         super().__init__()
