@@ -24,8 +24,9 @@ ONLY = frozenset({Position.FIRST, Position.LAST})
 @pytest.mark.parametrize("positions", [INNER, ONLY, frozenset({Position.FIRST})])
 @pytest.mark.parametrize("product", Product)
 def test_rule_without_conditions_matches_every_operand(role, operator, module, positions, product):
-    # an output is no operand: only a rule that names the role speaks of it
-    assert Rule(spec=INT8).matches(role, operator, module, positions, product) is (role is not Role.OUTPUT)
+    # outputs and saved floats are no operands: only a rule that names the role speaks of them
+    is_operand = role not in (Role.OUTPUT, Role.SAVED)
+    assert Rule(spec=INT8).matches(role, operator, module, positions, product) is is_operand
 
 
 @pytest.mark.parametrize("sign", Sign)
@@ -104,10 +105,12 @@ def test_first_match_decides():
     assert first_match([], Role.WEIGHT, "linear", "fc", INNER) is None
 
 
-RULES = st.builds(
+SPECS, OPERAND_ROLES = st.sampled_from([None, INT8, INT4]), [role for role in Role if role is not Role.SAVED]
+SAVED_RULES = st.builds(Rule, spec=SPECS, role=st.just(Role.SAVED), module=st.sampled_from(["*", "a*", "a.b", ""]))
+RULES = SAVED_RULES | st.builds(
     Rule,
-    spec=st.sampled_from([None, INT8, INT4]),
-    role=st.none() | st.sampled_from(Role),
+    spec=SPECS,
+    role=st.none() | st.sampled_from(OPERAND_ROLES),
     operator=st.sampled_from([*OPERATORS, "*"]),
     module=st.sampled_from(["*", "a*", "a.b", ""]),
     position=st.none() | st.sampled_from(Position),

@@ -1,8 +1,11 @@
 """Fixtures of the passes over halves: a graph after the joint passes, brought in front of one pass."""
 
 import pytest
+import torch
 
+import qcompiler
 from qcompiler import recipes
+from qcompiler.compiler import lower
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.halves.halves import Halves, check_halves
@@ -17,14 +20,19 @@ def text():
 
 @pytest.fixture
 def in_front_of(joint):
-    """in_front_of(pass class, recipe, model, *inputs) → the halves as that pass finds them."""
+    """in_front_of(pass class, recipe, model, *inputs, prepare=None) → the halves as that pass finds them.
 
-    def make(step, recipe, model, *inputs):
+    `prepare` changes the joint graph in front of the passes over halves.
+    """
+
+    def make(step, recipe, model, *inputs, prepare=None):
         captured = joint(model, *inputs)
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
         joint_pipeline(chosen)(captured.module)
+        if prepare is not None:
+            prepare(captured.module.graph)
         halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
-        line = halves_pipeline()
+        line = halves_pipeline(chosen.rules)
         index = [type(one) for one in line.passes].index(step)
         Pipeline(line.passes[:index], line.verify)(halves)
         return halves
@@ -46,3 +54,40 @@ def settle_halves(text):
         return changes
 
     return run
+
+
+def step_bits(build, recipe, inputs):
+    """Return the results, gradients and buffers of one step of a model, with all random numbers from one seed."""
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    model = qcompiler.compile(build(), recipe, backend="eager")
+    given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    output = model(*given)
+    output.sin().sum().backward()
+    gradients = [x.grad for x in (*given, *model.parameters())]
+    return [output, *gradients, *(buffer.clone() for buffer in model.buffers())], model
+
+
+@pytest.fixture
+def changes_no_bit(monkeypatch, same_bits):
+    """changes_no_bit(build, recipe, inputs, *pass classes) → the places that the passes changed.
+
+    One step has the same results, gradients and buffers, bit for bit, in a pipeline without these passes.
+    """
+
+    def check(build, recipe, inputs, *steps):
+        found, model = step_bits(build, recipe, inputs)
+        names = {step.name for step in steps}
+        changes = sum(stage.changes for line in model.stages() for stage in line if stage.name in names)
+
+        def without(rules=()):
+            line = halves_pipeline(rules)
+            return Pipeline(tuple(one for one in line.passes if type(one) not in steps), line.verify)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lower, "halves_pipeline", without)
+            expected, _ = step_bits(build, recipe, inputs)
+        assert same_bits(found, expected)
+        return changes
+
+    return check

@@ -6,6 +6,7 @@ from torch import nn
 
 from qcompiler.passes.halves.halves import finish_halves
 from qcompiler.passes.halves.save_codes import SaveCodes
+from qcompiler.passes.ir.meta import is_backward, pin_saved
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.ir.verify import VerifyError
 from qcompiler.passes.rules import Role, Rule
@@ -13,16 +14,16 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.spec import parse_spec
 
 
-class Cubic(nn.Module):
-    """A linear layer and a function that backward computes again from its argument."""
+class Wide(nn.Module):
+    """A linear layer and a function in double numbers: backward starts from the float, which has half the bytes."""
 
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(4, 8)
 
     def forward(self, x):
-        y = self.layer(x)
-        return 0.5 * y * (1.0 + torch.tanh(0.8 * (y + 0.044715 * torch.pow(y, 3.0))))
+        wide = self.layer(x).double()
+        return wide * torch.tanh(wide)
 
 
 def outputs(text):
@@ -33,9 +34,17 @@ def leaf():
     return torch.randn(3, 4, requires_grad=True)
 
 
+def save_floats(graph):
+    """Make the partitioner save what codes were turned back into; by itself it turns them back again in backward."""
+    for one in list_dequantizers(graph):
+        if not is_backward(one.floats):
+            pin_saved(one.floats)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_floats_are_saved_before_and_codes_after(bits, in_front_of, settle_halves):
-    halves = in_front_of(SaveCodes, outputs(f"int{bits}:fit:tensor:nearest:pass"), Cubic(), leaf())
+    recipe = outputs(f"int{bits}:fit:tensor:nearest:pass")
+    halves = in_front_of(SaveCodes, recipe, Wide(), leaf(), prepare=save_floats)
     with pytest.raises(VerifyError, match="its codes would do"):
         finish_halves(halves)
     count = len(list_dequantizers(halves.backward.graph))
@@ -45,7 +54,8 @@ def test_floats_are_saved_before_and_codes_after(bits, in_front_of, settle_halve
 
 
 def test_golden_codes(in_front_of, settle_halves, text, golden):
-    halves = in_front_of(SaveCodes, outputs("int4:fit:tensor:nearest:pass"), Cubic(), leaf())
+    recipe = outputs("int4:fit:tensor:nearest:pass")
+    halves = in_front_of(SaveCodes, recipe, Wide(), leaf(), prepare=save_floats)
     before = text(halves)
     settle_halves(halves, SaveCodes())
     golden(before=before, after=text(halves))
@@ -56,3 +66,11 @@ def test_does_not_fire_where_codes_are_saved(in_front_of, settle_halves, text):
     before = text(halves)
     assert settle_halves(halves, SaveCodes()) == 0
     assert text(halves) == before
+
+
+def test_does_not_fire_where_the_partitioner_turns_codes_back_again(in_front_of, settle_halves, text):
+    halves = in_front_of(SaveCodes, outputs("int8:fit:tensor:nearest:pass"), Wide(), leaf())
+    before = text(halves)
+    assert settle_halves(halves, SaveCodes()) == 0
+    assert text(halves) == before
+    finish_halves(halves)
