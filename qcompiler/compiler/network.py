@@ -42,6 +42,10 @@ _KINDS: Final = {
 CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
 
 
+#: end of the name of a node that backward computes again
+AGAIN: Final = "@backward"
+
+
 def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
     """Return one stage of every captured graph as one directed graph; an edge for every argument of every node.
 
@@ -56,6 +60,10 @@ def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
         if data["kind"] == "quantizer":
             found = (reader for reader, _ in operand_readers(graph, node))
             data["consumers"] = tuple(reader for reader in found if not graph.nodes[reader]["recomputed"])
+    for node, data in graph.nodes(data=True):
+        if data["kind"] == "quantizer":
+            again = graph.nodes.get(f"{node}{AGAIN}", {}).get("consumers", ())
+            data["consumers"] = (*data["consumers"], *again)
             _place_quantizer(data, [graph.nodes[reader] for reader in data["consumers"]])
     _settle_sums(graph)
     return graph
@@ -128,7 +136,7 @@ class _Builder:
         backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
         name = self.prefix + node.name
         recomputed = name in self.graph
-        self.names[node] = name = f"{name}@backward" if recomputed else name
+        self.names[node] = name = f"{name}{AGAIN}" if recomputed else name
         data = _describe_node(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
         arguments = list(number_arguments(node))
