@@ -1,21 +1,32 @@
-"""Options that commands share. What is expensive to import is imported if it is used."""
+"""Options that commands share, and the model they lead to. What is expensive to import is imported if it is used."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qcompiler.cli.progress import show_progress
 from qcompiler.errors import in_short
 
+if TYPE_CHECKING:
+    from qcompiler.module import QuantizedModule
+
 MODEL = (
     "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
     "returns the model, or the model and a tuple of its inputs; the class of a model will do."
 )
+
+
+def capture_model(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
+    """Return the model of a command, called once."""
+    with show_progress("capturing the graph"):
+        from qcompiler.cli.models import captured
+
+        return captured(model, recipe, inputs, training=not evaluate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +79,6 @@ def check_picture(path: str, *, colored: bool = False) -> None:
     from qcompiler.drawing.drawing import check_path
 
     check_path(path, colored=colored)
-
-
-def check_stage_name(name: str) -> None:
-    """Refuses what is the name of no stage."""
-    from qcompiler.compiler.stages import check_stage
-
-    check_stage(name)
 
 
 def refuse_unwritable(path: str) -> None:

@@ -15,7 +15,7 @@ import networkx
 from torch import Tensor, nn
 
 from qcompiler.compiler.network import build_network
-from qcompiler.compiler.stages import QUANTIZED, Stage, find_stage
+from qcompiler.compiler.stages import CAPTURED, LOWERED, QUANTIZED, Stage, count_changes, find_stage, pick_stages
 from qcompiler.drawing.picture import Picture, make_picture
 from qcompiler.files import check_writable, replace_file
 from qcompiler.module import QuantizedModule, get_session
@@ -120,11 +120,10 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
     """
     report = None if debug is None else debug.report()
     frames = qmodel.stages(training=training) if debug is None else debug.stages()
-    rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
-    shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
+    shown = [(name, count) for name, count in count_changes(frames).items() if count or name in (CAPTURED, LOWERED)]
     session = get_session("draw", qmodel)
     title = f"{type(session.model).__name__}, {qmodel.recipe.name}"
-    drawn = [(name, count, build_network(stages)) for name, count, stages in shown]
+    drawn = [(name, count, build_network(pick_stages(frames, name))) for name, count in shown]
     made = make_picture(title, drawn, list_containers(session.model))
     _add_ranges(made, qmodel.ranges())
     return made if report is None else _with_figures(made, frames, report)
