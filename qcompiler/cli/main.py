@@ -10,9 +10,14 @@ from qcompiler import __version__
 from qcompiler.cli.options import (
     MODEL,
     capture_model,
+    check_export,
     check_picture,
     check_with,
+    export_model,
     named_recipe,
+    refuse_pairs,
+    tell_untrained,
+    with_export,
     with_file,
     with_graph,
     with_json,
@@ -47,6 +52,7 @@ Examples:
   qcompiler explain mynet.py:Net --input 8,3,32,32 --recipe hyperblock-int4
   qcompiler draw mynet.py:make graph.html
   qcompiler show gpt2 --recipe mxfp8 --diff place-quantizers dedupe-quantizers
+  qcompiler show mynet.py:make --export --list
   qcompiler debug mynet.py:make --recipe tensor-int4 --draw harm.html
   qcompiler search mynet.py:make found.yaml --budget 4.5 --file search.json
   qcompiler export mynet.py:make net.onnx --recipe deploy-int8 --checkpoint run.pt
@@ -79,16 +85,29 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 
 @main.command(epilog=MODEL)
-@with_graph
+@with_export
 @click.argument("path", callback=check_with(check_picture))
 @with_json("Print the path and size as JSON.")
-def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
+def draw(
+    model: str,
+    path: str,
+    recipe: str,
+    inputs: tuple[str, ...],
+    evaluate: bool,
+    export: bool,
+    checkpoint: str | None,
+    as_json: bool,
+) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
     from qcompiler.drawing.drawing import draw
 
-    qmodel = capture_model(model, recipe, inputs, evaluate)
+    check_export(export, evaluate, checkpoint)
+    if export:
+        qmodel, stages = export_model(model, recipe, inputs, checkpoint)
+    else:
+        qmodel, stages = capture_model(model, recipe, inputs, evaluate), None
     with show_progress(f"drawing {path}"):
-        made = draw(qmodel, path, training=not evaluate)
+        made = draw(qmodel, path, training=not evaluate, export=stages)
     size = made.stat().st_size
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
 
@@ -99,8 +118,7 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
 def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
     """Print every quantizer, every contraction and totals of MODEL as tables."""
-    if as_json and markdown:
-        raise click.UsageError("--json and --markdown do not go together; leave one out")
+    refuse_pairs({"--json": as_json, "--markdown": markdown})
     from qcompiler.drawing.explanation import explain, is_colored
 
     qmodel = capture_model(model, recipe, inputs, evaluate)
@@ -143,8 +161,7 @@ def export(
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
     examples = None if calibration is None else map(as_call, batches_of("--calibration", calibration))
-    if checkpoint is None:
-        click.echo("note: no --checkpoint: weights as the callable made them", err=True)
+    tell_untrained(checkpoint)
     with told(
         describe(model, input=inputs, calibration=calibration),
         lambda: get_session("plan", qmodel).model(*args, **kwargs),

@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 import click
 
-from qcompiler.cli.options import MODEL, capture_model, check_with, with_checkpoint, with_graph, with_json
+from qcompiler.cli.options import (
+    MODEL,
+    capture_model,
+    check_export,
+    check_with,
+    export_model,
+    refuse_pairs,
+    with_export,
+    with_json,
+)
 from qcompiler.cli.progress import show_progress
 
 
@@ -53,9 +62,7 @@ def _check_name(name: str) -> None:
 
 
 @click.command(epilog=MODEL)
-@with_graph
-@click.option("--export", is_flag=True, is_eager=True, help="The graph on its way to a file of ONNX; writes none.")
-@with_checkpoint
+@with_export
 @click.option(
     "--after",
     metavar="PASS",
@@ -79,10 +86,8 @@ def show(
     as_json: bool,
 ) -> None:
     """Print the graph of MODEL as text, after any pass."""
-    _refuse_pairs({"--after": after, "--diff": diff, "--list": listed})
-    _refuse_pairs({"--export": export, "--eval": evaluate})
-    if checkpoint and not export:
-        raise click.UsageError("--checkpoint goes with --export alone: other graphs hold no values")
+    refuse_pairs({"--after": after, "--diff": diff, "--list": listed})
+    check_export(export, evaluate, checkpoint)
     stages = (
         _list_of_export(model, recipe, inputs, checkpoint) if export else _list_of_mode(model, recipe, inputs, evaluate)
     )
@@ -99,12 +104,6 @@ def show(
         click.echo(texts[names[0]], nl=False)
 
 
-def _refuse_pairs(options: dict[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
-    if len(given) > 1:
-        raise click.UsageError(f"{given[0]} and {given[1]} do not go together; leave one out")
-
-
 def _list_of_mode(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> _Stages:
     """Return the stages of the captured graphs of training or of eval mode."""
     from qcompiler.compiler.stages import QUANTIZED, count_changes, stage_text
@@ -117,15 +116,7 @@ def _list_of_mode(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bo
 
 def _list_of_export(model: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None) -> _Stages:
     """Return the stages of an export."""
-    from qcompiler.cli.models import as_call, compiled
-    from qcompiler.exporting.stages import export_stages
-
-    qmodel, values = compiled(model, recipe, inputs, checkpoint)
-    args, kwargs = as_call(values)
-    if checkpoint is None:
-        click.echo("note: no --checkpoint: weights as the callable made them", err=True)
-    with show_progress("running the passes"):
-        stages = export_stages(qmodel, args, example_kwargs=kwargs)
+    _, stages = export_model(model, recipe, inputs, checkpoint)
     texts = {stage.name: stage.text for stage in stages}
     return _Stages({stage.name: stage.changes for stage in stages}, texts.__getitem__, stages[-1].name)
 

@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.edit import fake_mode, list_outputs
 from qcompiler.passes.ir.meta import set_visible_outputs
 from qcompiler.runtime.ops import DECOMPOSITIONS
 from qcompiler.runtime.ranges.store import Engine
@@ -35,6 +35,8 @@ DispatchMode = TorchDispatchMode
 
 #: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
 _INDUCTOR: Final = {"fallback_random": True}
+#: the path of a module that nodes have which torch.export adds
+_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
@@ -79,6 +81,11 @@ def training_decompositions() -> dict[Any, Callable[..., Any]]:
 def reserve_names(graph: Graph) -> None:
     """Makes a graph of torch.export know the names of its own nodes: an input called `scale` is not one of ours."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
+
+
+def clean_module(path: str) -> str:
+    """Return the path of a module; "" for nodes that torch.export has added, which it gives a path of its own."""
+    return "" if path == _NO_MODULE else path
 
 
 def list_symbols(size: Any) -> tuple[str, ...]:
@@ -135,9 +142,12 @@ def split_joint(
     """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
 
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
-    floats; `retrace_graph` merges within each half.
+    floats; `retrace_graph` merges within each half. Outside of Dynamo, where somebody looks at stages, there is
+    no tracing context, and one is made: without it torch keeps random keys in forward that only backward reads, and
+    refuses a checkpointed region with dropout.
     """
-    with functorch_config.patch(cse=False):
+    context = contextlib.nullcontext() if TracingContext.try_get() else tracing(TracingContext(fake_mode(joint.graph)))
+    with functorch_config.patch(cse=False), context:
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )

@@ -7,14 +7,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 
+from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import frozen_pipeline, joint_pipeline
-from qcompiler.compiler.stages import check_name
+from qcompiler.compiler.stages import Stage, check_name
 from qcompiler.exporting.assemble import Examples, Options, assemble_model, import_tools, prepare_call
 from qcompiler.exporting.trace import TRACED, ExportError
 from qcompiler.module import QuantizedModule, get_session
-from qcompiler.passes.ir.edit import copy_nodes
+from qcompiler.passes.ir.edit import copy_nodes, list_outputs
+from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.meta import get_input
 from qcompiler.passes.ir.text import graph_text
 from qcompiler.recipes.recipe import Recipe
 
@@ -29,8 +32,8 @@ class ExportStage:
     changes: int
     #: one node a line
     text: str
-    #: a copy of the graph; None of an ONNX model, which has its text alone
-    graph: Graph | None = None
+    #: the same for drawings and queries, as `qmodel.stages()` has it; None of an ONNX model, which has its text alone
+    drawn: Stage | None = None
 
 
 def export_stages(
@@ -63,11 +66,9 @@ def export_stages(
         opset=opset, fold_batch_norm=fold_batch_norm, signed_weights=signed_weights, calibration=calibration
     )
     call = prepare_call(qmodel, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
-    stages: list[ExportStage] = []
-    assemble_model(
-        qmodel, call, options, lambda name, changes, subject: stages.append(_make_stage(name, changes, subject))
-    )
-    return stages
+    recorder = _Recorder()
+    assemble_model(qmodel, call, options, recorder)
+    return recorder.stages
 
 
 def list_names() -> list[str]:
@@ -89,10 +90,42 @@ def check_stage(name: str) -> None:
     check_name(name, list_names())
 
 
-def _make_stage(name: str, changes: int, subject: Any) -> ExportStage:
-    """Return the stage of a subject: a joint graph, a frozen graph or an ONNX model."""
-    if isinstance(subject.graph, Graph):
-        return ExportStage(name, changes, graph_text(subject.graph), copy_nodes(subject.graph))
-    from qcompiler.exporting.text import model_text  # needs the packages of the extra
+class _Recorder:
+    """Keeps a stage of every subject that it is shown."""
 
-    return ExportStage(name, changes, model_text(subject.model))
+    def __init__(self) -> None:
+        self.stages: list[ExportStage] = []
+
+    def __call__(self, name: str, changes: int, subject: Any) -> None:
+        """Add the stage of a joint graph, a frozen graph or an ONNX model."""
+        if isinstance(subject.graph, Graph):
+            graph = _copy_read(subject.graph)
+            self.stages.append(ExportStage(name, changes, graph_text(graph), self._make_drawn(name, changes, graph)))
+            return
+        from qcompiler.exporting.text import model_text  # needs the packages of the extra
+
+        self.stages.append(ExportStage(name, changes, model_text(subject.model)))
+
+    def _make_drawn(self, name: str, changes: int, graph: Graph) -> Stage:
+        """Return the stage as one of a captured graph; all of them share what the traced graph returns."""
+        first = self.stages[0].drawn if self.stages else None
+        return Stage(name, changes, _describe_traced(graph) if first is None else first.captured, graph)
+
+
+def _copy_read(graph: Graph) -> Graph:
+    """Return a copy without the parameters, ranges and constants that nothing reads: a file has none of them."""
+    copied = copy_nodes(graph)
+    for node, copy in zip(graph.nodes, copied.nodes, strict=True):
+        copy.name = node.name  # `input` too, which torch.fx keeps for Python's own
+    for node in copied.find_nodes(op="placeholder"):
+        fact = get_input(node)
+        if not node.users and (fact is None or fact.kind is not InputKind.INPUT):
+            copied.erase_node(node)
+    return copied
+
+
+def _describe_traced(graph: Graph) -> Captured:
+    """Return the traced graph as a captured one that only forward runs in."""
+    inputs = tuple(fact for node in graph.find_nodes(op="placeholder") if (fact := get_input(node)) is not None)
+    differentiable = (False,) * len(list_outputs(graph))
+    return Captured(GraphModule({}, graph), inputs, (), differentiable, tangents=(), is_joint=False)

@@ -21,7 +21,7 @@ from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.facts import Input, InputKind
-from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
+from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, rename_modules, set_fact
 from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.ir.views import aten, view_root
 from qcompiler.runtime.errors import QCompilerError
@@ -156,12 +156,14 @@ def _describe_inputs(program: ExportedProgram) -> None:
 
 
 def _simplify_calls(graph: Graph) -> None:
-    """Drop checks, and give ends of clamps that are whole numbers a form with an overload."""
+    """Drop checks and paths that are none, and give ends of clamps that are whole numbers a form with an overload."""
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
-        elif node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
+            continue
+        if node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
             node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
+        rename_modules(node, torch_compat.clean_module, "")
     graph.eliminate_dead_code()
 
 

@@ -112,3 +112,15 @@ def test_an_export_needs_inputs_and_ranges(show):
     code, text, errors = show("mynet.py:make", "--export", "--recipe", "deploy-int8")
     assert (code, text) == (1, "")
     assert "no range yet for 0/input, 0/output; train the model for a step, or load a checkpoint" in errors
+
+
+def test_draw_of_an_export(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    call = ["draw", "mynet.py:make", "way.json", "--export", "--recipe", "mine.yaml", "--json"]
+    made = CliRunner().invoke(main, call)
+    assert made.exit_code == 0
+    stages = [name for name, _ in json.loads((folder / "way.json").read_text())["stages"]]
+    assert (stages[0], stages[-1]) == ("traced", "freeze-quantizers")
+    made = CliRunner().invoke(main, [*call, "--eval"])
+    assert (made.exit_code, made.stdout) == (2, "")
+    assert "--export and --eval do not go together" in made.stderr

@@ -82,7 +82,7 @@ def test_every_pass_has_its_stage_in_order():
     frozen, onnx = ([step.name for step in line.passes] for line in (frozen_pipeline(), onnx_pipeline()))
     assert [stage.name for stage in stages] == ["traced", *joint, *frozen, "translated", *onnx]
     assert subject.list_names() == [stage.name for stage in stages]
-    assert [stage.graph is None for stage in stages].index(True) == 1 + len(joint) + len(frozen)
+    assert [stage.drawn is None for stage in stages].index(True) == 1 + len(joint) + len(frozen)
 
 
 def test_the_last_stage_is_the_file(tmp_path):
@@ -96,8 +96,8 @@ def test_the_last_stage_is_the_file(tmp_path):
 def test_graphs_are_copies():
     """What the passes change later changes no stage before."""
     stages = stages_of("deploy-int8", Images(), torch.randn(2, 3, 6, 6))
-    graphs = [stage for stage in stages if stage.graph is not None]
-    assert [graph_text(stage.graph) for stage in graphs] == [stage.text for stage in graphs]
+    graphs = [stage for stage in stages if stage.drawn is not None]
+    assert [graph_text(stage.drawn.graph) for stage in graphs] == [stage.text for stage in graphs]
 
 
 def test_looking_changes_nothing():

@@ -14,7 +14,7 @@ def read_model(text):
 
 
 def test_golden_model_text(golden):
-    """Free dimensions, several results, a missing input, all kinds of attributes, a graph inside of a node, a function."""
+    """Free dimensions, several results, a missing input, attributes of all kinds, a graph in a node, a function."""
     model = read_model("""
 g (float[batch,8] x, bool flag) => (float[batch,4] y, float[batch,4] z)
 <float[5] w = {0.5, -1.25, 3.0, 1e30, 2.0}, int64[1] axes = {1}, string[1] word = {"a b"}>
