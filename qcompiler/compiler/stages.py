@@ -60,7 +60,7 @@ def run_stages(captured: Captured, recipe: Recipe, *, frozen: bool = False) -> l
     work = copy_graph(captured.module)
 
     def observe(name: str, changes: int, module: GraphModule) -> None:
-        stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
+        stages.append(Stage(name, changes, captured, copy_nodes(module.graph)))
 
     joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
     return [*stages, *_lower_stages(captured, work)]

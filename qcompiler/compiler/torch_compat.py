@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -75,7 +76,26 @@ def training_decompositions() -> dict[Any, Callable[..., Any]]:
         op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
     }
     known = [op for op in decomposition_table if isinstance(op, OpOverload) and gradients in op.py_kernels]
-    return composite | {op: op.py_kernels[gradients] for op in known}
+    linear = torch.ops.aten.linear.default
+    return composite | {op: op.py_kernels[gradients] for op in known} | {linear: _fold_rows(composite[linear])}
+
+
+def _fold_rows(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the rule of a linear layer that reads rows in any layout as one matrix, if its weight trains.
+
+    So does the dispatcher. Without gradients torch sees no weight behind its transposition, and expands the weight to a
+    batch of matrices where rows are not contiguous: its codes then depend on the batch.
+    """
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        if x.ndim < 3 or x.is_contiguous() or not weight.requires_grad:
+            return rule(x, weight, bias)
+        sizes = x.shape[:-1]
+        rows = x.reshape(math.prod(sizes), x.shape[-1]).mm(weight.t())
+        made = torch.ops.aten._unsafe_view(rows, [*sizes, weight.shape[0]])
+        return made if bias is None else made + bias
+
+    return linear
 
 
 def reserve_names(graph: Graph) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from qcompiler.compiler.stages import count_changes, stage_text
+from qcompiler.passes.ir.meta import iterate_contractions
 from qcompiler.passes.ir.text import graph_text
 
 pytestmark = [
@@ -55,3 +56,18 @@ def test_changes_are_those_of_all_graphs(eager):
     assert list(changes) == [stage.name for stage in frames[0]]
     quantizers = stage_text(frames, "place-quantizers").count("= qcompiler.quantize(")
     assert changes["place-quantizers"] == quantizers > frames[0][4].changes > 0
+
+
+def test_a_pass_that_only_says_why_has_a_stage(eager):
+    """Nothing is quantized, and nothing changes; what place-quantizers has found out is there."""
+    qmodel = eager(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), "int4-hadamard")
+    qmodel(torch.randn(4, 8)).sum().backward()
+    (stages,) = qmodel.stages()
+    assert count_changes([stages])["place-quantizers"] == 0
+    reasons = {
+        stage.name: {one.kept for _, fact in iterate_contractions(stage.graph) for one in fact.operands}
+        for stage in stages
+    }
+    assert reasons["rotate-operands"] == {""}
+    assert all("keep in float" in reason for reason in reasons["place-quantizers"])
+    assert reasons["save-quantized"] == reasons["place-quantizers"]
