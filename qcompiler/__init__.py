@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qcompiler.errors import CaptureError, CompileError
     from qcompiler.exporting.export import export_onnx
     from qcompiler.exporting.report import ExportReport
+    from qcompiler.exporting.stages import ExportStage, export_stages
     from qcompiler.exporting.trace import ExportError
     from qcompiler.exporting.verify import VerifyReport, verify_onnx
     from qcompiler.files import save
@@ -38,6 +39,7 @@ __all__ = [
     "Explanation",
     "ExportError",
     "ExportReport",
+    "ExportStage",
     "Position",
     "QCompilerError",
     "QuantPlan",
@@ -57,6 +59,7 @@ __all__ = [
     "draw",
     "explain",
     "export_onnx",
+    "export_stages",
     "parse_spec",
     "save",
     "search",
@@ -73,6 +76,7 @@ _EXPORTS = {
     "qcompiler.files": ("save",),
     "qcompiler.exporting.export": ("export_onnx",),
     "qcompiler.exporting.report": ("ExportReport",),
+    "qcompiler.exporting.stages": ("ExportStage", "export_stages"),
     "qcompiler.exporting.trace": ("ExportError",),
     "qcompiler.exporting.verify": ("VerifyReport", "verify_onnx"),
     "qcompiler.compiler.plan": ("QuantPlan",),

@@ -23,7 +23,7 @@ ARROWS = {
     "compiler": CORE - {"compiler"},
     **{name: CORE | FRONT - {name} for name in FRONT},
     **dict.fromkeys(CLIENTS, CORE | FRONT),
-    "drawing": CORE | FRONT | {"debugging"},
+    "drawing": CORE | FRONT | {"debugging", "exporting"},
     "searching": CORE | FRONT | {"debugging"},
     "cli": CORE | FRONT | CLIENTS,
     "__main__": {"cli"},

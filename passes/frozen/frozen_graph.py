@@ -9,7 +9,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument, run_call
 from qcompiler.passes.ir.edit import fake_mode
-from qcompiler.passes.ir.meta import get_value, set_value
+from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.meta import get_value, set_fact, set_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.verify import clean_and_verify
 from qcompiler.runtime import ops
@@ -57,6 +58,7 @@ class FrozenGraph:
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(f"c_{len(self.constants)}")
         set_value(node, fake_mode(self.graph).from_tensor(value, static_shapes=True))
+        set_fact(node, Input(InputKind.CONSTANT, name))
         self.known[node] = value
         self.constants[node.name] = (name, value)
         return node

@@ -17,6 +17,8 @@ class InputKind(enum.StrEnum):
     TANGENT = "tangent"
     #: the range of a quantizer, kept between steps; named by the site
     STATE = "state"
+    #: a value that a frozen graph holds in place of what computed it; named as in the file
+    CONSTANT = "constant"
 
 
 @dataclasses.dataclass(frozen=True)

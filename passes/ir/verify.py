@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.edit import clean_graph, finish_graph
+from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input, get_value, has_value, is_backward, iterate_contractions, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
@@ -119,7 +120,8 @@ def _spec_is_canonical(quantizer: Quantizer) -> str:
 
 def _reads_a_float(quantizer: Quantizer) -> str:
     tensor = quantizer.tensor
-    is_constant = tensor.op == "placeholder" and get_input(tensor) is None
+    fact = get_input(tensor)
+    is_constant = fact is not None and fact.kind is InputKind.CONSTANT
     if is_constant and get_value(tensor).dtype is quantizer.spec.format.dtype:
         return ""  # the codes of a frozen weight
     if not get_value(tensor).is_floating_point():

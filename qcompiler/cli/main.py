@@ -1,30 +1,31 @@
 """The command line: one small function a command. torch is imported by the commands that need it, not before."""
 
-import difflib
 import json
-import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qcompiler import __version__
 from qcompiler.cli.options import (
     MODEL,
+    capture_model,
+    check_export,
     check_picture,
-    check_stage_name,
     check_with,
+    export_model,
     named_recipe,
+    refuse_pairs,
+    tell_untrained,
+    with_export,
     with_file,
     with_graph,
     with_json,
 )
 from qcompiler.cli.progress import show_progress
+from qcompiler.cli.show import show
 from qcompiler.cli.training import debug, demo, search
 from qcompiler.errors import in_short
-
-if TYPE_CHECKING:
-    from qcompiler.module import QuantizedModule
 
 
 class _Group(click.Group):
@@ -51,6 +52,7 @@ Examples:
   qcompiler explain mynet.py:Net --input 8,3,32,32 --recipe hyperblock-int4
   qcompiler draw mynet.py:make graph.html
   qcompiler show gpt2 --recipe mxfp8 --diff place-quantizers dedupe-quantizers
+  qcompiler show mynet.py:make --export --list
   qcompiler debug mynet.py:make --recipe tensor-int4 --draw harm.html
   qcompiler search mynet.py:make found.yaml --budget 4.5 --file search.json
   qcompiler export mynet.py:make net.onnx --recipe deploy-int8 --checkpoint run.pt
@@ -60,13 +62,6 @@ Examples:
 @click.version_option(__version__, prog_name="qcompiler")
 def main(traceback: bool) -> None:
     """Quantized training of PyTorch models: see what becomes of a model, find what spoils it, export it."""
-
-
-def _capture_model(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
-    with show_progress("capturing the graph"):
-        from qcompiler.cli.models import captured
-
-        return captured(model, recipe, inputs, training=not evaluate)
 
 
 @main.command()
@@ -90,60 +85,29 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 
 @main.command(epilog=MODEL)
-@with_graph
-@click.option(
-    "--after",
-    metavar="PASS",
-    callback=check_with(check_stage_name),
-    help="The graph after this pass, `captured` or `lowered`; default: after all.",
-)
-@click.option(
-    "--diff",
-    nargs=2,
-    metavar="PASS PASS",
-    callback=check_with(check_stage_name),
-    help="What changed between two of them.",
-)
-@with_json()
-def show(
+@with_export
+@click.argument("path", callback=check_with(check_picture))
+@with_json("Print the path and size as JSON.")
+def draw(
     model: str,
+    path: str,
     recipe: str,
     inputs: tuple[str, ...],
     evaluate: bool,
-    after: str | None,
-    diff: tuple[str, str] | None,
+    export: bool,
+    checkpoint: str | None,
     as_json: bool,
 ) -> None:
-    """Print the joint graph of MODEL as text, after any pass."""
-    if after and diff:
-        raise click.UsageError("--after and --diff do not go together; leave one out")
-    from qcompiler.compiler.stages import QUANTIZED, stage_text
-
-    qmodel = _capture_model(model, recipe, inputs, evaluate)
-    with show_progress("running the passes"):
-        frames = qmodel.stages(training=not evaluate)
-    names = diff or (after or QUANTIZED,)
-    texts = [stage_text(frames, name) for name in names]
-    if as_json:
-        click.echo(json.dumps(dict(zip(names, texts, strict=True)), indent=1))
-    elif diff:
-        lines = difflib.unified_diff(texts[0].splitlines(), texts[1].splitlines(), *diff, n=0, lineterm="")
-        click.echo("\n".join(map(_color_line, lines)) or f"no difference between {diff[0]} and {diff[1]}")
-    else:
-        click.echo(texts[0], nl=False)
-
-
-@main.command(epilog=MODEL)
-@with_graph
-@click.argument("path", callback=check_with(check_picture))
-@with_json("Print the path and size as JSON.")
-def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool) -> None:
     """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
     from qcompiler.drawing.drawing import draw
 
-    qmodel = _capture_model(model, recipe, inputs, evaluate)
+    check_export(export, evaluate, checkpoint)
+    if export:
+        qmodel, stages = export_model(model, recipe, inputs, checkpoint)
+    else:
+        qmodel, stages = capture_model(model, recipe, inputs, evaluate), None
     with show_progress(f"drawing {path}"):
-        made = draw(qmodel, path, training=not evaluate)
+        made = draw(qmodel, path, training=not evaluate, export=stages)
     size = made.stat().st_size
     click.echo(json.dumps({"path": str(made), "bytes": size}) if as_json else f"{made}: {size:,} bytes")
 
@@ -154,11 +118,10 @@ def draw(model: str, path: str, recipe: str, inputs: tuple[str, ...], evaluate: 
 @click.option("--markdown", is_flag=True, help="Markdown instead of tables for a terminal.")
 def explain(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool, as_json: bool, markdown: bool) -> None:
     """Print every quantizer, every contraction and totals of MODEL as tables."""
-    if as_json and markdown:
-        raise click.UsageError("--json and --markdown do not go together; leave one out")
+    refuse_pairs({"--json": as_json, "--markdown": markdown})
     from qcompiler.drawing.explanation import explain, is_colored
 
-    qmodel = _capture_model(model, recipe, inputs, evaluate)
+    qmodel = capture_model(model, recipe, inputs, evaluate)
     with show_progress("counting"):
         made = explain(qmodel, training=not evaluate)
     plain = made.to_text(color=is_colored(sys.stdout))
@@ -198,8 +161,7 @@ def export(
     qmodel, values = compiled(model, recipe, inputs, checkpoint)
     args, kwargs = as_call(values)
     examples = None if calibration is None else map(as_call, batches_of("--calibration", calibration))
-    if checkpoint is None:
-        click.echo("note: no --checkpoint: weights as the callable made them", err=True)
+    tell_untrained(checkpoint)
     with told(
         describe(model, input=inputs, calibration=calibration),
         lambda: get_session("plan", qmodel).model(*args, **kwargs),
@@ -233,13 +195,7 @@ def verify(model: str, path: str, recipe: str, inputs: tuple[str, ...], checkpoi
         raise click.exceptions.Exit(3)
 
 
-def _color_line(line: str) -> str:
-    """Return a line of a diff; click drops the colors if the output is no terminal."""
-    color = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-    return click.style(line, fg=color) if color and not os.environ.get("NO_COLOR") else line
-
-
-for _command in (demo, debug, search):
+for _command in (show, demo, debug, search):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -1,21 +1,67 @@
-"""Options that commands share. Slow modules are imported on use."""
+"""Options that commands share, and the model that they lead to. Slow modules are imported on use."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qcompiler.cli.progress import show_progress
 from qcompiler.errors import in_short
 
+if TYPE_CHECKING:
+    from qcompiler.exporting.stages import ExportStage
+    from qcompiler.module import QuantizedModule
+
 MODEL = (
     "MODEL is `module:callable`, `path.py:callable`, or the type of a transformers config, such as gpt2. The callable "
     "returns the model, or the model and a tuple of its inputs; the class of a model will do."
 )
+
+
+def capture_model(model: str, recipe: str, inputs: tuple[str, ...], evaluate: bool) -> "QuantizedModule":
+    """Return the model of a command, called once."""
+    with show_progress("capturing the graph"):
+        from qcompiler.cli.models import captured
+
+        return captured(model, recipe, inputs, training=not evaluate)
+
+
+def export_model(
+    model: str, recipe: str, inputs: tuple[str, ...], checkpoint: str | None
+) -> "tuple[QuantizedModule, list[ExportStage]]":
+    """Return the model of a command, and its stages on the way to ONNX."""
+    from qcompiler.cli.models import as_call, compiled
+    from qcompiler.exporting.stages import export_stages
+
+    qmodel, values = compiled(model, recipe, inputs, checkpoint)
+    args, kwargs = as_call(values)
+    tell_untrained(checkpoint)
+    with show_progress("running the passes"):
+        return qmodel, export_stages(qmodel, args, example_kwargs=kwargs)
+
+
+def tell_untrained(checkpoint: str | None) -> None:
+    """Say on stderr that nobody has trained the weights."""
+    if checkpoint is None:
+        click.echo("note: no --checkpoint: weights as the callable made them", err=True)
+
+
+def refuse_pairs(options: dict[str, object]) -> None:
+    """Refuses two options of which a command takes one."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} do not go together; leave one out")
+
+
+def check_export(export: bool, evaluate: bool, checkpoint: str | None) -> None:
+    """Refuses options that do not go with --export, or do not go without."""
+    refuse_pairs({"--export": export, "--eval": evaluate})
+    if checkpoint and not export:
+        raise click.UsageError("--checkpoint goes with --export alone: other graphs hold no values")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +114,6 @@ def check_picture(path: str, *, colored: bool = False) -> None:
     from qcompiler.drawing.drawing import check_path
 
     check_path(path, colored=colored)
-
-
-def check_stage_name(name: str) -> None:
-    """Refuses a text that names no stage."""
-    from qcompiler.compiler.stages import check_stage
-
-    check_stage(name)
 
 
 def refuse_unwritable(path: str) -> None:
@@ -140,6 +179,13 @@ def with_checkpoint(command: Any) -> Any:
     """Return the trained state of the model."""
     text = "The state_dict() of the trained model: a file of torch.save."
     return click.option("--checkpoint", "-c", type=click.Path(exists=True, dir_okay=False), help=text)(command)
+
+
+def with_export(command: Any) -> Any:
+    """Return the options of every command that looks at a graph, of an export too. --export is read first."""
+    text = "The graph on its way to a file of ONNX; writes none."
+    flag = click.option("--export", is_flag=True, is_eager=True, help=text)
+    return with_graph(flag(with_checkpoint(command)))
 
 
 def with_file(command: Any) -> Any:

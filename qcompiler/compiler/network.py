@@ -14,10 +14,19 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.lower import saved_size
 from qcompiler.compiler.plan import describe_contraction
 from qcompiler.compiler.stages import Stage
+from qcompiler.compiler.torch_compat import list_symbols
 from qcompiler.passes.ir.arguments import number_arguments
 from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.facts import Contraction, InputKind
-from qcompiler.passes.ir.meta import find_value, get_contraction, get_input, get_owner, is_backward, source_line
+from qcompiler.passes.ir.meta import (
+    find_value,
+    get_contraction,
+    get_input,
+    get_owner,
+    is_backward,
+    is_size,
+    source_line,
+)
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.views import is_view
@@ -111,6 +120,7 @@ class _Builder:
         self.graph, self.prefix, self.stage = graph, prefix, stage
         self.names: dict[Node, str] = {}
         self.saved = set(stage.saved or ())
+        self.free = _find_free(stage.captured)
 
     def run(self) -> None:
         captured, stage = self.stage.captured, self.stage
@@ -137,7 +147,10 @@ class _Builder:
         name = self.prefix + node.name
         recomputed = name in self.graph
         self.names[node] = name = f"{name}{AGAIN}" if recomputed else name
-        data = _describe_node(node) | {"recomputed": recomputed, "lane": "backward" if backward else "forward"}
+        data = _describe_node(node, self.free) | {
+            "recomputed": recomputed,
+            "lane": "backward" if backward else "forward",
+        }
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
         arguments = list(number_arguments(node))
         if (
@@ -176,21 +189,37 @@ class _Builder:
             self.connect(result, name, 0)
 
 
-def _describe_node(node: Node) -> dict[str, Any]:
+def _find_free(captured: Captured) -> frozenset[str]:
+    """Return the symbols of the free dimensions of an export; none in training.
+
+    The size of a random state is a symbol too, which no input has; its value is known.
+    """
+    inputs = map(find_value, captured.module.graph.find_nodes(op="placeholder"))
+    sizes = (size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape)
+    return frozenset(symbol for size in sizes for symbol in list_symbols(size))
+
+
+def _describe_node(node: Node, free: frozenset[str]) -> dict[str, Any]:
     """Return the kind of a node, without the place."""
     fact, contraction = get_input(node), get_contraction(node)
-    kind = str(fact.kind) if fact is not None else _KINDS.get(node.target, "view" if is_view(node) else "operator")
-    kind = "key" if node.op == "placeholder" and fact is None else kind
+    kind = str(fact.kind) if fact is not None else _KINDS.get(node.target) or _name_kind(node)
     data = {
         "kind": kind,
         "op": _name_operator(node),
         "name": "" if fact is None else fact.name,
         "module": get_owner(node),
     }
-    data |= _describe_tensor(find_value(node)) | {"source": source_line(node)}
+    data |= _describe_tensor(find_value(node), free) | {"source": source_line(node)}
     if contraction is not None:
-        return data | _describe_contraction(contraction) | {"elements": _count_elements(node)}
+        return data | _describe_contraction(contraction) | {"elements": _count_elements(node, free)}
     return data | _describe_quantizer(node) if kind == "quantizer" else data
+
+
+def _name_kind(node: Node) -> str:
+    """Return the kind of a node that is neither a described input nor one of our operators."""
+    if node.op == "placeholder":
+        return "key"
+    return "view" if is_view(node) else "size" if is_size(node) else "operator"
 
 
 def _name_operator(node: Node) -> str:
@@ -199,21 +228,37 @@ def _name_operator(node: Node) -> str:
     return node.op if node.op == "placeholder" else name.removesuffix(".default")
 
 
-def _describe_tensor(value: Any) -> dict[str, Any]:
-    """Shape, dtype, bytes; of an operator with several results the sum over all."""
+def _describe_tensor(value: Any, free: frozenset[str]) -> dict[str, Any]:
+    """Return shape, dtype, bytes; of an operator with several results the sum over all.
+
+    A free dimension has its symbol, `s31`, and bytes that depend on it are 0.
+    """
     if isinstance(value, torch.Tensor):
-        shape = tuple(int(size) for size in value.shape)
-        dtype = str(value.dtype).removeprefix("torch.")
-        return {"shape": shape, "dtype": dtype, "bytes": math.prod(shape) * value.element_size()}
-    parts = [_describe_tensor(part) for part in value] if isinstance(value, list | tuple) else []
+        shape, dtype = _list_sizes(value, free), str(value.dtype).removeprefix("torch.")
+        return {"shape": shape, "dtype": dtype, "bytes": _multiply_known(shape) * value.element_size()}
+    parts = [_describe_tensor(part, free) for part in value] if isinstance(value, list | tuple) else []
     return {"shape": (), "dtype": "", "bytes": sum(part["bytes"] for part in parts)}
 
 
-def _count_elements(node: Node) -> int:
-    """How many numbers a contraction makes; one that torch writes with several results makes one of them here."""
+def _list_sizes(value: torch.Tensor, free: frozenset[str]) -> tuple[int | str, ...]:
+    return tuple(str(size) if free.intersection(list_symbols(size)) else int(size) for size in value.shape)
+
+
+def _multiply_known(sizes: Sequence[int | str]) -> int:
+    """Return the product of the sizes; 0 if one is free."""
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(sizes) else 0
+
+
+def _count_elements(node: Node, free: frozenset[str]) -> int:
+    """How many numbers a contraction makes, 0 if a dimension is free.
+
+    One that torch writes with several results makes one of them here.
+    """
     made = find_value(node)
     parts = made if isinstance(made, list | tuple) else [made]
-    return max((int(part.numel()) for part in parts if isinstance(part, torch.Tensor)), default=0)
+    sizes = (_list_sizes(part, free) for part in parts if isinstance(part, torch.Tensor))
+    return max(map(_multiply_known, sizes), default=0)
 
 
 def _describe_contraction(fact: Contraction) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A captured graph at every stage of its way: captured, after each pass, lowered into two halves."""
+"""A captured graph at every stage of its way: captured, after each pass, lowered into two halves.
+
+The stages of an export: qcompiler/exporting/stages.py.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -61,7 +64,7 @@ def run_stages(
     work = copy_graph(captured.module)
 
     def observe(name: str, changes: int, module: GraphModule) -> None:
-        stages.append(Stage(name, changes, captured, copy_nodes(module.graph) if changes else stages[-1].graph))
+        stages.append(Stage(name, changes, captured, copy_nodes(module.graph)))
 
     joint_pipeline(recipe, frozen=frozen, frame=captured.frame)(work, observe)
     return [*stages, *_lower_stages(captured, work, recipe.rules, execution)]
@@ -81,7 +84,7 @@ def check_stage(name: str) -> None:
     names = [
         step.name for line in (joint_pipeline(Recipe(name="any", rules=())), halves_pipeline()) for step in line.passes
     ]
-    _check_name(name, [CAPTURED, *names, LOWERED])
+    _check_own_name(name, [CAPTURED, *names, LOWERED])
 
 
 def pick_stages(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
@@ -90,7 +93,7 @@ def pick_stages(frames: Sequence[Sequence[Stage]], name: str) -> list[Stage]:
     Raises:
         StageError: there is none of that name.
     """
-    _check_name(name, [stage.name for stage in frames[0]])
+    _check_own_name(name, [stage.name for stage in frames[0]])
     return [stage for stages in frames for stage in stages if stage.name == name]
 
 
@@ -109,9 +112,23 @@ def stage_text(frames: Sequence[Sequence[Stage]], name: str) -> str:
     return "\n".join(map(graph_text, halves))
 
 
-def _check_name(name: str, names: Sequence[str]) -> None:
+def check_name(name: str, names: Sequence[str], others: str = "") -> None:
+    """Refuses what is not among the names of stages; `others` says where there are more.
+
+    Raises:
+        StageError: it is none of them.
+    """
     if name not in names:
-        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}")
+        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}{others}")
+
+
+def _check_own_name(name: str, names: Sequence[str]) -> None:
+    check_name(name, names, "; an export has others: qcompiler.export_stages, or show --export")
+
+
+def count_changes(frames: Sequence[Sequence[Stage]]) -> dict[str, int]:
+    """Return stage → the places that it changed in all captured graphs, in order."""
+    return {stages[0].name: sum(stage.changes for stage in stages) for stages in zip(*frames, strict=True)}
 
 
 def _lower_stages(captured: Captured, module: GraphModule, rules: Sequence[Rule], execution: Execution) -> list[Stage]:

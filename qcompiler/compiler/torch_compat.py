@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -26,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.edit import fake_mode, list_outputs
 from qcompiler.passes.ir.meta import set_visible_outputs
 from qcompiler.runtime import ops
 from qcompiler.runtime.ops import DECOMPOSITIONS
@@ -38,6 +39,8 @@ DispatchMode = TorchDispatchMode
 
 #: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
 _INDUCTOR: Final = {"fallback_random": True}
+#: the path of a module that nodes have which torch.export adds
+_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
@@ -76,12 +79,36 @@ def training_decompositions() -> dict[Any, Callable[..., Any]]:
         op: rule for op, rule in table.items() if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), implicit)
     }
     known = [op for op in decomposition_table if isinstance(op, OpOverload) and gradients in op.py_kernels]
-    return composite | {op: op.py_kernels[gradients] for op in known}
+    linear = torch.ops.aten.linear.default
+    return composite | {op: op.py_kernels[gradients] for op in known} | {linear: _fold_rows(composite[linear])}
+
+
+def _fold_rows(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the rule of a linear layer that reads rows in any layout as one matrix, if its weight trains.
+
+    So does the dispatcher. Without gradients torch sees no weight behind its transposition, and expands the weight to a
+    batch of matrices where rows are not contiguous: its codes then depend on the batch.
+    """
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        if x.ndim < 3 or x.is_contiguous() or not weight.requires_grad:
+            return rule(x, weight, bias)
+        sizes = x.shape[:-1]
+        rows = x.reshape(math.prod(sizes), x.shape[-1]).mm(weight.t())
+        made = torch.ops.aten._unsafe_view(rows, [*sizes, weight.shape[0]])
+        return made if bias is None else made + bias
+
+    return linear
 
 
 def reserve_names(graph: Graph) -> None:
     """Makes a graph of torch.export know the names of its own nodes: an input called `scale` is not one of ours."""
     graph._graph_namespace._used_names.update(node.name for node in graph.nodes)
+
+
+def clean_module(path: str) -> str:
+    """Return the path of a module; "" for nodes that torch.export has added, which it gives a path of its own."""
+    return "" if path == _NO_MODULE else path
 
 
 def list_symbols(size: Any) -> tuple[str, ...]:
@@ -138,9 +165,12 @@ def split_joint(
     """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
 
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
-    floats; `retrace_graph` merges within each half.
+    floats; `retrace_graph` merges within each half. Outside of Dynamo, where somebody looks at stages, there is
+    no tracing context, and one is made: without it torch keeps random keys in forward that only backward reads, and
+    refuses a checkpointed region with dropout.
     """
-    with functorch_config.patch(cse=False, ban_recompute_reductions=False), _allow_recomputing():
+    context = contextlib.nullcontext() if TracingContext.try_get() else tracing(TracingContext(fake_mode(joint.graph)))
+    with functorch_config.patch(cse=False, ban_recompute_reductions=False), _allow_recomputing(), context:
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )

@@ -15,7 +15,7 @@ import networkx
 from torch import Tensor, nn
 
 from qcompiler.compiler.network import build_network
-from qcompiler.compiler.stages import QUANTIZED, Stage, find_stage
+from qcompiler.compiler.stages import LOWERED, QUANTIZED, Stage, count_changes, find_stage, pick_stages
 from qcompiler.drawing.picture import Picture, make_picture
 from qcompiler.files import check_writable, replace_file
 from qcompiler.module import QuantizedModule, get_session
@@ -24,6 +24,7 @@ from qcompiler.runtime.errors import QCompilerError
 if TYPE_CHECKING:
     from qcompiler.debugging.debugger import Debugger
     from qcompiler.debugging.report import DebugReport
+    from qcompiler.exporting.stages import ExportStage
 
 #: parts that an SVG shows before it folds modules: more would not be read on one page
 _PARTS: Final = 120
@@ -46,6 +47,7 @@ def draw(
     *,
     training: bool = True,
     debug: "Debugger | None" = None,
+    export: "Sequence[ExportStage] | None" = None,
 ) -> Path:
     """Draws the joint graph of a model, forward and backward, with all quantizers; returns the path.
 
@@ -56,20 +58,22 @@ def draw(
             picture of every stage as data. An old file is replaced in one step.
         training: False for the graph of evaluation mode.
         debug: the result of `qcompiler.debug(qmodel)`: quantizers are colored by harm, with all figures as details.
+        export: the result of `qcompiler.export_stages(qmodel, …)`: the graph on the way to a file, up to the last pass
+            in front of ONNX, in place of a captured graph.
 
     Raises:
         CompileError: no compiled model, or no graph of that mode has been captured.
         DrawError: no path, an unknown ending, or a missing library; a debugger of another model or recipe, or one that
-            has watched nothing; a debugger for the graph of evaluation mode.
+            has watched nothing; a debugger for the graph of evaluation mode or of an export; an export without stages.
         OSError: the file cannot be written; an old one is then unchanged.
     """
     get_session("draw", qmodel)
     path = check_path(path, colored=debug is not None)
     if debug is not None:
-        _check_debugger(qmodel, training, debug)
-    else:
+        _check_debugger(qmodel, training and export is None, debug)
+    elif export is None:
         qmodel.check_captured("draw", training)
-    text = _WRITERS[path.suffix.lower()](qmodel, training, debug)
+    text = _WRITERS[path.suffix.lower()](_Drawn(qmodel, training, debug, export))
     with replace_file(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
@@ -105,10 +109,39 @@ def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") 
     if debug.qmodel is not qmodel:
         raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
     if not training:
-        raise DrawError("draw: debug: eval mode is not watched; valid: training=True")
+        raise DrawError("draw: debug: eval mode is not watched, nor is an export; valid: training=True, export=None")
     if debug.recipe != qmodel.recipe:
         names = f"{debug.recipe.name!r}, the model has {qmodel.recipe.name!r}"
         raise DrawError(f"draw: debug: the debugger watched the recipe {names}; valid: draw before apply() or use()")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """What a file is asked to show; as in `draw`."""
+
+    qmodel: QuantizedModule
+    training: bool
+    debug: "Debugger | None"
+    export: "Sequence[ExportStage] | None"
+
+    def list_frames(self) -> list[list[Stage]]:
+        """Return the stages of each graph."""
+        if self.export is not None:
+            return [_list_drawn(self.export)]
+        return self.qmodel.stages(training=self.training) if self.debug is None else self.debug.stages()
+
+    def make_picture(self) -> Picture:
+        """Return the picture of every stage that changed something."""
+        report = None if self.debug is None else self.debug.report()
+        return _picture_frames(self.qmodel, self.list_frames(), report)
+
+
+def _list_drawn(export: "Sequence[ExportStage]") -> list[Stage]:
+    """Return the stages of an export in front of ONNX."""
+    found = [drawn for stage in export if (drawn := getattr(stage, "drawn", None)) is not None]
+    if not found:
+        raise DrawError("draw: export: got no stage of an export; valid: what qcompiler.export_stages returned")
+    return found
 
 
 def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugger | None" = None) -> Picture:
@@ -117,13 +150,15 @@ def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugg
     Raises:
         CompileError: no graph of that mode has been captured.
     """
-    report = None if debug is None else debug.report()
-    frames = qmodel.stages(training=training) if debug is None else debug.stages()
-    rows = [(stages[0].name, sum(stage.changes for stage in stages), stages) for stages in zip(*frames, strict=True)]
-    shown = [row for row in rows if row[1] or row[0] in ("captured", "lowered")]
+    return _Drawn(qmodel, training, debug, None).make_picture()
+
+
+def _picture_frames(qmodel: QuantizedModule, frames: list[list[Stage]], report: "DebugReport | None") -> Picture:
+    ends = (frames[0][0].name, LOWERED)
+    shown = [(name, count) for name, count in count_changes(frames).items() if count or name in ends]
     session = get_session("draw", qmodel)
     title = f"{type(session.model).__name__}, {qmodel.recipe.name}"
-    drawn = [(name, count, build_network(stages)) for name, count, stages in shown]
+    drawn = [(name, count, build_network(pick_stages(frames, name))) for name, count in shown]
     made = make_picture(title, drawn, list_containers(session.model))
     _add_ranges(made, qmodel.ranges())
     return made if report is None else _with_figures(made, frames, report)
@@ -168,8 +203,8 @@ def _with_figures(made: Picture, frames: Sequence[Sequence[Stage]], report: "Deb
     return dataclasses.replace(made, watched=report.steps)
 
 
-def _write_html(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return make_page(picture_of(qmodel, training=training, debug=debug))
+def _write_html(drawn: _Drawn) -> str:
+    return make_page(drawn.make_picture())
 
 
 def make_page(shown: Picture) -> str:
@@ -188,8 +223,8 @@ def _read_light_theme() -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", _read_asset("theme.css")))
 
 
-def _write_svg(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return make_svg(picture_of(qmodel, training=training, debug=debug))
+def _write_svg(drawn: _Drawn) -> str:
+    return make_svg(drawn.make_picture())
 
 
 def make_svg(shown: Picture, budget: int = _PARTS) -> str:
@@ -241,12 +276,13 @@ def _make_element(item: dict[str, Any]) -> str:
     return f"<{kind} {attributes}>{html.escape(item.get('text', ''))}{title}</{kind}>"
 
 
-def _write_json(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return json.dumps(picture_of(qmodel, training=training, debug=debug).to_dict(), indent=1) + "\n"
+def _write_json(drawn: _Drawn) -> str:
+    return json.dumps(drawn.make_picture().to_dict(), indent=1) + "\n"
 
 
-def _write_graphml(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
-    return "\n".join(networkx.generate_graphml(_flatten_graph(qmodel.to_networkx(training=training)))) + "\n"
+def _write_graphml(drawn: _Drawn) -> str:
+    last = [stages[-1] for stages in drawn.list_frames()]
+    return "\n".join(networkx.generate_graphml(_flatten_graph(build_network(last)))) + "\n"
 
 
 def _flatten_graph(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGraph[str]":
@@ -260,13 +296,13 @@ def _flatten_graph(graph: "networkx.MultiDiGraph[str]") -> "networkx.MultiDiGrap
     return flat
 
 
-def _write_dot(qmodel: QuantizedModule, training: bool, debug: "Debugger | None") -> str:
+def _write_dot(drawn: _Drawn) -> str:
     from qcompiler.drawing.dot import write_dot
 
-    return write_dot(picture_of(qmodel, training=training, debug=debug))
+    return write_dot(drawn.make_picture())
 
 
-_WRITERS: Final[dict[str, Callable[[QuantizedModule, bool, "Debugger | None"], str]]] = {
+_WRITERS: Final[dict[str, Callable[[_Drawn], str]]] = {
     ".html": _write_html,
     ".svg": _write_svg,
     ".dot": _write_dot,

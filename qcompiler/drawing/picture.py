@@ -15,7 +15,7 @@ from qcompiler.compiler.network import CARRIERS, INPUTS
 from qcompiler.drawing.ranks import set_ranks
 
 #: kinds that are never drawn: the tensor is a part of another one, or holds only random bits or a range
-_HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant"}
+_HIDDEN: Final = CARRIERS | {"scale", "mask", "range", "state", "range output", "constant", "size"}
 #: attributes that the details of a node do not repeat
 _PLACE: Final = frozenset({"kind", "lane", "saved", "operands", "bits"})
 

@@ -15,7 +15,11 @@ Extent = int | None
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """The edge of a block along each dimension: 1, a number, or `WHOLE`."""
+    """The edge of a block along each dimension: 1, a number, or `WHOLE`.
+
+    A `BlockView` of the runtime flattens every axis and cuts every edge to a number, which needs all extents; a file
+    has free extents and joins dimensions by a node of its own, so it joins only those that blocks run over as one.
+    """
 
     edges: tuple[int, ...]
     extents: tuple[Extent, ...]

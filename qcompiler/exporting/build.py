@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
 from qcompiler.exporting.inputs import describe_given
 from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.stand_ins import TRANSLATIONS
-from qcompiler.exporting.trace import ExportError, Traced
+from qcompiler.exporting.trace import ExportError, Observe, Traced
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
 from qcompiler.passes.ir.meta import module_path
@@ -31,6 +31,8 @@ from qcompiler.passes.ir.meta import module_path
 #: keys of the metadata of a file
 RECIPE, SITES, VERSIONS = "qcompiler.recipe", "qcompiler.sites", "qcompiler.versions"
 CHECKSUMS, INPUTS = "qcompiler.checksums", "qcompiler.inputs"
+#: the stage between the frozen and the ONNX pipeline
+TRANSLATED: Final = "translated"
 #: the first opset with 4-bit types and block_size
 OLDEST = 21
 
@@ -69,10 +71,14 @@ def build_model(
     *,
     signed_weights: bool = False,
     dimensions: Mapping[str, str] = types.MappingProxyType({}),
+    observe: Observe | None = None,
 ) -> ExportedModel:
     """Return the model in memory, with the metadata of its file.
 
-    `signed_weights` as in `export_onnx`; `dimensions`: symbol of the traced graph → its name in the file.
+    Args:
+        signed_weights: as in `export_onnx`.
+        dimensions: symbol of the traced graph → its name in the file.
+        observe: called with the translated model, and after each pass.
 
     Raises:
         ExportError: an operator, format, range or block that has no form in ONNX.
@@ -81,8 +87,10 @@ def build_model(
     written = subject.graph.opset_imports.get("")
     if written != opset:
         raise ExportError(f"export: opset: got {opset}, and onnxscript wrote {written}; valid: {OLDEST} always is")
+    if observe is not None:
+        observe(TRANSLATED, 0, subject)
     try:
-        onnx_pipeline(signed_weights=signed_weights)(subject)
+        onnx_pipeline(signed_weights=signed_weights)(subject, observe)
     except PassError as error:
         told = isinstance(error.__cause__, ExportError)  # names the fault of the model; the pass does not matter
         raise ExportError(str(error.__cause__) if told else f"export: {error}") from error

@@ -1,36 +1,19 @@
 """export_onnx(): a trained module as an ONNX file that stock onnxruntime runs, one quantizer for each trained one."""
 
-import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from qcompiler.exporting import report as reports
-from qcompiler.exporting.calibration import measure_ranges
-from qcompiler.exporting.causes import explain_missing, explain_parts, explain_recurrent
-from qcompiler.exporting.dimensions import as_dims, find_symbol_names
-from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
+from qcompiler.exporting.assemble import Call, Examples, Options, assemble_model, import_tools, prepare_call
+from qcompiler.exporting.causes import explain_parts
 from qcompiler.exporting.report import ExportReport
-from qcompiler.exporting.trace import ExportError, MissingRangeError, Traced, join_some, trace_model
+from qcompiler.exporting.trace import ExportError, Traced
 from qcompiler.files import check_writable
 from qcompiler.module import QuantizedModule, get_session
-from qcompiler.passes.frozen.calibrate_ranges import Calibrated
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call of the model to trace, and the example that the user gave."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    #: which dimensions are free, as in torch.export.export
-    shapes: Any
-    given_args: tuple[Any, ...]
-    given_kwargs: dict[str, Any]
 
 
 def export_onnx(
@@ -44,7 +27,7 @@ def export_onnx(
     opset: int = 21,
     fold_batch_norm: bool = True,
     signed_weights: bool = False,
-    calibration: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None = None,
+    calibration: Examples | None = None,
 ) -> ExportReport:
     """Write the eval graph of a trained module as an ONNX file, and compare it with PyTorch on the example.
 
@@ -79,68 +62,19 @@ def export_onnx(
         OSError: the file cannot be written.
     """
     get_session("export", qmodel, ExportError)
-    build, _ = _import_tools()
-    build.check_opset(opset)
+    options = Options(
+        opset=opset, fold_batch_norm=fold_batch_norm, signed_weights=signed_weights, calibration=calibration
+    )
     path = Path(os.path.realpath(path))
-    call = _prepare_call(qmodel, path, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
-    ranges = _measure_ranges(qmodel, call, calibration)
-    traced = _trace(qmodel, call, fold_batch_norm=fold_batch_norm, calibrated=ranges)
-    names = find_symbol_names(traced.frozen.program, get_session("export", qmodel).model, call.shapes)
-    built = build.build_model(traced, qmodel, opset, signed_weights=signed_weights, dimensions=names)
+    check_writable(path)
+    call = prepare_call(qmodel, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
+    traced, built = assemble_model(qmodel, call, options)
     return _write_and_report(qmodel, path, call, traced, built)
 
 
-def _prepare_call(
-    qmodel: QuantizedModule, path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, dynamic_batch: bool
-) -> _Call:
-    """Return the call that is traced; raises for all that can be refused before anything is computed."""
-    model, given_args, given_kwargs = get_session("export", qmodel).model, args, kwargs
-    _check_types(model)
-    check_writable(path)
-    check_inputs(model, args, kwargs)
-    shapes = as_dims(model, args, kwargs, shapes)
-    args, kwargs = copy_tensors(args, kwargs)
-    if shapes is None and dynamic_batch:
-        args, kwargs, shapes = free_batch(model, args, kwargs)
-    return _Call(args, kwargs, shapes, given_args, given_kwargs)
-
-
-def _trace(qmodel: QuantizedModule, call: _Call, **options: Any) -> Traced:
-    """Return the traced graph of a call; a missing range is explained by the model, if the model is the cause."""
-    try:
-        return trace_model(qmodel, call.args, call.kwargs, call.shapes, **options)
-    except MissingRangeError as error:
-        cause = explain_missing(qmodel, error, call.given_args, call.given_kwargs)
-        if not cause:
-            raise
-        raise ExportError(f"export: no range yet for {join_some(error.sites)}: {cause}") from error
-    except ExportError as error:
-        cause = explain_recurrent(get_session("export", qmodel).model) if qmodel.recipe.rules else ""
-        if not cause:
-            raise
-        raise ExportError(f"{error}\nBeside that, {cause}") from error
-
-
-def _measure_ranges(
-    qmodel: QuantizedModule, call: _Call, examples: Iterable[tuple[Any, ...] | Mapping[str, Any]] | None
-) -> dict[str, Calibrated] | None:
-    """Return the ranges that were measured on examples; None without examples."""
-    if examples is None:
-        return None
-    if not isinstance(examples, Iterable):
-        got = type(examples).__name__
-        raise ExportError(f"export: calibration: got {got}; valid: an iterable of examples, such as a list of tuples")
-    traced = _trace(qmodel, call, frozen=False)
-
-    def as_call(example: Any) -> dict[str, Any]:
-        return as_example(get_session("export", qmodel).model, example, call.given_args, call.given_kwargs)
-
-    return measure_ranges(traced, qmodel.ranges(), examples, as_call)
-
-
-def _write_and_report(qmodel: QuantizedModule, path: Path, call: _Call, traced: Traced, built: Any) -> ExportReport:
+def _write_and_report(qmodel: QuantizedModule, path: Path, call: Call, traced: Traced, built: Any) -> ExportReport:
     """Write the file if the draft computes the same as the model, and report."""
-    _, run = _import_tools()
+    _, run = import_tools()
     from qcompiler.exporting.write_file import write_file
 
     written = {one.site for one in built.quantizers} | traced.frozen.folded.keys()
@@ -179,26 +113,6 @@ def _count_kinds(traced: Traced, built: Any) -> dict[str, int]:
     kinds, folded = [one.kind for one in built.quantizers], len(traced.frozen.folded)
     counts = {kind: kinds.count(kind) for kind in ("weight", "static", "dynamic")}
     return counts | ({"folded": folded} if folded else {})
-
-
-def _import_tools() -> tuple[Any, Any]:
-    """Return the parts that need the packages of the extra."""
-    try:
-        from qcompiler.exporting import build, run
-    except ImportError as error:
-        raise ExportError(f"export: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
-    return build, run
-
-
-def _check_types(model: nn.Module) -> None:
-    """Raise if a parameter or buffer has a type that onnxruntime does not compute in."""
-    held = [*model.named_parameters(), *model.named_buffers()]
-    name = next((name for name, tensor in held if tensor.dtype is torch.bfloat16), None)
-    if name is not None:
-        raise ExportError(
-            f"export: {name} is bfloat16, for which onnxruntime has no contractions on the CPU; valid: a model in "
-            "float32, such as model.float(), compiled anew with the ranges of this one (load_state_dict)"
-        )
 
 
 def _check_plan(qmodel: QuantizedModule, exported: set[str]) -> None:

@@ -1,7 +1,7 @@
 """An exported program through the frozen pipeline, and the program around the graph that comes out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import Tensor
@@ -41,6 +41,7 @@ def freeze_program(
     *,
     fold_batch_norm: bool,
     calibrated: Mapping[str, Calibrated],
+    observe: Callable[[str, int, FrozenGraph], None] | None = None,
 ) -> Frozen:
     """Return the program with constants in place of nodes that depend on parameters and ranges alone.
 
@@ -48,12 +49,13 @@ def freeze_program(
         program: an eval graph after the joint pipeline; its graph is changed.
         ranges: site → the state of its range.
         fold_batch_norm, calibrated: as in `frozen_pipeline`.
+        observe: called after each pass.
 
     Raises:
         PassError: a pass failed.
     """
     subject = FrozenGraph(program.graph_module, find_known_inputs(program, ranges))
-    frozen_pipeline(calibrated, fold_batch_norm=fold_batch_norm)(subject)
+    frozen_pipeline(calibrated, fold_batch_norm=fold_batch_norm)(subject, observe)
     built = rebuild_program(program, subject)
     return Frozen(built, subject.order, subject.negated, subject.notes, calibrated, subject.list_folded())
 

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.base import PassError
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
 from qcompiler.passes.ir.facts import Input, InputKind
-from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, set_fact
+from qcompiler.passes.ir.meta import find_value, get_input, get_value, module_path, rename_modules, set_fact
 from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.ir.views import aten, view_root
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.ranges.store import RangeStore
 
+#: called with the name of a stage, the places that changed, and the subject of the pass: a graph or a model
+Observe: TypeAlias = Callable[[str, int, Any], None]
+#: the stage in front of all passes
+TRACED: Final = "traced"
 #: the kinds of inputs of an exported program, as the passes call them; a lifted constant is as good as a buffer
 _KINDS = {
     SpecKind.PARAMETER: InputKind.PARAMETER,
@@ -93,6 +97,7 @@ def trace_model(
     frozen: bool = True,
     fold_batch_norm: bool = True,
     calibrated: Mapping[str, Calibrated] | None = None,
+    observe: Observe | None = None,
 ) -> Traced:
     """Return the forward graph of eval mode, quantized by the recipe of `qmodel` at batch edge 1.
 
@@ -101,6 +106,7 @@ def trace_model(
         dynamic_shapes: as in torch.export.export.
         frozen: weights become codes, and ranges of the past scales; False leaves both as inputs of the graph.
         calibrated: site → a range that was measured on data, for a frozen graph.
+        observe: called with the traced graph, and after each pass.
 
     Raises:
         ExportError: the model cannot be traced as one graph, keeps a range that has no value yet, or rounds
@@ -112,16 +118,19 @@ def trace_model(
     _simplify_calls(program.graph)
     _refuse_inexact_sizes(program.graph)
     torch_compat.reserve_names(program.graph)
+    if observe is not None:
+        observe(TRACED, 0, program.graph_module)
     try:
-        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module)
+        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module, observe)
         plan = QuantPlan.of(program.graph_module)
         _refuse_missing(plan, qmodel.ranges(), program.graph)
         _refuse_ranges(plan, get_session("export", qmodel).store)
         if not frozen:
             return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _list_inputs(program.graph))
         with torch_compat.quiet_exporter():
-            ranges, measured = qmodel.ranges(), calibrated or {}
-            made = freeze_program(program, ranges, fold_batch_norm=fold_batch_norm, calibrated=measured)
+            made = freeze_program(
+                program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {}, observe=observe
+            )
     except PassError as error:  # a shape that depends on data, mostly
         raise ExportError(f"export: {error}") from error
     return Traced(made, plan, ())
@@ -147,12 +156,14 @@ def _describe_inputs(program: ExportedProgram) -> None:
 
 
 def _simplify_calls(graph: Graph) -> None:
-    """Drop checks, and give ends of clamps that are whole numbers a form with an overload."""
+    """Drop checks and paths that are none, and give ends of clamps that are whole numbers a form with an overload."""
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
-        elif node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
+            continue
+        if node.target is aten.clamp.default and get_value(node).is_floating_point():  # 0 and 0.5 have no overload
             node.args = (node.args[0], *(float(end) if isinstance(end, int) else end for end in node.args[1:]))
+        rename_modules(node, torch_compat.clean_module, "")
     graph.eliminate_dead_code()
 
 

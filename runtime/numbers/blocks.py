@@ -93,7 +93,9 @@ def parse_block(text: str) -> Block:
 class BlockView:
     """How a tensor of `shape` and `layout` splits into blocks.
 
-    `split(x)` has two dimensions for each axis: the index of the block and the index inside.
+    `split(x)` has two dimensions for each axis: the index of the block and the index inside. All extents are known
+    and every axis is flattened, so that kept scales have one shape; files of ONNX, whose extents may be free and whose
+    dimensions stay apart, have a description of their own (`Edges` in qcompiler/exporting/blocks.py).
     """
 
     shape: tuple[int, ...]

@@ -55,31 +55,6 @@ def test_recipes(folder):
     assert "did you mean 'hyperblock-int4'" in " ".join(errors.split())
 
 
-def test_show(folder):
-    code, text, errors = run(folder, "show", "mynet.py:make", "--recipe", "mine.yaml")
-    assert (code, errors) == (0, "")
-    assert text.count("= qcompiler.quantize(") == 6
-    code, text, _ = run(folder, "show", "mynet:make", "--diff", "captured", "place-quantizers", "--json")
-    stages = json.loads(text)
-    assert "quantize" not in stages["captured"]
-    assert stages["place-quantizers"].count("= qcompiler.quantize(") == 12  # two of them for sums of bias gradients
-    code, text, errors = run(folder, "show", "mynet:make", "--after", "dedup")
-    assert (code, text) == (2, "")
-    assert "did you mean 'dedupe-quantizers'" in " ".join(errors.split())
-    assert "Traceback" not in errors
-
-
-def test_a_diff_is_lines_that_changed(folder):
-    code, text, _ = run(
-        folder, "show", "mynet:Net", "--input", "4,8", "--diff", "place-quantizers", "dedupe-quantizers"
-    )
-    assert code == 0
-    lines = text.splitlines()
-    assert lines[:2] == ["--- place-quantizers", "+++ dedupe-quantizers"]
-    assert {line[0] for line in lines} == {"+", "-", "@"}
-    assert "\x1b[" not in text
-
-
 def test_draw(folder):
     code, text, errors = run(folder, "draw", "mynet.py:make", "graph.html", "--recipe", "hyperblock-int4", "--json")
     assert (code, errors) == (0, "")

@@ -94,6 +94,25 @@ def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
     assert qmodel.graph_text() == qmodel.graph_text()
 
 
+def test_looking_gives_the_halves_that_ran(models, eager, monkeypatch):
+    """Torch drops other nodes outside of Dynamo, such as a random key that only backward reads."""
+    module, ran = sys.modules["qcompiler.compiler.lower"], []
+    split = module.split_halves
+
+    def spy(captured, *args):
+        halves = split(captured, *args)
+        ran.extend(map(graph_text, halves.graphs))
+        return halves
+
+    qmodel = eager(models.convolutions(), "hyperblock-int4")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "split_halves", spy)
+        qmodel(torch.randn(4, 3, 8, 8)).sum().backward()
+    (stages,) = qmodel.stages()
+    assert [graph_text(stages[-1].graph), graph_text(stages[-1].backward)] == ran
+    assert "draw_key" in ran[0]
+
+
 def test_edges_follow_the_arguments(models, eager):
     qmodel = eager(models.convolutions(), "hyperblock-int4")
     qmodel(torch.randn(4, 3, 8, 8)).sum().backward()

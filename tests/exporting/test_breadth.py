@@ -112,6 +112,7 @@ def test_layers_that_read_views(recipe, free, tmp_path):
     qmodel(x).square().sum().backward()
     report = qcompiler.export_onnx(qmodel, path, (x,), dynamic_batch=free)
     assert report.trained == sum(report.exported.values()) > 0
+    assert report.exported["weight"] == 3
     for given in (x, x[:1], x[:3]) if free else (x,):
         found = qcompiler.verify_onnx(qmodel, path, (given,))
         assert found.exact

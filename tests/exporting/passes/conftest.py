@@ -1,9 +1,8 @@
 """Fixtures of the passes over ONNX models: models from text and from torch, and the text of a graph."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 import qcompiler
 from qcompiler.exporting import build
 from qcompiler.exporting.exported_model import ExportedModel, verify_structure
+from qcompiler.exporting.text import model_text
 from qcompiler.exporting.trace import trace_model
 from qcompiler.passes.base import Pipeline
 
@@ -63,10 +63,10 @@ def settle_onnx() -> Callable[[ExportedModel, Any], int]:
         counts: list[int] = []
         pipeline = Pipeline((step,), verify_structure)
         pipeline(subject, lambda name, changes, subject: counts.append(changes))
-        text = write_text(subject)
+        text = model_text(subject.model)
         pipeline(subject, lambda name, changes, subject: counts.append(changes))
         assert counts[1] == 0
-        assert write_text(subject) == text
+        assert model_text(subject.model) == text
         return counts[0]
 
     return run
@@ -74,42 +74,5 @@ def settle_onnx() -> Callable[[ExportedModel, Any], int]:
 
 @pytest.fixture(scope="session")
 def onnx_text() -> Callable[[ExportedModel], str]:
-    """onnx_text(subject) → the graph as stable text, one node a line: values are numbered, constants show numbers."""
-    return write_text
-
-
-def write_text(subject: ExportedModel) -> str:
-    """Return the main graph as text."""
-    return "\n".join(_list_lines(subject.graph)) + "\n"
-
-
-def _list_lines(graph: ir.Graph) -> Iterator[str]:
-    numbers: dict[ir.Value, int] = {}
-
-    def show(value: ir.Value | None) -> str:
-        if value is None:
-            return "-"
-        if value.const_value is not None:
-            return f"<{value.dtype.name} {_show_numbers(value.const_value.numpy())}>"
-        return f"%{numbers.setdefault(value, len(numbers))}"
-
-    for value in graph.inputs:
-        yield f"{show(value)} = {value.name} : {_show_type(value)}"
-    for node in graph:
-        given = sorted(node.attributes.items())
-        attributes = ", ".join(f"{name}={one.value}" for name, one in given if name != "layout")
-        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        call = f"{operator}({', '.join(map(show, node.inputs))})" + (f" {{{attributes}}}" if attributes else "")
-        yield f"{', '.join(map(show, node.outputs))} = {call} : {_show_type(node.outputs[0])} # {node.name}"
-    yield f"return {', '.join(map(show, graph.outputs))}"
-
-
-def _show_type(value: ir.Value) -> str:
-    kind = "?" if value.dtype is None else value.dtype.name
-    return f"{kind}[{'?' if value.shape is None else ','.join(str(size) for size in value.shape)}]"
-
-
-def _show_numbers(numbers: np.ndarray) -> str:
-    flat = numbers.astype(np.float64).flatten()
-    more = " …" if flat.size > 4 else ""
-    return f"{list(numbers.shape)}: {' '.join(f'{one:.4g}' for one in flat[:4])}{more}"
+    """onnx_text(subject) → the graph as stable text, one node a line."""
+    return lambda subject: model_text(subject.model)

@@ -42,17 +42,8 @@ def apply_frozen() -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="session")
 def frozen_text() -> Callable[[FrozenGraph], str]:
-    """The graph as text, with the names of its constants."""
-
-    def text(subject: FrozenGraph) -> str:
-        lines = graph_text(subject.graph).splitlines()
-        for index, line in enumerate(lines):
-            name = line.strip().partition(" ")[0].removeprefix("%")
-            if name in subject.constants:
-                lines[index] = f"{line} = constant {subject.constants[name][0]}"
-        return "\n".join(lines) + "\n"
-
-    return text
+    """The graph as text."""
+    return lambda subject: graph_text(subject.graph)
 
 
 @pytest.fixture(scope="session")

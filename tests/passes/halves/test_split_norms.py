@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from qcompiler.passes.halves.join_norms import JoinNorms
+from qcompiler.passes.halves.split_norms import SplitNorms
 from torch import nn
 
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
-from qcompiler.passes.halves.join_batch_norms import JoinBatchNorms
-from qcompiler.passes.halves.split_batch_norms import SplitBatchNorms
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.runtime import ops
 
@@ -20,9 +20,9 @@ def layers(**options):
 
 
 def test_golden_split_norms(in_front_of, settle_halves, text, golden):
-    halves = in_front_of(SplitBatchNorms, "identity", nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()), leaf(3, 4))
+    halves = in_front_of(SplitNorms, "identity", nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()), leaf(3, 4))
     before = text(halves)
-    assert settle_halves(halves, SplitBatchNorms()) == 1
+    assert settle_halves(halves, SplitNorms()) == 1
     golden(before=before, after=text(halves))
 
 
@@ -37,20 +37,20 @@ def test_golden_split_norms(in_front_of, settle_halves, text, golden):
     ids=["evaluation", "untracked", "layer norm", "bfloat16"],
 )
 def test_does_not_fire(model, dtype, in_front_of, settle_halves, text):
-    halves = in_front_of(SplitBatchNorms, "identity", model, leaf(3, 4, dtype=dtype))
+    halves = in_front_of(SplitNorms, "identity", model, leaf(3, 4, dtype=dtype))
     before = text(halves)
-    assert settle_halves(halves, SplitBatchNorms()) == 0
+    assert settle_halves(halves, SplitNorms()) == 0
     assert text(halves) == before
 
 
 def test_does_not_fire_on_halves(in_front_of):
     halves = in_front_of(DrawInForward, "identity", nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()), leaf(3, 4))
-    assert SplitBatchNorms()(halves) == 0
+    assert SplitNorms()(halves) == 0
 
 
 def test_the_result_is_not_saved(in_front_of):
     halves = in_front_of(DrawInForward, "identity", layers(), leaf(3, 2, 6, 6))
-    assert len(list(halves.backward.graph.find_nodes(op="call_function", target=ops.BATCH_NORM_AGAIN))) == 1
+    assert len(list(halves.backward.graph.find_nodes(op="call_function", target=ops.NORM_AGAIN))) == 1
     wide = [node.name for node in halves.saved if get_value(node).shape == (3, 4, 4, 4)]
     assert wide == ["convolution", "silu"]  # what the norm reads, and what the second convolution reads
 
@@ -58,21 +58,21 @@ def test_the_result_is_not_saved(in_front_of):
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": 0.3}, {"eps": 0.1}])
 def test_no_bit_changes(options, changes_no_bit):
     x = leaf(3, 2, 6, 6)
-    assert changes_no_bit(lambda: layers(**options), "tensor-int8", [x], SplitBatchNorms, JoinBatchNorms) == 2
+    assert changes_no_bit(lambda: layers(**options), "tensor-int8", [x], SplitNorms, JoinNorms) == 2
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, -0.0, 1e30, 1e-40])
 def test_special_inputs_give_the_same_bits(bad, changes_no_bit):
     x = torch.randn(3, 2, 6, 6)
     x[1, 0, 2, 3] = bad
-    assert changes_no_bit(layers, "identity", [x.requires_grad_()], SplitBatchNorms, JoinBatchNorms) == 2
+    assert changes_no_bit(layers, "identity", [x.requires_grad_()], SplitNorms, JoinNorms) == 2
 
 
 def test_layouts_and_double_numbers_give_the_same_bits(changes_no_bit):
     x = torch.randn(3, 2, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
-    assert changes_no_bit(layers, "identity", [x], SplitBatchNorms, JoinBatchNorms) == 2
+    assert changes_no_bit(layers, "identity", [x], SplitNorms, JoinNorms) == 2
     x = leaf(3, 2, 6, 6, dtype=torch.float64)
-    assert changes_no_bit(lambda: layers().double(), "identity", [x], SplitBatchNorms, JoinBatchNorms) == 2
+    assert changes_no_bit(lambda: layers().double(), "identity", [x], SplitNorms, JoinNorms) == 2
 
 
 def test_a_norm_that_several_read_is_split_once(changes_no_bit, function):
@@ -83,4 +83,4 @@ def test_a_norm_that_several_read_is_split_once(changes_no_bit, function):
     def build():
         return function(forward, conv=nn.Conv2d(2, 4, 3), norm=nn.BatchNorm2d(4))
 
-    assert changes_no_bit(build, "tensor-int8", [leaf(3, 2, 6, 6)], SplitBatchNorms, JoinBatchNorms) == 2
+    assert changes_no_bit(build, "tensor-int8", [leaf(3, 2, 6, 6)], SplitNorms, JoinNorms) == 2
