@@ -118,7 +118,7 @@ def _save_mask(mask: Node) -> int:
 
 
 def _is_kept_in_float(tensor: Node) -> bool:
-    """Return True if backward reads the tensor itself too, for an operator without a contraction; False for an input."""
+    """Return True if backward reads the tensor itself too, for an operator without a contraction; False: an input."""
     root = view_root(tensor)
     if root.op == "placeholder":
         return False
