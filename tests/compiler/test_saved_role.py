@@ -38,7 +38,10 @@ def run_once(name, recipe, save, backend):
     return output.detach(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
-CALLS = [(name, "eager") for name in MODELS] + [("mlp-dropout", "inductor"), ("conv-bn-silu", "inductor")]
+#: the key of stochastic rounding is drawn in front of the masks of dropout with `save`, and behind them without
+OTHER_MASKS = pytest.mark.xfail(strict=True, reason="save moves the draw of the key: one seed gives other masks")
+CALLS = [(name, "eager") for name in MODELS if name != "mlp-dropout"]
+CALLS += [("conv-bn-silu", "inductor"), ("mlp", "inductor"), pytest.param("mlp-dropout", "eager", marks=OTHER_MASKS)]
 
 
 @pytest.mark.parametrize(("name", "backend"), CALLS)
@@ -205,14 +208,16 @@ def test_without_save_the_plan_has_no_such_rows():
 class Checkpointed(nn.Module):
     """A block that the user checkpoints."""
 
-    def __init__(self):
+    def __init__(self, *, on=True):
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(16, 64), nn.LayerNorm(64), nn.Linear(64, 16)
+        self.first, self.norm, self.last, self.on = nn.Linear(16, 64), nn.LayerNorm(64), nn.Linear(64, 16), on
 
     def body(self, x):
         return self.last(F.gelu(self.norm(self.first(x))))
 
     def forward(self, x):
+        if not self.on:
+            return self.body(self.body(x))
         return checkpoint(self.body, checkpoint(self.body, x, use_reentrant=False), use_reentrant=False)
 
 
@@ -226,7 +231,20 @@ def test_checkpoints_of_the_user(recipe, save):
     assert measure_saved_bytes(qmodel, x) <= most
     qmodel(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert recipe != "identity" or torch.allclose(qmodel(x), output, atol=1e-5)
+    assert recipe != "identity" or torch.equal(qmodel(x), output)
+
+
+@pytest.mark.parametrize("recipe", ["identity", "hyperblock-int8", "tensor-int4", "in-hindsight-w8a8g8"])
+def test_checkpoints_change_no_bit(recipe):
+    results, x = [], torch.randn(32, 16)
+    for on in (True, False):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Checkpointed(on=on)
+        output = compiled(model, recipe, save=None)(x)
+        output.sum().backward()
+        results.append([output, *gradients(model)])
+    assert all(map(torch.equal, *results))
 
 
 def gradients(model):
