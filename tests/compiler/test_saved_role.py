@@ -40,7 +40,7 @@ def run_once(name, recipe, save, backend):
 
 #: the key of stochastic rounding is drawn in front of the masks of dropout with `save`, and behind them without
 OTHER_MASKS = pytest.mark.xfail(strict=True, reason="save moves the draw of the key: one seed gives other masks")
-CALLS = [(name, "eager") for name in MODELS if name != "mlp-dropout"]
+CALLS = [(name, "eager") for name in ("blocks", "conv-tanh", "conv-bn-silu", "conv-gn-gelu", "mlp", "gpt", "vit")]
 CALLS += [("conv-bn-silu", "inductor"), ("mlp", "inductor"), pytest.param("mlp-dropout", "eager", marks=OTHER_MASKS)]
 
 
@@ -92,7 +92,6 @@ def test_gradients_of_norms_have_a_bias_of_the_second_order(norm, models):
     x, grad, count = torch.randn(64, 8), torch.randn(64, 32), 400
     y = model.layer(x).detach()
     normed = norm(y).detach()
-    (expected,) = torch.autograd.grad(model(x), model.layer.bias, grad, retain_graph=False)
     qmodel = compiled(model, save="int8")
     qmodel(x)
     wanted = (model.layer.weight, norm.weight)
@@ -107,8 +106,30 @@ def test_gradients_of_norms_have_a_bias_of_the_second_order(norm, models):
     assert ((gammas.mean(0) - exact[1]).abs() <= noise + second + 1e-4).all()
     bias = (weights.mean(0) - exact[0]).norm() / exact[0].norm()
     error = (weights - exact[0]).norm(dim=(1, 2)).mean() / exact[0].norm()
-    assert bias <= step**2 + 4 * error / math.sqrt(count)
-    assert expected.shape == (32,)
+    assert bias <= step**2 + 4 * error / math.sqrt(count)  # a mean of n draws is off by error / √n, root mean square
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(64),
+        pytest.param(
+            nn.LayerNorm(64),
+            marks=pytest.mark.xfail(strict=True, reason="backward takes mean and deviation of the codes anew: −1.6 %"),
+        ),
+    ],
+    ids=["batch", "layer"],
+)
+def test_gradients_of_norms_do_not_shrink_in_four_bits(norm):
+    """With mean and deviation in float the bias is E[e²]/N of the gradient: step ≤ 1/2 of a deviation, N = 64."""
+    model, x, grad, count = nn.Sequential(nn.Linear(8, 64), norm), torch.randn(64, 8), torch.randn(64, 64), 400
+    x.requires_grad_()
+    (exact,) = torch.autograd.grad(model(x), x, grad)
+    qmodel = compiled(model, save="int4")
+    qmodel(x)
+    draws = torch.stack([torch.autograd.grad(qmodel(x), x, grad)[0] for _ in range(count)]).double()
+    gains = (draws * exact).sum((1, 2)) / exact.square().sum()
+    assert abs(gains.mean().item() - 1) <= 0.25 / 4 / 64 * 2 + 5 * gains.std().item() / math.sqrt(count)
 
 
 RECIPE = """
