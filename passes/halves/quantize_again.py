@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar, cast
 
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
@@ -103,9 +104,22 @@ class _Copies:
             return self.table.take(node)
         if node not in self.made:
             sources = {source: self._copy(source) for source in node.all_input_nodes}
-            with self.table.backward.inserting_before(self.places[node]):
-                made = self.table.backward.node_copy(node, sources.__getitem__)
-            copy_meta(node, made)
-            set_half(made, backward=True)
-            self.made[node] = made
+            self.made[node] = self._find_equal(node, sources) or self._write_copy(node, sources)
         return self.made[node]
+
+    def _find_equal(self, node: Node, sources: dict[Node, Node]) -> Node | None:
+        """Return the same call where the partitioner has put it into backward, in front of all that will read it."""
+        args, place = map_arg(node.args, sources.__getitem__), self.places[node]
+        readers = sources[node.all_input_nodes[0]].users
+        for equal in [one for one in readers if (one.target, one.args, one.kwargs) == (node.target, args, node.kwargs)]:
+            if place < equal:
+                place.prepend(equal)
+            return equal
+        return None
+
+    def _write_copy(self, node: Node, sources: dict[Node, Node]) -> Node:
+        with self.table.backward.inserting_before(self.places[node]):
+            made = self.table.backward.node_copy(node, sources.__getitem__)
+        copy_meta(node, made)
+        set_half(made, backward=True)
+        return made

@@ -44,7 +44,7 @@ class SplitNorms:
 def _split_norm(norm: Node) -> int:
     results = {item.args[1]: item for item in norm.users if item.target is operator.getitem}
     given = _find_arguments(norm)
-    if given is None or not {0, 1, 2} <= results.keys():
+    if given is None or not {0, 1, 2} <= results.keys() or not results[0].users:
         return 0
     for index in (2, 1):
         norm.append(results[index])  # in front of every reader of the result

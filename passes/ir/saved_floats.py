@@ -55,9 +55,8 @@ def iterate_saved(saved: Sequence[Node], backward: dict[Node, Node], rules: Sequ
         site = names.number(f"{module or '(root)'}/saved")
         reason = _explain_float(node, backward[node])
         found = first_match(rules, Role.SAVED, "saved", module, frozenset()) if not reason else None
-        spec = found[1].spec if found else None
-        reason = reason or (found[1].reason if found and found[1].reason else "" if spec else "no rule for it")
-        yield SavedFloat(node, site, found[0] if found else None, spec, "" if spec else reason or "a rule keeps it")
+        index, rule = found or (None, None)
+        yield SavedFloat(node, site, index, rule.spec if rule else None, reason or _explain_rule(rule))
 
 
 def _is_float(node: Node) -> bool:
@@ -82,6 +81,13 @@ def _explain_float(node: Node, given: Node) -> str:
     if any(map(is_recomputed, given.users)):
         return "the model computes again from it (checkpoint)"
     return "one number" if get_value(node).numel() < 2 else ""
+
+
+def _explain_rule(rule: Rule | None) -> str:
+    """Return why a float stays that could be quantized; empty if the rule quantizes it."""
+    if rule is None:
+        return "no rule for it"
+    return "" if rule.spec is not None else rule.reason or "a rule keeps it"
 
 
 def is_statistic(node: Node) -> bool:

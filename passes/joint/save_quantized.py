@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.edit import insert_call
-from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, pin_saved, pin_to_backward
+from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, is_recomputed, pin_saved, pin_to_backward
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.runtime import ops
@@ -49,7 +49,7 @@ def _save_codes(quantizer: Quantizer, pinned: bool) -> int:
     codes, readers = quantizer.codes, [one for one in quantizer.dequantizers if is_backward(one.floats)]
     if is_backward(codes) or not readers:
         return 0
-    pinned = pinned or not _is_kept_in_float(quantizer.tensor)
+    pinned = not _is_checkpointed(quantizer.tensor) and (pinned or not _is_kept_in_float(quantizer.tensor))
     for part in (readers[0].scale, quantizer.zero_point):
         if part is not None and (pinned or quantizer.spec.range.has_state):
             pin_saved(part)
@@ -115,6 +115,11 @@ def _save_mask(mask: Node) -> int:
     for reader in readers:
         reader.replace_input_with(mask, small)
     return 1
+
+
+def _is_checkpointed(tensor: Node) -> bool:
+    """Return True if the model computes the tensor again in backward, and so its codes too."""
+    return is_recomputed(view_root(tensor))
 
 
 def _is_kept_in_float(tensor: Node) -> bool:

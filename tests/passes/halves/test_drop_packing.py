@@ -7,15 +7,11 @@ from qcompiler.passes.halves.drop_packing import DropPacking
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.recipes.saving import SAVINGS
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 
 WEIGHTS = Recipe(name="w", rules=(Rule(role=Role.WEIGHT, spec=parse_spec("int4:fit:tensor:nearest:pass")),))
-#: with a rule of the role saved codes are saved in any case
-INPUTS = Recipe(
-    name="x", rules=(Rule(role=Role.ACTIVATION, spec=parse_spec("int4:fit:tensor:nearest:pass")), SAVINGS["int4"])
-)
+INPUTS = Recipe(name="x", rules=(Rule(role=Role.ACTIVATION, spec=parse_spec("int4:fit:tensor:nearest:pass")),))
 
 
 def leaf():

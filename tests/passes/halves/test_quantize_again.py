@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler import recipes
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.quantize_again import QuantizeAgain
@@ -13,7 +12,6 @@ from qcompiler.passes.ir.meta import get_input
 from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.recipes.saving import SAVINGS, add_saving
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 
@@ -23,8 +21,7 @@ def leaf(*shape):
 
 
 def one_role(role, text):
-    """Return a recipe for one role; with a rule of the role saved codes are pinned, and the partitioner saves them."""
-    return Recipe(name="one", rules=(Rule(role=role, spec=parse_spec(text)), SAVINGS["int8"]))
+    return Recipe(name="one", rules=(Rule(role=role, spec=parse_spec(text)),))
 
 
 def weights(text):
@@ -45,7 +42,7 @@ def test_golden_again(in_front_of, settle_halves, text, golden):
 
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "tensor-int4", "in-hindsight-w8a8g8", "current-w8a8g8"])
 def test_no_code_of_a_parameter_is_saved(recipe, in_front_of, settle_halves):
-    halves = in_front_of(QuantizeAgain, add_saving(recipes.get(recipe), "int8"), layers(), leaf(3, 8))
+    halves = in_front_of(QuantizeAgain, recipe, layers(), leaf(3, 8))
     assert settle_halves(halves, QuantizeAgain()) > 0
     codes = {one.codes: one.tensor for one in list_quantizers(halves.forward.graph)}
     for node in halves.saved:
@@ -78,7 +75,9 @@ def test_a_scale_with_a_state_is_saved(in_front_of, settle_halves):
 
 
 def test_does_not_fire_where_the_partitioner_quantizes_again_itself(in_front_of, settle_halves, text):
-    halves = in_front_of(QuantizeAgain, "tensor-int8", layers(), leaf(3, 8))
+    recipe = one_role(Role.ACTIVATION, "int8:fit:tensor:nearest:pass")
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))  # the gradient of tanh keeps the float
+    halves = in_front_of(QuantizeAgain, recipe, model, leaf(3, 8))
     before = text(halves)
     assert settle_halves(halves, QuantizeAgain()) == 0
     assert text(halves) == before
@@ -100,6 +99,8 @@ def test_does_not_fire_on_a_joint_graph_or_without_backward(in_front_of, text):
         "int8:real:tensor:nearest:clip:hindsight(0.9,0.01)",
         "int4:real:tensor:stochastic:pass:hindsight(0.9,0.01)",
         "e2m1:two-level:b2c2o2i2:nearest:pass",
+        "int8:real:tensor:nearest:pass:fixed(-1,1)",  # the partitioner makes the scale again by itself
+        "int4:real:tensor:stochastic:clip:fixed(-0.1,0.1)",
     ],
 )
 def test_no_bit_changes(text, changes_no_bit):
@@ -114,16 +115,15 @@ def test_special_weights_give_the_same_bits(bad, changes_no_bit):
             model[0].weight[1, 2] = bad
         return model
 
-    assert changes_no_bit(build, add_saving(recipes.get("tensor-int4"), "int4"), [leaf(3, 8)], QuantizeAgain) > 0
+    assert changes_no_bit(build, "tensor-int4", [leaf(3, 8)], QuantizeAgain) > 0
 
 
 def test_an_empty_batch_gives_the_same_bits(changes_no_bit):
-    assert changes_no_bit(layers, add_saving(recipes.get("tensor-int8"), "int8"), [leaf(0, 8)], QuantizeAgain) > 0
+    assert changes_no_bit(layers, "tensor-int8", [leaf(0, 8)], QuantizeAgain) > 0
 
 
 def test_convolutions_give_the_same_bits(changes_no_bit):
     def build():
         return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2, groups=1))
 
-    recipe = add_saving(recipes.get("hyperblock-int4"), "int4")
-    assert changes_no_bit(build, recipe, [leaf(2, 2, 6, 6)], QuantizeAgain) > 0
+    assert changes_no_bit(build, "hyperblock-int4", [leaf(2, 2, 6, 6)], QuantizeAgain) > 0

@@ -13,14 +13,13 @@ from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.rules import Rule
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.recipes.saving import SAVINGS
 from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 
 
 @pytest.fixture
 def halves(in_front_of):
-    recipe = Recipe(name="four", rules=(Rule(spec=parse_spec("int4:fit:tensor:nearest:pass")), SAVINGS["int4"]))
+    recipe = Recipe(name="four", rules=(Rule(spec=parse_spec("int4:fit:tensor:nearest:pass")),))
     return in_front_of(QuantizeAgain, recipe, nn.Linear(4, 2), torch.randn(3, 4, requires_grad=True))
 
 
