@@ -80,8 +80,8 @@ def changes_no_bit(monkeypatch, same_bits):
         names = {step.name for step in steps}
         changes = sum(stage.changes for line in model.stages() for stage in line if stage.name in names)
 
-        def without(rules=()):
-            line = halves_pipeline(rules)
+        def without(*options):
+            line = halves_pipeline(*options)
             return Pipeline(tuple(one for one in line.passes if type(one) not in steps), line.verify)
 
         with monkeypatch.context() as patch:

@@ -31,10 +31,10 @@ def test_golden_split_norms(in_front_of, settle_halves, text, golden):
     [
         (nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()).eval(), torch.float32),  # no statistics of the batch
         (nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.SiLU()), torch.float32),  # another operator
-        (nn.Sequential(nn.LayerNorm(4), nn.SiLU()), torch.float32),
+        (nn.Sequential(nn.RMSNorm(4), nn.SiLU()), torch.float32),  # torch writes it as other operators
         (nn.Sequential(nn.BatchNorm1d(4).bfloat16(), nn.SiLU()), torch.bfloat16),  # statistics have another type
     ],
-    ids=["evaluation", "untracked", "layer norm", "bfloat16"],
+    ids=["evaluation", "untracked", "rms norm", "bfloat16"],
 )
 def test_does_not_fire(model, dtype, in_front_of, settle_halves, text):
     halves = in_front_of(SplitNorms, "identity", model, leaf(3, 4, dtype=dtype))
