@@ -4,12 +4,11 @@ import dataclasses
 from typing import ClassVar, cast
 
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
 from qcompiler.passes.ir.arguments import get_argument, has_argument
-from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.edit import find_equal_call, list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import copy_meta, get_input, set_half
 from qcompiler.passes.ir.views import is_view
@@ -109,13 +108,10 @@ class _Copies:
 
     def _find_equal(self, node: Node, sources: dict[Node, Node]) -> Node | None:
         """Return the same call where the partitioner has put it into backward, in front of all that will read it."""
-        args, place = map_arg(node.args, sources.__getitem__), self.places[node]
-        readers = sources[node.all_input_nodes[0]].users
-        for equal in [one for one in readers if (one.target, one.args, one.kwargs) == (node.target, args, node.kwargs)]:
-            if place < equal:
-                place.prepend(equal)
-            return equal
-        return None
+        equal, place = find_equal_call(node, sources), self.places[node]
+        if equal is not None and place < equal:
+            place.prepend(equal)
+        return equal
 
     def _write_copy(self, node: Node, sources: dict[Node, Node]) -> Node:
         with self.table.backward.inserting_before(self.places[node]):

@@ -1,11 +1,12 @@
 """Changes of a graph: new calls, inputs and outputs, each with the value inferred."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from qcompiler.passes.ir.arguments import run_call
 from qcompiler.passes.ir.facts import Input, InputKind
@@ -55,6 +56,14 @@ def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, b
         set_value(node, torch.empty_like(like))
     set_fact(node, Input(kind, name))
     return node
+
+
+def find_equal_call(node: Node, sources: Mapping[Node, Node]) -> Node | None:
+    """Return the call that does the same as a node of another graph; `sources`: what a node reads → its twin here."""
+    args = map_arg(node.args, sources.__getitem__)
+    call = (node.target, args, node.kwargs)
+    readers = sources[node.all_input_nodes[0]].users
+    return next((user for user in readers if (user.target, user.args, user.kwargs) == call), None)
 
 
 def list_outputs(graph: Graph) -> list[Any]:
