@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch.fx import Node
 
-from qcompiler.passes.ir.meta import find_value, get_owner, get_value, is_recomputed
+from qcompiler.passes.ir.meta import find_value, get_contraction, get_owner, get_value, is_recomputed
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import aten, is_view, view_root
@@ -80,6 +80,8 @@ def _explain_float(node: Node, given: Node) -> str:
         return "backward takes its exponential"
     if any(map(is_recomputed, given.users)):
         return "the model computes again from it (checkpoint)"
+    if any(_keeps_operand(user, given) for user in given.users):
+        return "a rule keeps it in float for a contraction"
     return "one number" if get_value(node).numel() < 2 else ""
 
 
@@ -88,6 +90,12 @@ def _explain_rule(rule: Rule | None) -> str:
     if rule is None:
         return "no rule for it"
     return "" if rule.spec is not None else rule.reason or "a rule keeps it"
+
+
+def _keeps_operand(reader: Node, given: Node) -> bool:
+    """Return True for a contraction, if a rule keeps this operand in float."""
+    fact = get_contraction(reader)
+    return fact is not None and any(o.asked and reader.args[o.arg] is given for o in fact.operands)
 
 
 def is_statistic(node: Node) -> bool:

@@ -1,9 +1,9 @@
 """Forward gets the results of its batch norms back."""
 
 import torch
-from qcompiler.passes.halves.join_norms import JoinNorms
 from torch import nn
 
+from qcompiler.passes.halves.join_norms import JoinNorms
 from qcompiler.passes.halves.partition import Partition
 from qcompiler.runtime import ops
 

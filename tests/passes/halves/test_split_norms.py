@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from qcompiler.passes.halves.join_norms import JoinNorms
-from qcompiler.passes.halves.split_norms import SplitNorms
 from torch import nn
 
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
+from qcompiler.passes.halves.join_norms import JoinNorms
+from qcompiler.passes.halves.split_norms import SplitNorms
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.runtime import ops
 
