@@ -6,7 +6,14 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.edit import insert_call
-from qcompiler.passes.ir.meta import get_value, is_backward, is_pinned_saved, is_recomputed, pin_saved, pin_to_backward
+from qcompiler.passes.ir.meta import (
+    get_value,
+    is_backward,
+    is_pinned_saved,
+    is_recomputed,
+    pin_saved,
+    pin_to_backward,
+)
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.runtime import ops
@@ -34,14 +41,14 @@ class SaveQuantized:
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of saved tensors that were rewritten or pinned."""
         graph = module.graph
-        changes = 0
+        changes = sum(_save_codes(one, self.pinned) for one in list_quantizers(graph))
         for node in graph.find_nodes(op="call_function", target=aten.threshold_backward.default):
             changes += _save_relu_mask(node)
         for node in graph.find_nodes(op="call_function", target=aten.hardtanh_backward.default):
             changes += _save_clip_mask(node)
         for mask in graph.find_nodes(op="call_function", target=ops.IN_RANGE):
             changes += _save_mask(mask)
-        return changes + sum(_save_codes(one, self.pinned) for one in list_quantizers(graph))
+        return changes
 
 
 def _save_codes(quantizer: Quantizer, pinned: bool) -> int:
@@ -84,6 +91,8 @@ def _save_relu_mask(node: Node) -> int:
         return 0
     zero = insert_call(node.graph, aten.le.Scalar, (root, threshold), after=root)
     mask = _through_bytes(zero, 1, False, node)
+    if not _is_kept_in_float(root):
+        pin_saved(root)  # not computed again for a bit: pinned nodes are saved, or not needed
     masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
     node.replace_all_uses_with(masked)
     node.graph.erase_node(node)
@@ -130,7 +139,8 @@ def _is_kept_in_float(tensor: Node) -> bool:
     readers = [root]
     for reader in readers:
         readers += [user for user in reader.users if is_view(user) and user not in readers]
-    return any(is_backward(user) and not is_view(user) for reader in readers for user in reader.users)
+    found = (user for reader in readers for user in reader.users if user.target is not aten.threshold_backward.default)
+    return any(is_backward(user) and not is_view(user) for user in found)
 
 
 def _is_quantized(root: Node) -> bool:

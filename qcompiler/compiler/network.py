@@ -50,9 +50,8 @@ _KINDS: Final = {
 #: kinds that hold the same tensor as their first argument, in another form
 CARRIERS: Final = frozenset({"packing", "dequantizer", "view", "item"})
 
-
-#: end of the name of a node that backward computes again
-AGAIN: Final = "@backward"
+#: parts of a quantizer: one node, also if backward makes the same codes again
+_AGAIN: Final = frozenset({ops.SCALE, ops.ZERO_POINT, ops.QUANTIZE, ops.PACK, ops.CHECKED})
 
 
 def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
@@ -69,10 +68,6 @@ def build_network(stages: Sequence[Stage]) -> "networkx.MultiDiGraph[str]":
         if data["kind"] == "quantizer":
             found = (reader for reader, _ in operand_readers(graph, node))
             data["consumers"] = tuple(reader for reader in found if not graph.nodes[reader]["recomputed"])
-    for node, data in graph.nodes(data=True):
-        if data["kind"] == "quantizer":
-            again = graph.nodes.get(f"{node}{AGAIN}", {}).get("consumers", ())
-            data["consumers"] = (*data["consumers"], *again)
             _place_quantizer(data, [graph.nodes[reader] for reader in data["consumers"]])
     _settle_sums(graph)
     return graph
@@ -146,9 +141,14 @@ class _Builder:
         backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
         name = self.prefix + node.name
         recomputed = name in self.graph
-        self.names[node] = name = f"{name}{AGAIN}" if recomputed else name
+        if recomputed and node.target in _AGAIN:
+            self.names[node] = name
+            self.graph.nodes[name]["again"] = True
+            return
+        self.names[node] = name = f"{name}@backward" if recomputed else name
         data = _describe_node(node, self.free) | {
             "recomputed": recomputed,
+            "again": False,
             "lane": "backward" if backward else "forward",
         }
         data |= {"saved": node in self.saved, "saved_bytes": saved_size(node) if node in self.saved else 0}
@@ -171,8 +171,9 @@ class _Builder:
     def connect(self, source: Node, name: str, arg: int) -> None:
         start = self.names[source]
         lanes = self.graph.nodes[start]["lane"], self.graph.nodes[name]["lane"]
+        saved = lanes == ("forward", "backward") and not self.graph.nodes[start]["again"]
         operand: dict[str, Any] = next((o for o in self.graph.nodes[name].get("operands", ()) if o["arg"] == arg), {})
-        data = {"arg": arg, "saved": lanes == ("forward", "backward"), "bytes": self.graph.nodes[start]["bytes"]}
+        data = {"arg": arg, "saved": saved, "bytes": self.graph.nodes[start]["bytes"]}
         self.graph.add_edge(start, name, arg, operand=operand.get("name", ""), kept=operand.get("kept", ""), **data)
 
     def add_outputs(self, results: Sequence[Any], named: Sequence[tuple[str, str]]) -> None:
@@ -185,7 +186,7 @@ class _Builder:
             data = {key: source[key] for key in ("lane", "shape", "dtype", "bytes", "source")}
             data |= {"kind": "range output" if is_range else "output", "op": "output", "name": label, "module": module}
             name = f"{self.prefix}{label}"
-            self.graph.add_node(name, **data, saved=False, saved_bytes=0, recomputed=False)
+            self.graph.add_node(name, **data, saved=False, saved_bytes=0, recomputed=False, again=False)
             self.connect(result, name, 0)
 
 

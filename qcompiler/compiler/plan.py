@@ -67,14 +67,14 @@ class QuantPlan:
     #: bytes that forward keeps for backward, without parameters and inputs; of these, codes and scales
     saved_bytes: int = 0
     saved_code_bytes: int = 0
-    #: contractions that are computed as integers
-    integer: int = 0
-    #: contractions of codes that are computed as floats although integers were asked for
-    simulated: tuple[Kept, ...] = ()
     #: indices of the recipe's rules that decided something
     matched: frozenset[int] = frozenset()
     #: graph breaks, fallbacks, rules that matched nothing, rotations that could not be done
     notes: tuple[str, ...] = ()
+    #: contractions that are computed as integers
+    integer: int = 0
+    #: contractions of codes that are computed as floats although integers were asked for
+    simulated: tuple[Kept, ...] = ()
 
     @classmethod
     def of(cls, module: GraphModule) -> "QuantPlan":

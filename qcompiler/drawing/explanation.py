@@ -167,7 +167,7 @@ def operands_of(graph: "networkx.MultiDiGraph[str]") -> dict[tuple[str, int], st
 
 def _quantizer_rows(graph: "networkx.MultiDiGraph[str]") -> Iterator[QuantizerRow]:
     for node, data in graph.nodes(data=True):
-        if data["kind"] == "quantizer" and not data["recomputed"]:
+        if data["kind"] == "quantizer":
             names = tuple(graph.nodes[reader]["name"] for reader in data["consumers"])
             placed = sum(graph.nodes[reader]["product"] != "bias-gradient" for reader in data["consumers"])
             saved = sum(graph.nodes[part]["saved_bytes"] for part in _list_parts(graph, node))

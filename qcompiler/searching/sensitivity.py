@@ -189,7 +189,9 @@ class Sensitivity:
             return held.x.numel() * spec.format.bits + 8 * words * blocks
         backward = any(product.fact.gradient_of is not None for product, _ in self.recording.readers(site))
         codes = math.ceil(held.x.numel() / per_byte(spec.format.bits)) * spec.format.dtype.itemsize
-        return float(codes + words * blocks) if backward and get_role(site) is not Role.GRADIENT else 0.0
+        # gradients are made in backward; parameters are alive there, and their codes are made again
+        is_saved = backward and get_role(site) not in (Role.GRADIENT, Role.WEIGHT)
+        return float(codes + words * blocks) if is_saved else 0.0
 
     @property
     def scale(self) -> float:

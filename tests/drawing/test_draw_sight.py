@@ -223,9 +223,7 @@ def test_every_node_says_what_it_is(window, drawn, show_page):
     words = browser.execute_script(read)
     assert all(title == label and len(title.split()) > 3 for title, label in words)
     assert any(title.startswith("random key: two numbers, drawn once a step") for title, _ in words)
-    assert any(
-        re.search(r"module stem, [\d.]+ K?i?B, \d tensors? that forward keeps for backward", t) for t, _ in words
-    )
+    assert any(re.search(r"module \S+, [\d.]+ K?i?B, \d tensors? that forward keeps for backward", t) for t, _ in words)
     chips = "return [...document.querySelectorAll('#scene .label.saved')].map(e => e.textContent)"
     assert all(re.search(r" K?i?B(, \d+ tensors?)?$", text) for text in browser.execute_script(chips))
     entries = "return [...document.querySelectorAll('#legend label')].map(e => e.title)"

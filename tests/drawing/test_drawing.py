@@ -72,7 +72,8 @@ def test_the_picture_equals_the_graph(network):
         direct = {node for node in after.successors(shape.id) if node not in chips}
         saved = {node for chip in after.successors(shape.id) if chip in chips for node in after.successors(chip)}
         assert (direct | saved) & contractions == set(graph.nodes[shape.id]["consumers"])
-        assert {s.lane for s in shapes if s.id in direct} <= {shape.lane}
+        again = {2} if graph.nodes[shape.id]["again"] else set()  # backward makes the codes again
+        assert {s.lane for s in shapes if s.id in direct} <= {shape.lane, *again}
         assert {s.lane for s in shapes if s.id in saved} <= {2}
 
 

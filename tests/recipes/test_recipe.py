@@ -75,7 +75,7 @@ TEXTS = st.text(max_size=20) | st.sampled_from(YAML_WORDS.split("|"))
 RULES = st.builds(
     Rule,
     spec=st.none() | specs(),
-    role=st.none() | st.sampled_from([role for role in Role if role is not Role.OUTPUT]),
+    role=st.none() | st.sampled_from([Role.WEIGHT, Role.ACTIVATION, Role.GRADIENT]),
     operator=st.sampled_from([*OPERATORS, "*"]),
     module=TEXTS,
     position=st.none() | st.sampled_from(Position),

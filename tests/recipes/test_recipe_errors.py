@@ -78,7 +78,7 @@ def test_invalid_recipe(text, message):
         (["format: int4", "rotate: '12'"], r", rule 2: rotate: got 12; valid: 0 or a power of two$"),
         (["format: int4", "rotate: '-4'"], r", rule 2: rotate: got -4; valid: 0 or a power of two$"),
         (["format: int4", "rotate: many"], r", rule 2: rotate: got 'many'; valid: a whole number, in quotes$"),
-        (["format: int4", "role: grad"], r", rule 2: role: got 'grad'; valid: weight, activation, gradient, output$"),
+        (["format: int4", "role: grad"], r", rule 2: role: got 'grad'; valid: weight, .*, output, saved$"),
         (["format: int4", "position: 1st"], r", rule 2: position: got '1st'; valid: first, inner, last$"),
         (["format: int4", "operator: conv"], r", rule 2: operator: got 'conv'; valid: .* did you mean 'convolution'\?"),
     ],

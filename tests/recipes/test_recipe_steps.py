@@ -135,10 +135,11 @@ class Follower:
         """Checks all quantizers of one step; `learned`: site → the range that the optimizer gave to the step."""
         made, first = set(), {}
         for call in calls:
-            if call.target is ops.QUANTIZE and call.args[6] in first:
-                check_again(call, first[call.args[6]])
+            site = (call.args[6], call.args[5]) if call.target is ops.QUANTIZE else None
+            if site in first:
+                check_again(call, first[site])
             elif call.target is ops.QUANTIZE:
-                first[call.args[6]] = call
+                first[site] = call
                 self.check(call, calls, learned)
                 made.add(identity(call.result, call.args[1], call.args[4]))
                 self.sites.add(call.args[6])
