@@ -1,6 +1,8 @@
 """Patches: the codes that each position of a convolution reads, copied into the row of a matrix."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +39,43 @@ def patches(
     """
     reach = [s * (n - 1) + d * (k - 1) + 1 for n, s, k, d in zip(count, step, taps, dilation, strict=True)]
     inner = make_signed(codes, spec).movedim(1, -1)
-    rows = _pad_codes(inner, find_point(zero_point, spec, len(codes), edge), start, reach)
+    rows = _pad_codes(inner, start, reach, lambda: find_point(zero_point, spec, len(codes), edge))
     sample, *space, channel = rows.stride()
     walk = [stride * s for stride, s in zip(space, step, strict=True)]
     skip = [stride * d for stride, d in zip(space, dilation, strict=True)]
     shape = (len(codes), *count, *taps, rows.shape[-1])
     view = rows.as_strided(shape, (sample, *walk, *skip, channel))
     return view.reshape(_find_shape(codes, count, taps))
+
+
+def turn_taps(codes: Tensor, stride: Sequence[int]) -> Tensor:
+    """Return the codes [out, in, *taps] of a weight as [turned taps · out, stride · in], for the input gradient.
+
+    Tap stride·u + r stands in row (last u − u, out) and column (r, in); zeros fill up the taps to a multiple of the
+    stride. Made for weights without a zero point.
+    """
+    outputs, inputs, *taps = codes.shape
+    turned = [-(-k // s) for k, s in zip(taps, stride, strict=True)]
+    made = codes.new_zeros((*turned, outputs, *stride, inputs))
+    rows = codes.movedim((0, 1), (-2, -1))
+    for place in itertools.product(*map(range, taps)):
+        runs = [u - 1 - k // s for u, k, s in zip(turned, place, stride, strict=True)]
+        rests = [k % s for k, s in zip(place, stride, strict=True)]
+        inner: Any = (*runs, slice(None), *rests)
+        made[inner] = rows[place]
+    return made.reshape(_find_turned(codes, stride))
+
+
+def fake_turn_taps(codes: Tensor, stride: Sequence[int]) -> Tensor:
+    """Return an empty matrix."""
+    return codes.new_empty(_find_turned(codes, stride))
+
+
+def _find_turned(codes: Tensor, stride: Sequence[int]) -> tuple[int, int]:
+    rows, columns, *taps = codes.shape
+    for read, step in zip(taps, stride, strict=True):
+        rows, columns = rows * -(-read // step), columns * step
+    return rows, columns
 
 
 def fake_patches(
@@ -68,7 +100,9 @@ def _find_shape(codes: Tensor, count: Sequence[int], taps: Sequence[int]) -> tup
     return rows, columns
 
 
-def _pad_codes(codes: Tensor, zero: Tensor | int | None, start: Sequence[int], reach: Sequence[int]) -> Tensor:
+def _pad_codes(
+    codes: Tensor, start: Sequence[int], reach: Sequence[int], find_zero: Callable[[], Tensor | int | None]
+) -> Tensor:
     """Return [samples, *reach, channels] in a memory order of its own: the codes from `start` on, zero outside."""
     samples, *space, channels = codes.shape
     padded = codes.new_empty((samples, *reach, channels))
@@ -78,14 +112,14 @@ def _pad_codes(codes: Tensor, zero: Tensor | int | None, start: Sequence[int], r
         inside.append(slice(low - first, high - first))
         taken.append(slice(low, max(high, low)))
     if padded[tuple(inside)].numel() < padded.numel():
-        _fill(padded, 0 if zero is None else zero)
+        _fill(padded, find_zero())
     padded[tuple(inside)] = codes[tuple(taken)]
     return padded
 
 
-def _fill(padded: Tensor, zero: Tensor | int) -> None:
+def _fill(padded: Tensor, zero: Tensor | int | None) -> None:
     """Write the code of zero everywhere; of each sample its own."""
-    if isinstance(zero, int):
-        padded.fill_(zero)
+    if not isinstance(zero, Tensor):
+        padded.fill_(zero or 0)
     else:
         padded.copy_(zero.reshape(-1, *(1,) * (padded.ndim - 1)))

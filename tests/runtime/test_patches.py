@@ -89,7 +89,22 @@ def test_nothing_to_copy(shape):
     assert torch.equal(found, torch.full((shape[0] * 3, shape[1] * 2), -128, dtype=torch.int8))
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (2, 4)])
+@pytest.mark.parametrize("taps", [(3, 3), (1, 1), (2, 5)])
+def test_turned_taps(taps, stride):
+    """Entry by entry: tap stride·u + r stands where position t reads output t − u; zeros elsewhere."""
+    weight = torch.randint(-128, 128, (2, 3, *taps), dtype=torch.int8)
+    turned = [-(-k // s) for k, s in zip(taps, stride, strict=True)]
+    found = ops.TURN_TAPS(weight, list(stride)).reshape(*turned, 2, *stride, 3)
+    for u, v, r, q in itertools.product(*map(range, (*turned, *stride))):
+        tap = stride[0] * u + r, stride[1] * v + q
+        inside = tap[0] < taps[0] and tap[1] < taps[1]
+        entry = found[turned[0] - 1 - u, turned[1] - 1 - v, :, r, q]
+        assert torch.equal(entry, weight[:, :, *tap] if inside else torch.zeros(2, 3, dtype=torch.int8))
+
+
 def test_traced_they_are_the_same():
     spec, codes = draw_codes("affine8", (2, 3, 4, 4), 0)
     given = (codes, torch.tensor([3], dtype=torch.uint8), str(spec), 2, [-1, 0], [2, 2], [2, 1], [3, 2], [1, 2])
     torch.library.opcheck(ops.PATCHES, given, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(ops.TURN_TAPS, (codes, [2, 3]), test_utils=("test_schema", "test_faketensor"))
