@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qcompiler.runtime import recompute, references, shapes
 from qcompiler.runtime.numbers.biases import integer_bias
+from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
 from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
 
 
@@ -90,6 +91,16 @@ MATMUL_CODES: Final = _define_operator(
     matmul_codes,
     fake_matmul_codes,
 )
+PATCHES: Final = _define_operator(
+    "patches(Tensor codes, Tensor? zero_point, str spec, int edge, int[] start, int[] count, int[] step, int[] taps, "
+    "int[] dilation) -> Tensor",
+    patches,
+    fake_patches,
+    torch.Tag.flexible_layout,
+)
+TURN_TAPS: Final = _define_operator(
+    "turn_taps(Tensor codes, int[] stride) -> Tensor", turn_taps, fake_turn_taps, torch.Tag.flexible_layout
+)
 DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", references.draw_key, shapes.draw_key, torch.Tag.nondeterministic_seeded
 )
@@ -111,7 +122,8 @@ POOL_INDICES: Final = _define_operator(
     recompute.pool_indices,
 )
 
-#: operator → the plain torch code that a compiler traces in its place; `draw_key` stays a call, so that it draws anew
+#: operator → the plain torch code that a compiler traces in its place. Three stay calls: `draw_key`, so that it
+#: draws anew, `patches` and `turn_taps`, since torch copies runs of bytes and compiled loops copy byte by byte
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,
@@ -127,6 +139,7 @@ DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     UNPACK: references.unpack,
     LAY_OUT: references.lay_out,
     INTEGER_BIAS: integer_bias,
+    MATMUL_CODES: matmul_codes,
     NORM_AGAIN: recompute.expand_norm,
     POOL_OFFSETS: recompute.pool_offsets,
     POOL_INDICES: recompute.pool_indices,

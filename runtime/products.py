@@ -38,7 +38,7 @@ def matmul_codes(
     columns.
 
     Args:
-        a: codes [rows, length], as `quantize` or `unpack` returns them.
+        a: codes [rows, length], as `quantize`, `unpack` or `patches` returns them.
         a_scale: one value for every `a_edge` rows, in their order, of any shape.
         a_zero_point: like `a_scale`, for formats that have one.
         b: codes [length, columns].
@@ -53,9 +53,10 @@ def matmul_codes(
         dtype: of the result.
     """
     rows, columns = a.shape[0], b.shape[1]
-    left, right = _make_signed(a, a_spec), _make_signed(b, b_spec)
-    a_point = _find_point(a_zero_point, a_spec, rows, a_edge, (-1, 1))
-    b_point = _find_point(b_zero_point, b_spec, columns, b_edge, (1, -1))
+    left, right = make_signed(a, a_spec), make_signed(b, b_spec)
+    a_point = find_point(a_zero_point, a_spec, rows, a_edge)
+    b_point = find_point(b_zero_point, b_spec, columns, b_edge)
+    a_point = a_point.reshape(-1, 1) if isinstance(a_point, Tensor) else a_point
     sums = _subtract_points(multiply(left, right, kernel), left, right, a_point, b_point)
     a_factor = _spread(scales.get_factor(a_scale), rows, a_edge).reshape(-1, 1)
     b_factor = _spread(scales.get_factor(b_scale), columns, b_edge).reshape(1, -1)
@@ -105,19 +106,19 @@ def _is_shifted(form: Format) -> bool:
     return form.kind is not Kind.SIGNED and form.bits == 8
 
 
-def _make_signed(codes: Tensor, spec: str) -> Tensor:
-    """Return codes as int8; those of 0 … 255 less 128."""
-    if _is_shifted(parse_spec(spec).format):
-        return (codes.to(torch.int32) - 128).to(torch.int8)
-    return codes.to(torch.int8)
+def make_signed(codes: Tensor, spec: str) -> Tensor:
+    """Return codes as int8; those of 0 … 255 less 128, unless they are so already."""
+    if codes.dtype is torch.int8 or not _is_shifted(parse_spec(spec).format):
+        return codes.to(torch.int8)
+    return (codes.to(torch.int32) - 128).to(torch.int8)
 
 
-def _find_point(point: Tensor | None, spec: str, extent: int, edge: int, shape: tuple[int, int]) -> Tensor | int | None:
-    """Return the int8 code of zero, int32 along `shape`; None: it is 0."""
+def find_point(point: Tensor | None, spec: str, extent: int, edge: int) -> Tensor | int | None:
+    """Return the int8 code of zero, as int32 [extent] or [1]; None: it is 0."""
     shift = 128 if _is_shifted(parse_spec(spec).format) else 0
     if point is None:
         return -shift or None
-    return _spread(point.to(torch.int32), extent, edge).reshape(shape) - shift
+    return _spread(point.to(torch.int32), extent, edge) - shift
 
 
 def _subtract_points(

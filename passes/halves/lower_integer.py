@@ -8,17 +8,12 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.code_matrix import CodeMatrix, read_matrix
+from qcompiler.passes.ir.code_matrix import read_matrix
+from qcompiler.passes.ir.code_product import CONVOLUTIONS, Side, choose_kernel, insert_product, list_products_of_codes
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import get_value, iterate_contractions, set_fact
-from qcompiler.passes.ir.quantizer import insert_operator
+from qcompiler.passes.ir.meta import get_value, set_fact
 from qcompiler.passes.ir.views import aten
-from qcompiler.passes.ir.walk import list_operands
 from qcompiler.passes.joint.annotate_roles import MATRIX_PRODUCTS
-from qcompiler.runtime import ops
-from qcompiler.runtime.kernels.kernel import Facts
-from qcompiler.runtime.kernels.table import find_kernel
-from qcompiler.runtime.products import explain_product
 
 
 class Execution(enum.StrEnum):
@@ -53,9 +48,8 @@ class LowerInteger:
         return sum(self._lower_half(half) for half in halves.graphs)
 
     def _lower_half(self, half: GraphModule) -> int:
-        found = [(node, fact) for node, fact in iterate_contractions(half.graph) if node.target is not ops.MATMUL_CODES]
-        quantized = [(node, fact) for node, fact in found if len(list_operands(node, fact)) == 2]
-        return sum(self._lower_contraction(node, fact) for node, fact in quantized)
+        found = [pair for pair in list_products_of_codes(half.graph) if pair[0].target not in CONVOLUTIONS]
+        return sum(self._lower_contraction(node, fact) for node, fact in found)
 
     def _lower_contraction(self, node: Node, fact: Contraction) -> bool:
         product = _read_product(node, faster=self.execution is Execution.AUTO)
@@ -66,7 +60,7 @@ class LowerInteger:
         return True
 
 
-def _read_product(node: Node, *, faster: bool) -> tuple[CodeMatrix, CodeMatrix, str] | str:
+def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:
     """Return both operands of a contraction and the name of the kernel, or the reason why there is none."""
     if node.target not in (aten.mm.default, aten.addmm.default):
         return f"no kernel computes {node.target} on codes"
@@ -76,41 +70,16 @@ def _read_product(node: Node, *, faster: bool) -> tuple[CodeMatrix, CodeMatrix, 
     left, right = read_matrix(cast(Node, node.args[first]), 0), read_matrix(cast(Node, node.args[second]), 1)
     if isinstance(left, str) or isinstance(right, str):
         return left if isinstance(left, str) else str(right)
-    facts = _list_facts(node, left, right)
-    reason = explain_product(facts, get_value(node).dtype)
-    kernel = reason or find_kernel(facts, faster=faster)
-    return kernel if isinstance(kernel, str) else (left, right, kernel.name)
-
-
-def _list_facts(node: Node, left: CodeMatrix, right: CodeMatrix) -> Facts:
-    """Return what kernels go by."""
-    formats = left.reader.spec.format, right.reader.spec.format
+    sides = Side(left, left.extent, left.edge), Side(right, right.extent, right.edge)
     length = get_value(left.reader.codes).numel() // max(1, left.extent)
-    device = get_value(node).device.type
-    return Facts(device=device, formats=formats, rows=left.extent, length=length, columns=right.extent)
+    kernel, reason = choose_kernel(*sides, length, get_value(node).dtype, faster=faster)
+    return reason or (*sides, kernel)
 
 
-def _write_product(node: Node, fact: Contraction, left: CodeMatrix, right: CodeMatrix, kernel: str) -> None:
+def _write_product(node: Node, fact: Contraction, left: Side, right: Side, kernel: str) -> None:
     """Write the product of codes in place of a contraction."""
-    given = {
-        "a": left.insert_codes(node),
-        "a_scale": left.insert_scale(node),
-        "a_zero_point": left.reader.zero_point,
-        "b": right.insert_codes(node),
-        "b_scale": right.insert_scale(node),
-        "b_zero_point": right.reader.zero_point,
-        "bias": node.args[0] if node.target is aten.addmm.default else None,
-        "a_spec": left.reader.text,
-        "b_spec": right.reader.text,
-        "a_edge": left.edge,
-        "b_edge": right.edge,
-        "kernel": kernel,
-        "dtype": get_value(node).dtype,
-    }
-    made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
-    # the left operand is the first argument of both operators, the right one the fourth
-    first = min(operand.arg for operand in fact.operands)
-    operands = tuple(dataclasses.replace(o, arg=0 if o.arg == first else 3) for o in fact.operands)
-    set_fact(made, dataclasses.replace(fact, operands=operands))
+    bias = cast(Node, node.args[0]) if node.target is aten.addmm.default else None
+    sides = (left, left.tensor.insert_codes(node)), (right, right.tensor.insert_codes(node))
+    made = insert_product(node, fact, *sides, bias, kernel, get_value(node).dtype)
     node.replace_all_uses_with(made)
     node.graph.erase_node(node)

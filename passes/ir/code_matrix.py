@@ -1,4 +1,4 @@
-"""An operand of a matrix product as codes: the views between both, and the rows or columns that share a scale."""
+"""An operand of a contraction as codes: the views between both, and the indices that share a scale."""
 
 import dataclasses
 import math
@@ -19,14 +19,14 @@ from qcompiler.runtime.numbers.blocks import view_blocks
 
 @dataclasses.dataclass(frozen=True)
 class CodeMatrix:
-    """A matrix of floats that codes were turned back into."""
+    """A matrix, or a tensor, of floats that codes were turned back into."""
 
     reader: Dequantizer
     #: from the dequantizer to the operand, in order
     views: tuple[Node, ...]
-    #: extent of the axis that is not summed
+    #: extent of the dimension that is not summed
     extent: int
-    #: how many indices along that axis share a scale; all of them with one scale a tensor
+    #: how many indices along that dimension share a scale; all of them with one scale a tensor
     edge: int
 
     def insert_codes(self, before: Node) -> Node:
@@ -57,7 +57,7 @@ def read_matrix(operand: Node, free: int) -> CodeMatrix | str:
 
     Args:
         operand: a dequantizer of codes, or a view of one.
-        free: the dimension that is not summed: 0 of the left operand, 1 of the right one.
+        free: the dimension that is not summed: 0 of the left operand of a matrix product, 1 of the right one.
     """
     views = []
     while is_view(operand):
@@ -84,7 +84,7 @@ def _find_edge(reader: Dequantizer, views: Sequence[Node], free: int) -> int | s
     numbers = blocks.spread(torch.arange(count, dtype=torch.int32).reshape(blocks.counts))
     for view in views:
         numbers = _view_numbers(view, numbers)
-    runs = numbers.movedim(free, 0)
+    runs = numbers.movedim(free, 0).flatten(1)
     if runs.numel() and bool((runs != runs[:, :1]).any()):
         return f"the scale of block {spec.block} changes along the summed axis"
     rows = runs[:, 0] if runs.numel() else runs.new_zeros(0)

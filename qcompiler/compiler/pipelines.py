@@ -18,6 +18,7 @@ from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.drop_packing import DropPacking
 from qcompiler.passes.halves.halves import Halves, check_halves
 from qcompiler.passes.halves.join_norms import JoinNorms
+from qcompiler.passes.halves.lower_convolutions import LowerConvolutions
 from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
 from qcompiler.passes.halves.order_outputs import OrderOutputs
 from qcompiler.passes.halves.pack_saved import PackSaved
@@ -104,6 +105,7 @@ def halves_pipeline(rules: Sequence[Rule] = (), execution: Execution = Execution
             DropPacking(),  # of codes that one half makes and reads
             RestoreHalves(),  # strides as traced, in nodes that backward computes anew
             RelaxViews(),  # of tensors whose strides the compiler chooses
+            LowerConvolutions(execution),  # products of patches of codes
             LowerInteger(execution),  # products of codes, without floats in between
         ),
         check_halves,

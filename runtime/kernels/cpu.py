@@ -9,6 +9,8 @@ from qcompiler.runtime.kernels.kernel import Facts, Kernel
 
 #: 32·64·64: a layer of this size takes as long in float, with zero points (benchmarks/integer.py; AMD EPYC with VNNI)
 LEAST_PRODUCTS: Final = 2**17
+#: copying one element of patches takes about as long as 20 products in float (3×3, one thread)
+LEAST_REUSE: Final = 32
 
 
 def _explain_int_mm(facts: Facts) -> str:
@@ -25,6 +27,8 @@ def _explain_int_mm(facts: Facts) -> str:
 
 def _weigh_int_mm(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
+    if 0 < facts.reuse < LEAST_REUSE:
+        return f"float is as fast for patches that {facts.reuse} products read; valid: {LEAST_REUSE}"
     products = facts.rows * facts.length * facts.columns
     return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
 

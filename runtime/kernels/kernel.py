@@ -23,6 +23,8 @@ class Facts:
     rows: int
     length: int
     columns: int
+    #: products that read one element of copied patches; 0: nothing is copied
+    reuse: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime import ops
+from qcompiler.runtime import ops, references
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
@@ -94,7 +94,7 @@ def test_bit_for_bit_the_product_of_floats(length, dtype, kernel):
     """Powers of two and 1040·127² < 2²⁴: float32 holds every partial sum, so the order of sums does not matter."""
     a, b = (Side.draw("int8", extent, length, extent, seed, "max") for extent, seed in ((9, 0), (12, 1)))
     a.scale, b.scale = (torch.full((1, 1), code, dtype=torch.uint8) for code in (125, 121))
-    floats = [ops.dequantize(s.codes, s.scale, None, s.spec, "bc", torch.float32) for s in (a, b)]
+    floats = [references.dequantize(s.codes, s.scale, None, s.spec, "bc", torch.float32) for s in (a, b)]
     assert torch.equal(multiply(a, b, kernel, dtype), (floats[0] @ floats[1].t()).to(dtype))
 
 
@@ -102,7 +102,7 @@ def test_bit_for_bit_the_product_of_floats(length, dtype, kernel):
 def test_unpacked_codes(kernel):
     a, b = (Side.draw("int4", 6, 8, 6, seed) for seed in (0, 1))
     whole = multiply(a, b, kernel)
-    a.codes = ops.unpack(ops.pack(a.codes, 4), [6, 8], 4, True)
+    a.codes = references.unpack(references.pack(a.codes, 4), [6, 8], 4, True)
     assert per_byte(4) == 2
     assert a.codes.dtype is torch.int32
     assert torch.equal(multiply(a, b, kernel), whole)
@@ -188,3 +188,9 @@ def facts(left="int8", right="int8", length=64):
 def test_what_cannot_be_computed(given, dtype, reason):
     found = explain_product(given, dtype)
     assert found == reason if reason == "" else reason in found
+
+
+def test_compiled_code_has_no_call_of_ours_inside_a_loop():
+    """Inductor fuses scales and what follows only if it sees the plain code."""
+    operators = {value for value in vars(ops).values() if isinstance(value, torch._ops.OpOverload)}
+    assert operators - ops.DECOMPOSITIONS.keys() == {ops.DRAW_KEY, ops.PATCHES, ops.TURN_TAPS}

@@ -1,0 +1,96 @@
+"""A contraction as one product of two matrices of codes."""
+
+import dataclasses
+from typing import Final
+
+import torch
+from torch.fx import Graph, Node
+
+from qcompiler.passes.ir.code_matrix import CodeMatrix
+from qcompiler.passes.ir.facts import Contraction, Operand
+from qcompiler.passes.ir.meta import get_value, iterate_contractions, set_fact
+from qcompiler.passes.ir.quantizer import insert_operator
+from qcompiler.passes.ir.views import aten
+from qcompiler.passes.ir.walk import list_operands
+from qcompiler.runtime import ops
+from qcompiler.runtime.kernels.kernel import Facts
+from qcompiler.runtime.kernels.table import find_kernel
+from qcompiler.runtime.products import explain_product
+
+#: letter of the summed axis → letter of the other axis of that matrix
+_FREE: Final = {"c": "b", "b": "c", "i": "o", "o": "i"}
+
+#: contractions of more than two axes, which are products of patches
+CONVOLUTIONS: Final = (aten.convolution.default, aten.convolution_backward.default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One matrix: the tensor whose codes it holds, and how many rows or columns there are and share a scale."""
+
+    tensor: CodeMatrix
+    extent: int
+    edge: int
+
+
+def list_products_of_codes(graph: Graph) -> list[tuple[Node, Contraction]]:
+    """Return every contraction whose operands are both codes that became floats."""
+    found = [(node, fact) for node, fact in iterate_contractions(graph) if node.target is not ops.MATMUL_CODES]
+    return [(node, fact) for node, fact in found if len(list_operands(node, fact)) == 2]
+
+
+def choose_kernel(
+    left: Side, right: Side, length: int, dtype: torch.dtype, *, faster: bool, reuse: int = 0
+) -> tuple[str, str]:
+    """Return the name of a kernel and an empty string, or an empty name and the reason why there is none.
+
+    Args:
+        length: products in a sum.
+        dtype: of the result.
+        faster: only a kernel that is faster than the float kernel.
+        reuse: products that read one element of copied patches; 0: nothing is copied.
+    """
+    formats = left.tensor.reader.spec.format, right.tensor.reader.spec.format
+    device = get_value(left.tensor.reader.codes).device.type
+    facts = Facts(device=device, formats=formats, rows=left.extent, length=length, columns=right.extent, reuse=reuse)
+    found = explain_product(facts, dtype) or find_kernel(facts, faster=faster)
+    return ("", found) if isinstance(found, str) else (found.name, "")
+
+
+def insert_product(
+    node: Node,
+    fact: Contraction,
+    left: tuple[Side, Node],
+    right: tuple[Side, Node],
+    bias: Node | None,
+    kernel: str,
+    dtype: torch.dtype,
+) -> Node:
+    """Return the product of two matrices of codes in front of a contraction, with the facts of the contraction."""
+    (a, a_codes), (b, b_codes) = left, right
+    given = {
+        "a": a_codes,
+        "a_scale": a.tensor.insert_scale(node),
+        "a_zero_point": a.tensor.reader.zero_point,
+        "b": b_codes,
+        "b_scale": b.tensor.insert_scale(node),
+        "b_zero_point": b.tensor.reader.zero_point,
+        "bias": bias,
+        "a_spec": a.tensor.reader.text,
+        "b_spec": b.tensor.reader.text,
+        "a_edge": a.edge,
+        "b_edge": b.edge,
+        "kernel": kernel,
+        "dtype": dtype,
+    }
+    made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
+    first = min(operand.arg for operand in fact.operands)
+    operands = tuple(_describe_operand(operand, is_left=operand.arg == first) for operand in fact.operands)
+    set_fact(made, dataclasses.replace(fact, operands=operands))
+    return made
+
+
+def _describe_operand(operand: Operand, *, is_left: bool) -> Operand:
+    """Return an operand as a matrix: the left one is the first argument of the product, the right one the fourth."""
+    summed, free = operand.contracted, _FREE[operand.contracted]
+    return dataclasses.replace(operand, arg=0 if is_left else 3, layout=free + summed if is_left else summed + free)
