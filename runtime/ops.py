@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import recompute, references, shapes
+from qcompiler.runtime.kernels.table import fake_multiply_batch, multiply_batch
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
 from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
@@ -91,6 +92,9 @@ MATMUL_CODES: Final = _define_operator(
     matmul_codes,
     fake_matmul_codes,
 )
+MULTIPLY_BATCH: Final = _define_operator(
+    "multiply_batch(Tensor a, Tensor b, str kernel) -> Tensor", multiply_batch, fake_multiply_batch
+)
 PATCHES: Final = _define_operator(
     "patches(Tensor codes, Tensor? zero_point, str spec, int edge, int[] start, int[] count, int[] step, int[] taps, "
     "int[] dilation) -> Tensor",
@@ -122,8 +126,9 @@ POOL_INDICES: Final = _define_operator(
     recompute.pool_indices,
 )
 
-#: operator → the plain torch code that a compiler traces in its place. Three stay calls: `draw_key`, so that it
-#: draws anew, `patches` and `turn_taps`, since torch copies runs of bytes and compiled loops copy byte by byte
+#: operator → the plain torch code that a compiler traces in its place. Four stay calls: `draw_key`, so that it
+#: draws anew; `multiply_batch`, a loop over kernels; `patches` and `turn_taps`, since torch copies runs of bytes and
+#: compiled loops copy byte by byte
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,

@@ -1,6 +1,7 @@
-"""The product of two matrices of codes: integers are summed, and each sum is scaled once."""
+"""The product of two matrices of codes, or of a batch of those: integers are summed, and each sum is scaled once."""
 
-from typing import Final
+import math
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from qcompiler.runtime.spec import parse_spec
 
 #: types of a result that one float32 can be rounded to
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+_Point = TypeVar("_Point", Tensor, Tensor | int | None)
 
 
 def matmul_codes(
@@ -38,13 +40,13 @@ def matmul_codes(
     columns.
 
     Args:
-        a: codes [rows, length], as `quantize`, `unpack` or `patches` returns them.
-        a_scale: one value for every `a_edge` rows, in their order, of any shape.
+        a: codes [rows, length] or [batch, rows, length], as `quantize`, `unpack` or `patches` returns them.
+        a_scale: one value for every `a_edge` rows, in their order throughout the batch, of any shape.
         a_zero_point: like `a_scale`, for formats that have one.
-        b: codes [length, columns].
+        b: codes [length, columns] or [batch, length, columns].
         b_scale: one value for every `b_edge` columns.
         b_zero_point: like `b_scale`.
-        bias: broadcast to [rows, columns].
+        bias: broadcast to the result.
         a_spec: `str` of the `QuantSpec` of `a`.
         b_spec: that of `b`.
         a_edge: rows of `a` that share a scale.
@@ -52,14 +54,13 @@ def matmul_codes(
         kernel: the name of a kernel (runtime/kernels/table.py); empty: the reference.
         dtype: of the result.
     """
-    rows, columns = a.shape[0], b.shape[1]
+    rows, columns = (*a.shape[:-1], 1), (*b.shape[:-2], 1, b.shape[-1])
     left, right = make_signed(a, a_spec), make_signed(b, b_spec)
-    a_point = find_point(a_zero_point, a_spec, rows, a_edge)
-    b_point = find_point(b_zero_point, b_spec, columns, b_edge)
-    a_point = a_point.reshape(-1, 1) if isinstance(a_point, Tensor) else a_point
+    a_point = _stand_along(find_point(a_zero_point, a_spec, math.prod(rows), a_edge), rows)
+    b_point = _stand_along(find_point(b_zero_point, b_spec, math.prod(columns), b_edge), columns)
     sums = _subtract_points(multiply(left, right, kernel), left, right, a_point, b_point)
-    a_factor = _spread(scales.get_factor(a_scale), rows, a_edge).reshape(-1, 1)
-    b_factor = _spread(scales.get_factor(b_scale), columns, b_edge).reshape(1, -1)
+    a_factor = _stand_along(_spread(scales.get_factor(a_scale), math.prod(rows), a_edge), rows)
+    b_factor = _stand_along(_spread(scales.get_factor(b_scale), math.prod(columns), b_edge), columns)
     # the smaller one first: neither the product of both scales nor the first step leaves the range of float32 alone
     values = sums.to(torch.float32) * torch.minimum(a_factor, b_factor) * torch.maximum(a_factor, b_factor)
     return (values if bias is None else values + bias.to(torch.float32)).to(dtype)
@@ -81,7 +82,7 @@ def fake_matmul_codes(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return an empty result."""
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=dtype)
 
 
 def explain_product(facts: Facts, dtype: torch.dtype) -> str:
@@ -126,12 +127,17 @@ def _subtract_points(
 ) -> Tensor:
     """Return Σ(a − p)(b − q) = Σab − p·Σb − q·Σa + length·p·q. The terms can wrap around, the result does not."""
     if a_point is not None:
-        sums = sums - a_point * b.sum(0, keepdim=True, dtype=torch.int32)
+        sums = sums - a_point * b.sum(-2, keepdim=True, dtype=torch.int32)
     if b_point is not None:
-        sums = sums - b_point * a.sum(1, keepdim=True, dtype=torch.int32)
+        sums = sums - b_point * a.sum(-1, keepdim=True, dtype=torch.int32)
     if a_point is not None and b_point is not None:
-        sums = sums + a.shape[1] * a_point * b_point
+        sums = sums + a.shape[-1] * a_point * b_point
     return sums
+
+
+def _stand_along(values: _Point, shape: tuple[int, ...]) -> _Point:
+    """Return values of every row or column in a shape that meets the sums; one value stays alone."""
+    return values.reshape(shape) if isinstance(values, Tensor) and values.numel() > 1 else values
 
 
 def _spread(values: Tensor, extent: int, edge: int) -> Tensor:

@@ -53,6 +53,7 @@ INSIDE = {
         "runtime.shapes",
         "runtime.products",
         "runtime.patches",
+        "runtime.kernels",
     },
     "runtime.quantized": {"runtime.numbers", "runtime.spec", "runtime.references"},
     "runtime.figures": {"runtime.numbers", "runtime.spec", "runtime.scales", "runtime.quantized"},

@@ -29,7 +29,7 @@ class Execution(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class LowerInteger:
-    """mm(view(dequantize(A)), view(dequantize(B))) → matmul_codes(view(A), view(B)), in both halves.
+    """mm(view(dequantize(A)), view(dequantize(B))) → matmul_codes(view(A), view(B)), in both halves; bmm as well.
 
     1. Both operands are codes of integers, no scale changes along the summed axis, and the table has a kernel.
     2. What is not lowered has the reason in its `Contraction`.
@@ -62,15 +62,18 @@ class LowerInteger:
 
 def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:
     """Return both operands of a contraction and the name of the kernel, or the reason why there is none."""
-    if node.target not in (aten.mm.default, aten.addmm.default):
+    if node.target not in MATRIX_PRODUCTS:
         return f"no kernel computes {node.target} on codes"
-    if node.target is aten.addmm.default and (get_argument(node, "beta"), get_argument(node, "alpha")) != (1, 1):
-        return "the product is scaled by a number of its own"
     first, second = MATRIX_PRODUCTS[node.target]
-    left, right = read_matrix(cast(Node, node.args[first]), 0), read_matrix(cast(Node, node.args[second]), 1)
+    if first == 1 and (get_argument(node, "beta"), get_argument(node, "alpha")) != (1, 1):
+        return "the product is scaled by a number of its own"
+    batch = tuple(range(get_value(node).ndim - 2))
+    left = read_matrix(cast(Node, node.args[first]), *batch, len(batch))
+    right = read_matrix(cast(Node, node.args[second]), *batch, len(batch) + 1)
     if isinstance(left, str) or isinstance(right, str):
         return left if isinstance(left, str) else str(right)
-    sides = Side(left, left.extent, left.edge), Side(right, right.extent, right.edge)
+    *_, rows, columns = get_value(node).shape
+    sides = Side(left, rows, left.edge), Side(right, columns, right.edge)
     length = get_value(left.reader.codes).numel() // max(1, left.extent)
     kernel, reason = choose_kernel(*sides, length, get_value(node).dtype, faster=faster)
     return reason or (*sides, kernel)
@@ -78,7 +81,7 @@ def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:
 
 def _write_product(node: Node, fact: Contraction, left: Side, right: Side, kernel: str) -> None:
     """Write the product of codes in place of a contraction."""
-    bias = cast(Node, node.args[0]) if node.target is aten.addmm.default else None
+    bias = cast(Node, node.args[0]) if node.target in (aten.addmm.default, aten.baddbmm.default) else None
     sides = (left, left.tensor.insert_codes(node)), (right, right.tensor.insert_codes(node))
     made = insert_product(node, fact, *sides, bias, kernel, get_value(node).dtype)
     node.replace_all_uses_with(made)

@@ -24,9 +24,9 @@ class CodeMatrix:
     reader: Dequantizer
     #: from the dequantizer to the operand, in order
     views: tuple[Node, ...]
-    #: extent of the dimension that is not summed
+    #: indices along the dimensions that are not summed
     extent: int
-    #: how many indices along that dimension share a scale; all of them with one scale a tensor
+    #: how many of these indices share a scale; all of them with one scale a tensor
     edge: int
 
     def insert_codes(self, before: Node) -> Node:
@@ -52,19 +52,20 @@ class CodeMatrix:
         return insert_operator(before.graph, ops.CHECKED, given, before=before, name=name)
 
 
-def read_matrix(operand: Node, free: int) -> CodeMatrix | str:
+def read_matrix(operand: Node, *free: int) -> CodeMatrix | str:
     """Return what an operand is in codes, or the reason why no scale can stand in front of the sum.
 
     Args:
         operand: a dequantizer of codes, or a view of one.
-        free: the dimension that is not summed: 0 of the left operand of a matrix product, 1 of the right one.
+        free: the dimensions that are not summed: 0 of the left operand of a matrix product, 1 of the right one.
     """
     views = []
     while is_view(operand):
         views.append(operand)
         operand = cast(Node, operand.args[0])
     reader, chain = Dequantizer(operand), tuple(reversed(views))
-    extent = get_value(chain[-1] if chain else operand).shape[free]
+    shape = get_value(chain[-1] if chain else operand).shape
+    extent = math.prod(shape[dim] for dim in free)
     edge = _find_edge(reader, chain, free)
     return edge if isinstance(edge, str) else CodeMatrix(reader, chain, extent, edge)
 
@@ -73,7 +74,7 @@ def _view_numbers(view: Node, numbers: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, run_call(view, lambda _: numbers))
 
 
-def _find_edge(reader: Dequantizer, views: Sequence[Node], free: int) -> int | str:
+def _find_edge(reader: Dequantizer, views: Sequence[Node], free: tuple[int, ...]) -> int | str:
     """Return how many indices along `free` share a scale.
 
     The scales are numbered, and the numbers take the way of the codes.
@@ -84,7 +85,7 @@ def _find_edge(reader: Dequantizer, views: Sequence[Node], free: int) -> int | s
     numbers = blocks.spread(torch.arange(count, dtype=torch.int32).reshape(blocks.counts))
     for view in views:
         numbers = _view_numbers(view, numbers)
-    runs = numbers.movedim(free, 0).flatten(1)
+    runs = numbers.movedim(free, tuple(range(len(free)))).flatten(0, len(free) - 1).flatten(1)
     if runs.numel() and bool((runs != runs[:, :1]).any()):
         return f"the scale of block {spec.block} changes along the summed axis"
     rows = runs[:, 0] if runs.numel() else runs.new_zeros(0)

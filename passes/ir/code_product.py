@@ -85,12 +85,14 @@ def insert_product(
     }
     made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
     first = min(operand.arg for operand in fact.operands)
-    operands = tuple(_describe_operand(operand, is_left=operand.arg == first) for operand in fact.operands)
+    batch = "g" * (get_value(a_codes).ndim - 2)
+    operands = tuple(_describe_operand(operand, batch, is_left=operand.arg == first) for operand in fact.operands)
     set_fact(made, dataclasses.replace(fact, operands=operands))
     return made
 
 
-def _describe_operand(operand: Operand, *, is_left: bool) -> Operand:
+def _describe_operand(operand: Operand, batch: str, *, is_left: bool) -> Operand:
     """Return an operand as a matrix: the left one is the first argument of the product, the right one the fourth."""
     summed, free = operand.contracted, _FREE[operand.contracted]
-    return dataclasses.replace(operand, arg=0 if is_left else 3, layout=free + summed if is_left else summed + free)
+    layout = batch + (free + summed if is_left else summed + free)
+    return dataclasses.replace(operand, arg=0 if is_left else 3, layout=layout)

@@ -1,6 +1,6 @@
 """Every kernel, and the choice of one."""
 
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -29,8 +29,27 @@ def find_kernel(facts: Facts, *, faster: bool) -> Kernel | str:
 
 def multiply(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     """Return the sums of products of int8 codes as int32, by the kernel of a name, or by the reference (empty)."""
+    if kernel and a.ndim > 2:
+        return cast(Tensor, torch.ops.qcompiler.multiply_batch.default(a, b, kernel))
     if kernel:
-        (found,) = (row for row in KERNELS if row.name == kernel)
-        return found.call(a, b)
+        return _get_kernel(kernel).call(a, b)
     # float64 holds every sum that int32 does, on every device
     return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int32)
+
+
+def multiply_batch(a: Tensor, b: Tensor, kernel: str) -> Tensor:
+    """Return the sums of products of matrix after matrix: one call in compiled code, whatever the batch."""
+    call, sums = _get_kernel(kernel).call, fake_multiply_batch(a, b, kernel)
+    for left, right, result in zip(a, b, sums, strict=True):
+        result.copy_(call(left, right))
+    return sums
+
+
+def fake_multiply_batch(a: Tensor, b: Tensor, kernel: str) -> Tensor:
+    """Return an empty result."""
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.int32)
+
+
+def _get_kernel(name: str) -> Kernel:
+    (found,) = (row for row in KERNELS if row.name == name)
+    return found

@@ -149,6 +149,21 @@ def test_the_reference_takes_every_shape(shape):
     assert torch.equal(multiply(a, b, ""), torch.from_numpy(expected(a, b)).to(torch.float32))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("edges", [(12, 15), (4, 5), (2, 1), (1, 15)])
+def test_a_batch_is_matrix_after_matrix(edges, kernel):
+    """Rows and columns are counted throughout the batch: 3 matrices of 4 rows and 5 columns."""
+    a, b = Side.draw("affine8", 12, 7, edges[0], 0), Side.draw("affine4", 15, 7, edges[1], 1)
+    codes = a.codes.reshape(3, 4, 7), b.codes.reshape(3, 5, 7).transpose(1, 2)
+    sides = (codes[0], a.scale, a.point, codes[1], b.scale, b.point, None, a.spec, b.spec, *edges)
+    given = (*sides, kernel, torch.float32)
+    found = ops.MATMUL_CODES(*given).double()
+    whole = torch.from_numpy(expected(a, b)).reshape(3, 4, 3, 5)
+    exact = torch.stack([whole[i, :, i] for i in range(3)])
+    assert ((found - exact).abs() <= 4 * UNIT * exact.abs()).all()
+    torch.library.opcheck(ops.MATMUL_CODES, given, test_utils=("test_schema", "test_faketensor"))
+
+
 def test_traced_it_is_the_same(same_bits_of):
     a, b = Side.draw("affine8", 6, 8, 2, 0), Side.draw("uint8", 4, 8, 4, 1)
     given = (a.codes, a.scale, a.point, b.codes.t(), b.scale, b.point, torch.randn(4), a.spec, b.spec, 2, 4)
@@ -193,4 +208,4 @@ def test_what_cannot_be_computed(given, dtype, reason):
 def test_compiled_code_has_no_call_of_ours_inside_a_loop():
     """Inductor fuses scales and what follows only if it sees the plain code."""
     operators = {value for value in vars(ops).values() if isinstance(value, torch._ops.OpOverload)}
-    assert operators - ops.DECOMPOSITIONS.keys() == {ops.DRAW_KEY, ops.PATCHES, ops.TURN_TAPS}
+    assert operators - ops.DECOMPOSITIONS.keys() == {ops.DRAW_KEY, ops.MULTIPLY_BATCH, ops.PATCHES, ops.TURN_TAPS}

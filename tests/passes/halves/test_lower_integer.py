@@ -124,6 +124,35 @@ class Twice(nn.Module):
         return self.second(y), y
 
 
+class Batches(nn.Module):
+    """Products of batches, as those of attention; the third has a sum of its own in front."""
+
+    def __init__(self, scaled):
+        super().__init__()
+        self.scaled, self.weight = scaled, nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x):
+        y = x @ self.weight
+        return torch.baddbmm(y, x, y.transpose(1, 2), alpha=2 if self.scaled else 1)
+
+
+@pytest.mark.parametrize(("scaled", "count"), [(False, 6), (True, 5)])
+def test_products_of_batches(scaled, count, in_front_of, settle_halves):
+    halves = in_front_of(LowerInteger, "tensor-int8", Batches(scaled), leaf(3, 4, 4))
+    assert settle_halves(halves, LOWER) == count == count_lowered(halves)
+    assert reasons(halves) == ["the product is scaled by a number of its own"] * scaled
+    finish_halves(halves)
+
+
+def test_one_scale_a_row_of_a_batch(in_front_of, settle_halves):
+    """A scale for each token of each head is legal forward; the gradient of the other operand sums over tokens."""
+    recipe = uniform("int8:fit:tensor:nearest:pass", activation="int8:fit:c*:nearest:pass")
+    halves = in_front_of(LowerInteger, recipe, Batches(False), leaf(3, 4, 4))
+    settle_halves(halves, LOWER)
+    edges = [node.args[9:11] for node in halves.forward.graph.find_nodes(op="call_function", target=ops.MATMUL_CODES)]
+    assert edges[0] == (1, 12)
+
+
 def test_a_dequantizer_with_other_readers_stays(in_front_of, settle_halves):
     recipe = uniform("int8:fit:tensor:nearest:pass", output="int8:fit:tensor:nearest:pass")
     halves = in_front_of(LowerInteger, recipe, Twice(), leaf(3, 4))

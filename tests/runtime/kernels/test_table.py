@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from qcompiler.runtime import ops  # noqa: F401 (defines the operator of batches)
 from qcompiler.runtime.kernels import table
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
@@ -38,4 +39,13 @@ def test_names_are_unique():
 @pytest.mark.parametrize("kernel", ["", *(row.name for row in table.KERNELS if row.device == "cpu")])
 def test_every_way_gives_the_same_sums(kernel):
     a, b = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((5, 33), (33, 7)))
+    assert torch.equal(table.multiply(a, b, kernel).to(torch.int64), a.to(torch.int64) @ b.to(torch.int64))
+
+
+@pytest.mark.parametrize("kernel", ["", *(row.name for row in table.KERNELS if row.device == "cpu")])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_batches(batch, kernel):
+    """Any memory order, as that of heads that a view has turned."""
+    a = torch.randint(-128, 128, (5, batch, 33), dtype=torch.int8).transpose(0, 1)
+    b = torch.randint(-128, 128, (batch, 7, 33), dtype=torch.int8).transpose(1, 2)
     assert torch.equal(table.multiply(a, b, kernel).to(torch.int64), a.to(torch.int64) @ b.to(torch.int64))
