@@ -228,6 +228,11 @@ def first_match(
     return None
 
 
+def saves_floats(rules: Iterable[Rule]) -> bool:
+    """Return True if a rule speaks of floats that operators without a contraction keep for their gradients."""
+    return any(rule.role is Role.SAVED for rule in rules)
+
+
 def did_you_mean(given: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the nearest valid word, to end an error message with; empty if none is near.
 

@@ -8,9 +8,8 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
-from qcompiler.passes.ir.edit import insert_call
-from qcompiler.passes.ir.meta import find_value, get_value
-from qcompiler.passes.ir.quantizer import Quantizer, insert_operator
+from qcompiler.passes.ir.meta import find_value
+from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 
@@ -33,7 +32,7 @@ class PackSaved:
         found = [(node, _find_form(node)) for node in table.inputs if isinstance(node, Node)]
         changes = [(node, form) for node, form in found if form is not None]
         for node, form in changes:
-            _pack(table, node, *form)
+            table.replace(node, table.take_packed(node, *form, place=min(table.inputs[node].users)))
         table.write()
         return len(changes)
 
@@ -46,11 +45,3 @@ def _find_form(node: Node) -> tuple[int, bool] | None:
         return (form.bits, form.dtype.is_signed) if per_byte(form.bits) > 1 else None
     is_mask = node.op != "placeholder" and isinstance(value, torch.Tensor) and value.dtype is torch.bool
     return (1, False) if is_mask else None
-
-
-def _pack(table: SavedTable, node: Node, bits: int, signed: bool) -> None:
-    known = [user for user in node.users if user.target is ops.PACK]
-    packed = known[0] if known else insert_call(table.forward, ops.PACK, (node, bits), after=node)
-    place = min(table.inputs[node].users)
-    given = {"packed": table.take(packed), "shape": list(get_value(node).shape), "bits": bits, "signed": signed}
-    table.replace(node, insert_operator(table.backward, ops.UNPACK, given, before=place))

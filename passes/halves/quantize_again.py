@@ -1,4 +1,4 @@
-"""Parameters and buffers are alive in backward anyway: their codes are made again there, and not saved."""
+"""Parameters, buffers and data are alive in backward anyway: their codes are made again there, and not saved."""
 
 import dataclasses
 from typing import ClassVar, cast

@@ -12,7 +12,7 @@ from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.quantizer import Quantizer, write_quantizer
 from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_saved
 from qcompiler.passes.ir.views import aten
-from qcompiler.passes.rules import Role, Rule
+from qcompiler.passes.rules import Rule, saves_floats
 
 _COMPARISONS: Final = (aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar)
 
@@ -24,8 +24,8 @@ class SaveActivations:
     1. If a contraction has codes of X with as many bits, or more, those codes are saved: one set of codes.
     2. Comparisons of X that backward makes are made in forward, and saved: codes would change them beside the limit.
     3. Else X gets a quantizer of its own. Nobody in forward reads it: outputs stay bit for bit as they were.
-    4. Statistics (mean, deviation, log-sum-exp), logarithms of probabilities and floats from which the user's
-       checkpoint computes again stay in float, as does X if its codes and scales are no smaller.
+    4. Statistics (mean, deviation, log-sum-exp), logarithms of probabilities, operands that a rule keeps in float,
+       floats from which the user's checkpoint computes again, and single numbers stay in float.
     """
 
     name: ClassVar[str] = "save-activations"
@@ -33,10 +33,10 @@ class SaveActivations:
 
     def __call__(self, halves: Halves) -> int:
         """Return the number of floats that are saved as codes."""
-        if halves.forward is None or halves.backward is None or not any(r.role is Role.SAVED for r in self.rules):
+        if halves.forward is None or halves.backward is None or not saves_floats(self.rules):
             return 0
         table = SavedTable(halves)
-        found = [one for one in iterate_saved(list(table.inputs), table.inputs, self.rules) if one.spec is not None]
+        found = [one for one in iterate_saved(table.inputs, self.rules) if one.spec is not None]
         changes = sum(_save_float(table, one) for one in found)
         table.drop_unread()
         table.write()

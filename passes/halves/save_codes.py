@@ -17,8 +17,8 @@ from qcompiler.passes.ir.walk import find_dequantizer
 class SaveCodes:
     """Where forward saves a float that codes were turned back into, it saves the codes, and backward turns them back.
 
-    1. The partitioner saves such a float if backward computes an elementwise function of it again (the tanh form of
-       GELU, for one): it knows our operators by their shapes alone, and takes none of them for cheap.
+    1. The partitioner computes such a float again from codes, unless the float is pinned: by a checkpoint policy of the
+       user, for one.
     2. Codes of 4 bits and less are packed.
     3. Of a range that does not show what is not finite, the scale is the checked one.
     """

@@ -11,7 +11,7 @@ from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.quantizer import write_quantizer
 from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_saved
 from qcompiler.passes.ir.views import aten
-from qcompiler.passes.rules import Role, Rule
+from qcompiler.passes.rules import Rule, saves_floats
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
 from qcompiler.runtime.ranges.present import Fixed
@@ -44,10 +44,10 @@ class SaveDerivatives:
 
     def __call__(self, halves: Halves) -> int:
         """Return the number of derivatives that are saved."""
-        if halves.forward is None or halves.backward is None or not any(r.role is Role.SAVED for r in self.rules):
+        if halves.forward is None or halves.backward is None or not saves_floats(self.rules):
             return 0
         table = SavedTable(halves)
-        found = [one for one in iterate_saved(list(table.inputs), table.inputs, self.rules) if one.spec is not None]
+        found = [one for one in iterate_saved(table.inputs, self.rules) if one.spec is not None]
         changes = [one for one in found if _is_for_derivative(table, one)]
         for one in changes:
             _save_derivative(table, one)
@@ -57,11 +57,12 @@ class SaveDerivatives:
 
 def _is_for_derivative(table: SavedTable, saved: SavedFloat) -> bool:
     """Return True if the only reader in backward is the gradient of a function of the table."""
-    (given, *more), count = list(table.inputs[saved.node].users), len(table.inputs[saved.node].users)
-    if more or count != 1 or given.target not in _DERIVATIVES:
+    assert saved.spec is not None
+    given = table.inputs[saved.node]
+    readers = list(given.users)
+    if len(readers) != 1 or readers[0].target not in _DERIVATIVES or find_codes(saved.node, saved.spec) is not None:
         return False
-    is_free = find_codes(saved.node, saved.spec) is None if saved.spec else False
-    return is_free and get_argument(given, _DERIVATIVES[given.target][0]) is table.inputs[saved.node]
+    return get_argument(readers[0], _DERIVATIVES[readers[0].target][0]) is given
 
 
 def _save_derivative(table: SavedTable, saved: SavedFloat) -> None:

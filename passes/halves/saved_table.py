@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import pack_arguments
@@ -28,7 +28,8 @@ class SavedTable:
         saved = halves.saved
         given: list[Node] = list(self.backward.find_nodes(op="placeholder"))[: len(saved)]
         self.inputs: dict[Any, Node] = dict(zip(saved, given, strict=True))
-        self._first_other = _find_first_other(self.backward, len(saved))
+        #: the first node behind the saved inputs
+        self._first_other: Node = list(self.backward.nodes)[len(saved)]
 
     def take(self, node: Node) -> Node:
         """Return the input of backward that holds a node of forward, which is saved from now on."""
@@ -73,9 +74,13 @@ class SavedTable:
         codes, form = coder.codes, coder.spec.format
         if per_byte(form.bits) == 1:
             return self.take(codes)
-        packed = self._call_behind(codes, ops.PACK, {"codes": codes, "bits": form.bits}, codes)
-        shape, signed = list(get_value(codes).shape), form.dtype.is_signed
-        given = {"packed": self.take(packed), "shape": shape, "bits": form.bits, "signed": signed}
+        return self.take_packed(codes, form.bits, form.dtype.is_signed, place)
+
+    def take_packed(self, codes: Node, bits: int, signed: bool, place: Node) -> Node:
+        """Return codes or a mask of forward, saved several to a byte and unpacked in backward in front of `place`."""
+        packed = self._call_behind(codes, ops.PACK, {"codes": codes, "bits": bits}, codes)
+        shape = list(get_value(codes).shape)
+        given = {"packed": self.take(packed), "shape": shape, "bits": bits, "signed": signed}
         return self._insert(ops.UNPACK, given, place)
 
     def _insert(self, target: Any, given: dict[str, Any], place: Node) -> Node:
@@ -98,9 +103,3 @@ class SavedTable:
     def write(self) -> None:
         """Make forward return exactly the nodes of the table behind its own outputs."""
         set_outputs(self.forward, [*list_outputs(self.forward)[: self._outputs], *self.inputs])
-
-
-def _find_first_other(graph: Graph, count: int) -> Node:
-    """Return the first node behind the saved inputs."""
-    nodes: list[Node] = list(graph.nodes)
-    return nodes[count]

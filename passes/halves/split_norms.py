@@ -63,10 +63,10 @@ def _find_arguments(norm: Node) -> dict[str, Any] | None:
     in_training = kind != "batch" or get_argument(norm, "training")
     if not in_training or is_backward(norm) or get_value(x).dtype not in _EXACT:
         return None
-    sizes: dict[str, list[int]] = {"batch": []}
+    sizes: list[int] = []
     if kind == "layer":
-        sizes[kind] = list(get_argument(norm, "normalized_shape"))
+        sizes = list(get_argument(norm, "normalized_shape"))
     elif kind == "group":
-        sizes[kind] = [get_argument(norm, "group")]
+        sizes = [get_argument(norm, "group")]
     same = {name: get_argument(norm, name) for name in ("weight", "bias", "eps")}
-    return {"x": x, "kind": kind, "sizes": sizes[kind], **same}
+    return {"x": x, "kind": kind, "sizes": sizes, **same}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -41,19 +41,18 @@ class SavedFloat:
         return "b" + "c" * (dims - 1) if dims > 1 else "c" * dims
 
 
-def iterate_saved(saved: Sequence[Node], backward: dict[Node, Node], rules: Sequence[Rule]) -> Iterator[SavedFloat]:
+def iterate_saved(inputs: Mapping[Node, Node], rules: Sequence[Rule]) -> Iterator[SavedFloat]:
     """Yield every float that forward makes and saves.
 
     Args:
-        saved: the nodes of forward that are saved.
-        backward: node of forward → the input of backward that holds it.
+        inputs: saved node of forward → the input of backward that holds it.
         rules: of the recipe.
     """
     names = Numbering()
-    for node in filter(_is_float, saved):
+    for node in filter(_is_float, inputs):
         module = get_owner(node) or ""
         site = names.number(f"{module or '(root)'}/saved")
-        reason = _explain_float(node, backward[node])
+        reason = _explain_float(node, inputs[node])
         found = first_match(rules, Role.SAVED, "saved", module, frozenset()) if not reason else None
         index, rule = found or (None, None)
         yield SavedFloat(node, site, index, rule.spec if rule else None, reason or _explain_rule(rule))

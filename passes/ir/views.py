@@ -42,6 +42,14 @@ def is_view(node: Node) -> bool:
     return isinstance(source, Node) and get_value(source).numel() == get_value(node).numel()
 
 
+def list_views(root: Node) -> list[Node]:
+    """Return a tensor and every view of it, views of views too."""
+    found = [root]
+    for node in found:
+        found += [user for user in node.users if user not in found and is_view(user) and user.args[0] is node]
+    return found
+
+
 def view_root(node: Node) -> Node:
     """Return the tensor that a chain of views starts from."""
     while is_view(node):

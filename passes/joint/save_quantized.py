@@ -15,7 +15,7 @@ from qcompiler.passes.ir.meta import (
     pin_to_backward,
 )
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
-from qcompiler.passes.ir.views import aten, is_view, view_root
+from qcompiler.passes.ir.views import aten, is_view, list_views, view_root
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 
@@ -84,7 +84,7 @@ def _through_bytes(source: Node, bits: int, signed: bool, reader: Node) -> Node:
 
 def _save_relu_mask(node: Node) -> int:
     """Case 3 for one gradient of relu."""
-    grad, output, threshold = node.args
+    _, output, threshold = node.args
     assert isinstance(output, Node)
     root = view_root(output)
     if is_backward(root) or not _is_quantized(root) or get_value(root).shape != get_value(output).shape:
@@ -93,15 +93,13 @@ def _save_relu_mask(node: Node) -> int:
     mask = _through_bytes(zero, 1, False, node)
     if not _is_kept_in_float(root):
         pin_saved(root)  # not computed again for a bit: pinned nodes are saved, or not needed
-    masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
-    node.replace_all_uses_with(masked)
-    node.graph.erase_node(node)
+    _mask_gradient(node, mask)
     return 1
 
 
 def _save_clip_mask(node: Node) -> int:
     """Case 4 for one gradient of relu6 or hardtanh."""
-    grad, source, low, high = node.args
+    _, source, low, high = node.args
     assert isinstance(source, Node)
     if is_backward(source):
         return 0
@@ -109,10 +107,15 @@ def _save_clip_mask(node: Node) -> int:
     above = insert_call(node.graph, aten.ge.Scalar, (source, high), after=below)
     clipped = insert_call(node.graph, aten.logical_or.default, (below, above), after=above)
     mask = _through_bytes(clipped, 1, False, node)
-    masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, grad), before=node)
+    _mask_gradient(node, mask)
+    return 1
+
+
+def _mask_gradient(node: Node, mask: Node) -> None:
+    """Replace the gradient of a function by zero under the mask, and by the gradient of the result elsewhere."""
+    masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, node.args[0]), before=node)
     node.replace_all_uses_with(masked)
     node.graph.erase_node(node)
-    return 1
 
 
 def _save_mask(mask: Node) -> int:
@@ -136,20 +139,11 @@ def _is_kept_in_float(tensor: Node) -> bool:
     root = view_root(tensor)
     if root.op == "placeholder":
         return False
-    readers = [root]
-    for reader in readers:
-        readers += [user for user in reader.users if is_view(user) and user not in readers]
-    found = (user for reader in readers for user in reader.users if user.target is not aten.threshold_backward.default)
+    gradient = aten.threshold_backward.default  # reads one bit
+    found = (user for view in list_views(root) for user in view.users if user.target is not gradient)
     return any(is_backward(user) and not is_view(user) for user in found)
 
 
 def _is_quantized(root: Node) -> bool:
     """Return True if some view of the tensor is read by a quantizer."""
-    readers = [root]
-    for reader in readers:
-        for user in reader.users:
-            if user.target is ops.QUANTIZE:
-                return True
-            if user not in readers and user.op == "call_function" and view_root(user) is view_root(root):
-                readers.append(user)
-    return False
+    return any(user.target is ops.QUANTIZE for view in list_views(root) for user in view.users)

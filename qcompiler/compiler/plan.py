@@ -16,7 +16,7 @@ from qcompiler.passes.ir.saved_floats import iterate_saved
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.subgraphs import contractions_inside
 from qcompiler.passes.ir.walk import iterate_readers, list_operands
-from qcompiler.passes.rules import Role, Rule, first_match
+from qcompiler.passes.rules import Role, Rule, first_match, saves_floats
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
@@ -182,12 +182,12 @@ def _describe_site(quantizer: Quantizer, consumers: Mapping[Node, Contraction]) 
 
 def describe_saved(halves: Halves, rules: Sequence[Rule]) -> QuantPlan:
     """Return the quantizers of the role *saved*, and the floats that stay; nothing without a rule of that role."""
-    if halves.forward is None or not any(rule.role is Role.SAVED for rule in rules):
+    if halves.forward is None or not saves_floats(rules):
         return QuantPlan()
     table = SavedTable(halves)
     quantizers = [one for one in list_quantizers(halves.forward.graph) if get_role(one.site) is Role.SAVED]
     sites = tuple(_describe_saved_site(one, table.inputs) for one in quantizers)
-    floats = list(iterate_saved(list(table.inputs), table.inputs, rules))
+    floats = list(iterate_saved(table.inputs, rules))
     kept = (
         Kept(one.site, _list_names(table.inputs[one.node].users), f"saved in float: {one.reason}") for one in floats
     )

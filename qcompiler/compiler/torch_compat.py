@@ -162,7 +162,7 @@ def _is_no_error(record: logging.LogRecord) -> bool:
 def split_joint(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:
-    """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/graph.py.
+    """torch's min-cut partition into a forward and a backward half; it honors the pins of passes/ir/meta.py.
 
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
     floats; `retrace_graph` merges within each half. Outside of Dynamo, where somebody looks at stages, there is

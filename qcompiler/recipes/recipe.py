@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import yaml
 
 from qcompiler.files import replace_file
-from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean
+from qcompiler.passes.rules import Behind, Position, Product, Role, Rule, Sign, did_you_mean, saves_floats
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import parse_block
 from qcompiler.runtime.numbers.formats import parse_format
@@ -78,7 +78,7 @@ class Recipe:
     @property
     def saves(self) -> bool:
         """True if a rule speaks of floats that operators without a contraction keep for their gradients."""
-        return any(rule.role is Role.SAVED for rule in self.rules)
+        return saves_floats(self.rules)
 
     def unused(self, matched: AbstractSet[int]) -> list[Rule]:
         """The rules that decided nothing, in order, given the indices of those that did: mostly typing errors."""

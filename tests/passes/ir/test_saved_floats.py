@@ -28,7 +28,7 @@ def listed(joint):
         captured = joint(model, *inputs)
         joint_pipeline(recipes.get("identity"))(captured.module)
         table = SavedTable(split_halves(captured))
-        return list(iterate_saved(list(table.inputs), table.inputs, rules))
+        return list(iterate_saved(table.inputs, rules))
 
     return make
 
