@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from weight_layers import each_weight_layer
 
 from qcompiler.passes.joint.learn_ranges import LearnRanges
 from qcompiler.passes.joint.mask_gradients import MaskGradients
@@ -42,16 +43,7 @@ def check(captured, operands, settle, run_graph):
         assert expected.abs() > 100 * bound
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (nn.Linear(4, 3, bias=False), (2, 4)),
-        (nn.Linear(4, 3, bias=False), (2, 5, 4)),
-        (nn.Conv2d(4, 6, 2, groups=2, bias=False), (2, 4, 3, 3)),
-        (nn.ConvTranspose2d(4, 6, 2, bias=False), (2, 4, 3, 3)),
-    ],
-    ids=["linear", "tokens", "convolution", "transposed convolution"],
-)
+@each_weight_layer()
 def test_the_gradient_of_the_range_is_that_of_the_formula(model, shape, placed, settle, run_graph):
     x = leaf(*shape)
     check(placed("", model, x, weight=LEARNED, activation=LEARNED), [model.weight, x], settle, run_graph)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from weight_layers import each_weight_layer
 
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir.facts import InputKind
@@ -52,16 +53,7 @@ def test_golden_mask(placed, settle, golden):
     golden(before=before, after=graph_text(captured.module))
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (nn.Linear(4, 3, bias=False), (2, 4)),
-        (nn.Linear(4, 3, bias=False), (2, 5, 4)),
-        (nn.Conv2d(4, 6, 2, groups=2, bias=False), (2, 4, 3, 3)),
-        (nn.ConvTranspose2d(4, 6, 2, bias=False), (2, 4, 3, 3)),
-    ],
-    ids=["linear", "tokens", "convolution", "transposed convolution"],
-)
+@each_weight_layer()
 def test_gradients_are_masked_where_their_operand_was_clipped(model, shape, placed, settle, run_graph, same_bits):
     x = wide(*shape)
     captured = placed(CLIPPING, widened(model), x)
@@ -85,16 +77,7 @@ def scaled(x, grad):
     return torch.where(x.abs() <= 0.875, grad * (1 + 2 * grad.sign() * error), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (nn.Linear(4, 3, bias=False), (2, 4)),
-        (nn.Linear(4, 3, bias=False), (2, 5, 4)),
-        (nn.Conv2d(4, 6, 2, groups=2, bias=False), (2, 4, 3, 3)),
-        (nn.ConvTranspose2d(4, 6, 2, bias=False), (2, 4, 3, 3)),
-    ],
-    ids=["linear", "tokens", "convolution", "transposed convolution"],
-)
+@each_weight_layer()
 def test_gradients_are_scaled_by_the_error_of_rounding(model, shape, placed, settle, run_graph):
     x = wide(*shape)
     captured = placed(SCALING, widened(model), x)
