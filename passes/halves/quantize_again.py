@@ -90,7 +90,7 @@ class _Copies:
 
     def _find_place(self, node: Node, reader: Node) -> None:
         self.places[node] = min(reader, self.places.get(node, reader))
-        for source in filter(_is_copied, node.all_input_nodes):
+        for source in node.all_input_nodes:
             self._find_place(source, reader)
 
     def replace(self, node: Node) -> None:
@@ -100,11 +100,19 @@ class _Copies:
     def _copy(self, node: Node) -> Node:
         """Return a node of forward in backward: copied, or saved if it is no part of a quantizer."""
         if not _is_copied(node):
-            return self.table.take(node)
+            return self._find_computed(node) or self.table.take(node)
         if node not in self.made:
             sources = {source: self._copy(source) for source in node.all_input_nodes}
             self.made[node] = self._find_equal(node, sources) or self._write_copy(node, sources)
         return self.made[node]
+
+    def _find_computed(self, node: Node) -> Node | None:
+        """Return a node of forward that backward holds already: saved, or computed again by the partitioner."""
+        if node in self.table.inputs:
+            return self.table.inputs[node]
+        found = {source: self._find_computed(source) for source in node.all_input_nodes}
+        sources = {source: twin for source, twin in found.items() if twin is not None}
+        return self._find_equal(node, sources) if 0 < len(sources) == len(found) else None
 
     def _find_equal(self, node: Node, sources: dict[Node, Node]) -> Node | None:
         """Return the same call where the partitioner has put it into backward, in front of all that will read it."""

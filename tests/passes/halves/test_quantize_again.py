@@ -32,6 +32,18 @@ def layers():
     return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
 
 
+class Shared(nn.Module):
+    """Three layers that read one input, quantized with a learned range, and a product of two of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = (part(x) for part in self.parts)
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
 def test_golden_again(in_front_of, settle_halves, text, golden):
     model = nn.Linear(4, 2, bias=False)
     halves = in_front_of(QuantizeAgain, weights("int4:fit:tensor:nearest:pass"), model, leaf(3, 4))
@@ -127,3 +139,15 @@ def test_convolutions_give_the_same_bits(changes_no_bit):
         return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2, groups=1))
 
     assert changes_no_bit(build, "hyperblock-int4", [leaf(2, 2, 6, 6)], QuantizeAgain) > 0
+
+
+@pytest.mark.parametrize("recipe", ["int8-large-gradients", "int5-large-gradients"])
+def test_a_scale_that_the_partitioner_computes_again_is_not_saved_beside_it(recipe, in_front_of, settle_halves):
+    """Codes with another scale node than their dequantize are an illegal graph: the pass failed here."""
+    halves = in_front_of(QuantizeAgain, recipe, Shared(), torch.randn(2, 5, 8))
+    computed = {node.name for node in halves.backward.graph.find_nodes(op="call_function", target=ops.SCALE)}
+    assert settle_halves(halves, QuantizeAgain()) > 0
+    assert computed.isdisjoint(node.name for node in halves.saved)
+    shared = [one for one in list_quantizers(halves.backward.graph) if one.scale.name in computed]
+    assert shared
+    assert {one.scale.op for one in shared} == {"call_function"}
