@@ -33,8 +33,13 @@ TOP_MODULES = {"qcompiler"} | {
 }
 #: private APIs of torch, those of Dynamo apart
 COMPAT = ("qcompiler/compiler/torch_compat.py", "qcompiler/compiler/dynamo_compat.py")
-#: the one private module outside of them: the type of the mode that fake tensors belong to
-ALLOWED_PRIVATE = {("passes/ir/edit.py", "torch._subclasses.fake_tensor"), ("runtime/ops.py", "torch._ops")}
+#: private modules outside of them: the types of fake tensors and of operators, and the loader of C++
+ALLOWED_PRIVATE = {
+    ("passes/ir/edit.py", "torch._subclasses.fake_tensor"),
+    ("runtime/ops.py", "torch._ops"),
+    ("runtime/kernels/loader.py", "torch._inductor.codecache"),
+    ("runtime/kernels/loader.py", "torch._inductor.codecache.CppCodeCache"),
+}
 LINES = 400
 
 
