@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument, run_call
-from qcompiler.passes.ir.edit import fake_mode
+from qcompiler.passes.ir.edit import fake_mode, insert_input
 from qcompiler.passes.ir.facts import Input, InputKind
 from qcompiler.passes.ir.meta import get_value, set_fact, set_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
@@ -56,7 +56,7 @@ class FrozenGraph:
         """Return a new placeholder that holds a value, at the head of the graph."""
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
-            node = self.graph.placeholder(f"c_{len(self.constants)}")
+            node = insert_input(self.graph, f"c_{len(self.constants)}")
         set_value(node, fake_mode(self.graph).from_tensor(value, static_shapes=True))
         set_fact(node, Input(InputKind.CONSTANT, name))
         self.known[node] = value

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch.fx import Graph, Node
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.edit import add_output
+from qcompiler.passes.ir.edit import add_output, insert_input
 from qcompiler.passes.ir.meta import copy_meta
 from qcompiler.runtime import ops
 
@@ -35,7 +35,7 @@ def _move_key(key: Node, forward: Graph, backward: Graph) -> None:
         drawn = forward.node_copy(key)
     add_output(forward, drawn)
     with backward.inserting_before(_find_first_given(backward)):
-        saved = backward.placeholder(key.name)
+        saved = insert_input(backward, key.name)
     copy_meta(key, saved)
     key.replace_all_uses_with(saved)
     backward.erase_node(key)

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import pack_arguments
-from qcompiler.passes.ir.edit import insert_call, list_outputs, set_outputs
+from qcompiler.passes.ir.edit import insert_call, insert_input, list_outputs, set_outputs
 from qcompiler.passes.ir.meta import copy_meta, get_value, set_half
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator
 from qcompiler.runtime import ops
@@ -35,7 +35,7 @@ class SavedTable:
         """Return the input of backward that holds a node of forward, which is saved from now on."""
         if node not in self.inputs:
             with self.backward.inserting_before(self._first_other):
-                made = self.backward.placeholder(node.name)
+                made = insert_input(self.backward, node.name)
             copy_meta(node, made)
             self.inputs[node] = made
         return self.inputs[node]

@@ -43,6 +43,17 @@ def last_placeholder(graph: Graph) -> Node:
     return nodes[-1]
 
 
+def insert_input(graph: Graph, name: str) -> Node:
+    """Return a new input at the graph's point of insertion; its argument is called as the node is, in code too.
+
+    Torch calls the argument `name`, and the node `name_1` if another node is `name`: code that reads the argument late
+    would read that other node.
+    """
+    node: Node = graph.placeholder(name)
+    node.target = node.name
+    return node
+
+
 def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, backward: bool) -> Node:
     """Return a new input of the graph, behind all others, of the half that reads the input.
 
@@ -50,7 +61,7 @@ def add_input(graph: Graph, like: torch.Tensor, kind: InputKind, name: str, *, b
     """
     count = len(graph.find_nodes(op="placeholder"))
     with graph.inserting_after(last_placeholder(graph)):
-        node = graph.placeholder(f"tangents_{kind}_{count}" if backward else f"{kind}_{count}")
+        node = insert_input(graph, f"tangents_{kind}_{count}" if backward else f"{kind}_{count}")
     set_half(node, backward=backward)
     with fake_mode(graph):
         set_value(node, torch.empty_like(like))

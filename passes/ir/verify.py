@@ -31,6 +31,7 @@ def verify_graph(module: GraphModule) -> None:
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
+    _check_inputs(module)
     for node in module.graph.nodes:
         if node.op == "call_function" and not has_value(node) and returns_something(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
@@ -45,6 +46,14 @@ def verify_graph(module: GraphModule) -> None:
                 raise VerifyError(
                     f"{node.name}: layout {operand.layout!r} for {get_value(tensor).ndim} dimensions of {tensor.name}"
                 )
+
+
+def _check_inputs(module: GraphModule) -> None:
+    """Raises VerifyError if an input bears the name of another node: code would read that one."""
+    names = {node.name for node in module.graph.nodes}
+    for node in module.graph.find_nodes(op="placeholder"):
+        if node.target != node.name and node.target in names:
+            raise VerifyError(f"{node.name}: input of the name {node.target}, which is another node; valid: its own")
 
 
 def _check_rules(node: Node, view: Any, rules: Iterable[Callable[[Any], str]]) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import qcompiler
+from qcompiler.compiler import lower
 from qcompiler.demo.measure import measure_saved_bytes
 from qcompiler.passes.rules import Role
 
@@ -50,6 +51,22 @@ def test_outputs_are_those_without_save(name, backend):
         output, gradients = run_once(name, "hyperblock-int8", save, backend)
         assert torch.equal(output, expected)
         assert all(grad.isfinite().all() for grad in gradients)
+
+
+def run_code(module):
+    """Make a half run by its code, as compilers read it, and not node by node."""
+    module.recompile()
+    return lambda args: module(*args)
+
+
+@pytest.mark.parametrize("name", ["gpt", "conv-bn-silu"])
+def test_the_code_of_the_halves_computes_what_the_nodes_do(name, monkeypatch):
+    """A saved tensor bore the name of another node: compiled gradients read that one."""
+    expected, others = run_once(name, "hyperblock-int8", "int8", "eager")
+    monkeypatch.setattr(lower, "make_runner", run_code)
+    output, gradients = run_once(name, "hyperblock-int8", "int8", "eager")
+    assert torch.equal(output, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
 
 
 ACTIVATIONS = {  # function → the length of the range of its derivative, widened so that zero is a code of 4 bits

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from qcompiler.passes.ir.edit import fake_mode, finish_graph, insert_call, last_placeholder
+from qcompiler.passes.ir.edit import fake_mode, finish_graph, insert_call, insert_input, last_placeholder
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind, Operand
 from qcompiler.passes.ir.meta import (
     get_contraction,
@@ -313,3 +313,15 @@ def test_every_golden_file_has_its_test():
     tests = "".join(path.read_text() for path in folder.rglob("test_*.py"))
     names = {path.stem for path in (folder / "golden").iterdir()}
     assert names == set(re.findall(r"def (test_golden_\w+)\(", tests))
+
+
+def test_code_reads_an_input_by_a_name_of_its_own():
+    """Of two nodes named one, the call ran first and the input read its result: wrong numbers in compiled code."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    doubled = graph.call_function(torch.mul, (x, 2))
+    with graph.inserting_before(doubled):
+        mul = insert_input(graph, "mul")
+        late = insert_input(graph, "mul_1")
+    graph.output((doubled, mul, late))
+    assert GraphModule(torch.nn.Module(), graph)(torch.tensor(3), torch.tensor(5), torch.tensor(7)) == (6, 5, 7)
