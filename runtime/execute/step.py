@@ -148,13 +148,14 @@ class Step:
             self.ranges.store.start(self.ranges.forward_sites, results[start : start + len(states)])
         return results, moment
 
-    def run_backward(self, args: Sequence[Any], forward: Moment | None, used: AbstractSet[int]) -> list[Any]:
+    def run_backward(self, args: list[Any], forward: Moment | None, used: AbstractSet[int]) -> list[Any]:
         """Return the results of the backward half, without the next states, which are proposed to the store.
 
         A gradient that the loss does not reach is no data: the zeros change no range.
 
         Args:
-            args: the saved tensors, and the tangents.
+            args: the saved tensors, and the tangents. The list is emptied, so that tensors are freed after
+                their last use.
             forward: the moment of the forward that this backward belongs to.
             used: the tangents that the loss reaches.
         """
@@ -169,7 +170,8 @@ class Step:
             elif forward is not None and forward.is_first and self.ranges.plain_backward:
                 half = self.ranges.plain_backward
         with self.without_autocast():
-            results = list(half([*args, *states]))
+            args += states
+            results = list(half(args))
         if self.ranges is None or not self.ranges.learns or not states:
             return results
         reached = [bool(needed & used) for needed in self.ranges.backward_depends]
@@ -200,11 +202,13 @@ class Step:
     def gradients(
         self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
     ) -> list[Tensor | None]:
-        """The gradient of every input; None for a gradient from outputs that the loss did not use, as in eager."""
-        given = [grads[tangent.output] for tangent in self.tangents]
-        used = {i for i, grad in enumerate(given) if grad is not None}
-        fitted = [tangent.fit(grad) for tangent, grad in zip(self.tangents, given, strict=True)]
-        results = self.run_backward([*saved, *fitted], forward, used)
+        """The gradient of every input; None for a gradient from outputs that the loss did not use, as in eager.
+
+        The list of saved tensors is emptied: a second reference would keep all of them until the end of backward.
+        """
+        used = {i for i, tangent in enumerate(self.tangents) if grads[tangent.output] is not None}
+        saved += [tangent.fit(grads[tangent.output]) for tangent in self.tangents]
+        results = self.run_backward(saved, forward, used)
         return [
             grad if needed is not None and (not needed or needed & used) else None
             for grad, needed in zip(results, self.depends, strict=True)
@@ -240,7 +244,9 @@ class _Run(torch.autograd.Function):
         step: Step = ctx.step
         if step.ranges is not None and ctx.after:
             step.ranges.store.propose(step.ranges.forward_sites, ctx.after, ctx.moment)
-        return (None, None, *step.gradients(list(ctx.saved_tensors), grads, ctx.moment))
+        saved = list(ctx.saved_tensors)
+        ctx.maybe_clear_saved_tensors()  # torch keeps them then if the user retains the graph
+        return (None, None, *step.gradients(saved, grads, ctx.moment))
 
 
 def _detach_output(out: Any, inputs: Sequence[Any]) -> Any:
