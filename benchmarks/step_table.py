@@ -1,0 +1,147 @@
+"""The Markdown tables of benchmarks/steps.py, made of its results alone."""
+
+import statistics
+from pathlib import Path
+from typing import Any, Final
+
+#: around a table in a page
+_START, _END = "<!-- steps: benchmarks/steps.py writes this table -->\n", "<!-- end of steps -->"
+_ALL: Final = (
+    "contender",
+    "step",
+    "peak memory",
+    "saved for backward",
+    "first step, cold",
+    "warm",
+    "quantizers",
+    "loss of step 10",
+)
+#: heading → contenders of which the fastest is shown, channels-last or not
+_TIMES: Final = {
+    "hyperblock-int8": "hyperblock-int8",
+    "hyperblock-int4": "hyperblock-int4",
+    "integers: tensor-int8": "tensor-int8, auto",
+    "integers: in-hindsight-w8a8g8": "in-hindsight-w8a8g8, auto",
+    "integers: hyperblock-int8-wide": "hyperblock-int8-wide, auto",
+    "torchao": "torchao",
+    "QPyTorch": "QPyTorch",
+}
+#: heading → contender whose bytes are shown
+_BYTES: Final = {'saved, `save="int8"`': "hyperblock-int8, save int8", '`save="int4"`': "hyperblock-int4, save int4"}
+
+Row = dict[str, Any]
+
+
+def render_summary(results: dict[str, Any]) -> str:
+    """Return one line a model: times and saved bytes, as ratios to the rival in float with the least time."""
+    lines = []
+    for group in _group_rows(results["rows"]):
+        best = find_best(group)
+        times = (_summarize_times(group, name, best) for name in _TIMES.values())
+        saved = (_summarize_bytes(group, name, best) for name in _BYTES.values())
+        lines.append([_name_group(group[0]), f"{1000 * statistics.median(best['seconds']):.0f} ms", *times, *saved])
+    return _write_table(["model", "fastest float", *_TIMES, *_BYTES], lines)
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return a table for each model, with every contender and every figure."""
+    tables = []
+    for group in _group_rows(results["rows"]):
+        best = find_best(group)
+        tables.append(f"{_name_group(group[0])}:\n\n{_write_table(_ALL, [_list_cells(row, best) for row in group])}")
+    return "\n".join(tables)
+
+
+def find_best(group: list[Row]) -> Row:
+    """Return the row of the fastest rival in float.
+
+    Raises:
+        ValueError: no rival in float ran.
+    """
+    rivals = [row for row in group if row["contender"].startswith("float") and "error" not in row]
+    if not rivals:
+        raise ValueError(f"steps: no rival in float ran on {group[0]['model']}")
+    return min(rivals, key=lambda row: statistics.median(row["seconds"]))
+
+
+def find_ratio(row: Row, best: Row) -> float:
+    """Return the median of time over time of the rival, round by round."""
+    return statistics.median(_list_ratios(row, best))
+
+
+def _list_ratios(row: Row, best: Row) -> list[float]:
+    return [own / other for own, other in zip(row["seconds"], best["seconds"], strict=True)]
+
+
+def _group_rows(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of each model, batch, size and number of threads."""
+    keys = [tuple(row[name] for name in ("model", "threads", "batch", "width", "depth")) for row in rows]
+    return [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
+
+
+def _name_group(row: Row) -> str:
+    sizes = [f"batch {row['batch']}" * bool(row["batch"])]
+    sizes += [f"{name} × {row[name]:g}" for name in ("width", "depth") if row[name] != 1]
+    sizes += [f"{row['threads']} threads"] * (row["threads"] > 1)
+    return ", ".join([row["model"], *filter(None, sizes)])
+
+
+def _find_rows(group: list[Row], name: str) -> list[Row]:
+    """Return what ran of a contender: in both orders of memory, or in one."""
+    return [row for row in group if row["contender"] in (name, f"{name}, channels-last") and "error" not in row]
+
+
+def _summarize_times(group: list[Row], name: str, best: Row) -> str:
+    return min((f"{find_ratio(row, best):.2f}" for row in _find_rows(group, name)), default="–")
+
+
+def _summarize_bytes(group: list[Row], name: str, best: Row) -> str:
+    return min((f"{row['saved'] / best['saved']:.2f}" for row in _find_rows(group, name)), default="–")
+
+
+def _list_cells(row: Row, best: Row) -> list[str]:
+    if "error" in row:
+        return [row["contender"], f"failed: {row['error'].replace('|', '/')[:100]}", *[""] * (len(_ALL) - 2)]
+    return [
+        row["contender"],
+        _render_time(row, best),
+        _render_bytes(row["peak"], best["peak"]),
+        _render_bytes(row["saved"], best["saved"]),
+        f"{row['cold']:.0f} s",
+        f"{row['warm']:.1f} s",
+        str(row["quantizers"] or "–"),
+        f"{row['loss']:.3f}",
+    ]
+
+
+def _render_time(row: Row, best: Row) -> str:
+    """Milliseconds of the rival; of others the median ratio and half the distance of its quartiles."""
+    if row is best:
+        return f"{1000 * statistics.median(row['seconds']):.0f} ms, 1"
+    ratios = _list_ratios(row, best)
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return f"{middle:.2f} ± {(high - low) / 2:.2f}"
+
+
+def _render_bytes(own: int, other: int) -> str:
+    return f"{own / 1e6:.1f} MB, {own / other:.2f}" if own >= 0 and other > 0 else "not measured"
+
+
+def _write_table(head: Any, lines: list[list[str]]) -> str:
+    rows = [list(head), ["---"] * len(list(head)), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def write_into(path: Path, table: str) -> None:
+    """Write a table between the marks of a page.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, start, rest = path.read_text(encoding="utf-8").partition(_START)
+    _, end, behind = rest.partition(_END)
+    if not start or not end:
+        raise ValueError(
+            f"steps: {path} has no place for the table; valid: a page with the lines {_START!r} and {_END!r}"
+        )
+    path.write_text(f"{before}{_START}{table}{_END}{behind}", encoding="utf-8")
