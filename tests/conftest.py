@@ -1,6 +1,7 @@
 """Options of the test run, and what the end-to-end tests share."""
 
 import functools
+import gc
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rare_collections() -> Iterator[None]:
+    """Captured graphs are many small objects: of 60 s of exports the collector took 10 to find next to nothing."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # torch's modules stay
+    gc.set_threshold(200_000, 20, 100)
+    yield
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(scope="session")
