@@ -30,7 +30,8 @@ def _define_operator(
     return overload
 
 
-_LIBRARY: Final = torch.library.Library("qcompiler", "DEF")
+NAMESPACE: Final = "qcompiler"
+_LIBRARY: Final = torch.library.Library(NAMESPACE, "DEF")
 SCALE: Final = _define_operator(
     "scale(Tensor x, str spec, str layout, Tensor? state=None, bool first=True, bool frozen=False) -> Tensor",
     references.scale,

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: the flat files of qcompiler/: what a user gets, and what everybody may use
-SHARED = {"errors", "files", "tables"}
+SHARED = {"collector", "errors", "files", "tables"}
 FRONT = {"module", "session", "following", "calling_twin"}
 CORE = {"runtime", "passes", "recipes", "compiler", *SHARED}
 CLIENTS = {"exporting", "drawing", "debugging", "searching", "demo"}
@@ -18,6 +18,7 @@ ARROWS = {
     "passes": {"runtime"},
     "errors": {"runtime"},
     "files": {"runtime"},
+    "collector": set(),
     "tables": set(),
     "recipes": {"runtime", "passes", *SHARED},
     "compiler": CORE - {"compiler"},

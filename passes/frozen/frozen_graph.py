@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.arguments import get_argument, run_call
-from qcompiler.passes.ir.edit import fake_mode, insert_input
+from qcompiler.passes.ir.edit import insert_input
 from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import get_value, set_fact, set_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.verify import clean_and_verify

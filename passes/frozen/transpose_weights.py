@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.ir.walk import get_dequantizer

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch.fx import GraphModule
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import has_value
 
 #: (joint graph, outputs of forward, indices of the inputs that stay in place) → forward, backward

@@ -11,11 +11,12 @@ from torch.fx.node import map_aggregate, map_arg
 
 def get_argument(node: Node, name: str) -> Any:
     """Return the argument `name` of a call; the default of the schema if the call gives none."""
-    places = _list_defaults(node.target)
-    if name not in places:
-        raise _refuse_name(node.target, name)
-    place = list(places).index(name)
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name, places[name])
+    try:
+        place, default = _list_places(node.target)[name]
+    except KeyError:
+        raise _refuse_name(node.target, name) from None
+    args = node.args
+    return args[place] if place < len(args) else node.kwargs.get(name, default)
 
 
 def has_argument(node: Node, name: str) -> bool:
@@ -81,6 +82,12 @@ def replace_arguments(node: Node, replaced: Mapping[int, Node]) -> None:
 def _list_defaults(target: Any) -> Mapping[str, Any]:
     """Return name → default of every parameter, in order; None without one. Torch lists a schema anew each time."""
     return {p.name: p.default_value if p.has_default_value() else None for p in target._schema.arguments}
+
+
+@functools.cache
+def _list_places(target: Any) -> Mapping[str, tuple[int, Any]]:
+    """Return name → place and default of every parameter."""
+    return {name: (place, default) for place, (name, default) in enumerate(_list_defaults(target).items())}
 
 
 def _refuse_name(target: Any, name: str) -> ValueError:

@@ -4,22 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_arg
 
-from qcompiler.passes.ir.arguments import run_call
 from qcompiler.passes.ir.facts import Input, InputKind
+from qcompiler.passes.ir.inference import fake_mode, infer_value
 from qcompiler.passes.ir.meta import (
     copy_meta,
     copy_origin,
-    find_value,
-    get_inferred_from,
-    get_value,
     is_backward,
     set_fact,
     set_half,
-    set_inferred_from,
     set_value,
 )
 
@@ -33,14 +29,16 @@ def copy_nodes(graph: Graph) -> Graph:
 
 
 def copy_graph(module: GraphModule) -> GraphModule:
-    """Return a module with a copy of the graph, over the same attributes."""
-    return GraphModule(module, copy_nodes(module.graph))
+    """Return a module with a copy of the graph, over the same attributes; its code is written when somebody asks."""
+    return _LazyGraphModule(module, copy_nodes(module.graph))
 
 
 def last_placeholder(graph: Graph) -> Node:
     """Return the last of the inputs, which stand at the head of the graph."""
-    nodes: list[Node] = list(graph.find_nodes(op="placeholder"))
-    return nodes[-1]
+    node: Node = graph.find_nodes(op="placeholder", sort=False)[-1]  # the newest: sorting them takes long
+    while node.next.op == "placeholder":
+        node = node.next
+    return node
 
 
 def insert_input(graph: Graph, name: str) -> Node:
@@ -128,38 +126,24 @@ def insert_call(
     return node
 
 
-def infer_value(node: Node) -> None:
-    """Computes the fake value of a call from the values of the arguments."""
-    with fake_mode(node.graph), torch.no_grad():
-        set_value(node, run_call(node, get_value))
-    set_inferred_from(node, _list_values_read(node))
-
-
-def is_outdated(node: Node) -> bool:
-    """Return True if a node that a pass wrote was inferred from other fake values than the present ones."""
-    before, now = get_inferred_from(node), _list_values_read(node)
-    return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
-
-
-def _list_values_read(node: Node) -> tuple[Any, ...]:
-    return tuple(map(find_value, node.all_input_nodes))
-
-
-def fake_mode(graph: Graph) -> FakeTensorMode:
-    """Return the mode that the graph's fake tensors belong to."""
-    for node in graph.nodes:
-        mode = getattr(find_value(node), "fake_mode", None)
-        if mode is not None:
-            return cast(FakeTensorMode, mode)
-    raise ValueError(
-        "graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')"
-    )
-
-
 def clean_graph(module: GraphModule) -> None:
     """Drop unread nodes, and check the links; the code of the module stays old until `recompile`."""
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
+    graph = module.graph
+    if _has_unread(graph):
+        graph.eliminate_dead_code(_is_needed)
+    if _has_unread(graph) or graph.find_nodes(op="get_attr"):
+        graph.eliminate_dead_code()  # torch decides on calls that draw random numbers, and cleans the subgraphs
+    else:
+        graph.lint()
+
+
+def _has_unread(graph: Graph) -> bool:
+    return any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes)
+
+
+def _is_needed(node: Node) -> bool:
+    """Return True if the node is read or has an effect: torch asks for effects alone, of every node, which is slow."""
+    return bool(node.users) or node.is_impure()
 
 
 def finish_graph(module: GraphModule) -> None:

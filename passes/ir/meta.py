@@ -7,7 +7,7 @@ was inferred.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -88,6 +88,12 @@ def has_value(node: Node) -> bool:
 def is_size(node: Node) -> bool:
     """Return True for a number of a graph with free dimensions, such as the batch: no values of a tensor."""
     return isinstance(find_value(node), torch.SymInt)
+
+
+def list_facts(nodes: Sequence[Node]) -> list[Any]:
+    """Return what rules read of each node besides the call: the fake value, the typed value, and the half."""
+    metas = [node.meta for node in nodes]
+    return [meta.get(key) for key in ("val", _KEY, "partitioner_tag") for meta in metas]
 
 
 def get_inferred_from(node: Node) -> tuple[Any, ...]:

@@ -11,7 +11,8 @@ import torch
 from torch.fx import Graph, Node
 
 from qcompiler.passes.ir.arguments import get_argument, pack_arguments, set_arguments
-from qcompiler.passes.ir.edit import infer_value, insert_call, last_placeholder
+from qcompiler.passes.ir.edit import insert_call, last_placeholder
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward, pin_saved, pin_to_backward
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.rounding import Rounding

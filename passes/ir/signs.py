@@ -1,13 +1,15 @@
 """Which tensors of a graph are never negative, so that an unsigned format wastes no levels."""
 
 import operator
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from qcompiler.passes.ir.meta import get_value, has_value
 from qcompiler.passes.ir.views import aten, is_view
+from qcompiler.passes.rules import Sign
 from qcompiler.runtime import ops
 
 #: the result is never negative, whatever goes in
@@ -45,15 +47,35 @@ _WHERE_INPUTS_ARE: Final = frozenset(
 _CLAMPS: Final = frozenset({aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default})
 
 
-def is_nonnegative(node: Any) -> bool:
-    """Return True if no value of the tensor can be below zero (NaN aside), by the operators that made the tensor.
+class Signs:
+    """The signs of the tensors of one graph, each found once: a network of sums asks for the same ones again."""
 
-    Numbers count by themselves. False if nothing is known: for inputs, parameters and every other operator.
-    """
-    if isinstance(node, int | float):
-        return bool(node >= 0)
-    if not isinstance(node, Node) or node.op != "call_function":
-        return False
+    def __init__(self, graph: Graph) -> None:
+        self._known: dict[Node, bool] = {}
+        for node in graph.nodes:  # from the front, so that long chains need no deep recursion
+            self.is_nonnegative(node)
+
+    def find(self, tensor: Node) -> Sign:
+        """Return the sign of a tensor, as rules ask for it."""
+        return Sign.NONNEGATIVE if self.is_nonnegative(tensor) else Sign.SIGNED
+
+    def is_nonnegative(self, node: Any) -> bool:
+        """Return True if no value of the tensor can be below zero (NaN aside), by the operators that made the tensor.
+
+        Numbers count by themselves. False if nothing is known: for inputs, parameters and every other operator. Nodes
+        that are written later may be asked for too.
+        """
+        if isinstance(node, int | float):
+            return bool(node >= 0)
+        if not isinstance(node, Node) or node.op != "call_function":
+            return False
+        if node not in self._known:
+            self._known[node] = _decide(node, self.is_nonnegative)
+        return self._known[node]
+
+
+def _decide(node: Node, is_nonnegative: Callable[[Any], bool]) -> bool:
+    """Return the answer for a call from the answers for its arguments."""
     if node.target in _ALWAYS:
         return True
     if node.target in _CLAMPS:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import re
 from typing import Final
 
@@ -23,6 +24,7 @@ class Source:
     steps: tuple[str | int, ...]
 
 
+@functools.lru_cache(maxsize=10_000)
 def parse_source(text: str) -> Source | None:
     """Return the parts of `L['self']._modules['layer1']._modules['0']` or `L['self'].layer1[0]`; None without a root.
 

@@ -1,5 +1,6 @@
 """The rules of a legal graph: a table that is checked after every pass, and on both halves after the partition."""
 
+import functools
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -19,6 +20,7 @@ from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.quantized import explain_scale
+from qcompiler.runtime.spec import parse_spec
 
 
 class VerifyError(QCompilerError):
@@ -120,11 +122,16 @@ def verify_strides(module: GraphModule) -> None:
 def _spec_is_canonical(quantizer: Quantizer) -> str:
     text = quantizer.text
     try:
-        spec = quantizer.spec
-        view_blocks(tuple(get_value(quantizer.tensor).shape), quantizer.layout, spec.block)
+        view_blocks(tuple(get_value(quantizer.tensor).shape), quantizer.layout, quantizer.spec.block)
     except ValueError as error:
         return str(error)
-    return "" if str(spec) == text else f"spec {text!r} is not canonical; valid: {str(spec)!r}"
+    spec = _write_again(text)
+    return "" if spec == text else f"spec {text!r} is not canonical; valid: {spec!r}"
+
+
+@functools.cache
+def _write_again(text: str) -> str:
+    return str(parse_spec(text))
 
 
 def _reads_a_float(quantizer: Quantizer) -> str:

@@ -1,8 +1,9 @@
 """Find every contraction, forward and backward, and record the role and the summed axis of each operand."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, cast
 
 from torch.fx import Graph, GraphModule, Node
@@ -134,7 +135,8 @@ class _Annotator:
         Each gradient of a contraction is made once. Nodes in the backward of a custom autograd.Function have the number
         of another operator: then the last forward contraction counts that reads the tensor and lacks this gradient.
         """
-        for forward in [*self.forward.get(sequence_number(node), []), *self.find_fitting(node, grad)]:
+        same_number = self.forward.get(sequence_number(node), [])
+        for forward in itertools.chain(same_number, self.find_fitting(node, grad)):
             hits = self.find_open(forward, view_root(_get_operand(node, other)))
             if len(hits) == 2:
                 hits = [_choose_operand(node, other, [_get_operand(forward, a) for a in _find_operands(forward)])]
@@ -143,12 +145,12 @@ class _Annotator:
                 return forward, hits[0]
         return None
 
-    def find_fitting(self, node: Node, grad: int) -> list[Node]:
-        """The forward contractions, last one first, whose result is as large as the output gradient of a node."""
+    def find_fitting(self, node: Node, grad: int) -> Iterator[Node]:
+        """Yield the forward contractions, last one first, whose result is as large as the output gradient of a node."""
         is_convolution, size = node.target is _CONV_BACKWARD, get_value(_get_operand(node, grad)).numel()
         forward = [n for nodes in self.forward.values() for n in nodes]
         fitting = [n for n in forward if get_value(n).numel() == size]
-        return [n for n in reversed(fitting) if (n.target is aten.convolution.default) == is_convolution]
+        yield from (n for n in reversed(fitting) if (n.target is aten.convolution.default) == is_convolution)
 
     def find_open(self, forward: Node, root: Node) -> list[int]:
         """The operands of a forward contraction that are views of a tensor, and that no gradient reads so far."""

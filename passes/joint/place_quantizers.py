@@ -22,7 +22,7 @@ from qcompiler.passes.ir.meta import (
     set_fact,
 )
 from qcompiler.passes.ir.quantizer import insert_quantizer
-from qcompiler.passes.ir.signs import is_nonnegative
+from qcompiler.passes.ir.signs import Signs
 from qcompiler.passes.ir.site_name import Numbering, SiteName
 from qcompiler.passes.ir.views import aten, is_view
 from qcompiler.passes.ir.walk import find_dequantizer
@@ -55,17 +55,18 @@ class PlaceQuantizers:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of quantizers that were placed."""
+        signs = Signs(module.graph)
         found = list(iterate_contractions(module.graph))
-        outputs = sum(self.place_output(node, fact) for node, fact in found)
-        outputs += self.place_sums(module)
-        found = list(iterate_contractions(module.graph))
-        return outputs + sum(self.place(node, fact, operand) for node, fact in found for operand in fact.operands)
+        outputs = sum(self.place_output(node, fact, signs) for node, fact in found)
+        outputs += self.place_sums(module, signs)
+        pairs = [(node, fact, one) for node, fact in iterate_contractions(module.graph) for one in fact.operands]
+        return outputs + sum(self.place(node, fact, operand, signs) for node, fact, operand in pairs)
 
-    def place_output(self, node: Node, fact: Contraction) -> int:
+    def place_output(self, node: Node, fact: Contraction, signs: Signs) -> int:
         """Case 4: a quantizer behind a forward contraction, or behind the layer, for all readers."""
         masked = adds_mask(node)
         end = node if masked else layer_end(node)
-        match = self._match_output(fact, node, end)
+        match = self._match_output(fact, node, end, signs)
         val = get_value(node)
         if match is None or not fact.layout or fact.output_rule is not None:
             return 0
@@ -80,7 +81,7 @@ class PlaceQuantizers:
         _quantize_for_all(end, rule.spec, end_layout(fact.layout, end), str(SiteName(fact.site, "output")))
         return 1
 
-    def place_sums(self, module: GraphModule) -> int:
+    def place_sums(self, module: GraphModule, signs: Signs) -> int:
         """Case 6: the same behind residual sums, if a rule names sums."""
         if not any(rule.operator == ADDITION for rule in self.rules):
             return 0
@@ -92,18 +93,18 @@ class PlaceQuantizers:
             site = self.frame.name(name, names.count(name))
             if get_contraction(node) is None:
                 inner = frozenset({Position.INNER})
-                placed += self.place_output(node, Contraction(path, site, ADDITION, inner, (), sum_layout(node)))
+                placed += self.place_output(node, Contraction(path, site, ADDITION, inner, (), sum_layout(node)), signs)
         return placed
 
-    def _match_output(self, fact: Contraction, node: Node, end: Node) -> tuple[int, Rule] | None:
+    def _match_output(self, fact: Contraction, node: Node, end: Node, signs: Signs) -> tuple[int, Rule] | None:
         """Return the first rule for an output; the sign belongs to the tensor that the quantizer would read."""
         for index, rule in enumerate(self.rules):
-            sign = _get_sign(end if rule.behind is Behind.LAYER else node)
+            sign = signs.find(end if rule.behind is Behind.LAYER else node)
             if rule.matches(Role.OUTPUT, fact.operator, fact.module, fact.positions, Product.FORWARD, sign):
                 return index, rule
         return None
 
-    def place(self, node: Node, fact: Contraction, operand: Operand) -> int:
+    def place(self, node: Node, fact: Contraction, operand: Operand, signs: Signs) -> int:
         """Places one quantizer; 0 if the operand stays in float or has a quantizer already."""
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)
@@ -113,7 +114,7 @@ class PlaceQuantizers:
         if not val.is_floating_point() or val.numel() == 0:
             record_operand(node, operand.arg, kept=f"nothing to quantize: {val.dtype}, {val.numel()} elements")
             return 0
-        match = match_operand(self.rules, fact, operand, tensor)
+        match = match_operand(self.rules, fact, operand, signs.find(tensor))
         if match is None:
             record_operand(node, operand.arg, kept="no rule of the recipe matches")
             return 0
@@ -128,13 +129,9 @@ class PlaceQuantizers:
         return 1
 
 
-def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, tensor: Node) -> tuple[int, Rule] | None:
+def match_operand(rules: Sequence[Rule], fact: Contraction, operand: Operand, sign: Sign) -> tuple[int, Rule] | None:
     """Return the first rule that matches one operand of a contraction, with the index."""
-    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, _get_sign(tensor))
-
-
-def _get_sign(tensor: Node) -> Sign:
-    return Sign.NONNEGATIVE if is_nonnegative(tensor) else Sign.SIGNED
+    return first_match(rules, operand.role, fact.operator, fact.module, fact.positions, fact.product, sign)
 
 
 def _quantize_for_all(tensor: Node, spec: QuantSpec, layout: str, site: str) -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar, TypeAlias
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import replace_arguments
-from qcompiler.passes.ir.edit import infer_value, insert_call, is_outdated
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.inference import infer_value, is_outdated
 from qcompiler.passes.ir.meta import get_value, is_backward, pin_to_backward, set_value, strides_read
 from qcompiler.passes.ir.strides import Strides, changed_reads, may_read_any
 from qcompiler.runtime import ops

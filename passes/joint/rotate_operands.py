@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.meta import get_value, iterate_contractions, record_operand
+from qcompiler.passes.ir.signs import Signs
 from qcompiler.passes.joint.place_quantizers import match_operand
 from qcompiler.passes.rules import Rule
 from qcompiler.runtime import ops
@@ -28,11 +29,14 @@ class RotateOperands:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of contractions that were rotated."""
-        return sum(self.rotate(node, fact) for node, fact in list(iterate_contractions(module.graph)))
+        if not any(rule.rotate for rule in self.rules):
+            return 0
+        signs = Signs(module.graph)
+        return sum(self.rotate(node, fact, signs) for node, fact in list(iterate_contractions(module.graph)))
 
-    def rotate(self, node: Node, fact: Contraction) -> int:
+    def rotate(self, node: Node, fact: Contraction, signs: Signs) -> int:
         """Rotates one contraction; 0 if no rule asks for that, or it cannot be done, or is done already."""
-        sizes = {self.size(node, fact, index) for index in range(len(fact.operands))}
+        sizes = {self.size(node, fact, index, signs) for index in range(len(fact.operands))}
         if len(fact.operands) != 2 or sizes <= {0}:
             return 0
         tensors = [node.args[operand.arg] for operand in fact.operands]
@@ -50,11 +54,11 @@ class RotateOperands:
             node.update_arg(operand.arg, insert_call(node.graph, ops.ROTATE, (tensor, dim, size), after=tensor))
         return 1
 
-    def size(self, node: Node, fact: Contraction, index: int) -> int:
+    def size(self, node: Node, fact: Contraction, index: int, signs: Signs) -> int:
         """Return the size that the rule of one operand asks for; 0 if the operand is kept in float."""
         operand = fact.operands[index]
         tensor = node.args[operand.arg]
         assert isinstance(tensor, Node)
-        match = match_operand(self.rules, fact, operand, tensor)
+        match = match_operand(self.rules, fact, operand, signs.find(tensor))
         asked = match is not None and match[1].spec is not None and get_value(tensor).is_floating_point()
         return match[1].rotate if asked and match is not None else 0

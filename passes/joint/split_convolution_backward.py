@@ -6,7 +6,8 @@ from typing import ClassVar, cast
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import infer_value, insert_call
+from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.stand_in import stand_in
 from qcompiler.passes.ir.views import aten
 

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import add_input, add_output, fake_mode, insert_call, remove_outputs
+from qcompiler.passes.ir.edit import add_input, add_output, insert_call, remove_outputs
 from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import get_value, is_backward, is_recomputed, list_inputs
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.site_name import number_name

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from qcompiler.collector import paused_collector
 from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.compiler.lower import Lowered, lower_graph
@@ -95,12 +96,14 @@ class GraphCompiler:
                 f"recipe {self.recipe.name!r} keeps ranges, which need the values of tensors; got tensors on the meta "
                 "device; valid: another device, or a recipe of the present tensor such as hyperblock-int8"
             )
-        captured = capture(module, inputs, names)
+        with paused_collector():
+            captured = capture(module, inputs, names)
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
-        untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
-        finish = self.prepare(captured)
-        joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
-        plan = QuantPlan.of(captured.module)
+        with paused_collector():
+            untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
+            finish = self.prepare(captured)
+            joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
+            plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
         lowered = finish()
         self._refuse_simulation(lowered)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import GraphModule, Node
 
+from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
@@ -15,8 +16,9 @@ from qcompiler.compiler.plan import Kept, QuantPlan, describe_contraction, descr
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.edit import copy_graph, fake_mode, list_outputs
+from qcompiler.passes.ir.edit import copy_graph, list_outputs
 from qcompiler.passes.ir.facts import InputKind
+from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import (
     find_value,
     get_value,
@@ -128,8 +130,9 @@ def split_halves(
         halves = Halves.of_joint(captured.module, captured.forward_outputs, captured.static_inputs)
     else:
         halves = Halves.of_forward(captured.module, captured.forward_outputs)
-    halves_pipeline(rules, execution)(halves, observe)
-    finish_halves(halves)
+    with paused_collector():
+        halves_pipeline(rules, execution)(halves, observe)
+        finish_halves(halves)
     return halves
 
 

@@ -1,5 +1,6 @@
 """The order of the passes: the table of contents of the compiler. That over ONNX: qcompiler/exporting/pipeline.py."""
 
+import functools
 import types
 from collections.abc import Mapping, Sequence
 
@@ -33,8 +34,8 @@ from qcompiler.passes.halves.save_derivatives import SaveDerivatives
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
 from qcompiler.passes.halves.split_norms import SplitNorms
 from qcompiler.passes.halves.start_ranges import StartRanges
+from qcompiler.passes.ir.checker import GraphChecker
 from qcompiler.passes.ir.frame import WHOLE, Frame
-from qcompiler.passes.ir.verify import finish_and_verify
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.joint.choose_blocks import ChooseBlocks
 from qcompiler.passes.joint.dedupe_quantizers import DedupeQuantizers
@@ -77,7 +78,7 @@ def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE
             SaveQuantized(pinned=recipe.saves),  # codes, scales and bits for backward
             RestoreStrides(),  # as traced, for every operator that is no contraction
         ),
-        finish_and_verify,
+        GraphChecker(),
     )
 
 
@@ -108,7 +109,7 @@ def halves_pipeline(rules: Sequence[Rule] = (), execution: Execution = Execution
             LowerConvolutions(execution),  # products of patches of codes
             LowerInteger(execution),  # products of codes, without floats in between
         ),
-        check_halves,
+        functools.partial(check_halves, check=GraphChecker()),
     )
 
 

@@ -23,11 +23,13 @@ from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qcompiler.passes.ir.edit import fake_mode, list_outputs
+from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import set_visible_outputs
 from qcompiler.runtime import ops
 from qcompiler.runtime.ops import DECOMPOSITIONS
@@ -167,10 +169,11 @@ def split_joint(
     Without its merging of equal nodes, which would join the dequantize of forward with the one of backward and so save
     floats; `retrace_graph` merges within each half. Outside of Dynamo, where somebody looks at stages, there is
     no tracing context, and one is made: without it torch keeps random keys in forward that only backward reads, and
-    refuses a checkpointed region with dropout.
+    refuses a checkpointed region with dropout. The code of the halves is written when somebody asks for it.
     """
     context = contextlib.nullcontext() if TracingContext.try_get() else tracing(TracingContext(fake_mode(joint.graph)))
-    with functorch_config.patch(cse=False, ban_recompute_reductions=False), _allow_recomputing(), context:
+    options = functorch_config.patch(cse=False, ban_recompute_reductions=False)
+    with options, _allow_recomputing(), context, _use_lazy_graph_module(True):
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )

@@ -6,6 +6,7 @@ a batch axis of B·T. Space is the exception: the edge holds for each spatial di
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from typing import Final
@@ -151,6 +152,11 @@ def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
     Raises:
         ValueError: the layout does not fit the shape, has an unknown letter, or repeats a letter with others between.
     """
+    known = all(type(extent) is int for extent in shape)  # a free dimension has no hash
+    return _view_known(shape, layout, block) if known else _view_any(shape, layout, block)
+
+
+def _view_any(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
     check_layout(layout, len(shape))
     axes: list[int] = []
     edges: list[int] = []
@@ -166,6 +172,10 @@ def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
             axes.append(extent)
             edges.append(max(1, min(block.edge(letter) or extent, extent)))
     return BlockView(shape, tuple(axes), tuple(edges))
+
+
+#: every check of a graph, and every step that runs node by node, asks for the same few
+_view_known: Final = functools.lru_cache(maxsize=10_000)(_view_any)
 
 
 def check_layout(layout: str, ndim: int) -> None:

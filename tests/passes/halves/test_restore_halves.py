@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from qcompiler.passes.halves.restore_halves import RestoreHalves
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.views import aten
 from qcompiler.runtime import ops

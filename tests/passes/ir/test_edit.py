@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from qcompiler.passes.ir.edit import fake_mode, finish_graph, insert_call, insert_input, last_placeholder
+from qcompiler.passes.ir.edit import finish_graph, insert_call, insert_input, last_placeholder
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind, Operand
+from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import (
     get_contraction,
     get_input,

@@ -7,7 +7,7 @@ from torch.fx import Interpreter
 from torch.nn import functional as F
 
 from qcompiler.passes.ir.meta import iterate_contractions
-from qcompiler.passes.ir.signs import is_nonnegative
+from qcompiler.passes.ir.signs import Signs
 from qcompiler.passes.joint.annotate_roles import AnnotateRoles
 from qcompiler.passes.rules import Role
 
@@ -71,7 +71,7 @@ def last_input(joint, function):
 @pytest.mark.parametrize("name", NONNEGATIVE)
 def test_nonnegative(joint, arguments, name):
     captured, node = last_input(joint, NONNEGATIVE[name])
-    assert is_nonnegative(node)
+    assert Signs(captured.module.graph).is_nonnegative(node)
     inputs, tangents = arguments(captured, 1)
     interpreter = Interpreter(captured.module, garbage_collect_values=False)
     interpreter.run(*inputs, *tangents, enable_io_processing=False)
@@ -80,8 +80,8 @@ def test_nonnegative(joint, arguments, name):
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown(joint, name):
-    _, node = last_input(joint, UNKNOWN[name])
-    assert not is_nonnegative(node)
+    captured, node = last_input(joint, UNKNOWN[name])
+    assert not Signs(captured.module.graph).is_nonnegative(node)
 
 
 def test_codes_are_as_nonnegative_as_their_tensor(eager):

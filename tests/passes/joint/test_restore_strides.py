@@ -9,7 +9,7 @@ from torch import nn
 from qcompiler import recipes
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.base import Pipeline
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward
 from qcompiler.passes.ir.strides import changed_reads, get_strides, list_arguments, may_read_any, record_strides
 from qcompiler.passes.ir.text import graph_text

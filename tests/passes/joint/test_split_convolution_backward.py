@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import get_value, is_backward
 from qcompiler.passes.ir.stand_in import is_stand_in
 from qcompiler.passes.ir.text import graph_text

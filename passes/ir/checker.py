@@ -1,0 +1,48 @@
+"""The check after each pass of a pipeline, of graphs that a pass has changed."""
+
+import operator
+from typing import Any
+
+from torch.fx import Graph, GraphModule
+
+from qcompiler.passes.ir.meta import list_facts
+from qcompiler.passes.ir.verify import clean_and_verify
+
+
+class GraphChecker:
+    """Drop unread nodes, and check every rule on the rest, unless nothing has changed since the last check.
+
+    Half of the passes change nothing in a given graph, and others change one half alone. The checker does not ask the
+    pass: it compares everything that rules read. A pipeline has a checker of its own.
+    """
+
+    def __init__(self) -> None:
+        self._accepted: dict[GraphModule, list[Any]] = {}
+
+    def __call__(self, module: GraphModule) -> None:
+        """Check one graph.
+
+        Raises:
+            VerifyError: with the first node that breaks a rule.
+        """
+        state, before = list_state(module.graph), self._accepted.pop(module, [])
+        if not _are_same(state, before):
+            nodes = len(module.graph.nodes)
+            clean_and_verify(module)
+            if len(module.graph.nodes) != nodes:
+                state = list_state(module.graph)
+        self._accepted[module] = state
+
+
+def list_state(graph: Graph) -> list[Any]:
+    """Return everything that rules read: the nodes in order, their calls, and the facts of passes/ir/meta.py.
+
+    Arguments, facts and values of nodes are replaced, never changed, so that the same objects mean the same state.
+    """
+    nodes = list(graph.nodes)
+    calls = [node.target for node in nodes] + [node.args for node in nodes] + [node.kwargs for node in nodes]
+    return nodes + [node.name for node in nodes] + calls + list_facts(nodes)
+
+
+def _are_same(state: list[Any], before: list[Any]) -> bool:
+    return len(state) == len(before) and all(map(operator.is_, state, before))
