@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import recompute, references, shapes
-from qcompiler.runtime.kernels.table import fake_multiply_batch, multiply_batch
+from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
 from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
@@ -89,12 +89,19 @@ INTEGER_BIAS: Final = _define_operator(
 )
 MATMUL_CODES: Final = _define_operator(
     "matmul_codes(Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, "
-    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype) -> Tensor",
+    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype, int a_run=0, "
+    "int b_run=0) -> Tensor",
     matmul_codes,
     fake_matmul_codes,
 )
 MULTIPLY_BATCH: Final = _define_operator(
     "multiply_batch(Tensor a, Tensor b, str kernel) -> Tensor", multiply_batch, fake_multiply_batch
+)
+MULTIPLY_RUNS: Final = _define_operator(
+    "multiply_runs(Tensor a, Tensor a_factors, int a_edge, Tensor b, Tensor b_factors, int b_edge, int run, "
+    "str kernel) -> Tensor",
+    multiply_runs,
+    fake_multiply_runs,
 )
 PATCHES: Final = _define_operator(
     "patches(Tensor codes, Tensor? zero_point, str spec, int edge, int[] start, int[] count, int[] step, int[] taps, "
@@ -127,9 +134,9 @@ POOL_INDICES: Final = _define_operator(
     recompute.pool_indices,
 )
 
-#: operator → the plain torch code that a compiler traces in its place. Four stay calls: `draw_key`, so that it
-#: draws anew; `multiply_batch`, a loop over kernels; `patches` and `turn_taps`, since torch copies runs of bytes and
-#: compiled loops copy byte by byte
+#: operator → the plain torch code that a compiler traces in its place. Five stay calls: `draw_key`, so that it
+#: draws anew; `multiply_batch` and `multiply_runs`, which call kernels; `patches` and `turn_taps`, since torch copies
+#: runs of bytes and compiled loops copy byte by byte
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,

@@ -32,12 +32,16 @@ def matmul_codes(
     b_edge: int,
     kernel: str,
     dtype: torch.dtype,
+    a_run: int = 0,
+    b_run: int = 0,
 ) -> Tensor:
     """Return float32(Σ (a − a's zero point)·(b − b's zero point)) · scales + bias, rounded once to `dtype`.
 
     The sum is exact. So the result is that of floats in any order of sums, if float32 holds every partial sum of those
     and scales are powers of two; else it differs by roundings alone. A NaN scale gives NaN throughout its rows or
     columns.
+
+    With runs every run of a sum is exact by itself; the runs are scaled, and summed in float32 (`multiply_runs`).
 
     Args:
         a: codes [rows, length] or [batch, rows, length], as `quantize`, `unpack` or `patches` returns them.
@@ -53,9 +57,19 @@ def matmul_codes(
         b_edge: columns of `b` that share a scale.
         kernel: the name of a kernel (runtime/kernels/table.py); empty: the reference.
         dtype: of the result.
+        a_run: elements of a row after which the scale changes, for formats without zero points: `a_scale` then has a
+            row of values for every block of rows; 0: the scale does not change.
+        b_run: that of a column of `b`; `b_scale` then has a row of values for every block of columns.
     """
-    rows, columns = (*a.shape[:-1], 1), (*b.shape[:-2], 1, b.shape[-1])
     left, right = make_signed(a, a_spec), make_signed(b, b_spec)
+    if a_run or b_run:
+        run = math.gcd(a_run, b_run)
+        a_factors = _list_factors(a_scale, a_run, run, a.shape[1])
+        b_factors = _list_factors(b_scale, b_run, run, a.shape[1])
+        given = (left, a_factors, a_edge, right, b_factors, b_edge, run, kernel)
+        values = torch.ops.qcompiler.multiply_runs.default(*given)
+        return _add_bias(values, bias).to(dtype)
+    rows, columns = (*a.shape[:-1], 1), (*b.shape[:-2], 1, b.shape[-1])
     a_point = _stand_along(find_point(a_zero_point, a_spec, math.prod(rows), a_edge), rows)
     b_point = _stand_along(find_point(b_zero_point, b_spec, math.prod(columns), b_edge), columns)
     sums = _subtract_points(multiply(left, right, kernel), left, right, a_point, b_point)
@@ -63,7 +77,7 @@ def matmul_codes(
     b_factor = _stand_along(_spread(scales.get_factor(b_scale), math.prod(columns), b_edge), columns)
     # the smaller one first: neither the product of both scales nor the first step leaves the range of float32 alone
     values = sums.to(torch.float32) * torch.minimum(a_factor, b_factor) * torch.maximum(a_factor, b_factor)
-    return (values if bias is None else values + bias.to(torch.float32)).to(dtype)
+    return _add_bias(values, bias).to(dtype)
 
 
 def fake_matmul_codes(
@@ -80,6 +94,8 @@ def fake_matmul_codes(
     b_edge: int,
     kernel: str,
     dtype: torch.dtype,
+    a_run: int = 0,
+    b_run: int = 0,
 ) -> Tensor:
     """Return an empty result."""
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=dtype)
@@ -92,9 +108,9 @@ def explain_product(facts: Facts, dtype: torch.dtype) -> str:
             return f"{form} is no integer of at most 8 bits"
     if dtype not in DTYPES:
         return f"the result is {str(dtype).removeprefix('torch.')}, and sums are scaled in float32"
-    largest = facts.length * _find_reach(facts.formats[0]) * _find_reach(facts.formats[1])
+    largest = (facts.run or facts.length) * _find_reach(facts.formats[0]) * _find_reach(facts.formats[1])
     if largest >= 2**31:
-        return f"a sum of {facts.length} products can leave 32 bits"
+        return f"a sum of {facts.run or facts.length} products can leave 32 bits"
     return ""
 
 
@@ -120,6 +136,22 @@ def find_point(point: Tensor | None, spec: str, extent: int, edge: int) -> Tenso
     if point is None:
         return -shift or None
     return _spread(point.to(torch.int32), extent, edge) - shift
+
+
+def _list_factors(scale: Tensor, own_run: int, run: int, length: int) -> Tensor:
+    """Return the factor of every block and run: [blocks, runs of the tensor] → [blocks, runs that both tensors have].
+
+    Args:
+        own_run: of this tensor, a multiple of `run`; 0: one value for the sum.
+    """
+    own_count, count = -(-length // own_run) if own_run else 1, -(-length // run)
+    factors = scales.get_factor(scale).reshape(-1, own_count)
+    shape = (factors.shape[0], count)
+    return BlockView(shape, shape, (1, own_run // run if own_run else count)).spread(factors)
+
+
+def _add_bias(values: Tensor, bias: Tensor | None) -> Tensor:
+    return values if bias is None else values + bias.to(torch.float32)
 
 
 def _subtract_points(

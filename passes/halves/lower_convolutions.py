@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.lower_integer import Execution
-from qcompiler.passes.ir.code_matrix import CodeMatrix, read_matrix
+from qcompiler.passes.ir.code_matrix import CodeMatrix, explain_runs, read_matrix
 from qcompiler.passes.ir.code_product import CONVOLUTIONS, Side, choose_kernel, insert_product, list_products_of_codes
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
@@ -77,7 +77,7 @@ def _read_product(node: Node) -> PatchProduct | str:
 
 
 def _read_forward(geometry: Geometry, x: Node, w: Node) -> PatchProduct | str:
-    left, right = read_matrix(x, 0), read_matrix(w, 0)
+    left, right = _read_whole(x, 0), _read_whole(w, 0)
     if isinstance(left, str) or isinstance(right, str):
         return _join_reasons(left, right)
     length = math.prod(get_value(w).shape[1:])
@@ -86,7 +86,7 @@ def _read_forward(geometry: Geometry, x: Node, w: Node) -> PatchProduct | str:
 
 
 def _read_weight_gradient(geometry: Geometry, x: Node, w: Node, y: Node) -> PatchProduct | str:
-    left, right = read_matrix(y, 1), read_matrix(x, 0)
+    left, right = _read_whole(y, 1), _read_whole(x, 0)
     if isinstance(left, str) or isinstance(right, str):
         return _join_reasons(left, right)
     if right.edge < right.extent:
@@ -98,7 +98,7 @@ def _read_weight_gradient(geometry: Geometry, x: Node, w: Node, y: Node) -> Patc
 
 
 def _read_input_gradient(geometry: Geometry, w: Node, y: Node) -> PatchProduct | str:
-    left, right = read_matrix(y, 0), read_matrix(w, 1)
+    left, right = _read_whole(y, 0), _read_whole(w, 1)
     if isinstance(left, str) or isinstance(right, str):
         return _join_reasons(left, right)
     reason = _explain_stride(geometry, right)
@@ -109,6 +109,12 @@ def _read_input_gradient(geometry: Geometry, w: Node, y: Node) -> PatchProduct |
     sides = _repeat(left, windows.positions), Side(right, columns, columns if inputs > 1 else right.edge)
     length = get_value(w).shape[0] * windows.reads
     return InputGradient(geometry, *sides, length, reuse=right.extent * math.prod(geometry.taps) // windows.reads)
+
+
+def _read_whole(operand: Node, free: int) -> CodeMatrix | str:
+    """Return an operand none of whose scales changes along the summed axes, or the reason why it is not one."""
+    found = read_matrix(operand, free)
+    return found if isinstance(found, str) else explain_runs(found) or found
 
 
 def _explain_stride(geometry: Geometry, weight: CodeMatrix) -> str:

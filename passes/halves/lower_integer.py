@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.code_matrix import read_matrix
+from qcompiler.passes.ir.code_matrix import explain_runs, read_matrix
 from qcompiler.passes.ir.code_product import CONVOLUTIONS, Side, choose_kernel, insert_product, list_products_of_codes
 from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.meta import get_value, set_fact
@@ -31,7 +31,8 @@ class Execution(enum.StrEnum):
 class LowerInteger:
     """mm(view(dequantize(A)), view(dequantize(B))) → matmul_codes(view(A), view(B)), in both halves; bmm as well.
 
-    1. Both operands are codes of integers, no scale changes along the summed axis, and the table has a kernel.
+    1. Both operands are codes of integers, and the table has a kernel. If scales change along the summed axis, they do
+       so in runs; then the product is one of two matrices, and not of batches.
     2. What is not lowered has the reason in its `Contraction`.
     3. A dequantizer that others read stays for them.
     4. Of a range that does not show what is not finite, the scale is the checked one: NaN throughout the block, where
@@ -73,7 +74,9 @@ def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:
     if isinstance(left, str) or isinstance(right, str):
         return left if isinstance(left, str) else str(right)
     *_, rows, columns = get_value(node).shape
-    sides = Side(left, rows, left.edge), Side(right, columns, right.edge)
+    if batch and (left.run or right.run):
+        return explain_runs(left) or explain_runs(right)
+    sides = Side(left, rows, left.edge, left.run), Side(right, columns, right.edge, right.run)
     length = get_value(left.reader.codes).numel() // max(1, left.extent)
     kernel, reason = choose_kernel(*sides, length, get_value(node).dtype, faster=faster)
     return reason or (*sides, kernel)

@@ -12,7 +12,7 @@ from qcompiler.passes.ir.arguments import pack_arguments, run_call
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, insert_operator
-from qcompiler.passes.ir.views import is_view
+from qcompiler.passes.ir.views import aten, is_view
 from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.blocks import view_blocks
 
@@ -28,6 +28,10 @@ class CodeMatrix:
     extent: int
     #: how many of these indices share a scale; all of them with one scale a tensor
     edge: int
+    #: how many indices along the summed dimension share a scale; 0: all of them
+    run: int = 0
+    #: True if the scales are in the order of runs, and not in that of the other indices
+    turned: bool = False
 
     def insert_codes(self, before: Node) -> Node:
         """Return the same views of the codes, in front of a node."""
@@ -38,7 +42,18 @@ class CodeMatrix:
         return made
 
     def insert_scale(self, before: Node) -> Node:
-        """Return the scale, checked if the dequantizer shows what is not finite."""
+        """Return the scale, checked if the dequantizer shows what is not finite, in the order of rows."""
+        scale = self._insert_checked(before)
+        if not self.turned:
+            return scale
+        summed = get_value(self.reader.codes).numel() // self.extent
+        shape = [-(-summed // self.run), -(-self.extent // self.edge)]
+        steps = ((aten.reshape.default, shape), (aten.t.default,))
+        for target, *args in steps:
+            scale = insert_call(before.graph, target, (scale, *args), before=before, name=f"{before.name}_scale")
+        return scale
+
+    def _insert_checked(self, before: Node) -> Node:
         reader = self.reader
         if reader.shown is None:
             return reader.scale
@@ -53,7 +68,7 @@ class CodeMatrix:
 
 
 def read_matrix(operand: Node, *free: int) -> CodeMatrix | str:
-    """Return what an operand is in codes, or the reason why no scale can stand in front of the sum.
+    """Return what an operand is in codes, or the reason why scales are no grid over its rows and sums.
 
     Args:
         operand: a dequantizer of codes, or a view of one.
@@ -64,32 +79,42 @@ def read_matrix(operand: Node, *free: int) -> CodeMatrix | str:
         views.append(operand)
         operand = cast(Node, operand.args[0])
     reader, chain = Dequantizer(operand), tuple(reversed(views))
-    shape = get_value(chain[-1] if chain else operand).shape
-    extent = math.prod(shape[dim] for dim in free)
-    edge = _find_edge(reader, chain, free)
-    return edge if isinstance(edge, str) else CodeMatrix(reader, chain, extent, edge)
+    numbers = _number_scales(reader, chain, free)
+    grid = _find_grid(numbers, f"block {reader.spec.block}")
+    return grid if isinstance(grid, str) else CodeMatrix(reader, chain, numbers.shape[0], *grid)
+
+
+def explain_runs(matrix: CodeMatrix) -> str:
+    """Say that scales change along the summed axis, for products that have no kernel for that; empty: none does."""
+    return f"the scale of block {matrix.reader.spec.block} changes along the summed axis" if matrix.run else ""
+
+
+def _number_scales(reader: Dequantizer, views: Sequence[Node], free: tuple[int, ...]) -> torch.Tensor:
+    """Return the number of the scale of every element, [free, summed]: the numbers take the way of the codes."""
+    blocks = view_blocks(tuple(get_value(reader.codes).shape), reader.layout, reader.spec.block)
+    numbers = blocks.spread(torch.arange(math.prod(blocks.counts), dtype=torch.int32).reshape(blocks.counts))
+    for view in views:
+        numbers = _view_numbers(view, numbers)
+    return numbers.movedim(free, tuple(range(len(free)))).flatten(0, len(free) - 1).flatten(1)
 
 
 def _view_numbers(view: Node, numbers: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, run_call(view, lambda _: numbers))
 
 
-def _find_edge(reader: Dequantizer, views: Sequence[Node], free: tuple[int, ...]) -> int | str:
-    """Return how many indices along `free` share a scale.
-
-    The scales are numbered, and the numbers take the way of the codes.
-    """
-    shape, spec = tuple(get_value(reader.codes).shape), reader.spec
-    blocks = view_blocks(shape, reader.layout, spec.block)
-    count = math.prod(blocks.counts)
-    numbers = blocks.spread(torch.arange(count, dtype=torch.int32).reshape(blocks.counts))
-    for view in views:
-        numbers = _view_numbers(view, numbers)
-    runs = numbers.movedim(free, tuple(range(len(free)))).flatten(0, len(free) - 1).flatten(1)
-    if runs.numel() and bool((runs != runs[:, :1]).any()):
-        return f"the scale of block {spec.block} changes along the summed axis"
-    rows = runs[:, 0] if runs.numel() else runs.new_zeros(0)
-    edge = max(1, int((rows == 0).sum()))
-    if not torch.equal(rows, torch.arange(len(rows), dtype=torch.int32) // edge):
-        return f"the scales of block {spec.block} are not in the order of its rows"
-    return edge
+def _find_grid(numbers: torch.Tensor, block: str) -> tuple[int, int, bool] | str:
+    """Return edge, run and order of a matrix of numbers (`CodeMatrix`), or the reason why it is no grid of blocks."""
+    if not numbers.numel():
+        return 1, 0, False
+    first = numbers[0, 0]
+    edge, run = int((numbers[:, 0] == first).sum()), int((numbers[0] == first).sum())
+    grid = numbers[::edge, ::run]
+    spread = grid.repeat_interleave(edge, 0)[: len(numbers)].repeat_interleave(run, 1)[:, : numbers.shape[1]]
+    count = torch.arange(grid.numel(), dtype=torch.int32)
+    if torch.equal(spread, numbers) and torch.equal(grid.flatten(), count):
+        return edge, run if grid.shape[1] > 1 else 0, False
+    if torch.equal(spread, numbers) and torch.equal(grid.t().flatten(), count):
+        return edge, run, True
+    if bool((numbers != numbers[:, :1]).any()):
+        return f"the scale of {block} changes along the summed axis"
+    return f"the scales of {block} are not in the order of its rows"

@@ -1,6 +1,7 @@
 """A contraction as one product of two matrices of codes."""
 
 import dataclasses
+import math
 from typing import Final
 
 import torch
@@ -31,6 +32,8 @@ class Side:
     tensor: CodeMatrix
     extent: int
     edge: int
+    #: elements of a sum that share a scale; 0: all of them
+    run: int = 0
 
 
 def list_products_of_codes(graph: Graph) -> list[tuple[Node, Contraction]]:
@@ -52,7 +55,8 @@ def choose_kernel(
     """
     formats = left.tensor.reader.spec.format, right.tensor.reader.spec.format
     device = get_value(left.tensor.reader.codes).device.type
-    facts = Facts(device=device, formats=formats, rows=left.extent, length=length, columns=right.extent, reuse=reuse)
+    extents = {"rows": left.extent, "length": length, "columns": right.extent}
+    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, run=math.gcd(left.run, right.run))
     found = explain_product(facts, dtype) or find_kernel(facts, faster=faster)
     return ("", found) if isinstance(found, str) else (found.name, "")
 
@@ -82,6 +86,7 @@ def insert_product(
         "b_edge": b.edge,
         "kernel": kernel,
         "dtype": dtype,
+        **({"a_run": a.run, "b_run": b.run} if a.run or b.run else {}),
     }
     made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
     first = min(operand.arg for operand in fact.operands)

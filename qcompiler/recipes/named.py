@@ -9,6 +9,7 @@ from qcompiler.recipes.block_floating import (
     CHANNELWISE_INT8,
     HYPERBLOCK_INT4,
     HYPERBLOCK_INT8,
+    HYPERBLOCK_INT8_WIDE,
     IDENTITY,
     TENSOR_INT4,
     TENSOR_INT8,
@@ -36,6 +37,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     for recipe in (
         IDENTITY,
         HYPERBLOCK_INT8,
+        HYPERBLOCK_INT8_WIDE,
         HYPERBLOCK_INT4,
         CHANNELWISE_INT8,
         CHANNELWISE_INT4,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -10,6 +10,10 @@ from qcompiler.runtime.numbers.formats import Format
 
 #: (int8 [rows, length], int8 [length, columns]) → the exact sums, int32 [rows, columns]
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+#: (int8 [rows, length], float32 [blocks of rows, runs], rows of a block, the same of the right matrix turned, run)
+#: → float32 [rows, columns]: the exact sum of each run, scaled and added in the order of runs
+RunProduct: TypeAlias = Callable[[Tensor, Tensor, int, Tensor, Tensor, int, int], Tensor]
+_Call = TypeVar("_Call", Product, RunProduct)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +29,12 @@ class Facts:
     columns: int
     #: products that read one element of copied patches; 0: nothing is copied
     reuse: int = 0
+    #: elements of a sum after which a scale changes; 0: no scale changes within a sum
+    run: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class Kernel(Generic[_Call]):
     """One row of the table."""
 
     name: str
@@ -37,4 +43,4 @@ class Kernel:
     explain: Callable[[Facts], str]
     #: an empty string, or the reason why the float kernel is faster
     weigh: Callable[[Facts], str]
-    call: Product
+    call: _Call

@@ -5,20 +5,23 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels import cpu
-from qcompiler.runtime.kernels.kernel import Facts, Kernel
+from qcompiler.runtime.kernels import cpu, runs
+from qcompiler.runtime.kernels.kernel import Facts, Kernel, Product, RunProduct
 
-KERNELS: Final[tuple[Kernel, ...]] = (cpu.INT_MM,)
+#: whole sums, which are scaled once
+KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM,)
+#: sums of runs, each of which has a scale of its own
+RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS,)
 
 
-def find_kernel(facts: Facts, *, faster: bool) -> Kernel | str:
+def find_kernel(facts: Facts, *, faster: bool) -> Kernel[Product] | Kernel[RunProduct] | str:
     """Return the first kernel that computes a product, or the reason why none does.
 
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
     reasons = []
-    for kernel in KERNELS:
+    for kernel in RUN_KERNELS if facts.run else KERNELS:
         if kernel.device == facts.device:
             reason = kernel.explain(facts) or (kernel.weigh(facts) if faster else "")
             if not reason:
@@ -50,6 +53,37 @@ def fake_multiply_batch(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.int32)
 
 
-def _get_kernel(name: str) -> Kernel:
+def multiply_runs(
+    a: Tensor, a_factors: Tensor, a_edge: int, b: Tensor, b_factors: Tensor, b_edge: int, run: int, kernel: str
+) -> Tensor:
+    """Return float32 sums of products of int8 codes whose factors change after every `run` elements of a sum.
+
+    Σ over runs in ascending order, from 0: float32(exact sum of the run) · (a's factor · b's factor). Every product and
+    every sum is rounded by itself.
+
+    Args:
+        a: codes [rows, length].
+        a_factors: float32 [blocks of rows, runs].
+        a_edge: rows of a block.
+        b: codes [length, columns].
+        b_factors: float32 [blocks of columns, runs].
+        b_edge: columns of a block.
+        run: elements of a run; the last run may be shorter.
+        kernel: a name of `RUN_KERNELS`; empty: the reference.
+    """
+    if kernel:
+        (row,) = (row for row in RUN_KERNELS if row.name == kernel)
+        return row.call(a, a_factors, a_edge, b, b_factors, b_edge, run)
+    return runs.sum_runs(a, a_factors, a_edge, b, b_factors, b_edge, run)
+
+
+def fake_multiply_runs(
+    a: Tensor, a_factors: Tensor, a_edge: int, b: Tensor, b_factors: Tensor, b_edge: int, run: int, kernel: str
+) -> Tensor:
+    """Return an empty result."""
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.float32)
+
+
+def _get_kernel(name: str) -> Kernel[Product]:
     (found,) = (row for row in KERNELS if row.name == name)
     return found

@@ -22,11 +22,13 @@ from qcompiler.runtime.ranges.store import PREFIX
 from qcompiler.runtime.spec import Scale
 
 HYPERBLOCK = Block(batch=2, channel=8, out=4, in_=4)
+WIDE_HYPERBLOCK = Block(batch=64, channel=64, out=64, in_=64)
 CHANNELWISE = Block(channel=16, in_=16)
 
 #: name → (bits in the first and the last contraction, bits in between, block)
 TABLE = {
     "hyperblock-int8": (8, 8, HYPERBLOCK),
+    "hyperblock-int8-wide": (8, 8, WIDE_HYPERBLOCK),
     "hyperblock-int4": (8, 4, HYPERBLOCK),
     "channelwise-int8": (8, 8, CHANNELWISE),
     "channelwise-int4": (8, 4, CHANNELWISE),
@@ -58,7 +60,7 @@ def test_identity_has_no_rules():
 
 
 def test_names():
-    assert [*RECIPES][:7] == ["identity", *TABLE]
+    assert [*RECIPES][:8] == ["identity", *TABLE]
     assert [recipe.name for recipe in RECIPES.values()] == [*RECIPES]
 
 

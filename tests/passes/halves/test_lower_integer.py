@@ -6,13 +6,20 @@ from torch import nn
 
 from qcompiler.passes.halves.halves import finish_halves
 from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
+from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.meta import iterate_contractions
 from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
+from qcompiler.runtime.kernels.kernel import Facts
+from qcompiler.runtime.kernels.runs import RUNS
+from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.spec import parse_spec
 
+PRODUCT = ops.MATMUL_CODES
+WIDE = Facts(device="cpu", formats=(parse_format("int8"),) * 2, rows=64, length=64, columns=64, run=32)
+needs_runs = pytest.mark.skipif(bool(RUNS.explain(WIDE)), reason=RUNS.explain(WIDE))
 LOWER = LowerInteger(Execution.INTEGER)
 
 
@@ -43,6 +50,65 @@ def test_all_three_products_of_a_layer(recipe, in_front_of, settle_halves):
     finish_halves(halves)
 
 
+BLOCKS = {32: "b32c32o32i32", 64: "b64c64o64i64"}
+
+
+def run_spec(block):
+    return f"int8:max:{block}:nearest:pass"
+
+
+def read_runs(halves):
+    """(edges, runs) of the products, of the left and of the right matrix; forward first."""
+    nodes = [node for half in halves.graphs for node in half.graph.find_nodes(op="call_function", target=PRODUCT)]
+    return [tuple(get_argument(node, name) for name in ("a_edge", "b_edge", "a_run", "b_run")) for node in nodes]
+
+
+@needs_runs
+@pytest.mark.parametrize("edge", BLOCKS)
+def test_blocks_along_every_axis(edge, in_front_of, settle_halves):
+    """[70, 100] × [100, 72]: every product sums over several blocks, and the last ones are smaller."""
+    model = nn.Sequential(nn.Linear(100, 72), nn.ReLU())
+    halves = in_front_of(LowerInteger, uniform(run_spec(BLOCKS[edge])), model, leaf(70, 100))
+    assert settle_halves(halves, LOWER) == count_lowered(halves) == 3
+    assert reasons(halves) == []
+    assert read_runs(halves) == [(edge, edge, edge, edge)] * 3
+    finish_halves(halves)
+
+
+@needs_runs
+def test_a_tensor_with_one_scale_beside_blocks(in_front_of, settle_halves):
+    """The weight changes within sums over channels, and the weight gradient has no weight."""
+    recipe = uniform("int8:max:tensor:nearest:pass", weight=run_spec("o48i32"))
+    halves = in_front_of(LowerInteger, recipe, nn.Linear(100, 72), leaf(70, 100))
+    assert settle_halves(halves, LOWER) == 3
+    assert sorted(read_runs(halves)) == [(70, 32, 0, 48), (70, 48, 0, 32), (72, 100, 0, 0)]
+
+
+@needs_runs
+def test_runs_of_several_lengths_have_the_common_one(in_front_of, settle_halves):
+    """32 and 64 meet in 32; 48 and 32 in 16, which is too short."""
+    recipe = uniform(run_spec("b32c64o32i32"), weight=run_spec("o48i32"))
+    halves = in_front_of(LowerInteger, recipe, nn.Linear(100, 100), leaf(70, 100))
+    assert settle_halves(halves, LOWER) == 2
+    assert reasons(halves) == ["a scale changes after every 16 elements of a sum; valid: 32 or more"]
+
+
+def test_zero_points_change_within_no_sum(in_front_of, settle_halves, text):
+    recipe = uniform("affine8:real:b32c32o32i32:nearest:pass")
+    halves = in_front_of(LowerInteger, recipe, nn.Linear(100, 72), leaf(70, 100))
+    before = text(halves)
+    assert settle_halves(halves, LOWER) == 0
+    assert text(halves) == before
+    assert reasons(halves) == ["the kernel of sums with several scales takes signed integers, got affine8"] * 3
+
+
+def test_batches_whose_scales_change_within_sums(in_front_of, settle_halves):
+    """There is no kernel: each matrix of a batch has a grid of its own."""
+    halves = in_front_of(LowerInteger, uniform(run_spec("b2c2")), Batches(False), leaf(3, 4, 4))
+    assert settle_halves(halves, LOWER) == 0
+    assert set(reasons(halves)) == {"the scale of block b2c2 changes along the summed axis"}
+
+
 def test_golden_integer(in_front_of, settle_halves, text, golden):
     halves = in_front_of(LowerInteger, "in-hindsight-w8a8g8", nn.Linear(4, 2), leaf(3, 4))
     before = text(halves)
@@ -71,7 +137,7 @@ def test_does_not_fire_in_simulation(in_front_of, settle_halves, text):
 @pytest.mark.parametrize(
     ("recipe", "model", "x", "reason"),
     [
-        (uniform("int8:fit:b2o2c2i2:nearest:pass"), nn.Linear(4, 4), leaf(4, 4), "changes along the summed axis"),
+        (uniform("int8:fit:b2o2c2i2:nearest:pass"), nn.Linear(4, 4), leaf(4, 4), "changes after every 2 elements"),
         (uniform("int16:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "int16 is no integer of at most 8"),
         (uniform("e4m3:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "e4m3 is no integer of at most 8 bits"),
         ("tensor-int8", nn.Linear(4, 2), leaf(1, 4), "needs two elements along every axis"),

@@ -1,0 +1,99 @@
+"""Sums of products whose scales change on the way: the reference, and the kernel of the CPU in multiply_runs.cpp."""
+
+import ctypes
+import functools
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.kernels.cpu import LEAST_PRODUCTS
+from qcompiler.runtime.kernels.kernel import Facts, Kernel
+from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.numbers.blocks import BlockView
+from qcompiler.runtime.numbers.integers import Kind
+
+#: a run of 32 products costs a quarter more than one without end; shorter ones fill no four registers
+LEAST_RUN: Final = 32
+#: codes that lie side by side in the packed copies
+_LANES: Final = 16
+#: of a matrix: codes, rows, strides along rows and sum, factors, edge
+_MATRIX: Final = (ctypes.c_void_p, *(ctypes.c_int64,) * 3, ctypes.c_void_p, ctypes.c_int64)
+#: length, run and threads behind both matrices; then scratch and result
+_ARGUMENTS: Final = (*_MATRIX, *_MATRIX, *(ctypes.c_int64,) * 3, *(ctypes.c_void_p,) * 2)
+
+
+def sum_runs(a: Tensor, a_factors: Tensor, a_edge: int, b: Tensor, b_factors: Tensor, b_edge: int, run: int) -> Tensor:
+    """Return the sums run by run: the reference of every kernel, on every device (arguments: `multiply_runs`)."""
+    rows, columns = a.shape[0], b.shape[1]
+    of_rows, of_columns = _spread(a_factors, rows, a_edge), _spread(b_factors, columns, b_edge)
+    sums = a.new_zeros((rows, columns), dtype=torch.float32)
+    for index, first in enumerate(range(0, a.shape[1], run)):
+        exact = a[:, first : first + run].to(torch.float64) @ b[first : first + run].to(torch.float64)
+        sums = sums + exact.to(torch.float32) * (of_rows[:, index : index + 1] * of_columns[:, index])
+    return sums
+
+
+def _spread(factors: Tensor, extent: int, edge: int) -> Tensor:
+    """Return the factors of each row: [blocks, runs] → [extent, runs]."""
+    shape = (extent, factors.shape[1])
+    return BlockView(shape, shape, (edge, 1)).spread(factors)
+
+
+def _explain_runs(facts: Facts) -> str:
+    """Say why the kernel cannot compute a product; empty: it can."""
+    if facts.run < LEAST_RUN:
+        return f"a scale changes after every {facts.run} elements of a sum; valid: {LEAST_RUN} or more"
+    for form in facts.formats:
+        if form.kind is not Kind.SIGNED:
+            return f"the kernel of sums with several scales takes signed integers, got {form}"
+    library = _load_kernel()
+    return library if isinstance(library, str) else ""
+
+
+def _weigh_runs(facts: Facts) -> str:
+    """Say why the float kernel is faster; empty: it is not."""
+    products = facts.rows * facts.length * facts.columns
+    return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
+
+
+@functools.cache
+def _load_kernel() -> ctypes.CDLL | str:
+    """Return the library, or the reason why this processor has none."""
+    library = load_library("multiply_runs")
+    if isinstance(library, str):
+        return library
+    if not library.can_multiply_runs():
+        return "the kernel of sums with several scales needs a processor with AVX-512 VNNI"
+    library.multiply_runs.argtypes = _ARGUMENTS
+    return library
+
+
+def _call_kernel(
+    a: Tensor, a_factors: Tensor, a_edge: int, b: Tensor, b_factors: Tensor, b_edge: int, run: int
+) -> Tensor:
+    """Return the sums run by run (arguments: `multiply_runs`)."""
+    library = _load_kernel()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    (rows, length), columns = a.shape, b.shape[1]
+    if not rows * length * columns:
+        return a.new_zeros((rows, columns), dtype=torch.float32)
+    result = a.new_empty((rows, columns), dtype=torch.float32)
+    scratch = a.new_empty(_count_scratch(rows, columns, length, run))
+    a_factors, b_factors = a_factors.contiguous(), b_factors.contiguous()
+    left = a.data_ptr(), rows, *a.stride(), a_factors.data_ptr(), a_edge
+    right = b.data_ptr(), columns, *reversed(b.stride()), b_factors.data_ptr(), b_edge
+    sizes = length, run, torch.get_num_threads()
+    library.multiply_runs(*left, *right, *sizes, scratch.data_ptr(), result.data_ptr())
+    return result
+
+
+def _count_scratch(rows: int, columns: int, length: int, run: int) -> int:
+    """Return the bytes of the packed copies, of the factors and of the starts (multiply_runs.cpp)."""
+    left, right, runs = -(-rows // _LANES), -(-columns // _LANES), -(-length // run)
+    quads = (runs - 1) * -(-run // 4) + -(-(length - (runs - 1) * run) // 4)
+    return 4 * _LANES * ((left + right) * quads + (left + 2 * right) * runs)
+
+
+RUNS: Final = Kernel("runs", "cpu", _explain_runs, _weigh_runs, _call_kernel)
