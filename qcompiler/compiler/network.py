@@ -9,6 +9,7 @@ from typing import Any, Final
 import networkx
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.lower import saved_size
@@ -114,6 +115,8 @@ class _Builder:
     def __init__(self, graph: "networkx.MultiDiGraph[str]", prefix: str, stage: Stage) -> None:
         self.graph, self.prefix, self.stage = graph, prefix, stage
         self.names: dict[Node, str] = {}
+        #: operator and arguments by name → the node; names of the halves do not tell, since another node may bear one
+        self.calls: dict[tuple[Any, str], str] = {}
         self.saved = set(stage.saved or ())
         self.free = _find_free(stage.captured)
 
@@ -139,12 +142,13 @@ class _Builder:
 
     def add_node(self, node: Node) -> None:
         backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
+        call = (node.target, str(map_arg((node.args, node.kwargs), self.names.__getitem__)))
+        if node.target in _AGAIN and node.graph is self.stage.backward and call in self.calls:
+            self.names[node] = self.calls[call]
+            self.graph.nodes[self.calls[call]]["again"] = True
+            return
         name = self.prefix + node.name
         recomputed = name in self.graph
-        if recomputed and node.target in _AGAIN:
-            self.names[node] = name
-            self.graph.nodes[name]["again"] = True
-            return
         self.names[node] = name = f"{name}@backward" if recomputed else name
         data = _describe_node(node, self.free) | {
             "recomputed": recomputed,
@@ -159,6 +163,7 @@ class _Builder:
             and all(self.kind(source) == "constant" for _, source in arguments)
         ):
             data["kind"] = "constant"
+        self.calls[call] = name
         if recomputed and data["kind"] == "contraction":
             data["name"] += ", recomputed"
         self.graph.add_node(name, **data)

@@ -45,8 +45,9 @@ def test_counts_and_consumers_equal_the_plan(models, eager, name, recipe):
     qmodel = eager(case.build(), recipe)
     case.loss(qmodel(*case.inputs())).backward()
     graph, plan = qmodel.to_networkx(), qmodel.plan()
-    found = {data["name"]: data for _, data in graph.nodes(data=True) if data["kind"] == "quantizer"}
-    assert len(found) == len(plan.sites) > 0
+    quantizers = [data for _, data in graph.nodes(data=True) if data["kind"] == "quantizer"]
+    found = {data["name"]: data for data in quantizers}
+    assert len(quantizers) == len(found) == len(plan.sites) > 0
     for site in plan.sites:
         data = found[site.name]
         assert (data["role"], data["spec"], data["shape"]) == (site.role, str(site.spec), site.shape)
@@ -178,3 +179,26 @@ def test_eval_and_errors(models, eager):
     assert sum(data["kind"] == "quantizer" for _, data in graph.nodes(data=True)) == 4
     with pytest.raises(StageError, match=r"got 'dedup'; valid: captured, .*; did you mean 'dedupe-quantizers'\?"):
         qmodel.to_networkx(stage="dedup", training=False)
+
+
+class Gated(nn.Module):
+    """A convolution, attention in pieces and a gate: a weight whose codes backward makes again under another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.ln = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.LayerNorm(16)
+        self.parts, self.head = nn.ModuleList(nn.Linear(16, 16) for _ in range(4)), nn.Linear(16, 10)
+
+    def forward(self, x):
+        tokens = self.norm(self.conv(x)).relu().flatten(2).transpose(1, 2)
+        q, k, v, gate = (part(tokens) for part in self.parts)
+        mixed = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+        return self.head(self.ln(tokens + gate.sigmoid() * mixed).mean(1))
+
+
+def test_codes_that_backward_makes_again_are_one_quantizer(eager):
+    qmodel = eager(Gated(), "hyperblock-int4")
+    qmodel(torch.randn(8, 3, 16, 16)).sum().backward()
+    nodes = qmodel.to_networkx().nodes(data=True)
+    names = [data["name"] for _, data in nodes if data["kind"] == "quantizer"]
+    assert sorted(names) == sorted(site.name for site in qmodel.plan().sites)

@@ -25,7 +25,7 @@ def test_another_device_has_none():
 
 
 def test_reasons_of_all_kernels(monkeypatch):
-    (row,) = table.KERNELS
+    row = table.KERNELS[0]
     rows = (dataclasses.replace(row, explain=lambda _: "one"), dataclasses.replace(row, weigh=lambda _: "two"))
     monkeypatch.setattr(table, "KERNELS", rows)
     assert table.find_kernel(LARGE, faster=True) == "one; two"
