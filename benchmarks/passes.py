@@ -53,8 +53,8 @@ def make_convolution() -> nn.Module:
 
 #: name → a layer, an input, and the nodes that a layer adds to the joint graph
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "blocks": (Block, (2, 8, 16), 130),
-    "convolutions": (make_convolution, (2, 8, 6, 6), 20),
+    "blocks": (Block, (2, 8, 16), 120),
+    "convolutions": (make_convolution, (2, 8, 6, 6), 25),
 }
 
 

@@ -61,6 +61,7 @@ def rare_collections() -> Iterator[None]:
     gc.freeze()  # torch's modules stay
     gc.set_threshold(200_000, 20, 100)
     yield
+    gc.unfreeze()  # hypothesis looks for the owner of a generator, and sees no frozen ones
     gc.set_threshold(*thresholds)
 
 

@@ -15,11 +15,13 @@ from qcompiler.collector import paused_collector
 @pytest.fixture(autouse=True)
 def _collector_on() -> Iterator[None]:
     """The collector is on in every test of this file, and without frozen objects."""
+    was_frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.enable()
     yield
     gc.enable()
-    gc.freeze()
+    if was_frozen:
+        gc.freeze()
 
 
 class Circle:

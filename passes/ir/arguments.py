@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from torch.fx import Node
 from torch.fx.node import map_aggregate, map_arg
@@ -17,6 +17,11 @@ def get_argument(node: Node, name: str) -> Any:
         raise _refuse_name(node.target, name) from None
     args = node.args
     return args[place] if place < len(args) else node.kwargs.get(name, default)
+
+
+def get_arguments(node: Node, *names: str) -> tuple[Any, ...]:
+    """Return several arguments of a call, in the order of the names."""
+    return tuple([get_argument(node, name) for name in names])
 
 
 def has_argument(node: Node, name: str) -> bool:
@@ -84,10 +89,18 @@ def _list_defaults(target: Any) -> Mapping[str, Any]:
     return {p.name: p.default_value if p.has_default_value() else None for p in target._schema.arguments}
 
 
-@functools.cache
+#: id of an operator → the operator, and name → place and default of every parameter. By id, since torch computes the
+#: hash of an operator in Python, and checks of graphs ask for half a million arguments
+_PLACES: Final[dict[int, tuple[Any, Mapping[str, tuple[int, Any]]]]] = {}
+
+
 def _list_places(target: Any) -> Mapping[str, tuple[int, Any]]:
     """Return name → place and default of every parameter."""
-    return {name: (place, default) for place, (name, default) in enumerate(_list_defaults(target).items())}
+    known = _PLACES.get(id(target))
+    if known is None:
+        places = {name: (place, default) for place, (name, default) in enumerate(_list_defaults(target).items())}
+        known = _PLACES[id(target)] = (target, places)
+    return known[1]
 
 
 def _refuse_name(target: Any, name: str) -> ValueError:

@@ -32,9 +32,14 @@ def infer_value(node: Node) -> None:
 
 
 def is_outdated(node: Node) -> bool:
-    """Return True if a node that a pass wrote was inferred from other fake values than the present ones."""
+    """Return True if a node that a pass wrote was inferred from values of another form than the present ones."""
     before, now = get_inferred_from(node), _list_values_read(node)
-    return len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True))
+    return len(before) != len(now) or not all(map(_are_alike, before, now))
+
+
+def _are_alike(old: Any, new: Any) -> bool:
+    form = None if old is new else _describe_tensor(old)
+    return old is new or (form is not None and form == _describe_tensor(new))
 
 
 def fake_mode(graph: Graph) -> FakeTensorMode:

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.arguments import get_argument, get_arguments
 from qcompiler.passes.ir.edit import clean_graph, finish_graph
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import get_input, get_value, has_value, is_backward, iterate_contractions, strides_read
-from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, list_dequantizers, list_quantizers
+from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
 from qcompiler.passes.ir.views import is_view, view_root
 from qcompiler.passes.ir.walk import find_dequantizer
@@ -34,13 +34,16 @@ def verify_graph(module: GraphModule) -> None:
         VerifyError: with the first node that breaks a rule.
     """
     _check_inputs(module)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and not has_value(node) and returns_something(node):
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    for node in calls:
+        if not has_value(node) and returns_something(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
-    for quantizer in list_quantizers(module.graph):
-        _check_rules(quantizer.codes, quantizer, _QUANTIZER)
-    for reader in list_dequantizers(module.graph):
-        _check_rules(reader.floats, reader, _DEQUANTIZER)
+    for node in calls:
+        if node.target is ops.QUANTIZE:
+            _check_rules(node, Quantizer(node), _QUANTIZER)
+    for node in calls:
+        if node.target is ops.DEQUANTIZE:
+            _check_rules(node, Dequantizer(node), _DEQUANTIZER)
     for node, fact in iterate_contractions(module.graph):
         for operand in fact.operands:
             tensor = node.args[operand.arg]
@@ -153,9 +156,8 @@ def _has_its_own_scale(quantizer: Quantizer) -> str:
         return f"scale {scale!r} is not a node"
     if scale.op == "placeholder":
         return ""
-    if scale.target is not ops.SCALE or any(
-        get_argument(scale, name) != get_argument(quantizer.codes, name) for name in ("x", "spec", "layout")
-    ):
+    names = ("x", "spec", "layout")
+    if scale.target is not ops.SCALE or get_arguments(scale, *names) != get_arguments(quantizer.codes, *names):
         return f"its scale {scale.name} belongs to another tensor, spec or layout"
     return ""
 
@@ -185,13 +187,14 @@ def _dequantizes_its_own_codes(reader: Dequantizer) -> str:
     if own is None:
         return f"dequantizes {codes.name}, which is no quantize node"
     if isinstance(scale, Node) and scale.target is ops.CHECKED:
-        checked = tuple(get_argument(scale, name) for name in ("x", "spec", "layout"))
-        if checked[0] is not own.tensor or checked[1:] != (reader.text, reader.layout):
+        tensor, *checked = get_arguments(scale, "x", "spec", "layout")
+        if tensor is not own.tensor or checked != [reader.text, reader.layout]:
             return f"its scale {scale.name} checks another tensor, spec or layout than its codes {codes.name}"
         scale = get_argument(scale, "scale")
     if isinstance(scale, Node) and scale.op == "placeholder":
         scale = own.scale  # saved, or given with the graph: only forward shows which one
-    if (scale, reader.zero_point, reader.text, reader.layout) != (own.scale, own.zero_point, own.text, own.layout):
+    names = ("zero_point", "spec", "layout")
+    if scale is not own.scale or get_arguments(reader.floats, *names) != get_arguments(own.codes, *names):
         return f"scale, zero point, spec or layout differ from those of its codes {codes.name}"
     return ""
 
@@ -203,11 +206,13 @@ def _scale_fits(reader: Dequantizer) -> str:
 def _backward_reads_codes(dequantizer: Dequantizer) -> str:
     """Only a dequantize that is pinned to backward leaves codes, not floats, for the partitioner to save."""
     node = dequantizer.floats
+    if is_backward(node):
+        return ""
     readers = list(node.users)
     for reader in readers:
         if is_view(reader):
             readers += [user for user in reader.users if user not in readers]
-        if is_backward(reader) and not is_backward(node):
+        if is_backward(reader):
             return f"{reader.name} reads it in backward; valid: a dequantize of its own, pinned to backward"
     return ""
 

@@ -34,9 +34,13 @@ VIEWS: Final = frozenset(
 )
 
 
+#: torch computes the hash of an operator in Python
+_VIEW_IDS: Final = frozenset(map(id, VIEWS))
+
+
 def is_view(node: Node) -> bool:
     """True if the node holds the same elements as the first argument, arranged otherwise (copies included)."""
-    if node.op != "call_function" or node.target not in VIEWS:
+    if node.op != "call_function" or id(node.target) not in _VIEW_IDS:
         return False
     source = node.args[0]
     return isinstance(source, Node) and get_value(source).numel() == get_value(node).numel()

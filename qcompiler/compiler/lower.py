@@ -84,8 +84,9 @@ def lower_graph(
             forward, None, captured.writes, captured.differentiable, device_types=_list_devices(captured), ranges=ranges
         )
         return Lowered(step, 0, 0, notes, QuantPlan(), *_list_products(halves))
-    depends, states = _find_dependencies(captured)
-    halves = split_halves(captured, rules=rules, execution=execution)
+    with paused_collector():
+        depends, states = _find_dependencies(captured)
+        halves = split_halves(captured, rules=rules, execution=execution)
     first, second = halves.graphs
     ranges = _make_ranges(store, sites, first, second, backend, states)
     step = Step(

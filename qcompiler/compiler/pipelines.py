@@ -57,6 +57,8 @@ from qcompiler.recipes.recipe import Recipe
 def joint_pipeline(recipe: Recipe, *, frozen: bool = False, frame: Frame = WHOLE) -> Pipeline[GraphModule]:
     """Return the passes that quantize a captured graph by a recipe.
 
+    The code of the module stays old until `recompile`: what runs is made of the graph.
+
     Args:
         frozen: for eval mode, in which ranges do not move.
         frame: the place of the graph in its model.

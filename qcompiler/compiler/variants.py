@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from qcompiler.collector import paused_collector
 from qcompiler.compiler.capture import Captured, SharedMemoryError
 from qcompiler.compiler.shared_memory import NONE, Sharing, check_shared, find_shared, join_inputs, merge_shared
 from qcompiler.passes.ir.edit import copy_graph
@@ -50,7 +51,8 @@ class Variants:
             return captured.numbers.to_ints(step(*join_inputs(tensors, sharing)))
 
     def _make(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Captured, Step]:
-        module = copy_graph(self._module)
+        with paused_collector():
+            module = copy_graph(self._module)
         if sharing:
             check_shared(inputs, [node.name for node in module.graph.find_nodes(op="placeholder")], sharing)
             merge_shared(module, sharing)

@@ -17,6 +17,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass
 
 import qcompiler
+from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.exporting.checksums import compute_checksum, compute_checksums
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
@@ -118,7 +119,7 @@ def _write_metadata(subject: ExportedModel, traced: Traced, qmodel: QuantizedMod
 def translate_program(traced: Traced, opset: int) -> ir.Model:
     """Return the model that torch's exporter makes of a traced program, stand-ins of quantizers included."""
     try:
-        with torch_compat.quiet_exporter():
+        with torch_compat.quiet_exporter(), paused_collector():
             program = torch.onnx.export(
                 traced.frozen.program,
                 (),

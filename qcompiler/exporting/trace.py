@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as SpecKind
 from torch.fx import Graph
 
+from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
@@ -121,13 +122,15 @@ def trace_model(
     if observe is not None:
         observe(TRACED, 0, program.graph_module)
     try:
-        joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module, observe)
-        plan = QuantPlan.of(program.graph_module)
+        with paused_collector():
+            joint_pipeline(qmodel.recipe.for_eval(), frozen=True)(program.graph_module, observe)
+            plan = QuantPlan.of(program.graph_module)
         _refuse_missing(plan, qmodel.ranges(), program.graph)
         _refuse_ranges(plan, get_session("export", qmodel).store)
         if not frozen:
+            program.graph_module.recompile()
             return Traced(Frozen(program, {}, {}, (), {}, {}), plan, _list_inputs(program.graph))
-        with torch_compat.quiet_exporter():
+        with torch_compat.quiet_exporter(), paused_collector():
             made = freeze_program(
                 program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {}, observe=observe
             )
@@ -187,7 +190,8 @@ def _export_program(
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            return cast(ExportedProgram, program.run_decompositions(torch_compat.training_decompositions()))
+            with paused_collector():
+                return cast(ExportedProgram, program.run_decompositions(torch_compat.training_decompositions()))
         except Exception as error:
             reason = str(error).strip().partition("\n\n")[0]
             if "Constraints violated" in reason:

@@ -103,12 +103,12 @@ class BlockView:
     axes: tuple[int, ...]  # extent of each axis: runs of equal letters flattened
     edges: tuple[int, ...]  # edge along each axis, at most the extent, at least 1
 
-    @property
+    @functools.cached_property
     def counts(self) -> tuple[int, ...]:
         """Blocks along each axis: ⌈extent / edge⌉. The shape of the tensor of scales."""
         return tuple(-(-extent // edge) for extent, edge in zip(self.axes, self.edges, strict=True))
 
-    @property
+    @functools.cached_property
     def inner(self) -> tuple[int, ...]:
         """The dimensions of `split(x)` that lie inside a block."""
         return tuple(2 * i + 1 for i in range(len(self.axes)))
