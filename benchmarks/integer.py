@@ -1,4 +1,4 @@
-"""Time of a training step of an MLP or a ResNet: integers against simulation and compiled float32, in one run.
+"""Time of a training step of an MLP or a ResNet: integers against simulation and compiled floats, in one run.
 
     python benchmarks/integer.py [--recipes tensor-int8] [--width 1024] [--hidden 4096] [--batch 512] [--rounds 9]
     python benchmarks/integer.py --blocks 3 --width 16 --size 32 --batch 128 [--channels-last]
@@ -36,19 +36,20 @@ def main() -> None:
     x, y = torch.randn(_list_extents(args)), torch.randint(10, (args.batch,))
     order = torch.channels_last if args.channels_last else torch.preserve_format
     steps = {}
-    for row in ["float", *(f"{recipe}, {how}" for recipe in args.recipes for how in args.executions)]:
+    for row in ["float32", "bfloat16", *(f"{recipe}, {how}" for recipe in args.recipes for how in args.executions)]:
         plain = _make_model(args).to(memory_format=order)
-        recipe, _, how = row.partition(", ")
-        model = torch.compile(plain, dynamic=False) if row == "float" else _quantize(plain, recipe, how)
+        model = _compile_model(plain, row)
         start = time.perf_counter()
-        steps[row] = one_step(model, x.contiguous(memory_format=order) if args.channels_last else x, y)
+        given = x.bfloat16() if row == "bfloat16" else x
+        steps[row] = one_step(model, given.contiguous(memory_format=order) if args.channels_last else given, y)
         for _ in range(2):  # the first step of kept ranges is not the compiled one
             steps[row]()
         print(f"{row}: first steps {time.perf_counter() - start:.0f} s", flush=True)
     times = paired_times(steps, args.rounds)
-    table = Table("", "ms per step", "of float")
+    table = Table("", "ms per step", "of float32", "of the faster float")
+    fastest = min(times["float32"], times["bfloat16"])
     for row, seconds in times.items():
-        table.add_row(row, f"{1000 * seconds:.1f}", f"{seconds / times['float']:.2f}×")
+        table.add_row(row, f"{1000 * seconds:.1f}", f"{seconds / times['float32']:.2f}×", f"{seconds / fastest:.2f}×")
     Console().print(table)
 
 
@@ -62,7 +63,10 @@ def _make_model(args: argparse.Namespace) -> nn.Module:
     return nn.Sequential(nn.Linear(args.width, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.width))
 
 
-def _quantize(model: nn.Module, recipe: str, execution: str) -> nn.Module:
+def _compile_model(model: nn.Module, row: str) -> nn.Module:
+    if row in ("float32", "bfloat16"):
+        return torch.compile(model.to(getattr(torch, row)), dynamic=False)  # type: ignore[return-value]
+    recipe, _, execution = row.partition(", ")
     return qcompiler.compile(model, recipe, backend="inductor", execution=execution)
 
 
