@@ -6,12 +6,12 @@ Specs cross as strings: a dataclass in a graph node prints as code that does not
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import recompute, references, shapes
+from qcompiler.runtime import coders, recompute, references, shapes
 from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
@@ -19,7 +19,7 @@ from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
 
 
 def _define_operator(
-    schema: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor], *tags: torch.Tag
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], *tags: torch.Tag
 ) -> torch._ops.OpOverload:
     """Make `reference` the operator `qcompiler::<schema>` on every device, with `fake` as the shape rule."""
     _LIBRARY.define(schema, tags=[torch.Tag.pt2_compliant_tag, *tags])
@@ -112,6 +112,26 @@ PATCHES: Final = _define_operator(
 )
 TURN_TAPS: Final = _define_operator(
     "turn_taps(Tensor codes, int[] stride) -> Tensor", turn_taps, fake_turn_taps, torch.Tag.flexible_layout
+)
+QUANTIZE_BLOCKS: Final = _define_operator(
+    "quantize_blocks(Tensor x, Tensor? key, str spec, str layout, str site, bool codes, bool floats) "
+    "-> (Tensor, Tensor, Tensor)",
+    coders.quantize_blocks,
+    coders.fake_quantize_blocks,
+    torch.Tag.flexible_layout,
+)
+QUANTIZE_BY: Final = _define_operator(
+    "quantize_by(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site, bool codes, "
+    "bool floats) -> (Tensor, Tensor)",
+    coders.quantize_by,
+    coders.fake_quantize_by,
+    torch.Tag.flexible_layout,
+)
+DEQUANTIZE_BLOCKS: Final = _define_operator(
+    "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout) -> Tensor",
+    coders.dequantize_blocks,
+    coders.fake_dequantize_blocks,
+    torch.Tag.flexible_layout,
 )
 DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", references.draw_key, shapes.draw_key, torch.Tag.nondeterministic_seeded

@@ -17,7 +17,13 @@ from torch import nn
 import qcompiler
 from qcompiler.cli.main import main
 from qcompiler.compiler.capture import capture
-from qcompiler.compiler.pipelines import frozen_pipeline, halves_pipeline, joint_pipeline, start_pipeline
+from qcompiler.compiler.pipelines import (
+    frozen_pipeline,
+    halves_pipeline,
+    joint_pipeline,
+    kernel_pipeline,
+    start_pipeline,
+)
 from qcompiler.compiler.stages import stage_text
 from qcompiler.demo.nets import ResNet
 from qcompiler.passes.rules import ADDITION, OPERATORS, Behind, Position, Product, Role, Sign
@@ -314,7 +320,8 @@ def test_every_choice_is_named():
     names = {*Kind, *Scale, *Rounding, *Vjp, *Role, *Position, *Product, *Sign, *Behind, *OPERATORS, ADDITION}
     assert {name for name in names if f"`{name}`" not in PAGES["docs/using_recipes.md"]} == set()
     joint, start = joint_pipeline(qcompiler.RECIPES["identity"]), start_pipeline(first=True)
-    names = {step.name for pipeline in (joint, halves_pipeline(), start, frozen_pipeline()) for step in pipeline.passes}
+    halves = halves_pipeline(), start, kernel_pipeline()
+    names = {step.name for pipeline in (joint, *halves, frozen_pipeline()) for step in pipeline.passes}
     assert {name for name in names if f"[`{name}`]" not in PAGES["docs/writing_a_pass.md"]} == set()
     widths = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
     assert f"A uniform grid with b bits: {widths}." in PAGES["docs/numbers.md"]

@@ -110,7 +110,8 @@ class GraphCompiler:
         self.captures[names.key] = untouched
         sizes, products = (lowered.saved_bytes, lowered.saved_code_bytes), (lowered.integer, lowered.simulated)
         whole = plan.with_saved(lowered.saved)
-        self.plans[names.key] = lambda: whole.with_run(*sizes, lowered.notes, *products)
+        tally = lowered.tally
+        self.plans[names.key] = lambda: whole.with_run(*sizes, lowered.notes, *products, tally.called, tally.reasons)
         return captured, lowered.step
 
     def _leave(self, note: str) -> None:

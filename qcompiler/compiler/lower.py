@@ -11,8 +11,9 @@ from torch.fx import GraphModule, Node
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.capture import Captured
-from qcompiler.compiler.pipelines import halves_pipeline, start_pipeline
+from qcompiler.compiler.pipelines import halves_pipeline, kernel_pipeline, start_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan, describe_contraction, describe_saved
+from qcompiler.passes.halves.call_kernels import Tally
 from qcompiler.passes.halves.halves import Halves, finish_halves
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.arguments import get_argument
@@ -54,6 +55,8 @@ class Lowered:
     integer: int = 0
     #: contractions of codes that are computed as floats although integers were asked for
     simulated: tuple[Kept, ...] = ()
+    #: quantizers in kernels and in loops; backward is compiled, and counted, at its first call
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
 
 def lower_graph(
@@ -74,24 +77,25 @@ def lower_graph(
         execution: which contractions of codes are computed as integers.
     """
     notes: list[str] = []
+    tally = Tally()
     sites = [_list_sites(captured.module, backward) for backward in (False, True)]
     if not captured.is_joint:
         halves = split_halves(captured, execution=execution)
         (whole,) = halves.graphs
         ranges = _make_ranges(store, sites, whole, None, backend, ())
-        forward = _make_half(whole, captured, backend, notes, is_backward=False)
+        forward = _make_half(whole, captured, backend, notes, tally, is_backward=False)
         step = Step(
             forward, None, captured.writes, captured.differentiable, device_types=_list_devices(captured), ranges=ranges
         )
-        return Lowered(step, 0, 0, notes, QuantPlan(), *_list_products(halves))
+        return Lowered(step, 0, 0, notes, QuantPlan(), *_list_products(halves), tally)
     with paused_collector():
         depends, states = _find_dependencies(captured)
         halves = split_halves(captured, rules=rules, execution=execution)
     first, second = halves.graphs
     ranges = _make_ranges(store, sites, first, second, backend, states)
     step = Step(
-        forward=_make_half(first, captured, backend, notes, is_backward=False),
-        backward=_make_lazy_half(second, captured, backend, notes),
+        forward=_make_half(first, captured, backend, notes, tally, is_backward=False),
+        backward=_make_lazy_half(second, captured, backend, notes, tally),
         writes=captured.writes,
         differentiable=captured.differentiable,
         tangents=tuple(_list_tangents(captured)),
@@ -99,7 +103,9 @@ def lower_graph(
         device_types=_list_devices(captured),
         ranges=ranges,
     )
-    return Lowered(step, *saved_bytes(halves.saved), notes, describe_saved(halves, rules), *_list_products(halves))
+    return Lowered(
+        step, *saved_bytes(halves.saved), notes, describe_saved(halves, rules), *_list_products(halves), tally
+    )
 
 
 def _list_products(halves: Halves) -> tuple[int, tuple[Kept, ...]]:
@@ -184,21 +190,21 @@ def _copy_for(half: GraphModule, *, first: bool) -> GraphModule:
 
 
 def _make_half(
-    module: GraphModule, captured: Captured, backend: Backend, notes: list[str], *, is_backward: bool
+    module: GraphModule, captured: Captured, backend: Backend, notes: list[str], tally: Tally, *, is_backward: bool
 ) -> Half:
     """Return one half, compiled or interpreted."""
     inputs = [get_value(node) for node in module.graph.find_nodes(op="placeholder")]
-    return _compile_half(module, inputs, captured, backend, notes, is_backward=is_backward)
+    return _compile_half(module, inputs, captured, backend, notes, tally, is_backward=is_backward)
 
 
-def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str]) -> Half:
+def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, notes: list[str], tally: Tally) -> Half:
     """Return the backward half, compiled at its first call for the strides that forward really returned."""
     compiled: list[Half] = []
 
     def run(args: list[Any]) -> Sequence[Any]:
         if not compiled:
             inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
-            compiled.append(_compile_half(module, inputs, captured, backend, notes, is_backward=True))
+            compiled.append(_compile_half(module, inputs, captured, backend, notes, tally, is_backward=True))
         return compiled[0](args)
 
     return run
@@ -210,6 +216,7 @@ def _compile_half(
     captured: Captured,
     backend: Backend,
     notes: list[str],
+    tally: Tally,
     *,
     is_backward: bool,
 ) -> Half:
@@ -218,7 +225,9 @@ def _compile_half(
     if backend == "eager":
         return make_runner(module)
     try:
-        plain = torch_compat.retrace_graph(module, inputs, fake_mode(module.graph))
+        called = copy_graph(module)
+        kernel_pipeline(tally)(Halves.of_forward(called, 0))
+        plain = torch_compat.retrace_graph(called, inputs, fake_mode(module.graph))
         return torch_compat.compile_inductor(
             plain,
             inputs,

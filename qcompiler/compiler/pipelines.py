@@ -15,9 +15,11 @@ from qcompiler.passes.frozen.freeze_quantizers import FreezeQuantizers
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph, verify_frozen
 from qcompiler.passes.frozen.transpose_weights import TransposeWeights
 from qcompiler.passes.frozen.unite_blocks import UniteBlocks
+from qcompiler.passes.halves.call_kernels import CallKernels, Tally
 from qcompiler.passes.halves.draw_in_forward import DrawInForward
 from qcompiler.passes.halves.drop_packing import DropPacking
-from qcompiler.passes.halves.halves import Halves, check_halves
+from qcompiler.passes.halves.halves import Halves, check_halves, clean_halves
+from qcompiler.passes.halves.join_gradients import JoinGradients
 from qcompiler.passes.halves.join_norms import JoinNorms
 from qcompiler.passes.halves.lower_convolutions import LowerConvolutions
 from qcompiler.passes.halves.lower_integer import Execution, LowerInteger
@@ -118,6 +120,17 @@ def halves_pipeline(rules: Sequence[Rule] = (), execution: Execution = Execution
 def start_pipeline(*, first: bool) -> Pipeline[Halves]:
     """Return the passes that make, of a half that runs, the copy for first steps, or for the steps that follow them."""
     return Pipeline((StartRanges(first),), check_halves)
+
+
+def kernel_pipeline(tally: Tally | None = None) -> Pipeline[Halves]:
+    """Return the passes over the copy of a half that a compiler gets; a tally counts the quantizers."""
+    return Pipeline(
+        (
+            CallKernels(tally or Tally()),  # quantizers in one pass through memory
+            JoinGradients(),  # both of a convolution in one call
+        ),
+        clean_halves,
+    )
 
 
 def frozen_pipeline(

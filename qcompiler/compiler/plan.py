@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +77,10 @@ class QuantPlan:
     integer: int = 0
     #: contractions of codes that are computed as floats although integers were asked for
     simulated: tuple[Kept, ...] = ()
+    #: quantizers that kernels of our own compute, in the halves that are compiled so far
+    in_kernels: int = 0
+    #: quantizers that loops of the compiler compute → why
+    in_loops: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, module: GraphModule) -> "QuantPlan":
@@ -109,9 +115,12 @@ class QuantPlan:
         notes: Sequence[str],
         integer: int = 0,
         simulated: tuple[Kept, ...] = (),
+        in_kernels: int = 0,
+        in_loops: Mapping[str, int] = types.MappingProxyType({}),
     ) -> "QuantPlan":
         """Return the table with the facts from lowering."""
         known = dataclasses.replace(self, integer=integer, simulated=simulated, notes=(*self.notes, *notes))
+        known = dataclasses.replace(known, in_kernels=in_kernels, in_loops=tuple(in_loops.items()))
         return dataclasses.replace(known, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes)
 
     @classmethod
@@ -125,6 +134,8 @@ class QuantPlan:
             saved_code_bytes=sum(plan.saved_code_bytes for plan in plans),
             integer=sum(plan.integer for plan in plans),
             simulated=tuple(kept for plan in plans for kept in plan.simulated),
+            in_kernels=sum(plan.in_kernels for plan in plans),
+            in_loops=_add_counts([plan.in_loops for plan in plans]),
             matched=frozenset(index for plan in plans for index in plan.matched),
             notes=(*(note for plan in plans for note in plan.notes), *notes),
         )
@@ -144,8 +155,18 @@ class QuantPlan:
         yield f"quantizers: {self.placed} before deduplication, {len(self.sites)} after"
         if self.integer or self.simulated:
             yield f"contractions of codes: {self.integer} as integers, {len(self.simulated)} simulated in float"
+        if self.in_kernels or self.in_loops:
+            why = "".join(f"; {count} in compiled loops: {reason}" for reason, count in self.in_loops)
+            yield f"compiled quantizers: {self.in_kernels} in kernels of their own{why}"
         yield f"saved for backward: {self.saved_bytes:,} bytes, of which codes and scales {self.saved_code_bytes:,}"
         yield from (f"note: {note}" for note in self.notes)
+
+
+def _add_counts(parts: Sequence[tuple[tuple[str, int], ...]]) -> tuple[tuple[str, int], ...]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(dict(part))
+    return tuple(total.items())
 
 
 def _make_row(site: Site) -> tuple[Any, ...]:

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch.fx import Interpreter
 
 import qcompiler
 from qcompiler import recipes
 from qcompiler.compiler import lower
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.base import Pipeline
-from qcompiler.passes.halves.halves import Halves, check_halves
+from qcompiler.passes.halves.halves import Halves, check_halves, clean_halves
+from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.text import graph_text
 
 
@@ -52,6 +54,57 @@ def settle_halves(text):
         check_halves(halves)
         assert text(halves) == after
         return changes
+
+    return run
+
+
+@pytest.fixture
+def compiled_halves(joint):
+    """compiled_halves(recipe, model, *inputs) → the halves as a compiler gets them, in front of the last passes."""
+
+    def make(recipe, model, *inputs):
+        captured = joint(model, *inputs)
+        chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        joint_pipeline(chosen)(captured.module)
+        return lower.split_halves(captured, rules=chosen.rules)
+
+    return make
+
+
+@pytest.fixture
+def settle_compiled(text):
+    """settle_compiled(halves, pass) → what the pass returned; run again it returns 0 and changes no text."""
+
+    def run(halves, step):
+        changes = step(halves)
+        clean_halves(halves)
+        after = text(halves)
+        assert step(halves) == 0
+        clean_halves(halves)
+        assert text(halves) == after
+        return changes
+
+    return run
+
+
+def draw_like(node):
+    """Return random numbers of the shape and strides of a node."""
+    value = get_value(node)
+    return torch.empty_strided(value.shape, value.stride()).copy_(torch.randn(tuple(value.shape)))
+
+
+@pytest.fixture
+def run_halves():
+    """run_halves(halves) → all outputs of both halves, for inputs and tangents of one seed."""
+
+    def run(halves):
+        torch.manual_seed(5)
+        inputs = [draw_like(node) for node in halves.forward.graph.find_nodes(op="placeholder")]
+        with torch.no_grad():
+            outputs = list(Interpreter(halves.forward).run(*inputs, enable_io_processing=False))
+            saved = outputs[halves.outputs :]
+            tangents = [draw_like(node) for node in halves.backward.graph.find_nodes(op="placeholder")[len(saved) :]]
+            return outputs + list(Interpreter(halves.backward).run(*saved, *tangents, enable_io_processing=False))
 
     return run
 

@@ -1,0 +1,133 @@
+"""Quantize and dequantize whole tensors by a kernel of our own; where there is none, by the references.
+
+The results are those of runtime/references.py, bit for bit. Scales that are found lie in memory as the blocks do.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime import references
+from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.spec import parse_spec
+
+
+def quantize_blocks(
+    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the codes, the scale and the floats of `x`: `quantize`, `scale` and `dequantize` at once.
+
+    Args:
+        x: a floating tensor, any shape.
+        key: int32 [2] from `draw_key`, for stochastic rounding.
+        spec: of the range of the present tensor.
+        codes: False: the codes are empty.
+        floats: False: the floats are empty.
+    """
+    made = made_codes, scale, made_floats = fake_quantize_blocks(x, key, spec, layout, site, codes, floats)
+    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None)
+    if not job.run_kernel(scale, None, key, finds=True):
+        scale.copy_(references.scale(x, spec, layout))
+        job.run_references(scale, None, key)
+    return made
+
+
+def fake_quantize_blocks(
+    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty results of the shape and strides of `x`, and scales in the order of the blocks in memory."""
+    made_codes, made_floats = _make_results(x, spec, codes, floats)
+    order = (made_codes if codes else made_floats).stride()
+    counts, strides = kernel.find_scale_stride(kernel.Call(tuple(x.shape), order, spec, layout))
+    scale = torch.empty_strided(counts, strides, dtype=parse_spec(spec).scale.dtype, device=x.device)
+    return made_codes, scale, made_floats
+
+
+def quantize_by(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    key: Tensor | None,
+    spec: str,
+    layout: str,
+    site: str,
+    codes: bool,
+    floats: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the codes and the floats of `x` by a scale that is known: `quantize` and `dequantize` at once."""
+    made = made_codes, made_floats = _make_results(x, spec, codes, floats)
+    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None)
+    if not job.run_kernel(scale, zero_point, key, finds=False):
+        job.run_references(scale, zero_point, key)
+    return made
+
+
+def fake_quantize_by(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    key: Tensor | None,
+    spec: str,
+    layout: str,
+    site: str,
+    codes: bool,
+    floats: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return empty results of the shape and strides of `x`."""
+    return _make_results(x, spec, codes, floats)
+
+
+def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
+    """Return what `dequantize` returns, in float32."""
+    floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout)
+    dense = codes if codes.stride() == floats.stride() else torch.empty_like(codes).copy_(codes)
+    call = kernel.Call(tuple(codes.shape), floats.stride(), spec, layout)
+    if not codes.is_cpu or codes.element_size() > 1 or kernel.dequantize(call, dense, scale, zero_point, floats):
+        floats.copy_(references.dequantize(codes, scale, zero_point, spec, layout, torch.float32))
+    return floats
+
+
+def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
+    """Return floats of the shape and strides of the codes."""
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+def _make_results(x: Tensor, spec: str, codes: bool, floats: bool) -> tuple[Tensor, Tensor]:
+    """Return memory for codes and floats, of the strides of `x` if it is dense."""
+    kind = parse_spec(spec).format.dtype
+    return (
+        torch.empty_like(x, dtype=kind) if codes else x.new_empty(0, dtype=kind),
+        torch.empty_like(x, dtype=torch.float32) if floats else x.new_empty(0, dtype=torch.float32),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One tensor that is quantized, and the memory for the results; None: not wanted."""
+
+    x: Tensor
+    spec: str
+    layout: str
+    site: str
+    codes: Tensor | None
+    floats: Tensor | None
+
+    def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
+        """Let the kernel write the results; return False if the kernel cannot."""
+        made = self.floats if self.codes is None else self.codes
+        if made is None or not self.x.is_cpu or self.x.dtype is not torch.float32:
+            return False
+        dense = self.x if self.x.stride() == made.stride() else torch.empty_like(self.x).copy_(self.x)
+        call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site)
+        results = kernel.Results(scale, self.codes, self.floats)
+        return not kernel.quantize(call, dense, results, key, zero_point, finds=finds)
+
+    def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
+        """Let the references write the results."""
+        codes = references.quantize(self.x, scale, zero_point, key, self.spec, self.layout, self.site)
+        if self.codes is not None:
+            self.codes.copy_(codes)
+        if self.floats is not None:
+            floats = references.dequantize(codes, scale, zero_point, self.spec, self.layout, torch.float32)
+            self.floats.copy_(floats)

@@ -1,0 +1,161 @@
+"""Calls of quantize_blocks.cpp: codes, scales and floats of a dense tensor, in one pass through memory."""
+
+import ctypes
+import dataclasses
+import functools
+import math
+import zlib
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.kernels.memory import list_axes, order_scales
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.scales import mantissa_of
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+
+NAME: Final = "quantize_blocks"
+#: as in the C++
+_MOST_AXES: Final = 8
+
+
+class _Axis(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("extent", "edge", "scale", "logical"))
+
+
+class _Task(ctypes.Structure):
+    _fields_ = (
+        ("axes", ctypes.c_int64),
+        ("axis", _Axis * _MOST_AXES),
+        ("lowest", ctypes.c_float),
+        ("largest", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("magnitude_bits", "up", "down", "low", "high")),
+        ("reach", ctypes.c_float),
+        ("site", ctypes.c_uint32),
+    )
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "codes_read", "codes", "floats", "scale", "zero_point", "key")),
+        ("threads", ctypes.c_int64),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A tensor, and what becomes of it: everything of a call that is known before the data."""
+
+    shape: tuple[int, ...]
+    #: of a dense tensor
+    stride: tuple[int, ...]
+    spec: str
+    layout: str
+    site: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The tensors that a call reads and writes; None: not wanted, or not there."""
+
+    scale: Tensor
+    codes: Tensor | None = None
+    floats: Tensor | None = None
+
+
+def find_scale_stride(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return shape and strides of the scales that a kernel finds: in the order of the blocks in memory."""
+    view = view_blocks(call.shape, call.layout, parse_spec(call.spec).block)
+    return view.counts, order_scales(view, call.layout, call.stride)
+
+
+def explain_order(call: Call) -> str:
+    """Say why a tensor cannot be walked through in the order of memory; empty: it can."""
+    task = _make_task(call, find_scale_stride(call)[1], finds_scale=True)
+    return task if isinstance(task, str) else ""
+
+
+def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: Tensor | None, *, finds: bool) -> str:
+    """Write codes and floats of a dense float32 tensor, and the scales if the kernel finds them.
+
+    Returns:
+        The reason why nothing is done; empty: it is.
+    """
+    task = _make_task(call, results.scale.stride(), finds_scale=finds)
+    library = load_library(NAME)
+    if isinstance(task, str) or isinstance(library, str):
+        return task if isinstance(task, str) else str(library)
+    data = _Data(
+        x=x.data_ptr(),
+        codes=_get_pointer(results.codes),
+        floats=_get_pointer(results.floats),
+        scale=results.scale.data_ptr(),
+        zero_point=_get_pointer(zero),
+        key=_get_pointer(key),
+        threads=torch.get_num_threads(),
+    )
+    library.quantize_blocks(
+        ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point(), ctypes.c_bool(finds)
+    )
+    return ""
+
+
+def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, floats: Tensor) -> str:
+    """Write the floats of dense codes; return the reason why nothing is done, or an empty string."""
+    task = _make_task(call, scale.stride(), finds_scale=False)
+    library = load_library(NAME)
+    if isinstance(task, str) or isinstance(library, str):
+        return task if isinstance(task, str) else str(library)
+    data = _Data(
+        codes_read=codes.data_ptr(),
+        floats=floats.data_ptr(),
+        scale=scale.data_ptr(),
+        zero_point=_get_pointer(zero),
+        threads=torch.get_num_threads(),
+    )
+    library.dequantize_blocks(
+        ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), codes.dtype is torch.int8
+    )
+    return ""
+
+
+def _get_pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.lru_cache(maxsize=4096)
+def _make_task(call: Call, scale_stride: tuple[int, ...], *, finds_scale: bool) -> _Task | str:
+    """Return what the C++ is told of a call, or the reason why it cannot."""
+    spec = parse_spec(call.spec)
+    view = view_blocks(call.shape, call.layout, spec.block)
+    axes = list_axes(view, call.layout, call.stride, scale_stride, whole_blocks=finds_scale)
+    if axes is None:
+        return f"dimensions of one axis of {call.layout} lie apart in memory"
+    if len(axes) > _MOST_AXES:
+        return f"{len(axes)} axes in memory; valid: at most {_MOST_AXES}"
+    task = _Task(
+        axes=len(axes),
+        lowest=spec.format.lowest,
+        largest=spec.format.largest,
+        reach=spec.format.reach,
+        site=zlib.crc32(call.site.encode()) if spec.rounding is Rounding.STOCHASTIC else 0,
+        **_find_exponent_rule(spec),
+    )
+    for place, axis in enumerate(axes):
+        task.axis[place] = _Axis(*dataclasses.astuple(axis))
+    return task
+
+
+def _find_exponent_rule(spec: QuantSpec) -> dict[str, int]:
+    """Return the numbers of `power_of_two` (runtime/scales.py): the mantissas beyond which the exponent moves."""
+    never = {"up": 1 << 24, "down": -1}
+    moved = {
+        Scale.FIT: {"up": mantissa_of(spec.format.reach)},
+        Scale.CEIL: {"down": 0},
+        Scale.ROUND: {"down": mantissa_of(math.sqrt(2))},
+    }
+    ends = {"low": 127, "high": 127} if spec.scale is Scale.ONE else {"low": 1, "high": 254}
+    return {"magnitude_bits": spec.format.magnitude_bits, **never, **moved.get(spec.scale, {}), **ends}

@@ -1,0 +1,93 @@
+"""Every kernel of a quantizer, and the reason why a quantizer has none."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from qcompiler.runtime.kernels import quantize_blocks
+from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.formats import IntFormat, Kind
+from qcompiler.runtime.numbers.rounding import Rounding
+from qcompiler.runtime.ranges.present import Current
+from qcompiler.runtime.spec import QuantSpec, Scale
+
+#: elements of a block that stay in the cache between the search for the largest and the rounding: 256 kB of floats
+MOST_IN_CACHE: Final = 2**16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizerFacts:
+    """A quantizer, or the part of one that turns codes into floats."""
+
+    #: the type of the device: cpu, cuda
+    device: str
+    #: of the floats
+    dtype: torch.dtype
+    spec: QuantSpec
+    layout: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerKernel:
+    """One row of the table."""
+
+    name: str
+    device: str
+    #: an empty string, or the reason why the kernel cannot compute a quantizer
+    explain: Callable[[QuantizerFacts], str]
+    #: an empty string, or the reason why a compiled loop is as fast
+    weigh: Callable[[QuantizerFacts], str]
+
+
+def explain_quantizer(kernel: QuantizerKernel, facts: QuantizerFacts) -> str:
+    """Return the reason why a kernel does not compute a quantizer; empty: it does."""
+    if kernel.device != facts.device:
+        return f"no kernel of a quantizer runs on {facts.device}"
+    return kernel.explain(facts) or kernel.weigh(facts)
+
+
+def _explain_all(facts: QuantizerFacts) -> str:
+    form = facts.spec.format
+    if not isinstance(form, IntFormat) or form.bits > 8:
+        return f"kernels write integers of at most 8 bits, got {form}"
+    if facts.dtype is not torch.float32:
+        return f"kernels read float32, got {facts.dtype}"
+    library = load_library(quantize_blocks.NAME)
+    return library if isinstance(library, str) else ""
+
+
+def _explain_blocks(facts: QuantizerFacts) -> str:
+    spec = facts.spec
+    if spec.range != Current():
+        return f"the range {spec.range} is not that of the present block"
+    if spec.format.kind is not Kind.SIGNED or spec.scale is Scale.TWO_LEVEL:
+        return f"kernels find the scales of signed integers, got {spec.format} and {spec.scale}"
+    size = math.prod(view_blocks(facts.shape, facts.layout, spec.block).edges)
+    if size > MOST_IN_CACHE:
+        return f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}"
+    call = quantize_blocks.Call(facts.shape, facts.stride, str(spec), facts.layout)
+    return _explain_all(facts) or quantize_blocks.explain_order(call)
+
+
+def _weigh_known(facts: QuantizerFacts) -> str:
+    """Say why a compiled loop is as fast; empty: it is not."""
+    nearest = facts.spec.rounding is Rounding.NEAREST
+    return "a compiled loop rounds to nearest by a known scale as fast" if nearest else ""
+
+
+def _always(facts: QuantizerFacts) -> str:
+    return ""
+
+
+#: scale, codes and floats at once
+BLOCKS: Final = QuantizerKernel("blocks", "cpu", _explain_blocks, _always)
+#: codes and floats by a scale that is known
+KNOWN: Final = QuantizerKernel("known", "cpu", _explain_all, _weigh_known)
+#: floats of codes
+FLOATS: Final = QuantizerKernel("floats", "cpu", _explain_all, _always)

@@ -1,0 +1,81 @@
+"""Kernels of our own in place of scale, quantize and dequantize."""
+
+import operator
+
+import pytest
+import torch
+from torch import nn
+
+from qcompiler.passes.halves.call_kernels import CallKernels
+from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.runtime import ops
+from qcompiler.runtime.kernels import quantizers
+
+PLAIN = (ops.SCALE, ops.QUANTIZE, ops.DEQUANTIZE)
+
+
+def leaf():
+    return torch.randn(4, 8, requires_grad=True)
+
+
+def network():
+    return nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+
+
+def count(halves, targets):
+    return sum(node.target in targets for half in halves.graphs for node in half.graph.nodes)
+
+
+def test_golden_kernels(compiled_halves, settle_compiled, text, golden):
+    halves = compiled_halves("hyperblock-int8", nn.Linear(8, 4, bias=False), leaf())
+    before = text(halves)
+    assert settle_compiled(halves, CallKernels()) > 0
+    assert count(halves, PLAIN) == 0
+    golden(before=before, after=text(halves))
+
+
+@pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "tensor-int8", "channelwise-int4"])
+def test_no_bit_changes(recipe, compiled_halves, run_halves, same_bits):
+    halves = [compiled_halves(recipe, network(), leaf()) for _ in range(2)]
+    step = CallKernels()
+    assert step(halves[1]) > 0
+    assert step.tally.called > 0
+    assert same_bits(*map(run_halves, halves))
+
+
+def test_codes_that_nothing_reads_are_not_written(compiled_halves):
+    halves = compiled_halves("hyperblock-int8", network(), leaf())
+    CallKernels()(halves)
+    calls = list(halves.backward.graph.find_nodes(op="call_function", target=ops.QUANTIZE_BLOCKS))
+    assert {(get_argument(call, "codes"), get_argument(call, "floats")) for call in calls} == {(False, True)}
+    for call in calls:
+        assert all(user.target is operator.getitem for user in call.users)
+
+
+def test_does_not_fire_on_floats(compiled_halves, text):
+    halves = compiled_halves("identity", network(), leaf())
+    before = text(halves)
+    assert CallKernels()(halves) == 0
+    assert text(halves) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("mxfp8", "kernels write integers of at most 8 bits"),
+        ("current-w8a8g8", "a compiled loop rounds to nearest by a known scale as fast"),
+    ],
+)
+def test_what_stays_a_loop_is_counted(recipe, reason, compiled_halves):
+    step = CallKernels()
+    step(compiled_halves(recipe, network(), leaf()))
+    assert any(text.startswith(reason) for text in step.tally.reasons)
+
+
+def test_without_a_compiler_nothing_changes(compiled_halves, text, monkeypatch):
+    monkeypatch.setattr(quantizers, "load_library", lambda name: "no compiler")
+    halves, step = compiled_halves("hyperblock-int8", network(), leaf()), CallKernels()
+    before = text(halves)
+    assert step(halves) == 0
+    assert text(halves) == before
+    assert set(step.tally.reasons) == {"no compiler"}

@@ -1,0 +1,138 @@
+"""The kernel of quantizers writes the bits of the references, for any shape, blocks and order of memory."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qcompiler.runtime import coders, references
+from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.spec import parse_spec
+
+KEY = torch.tensor([123456789, -987654321], dtype=torch.int32)
+ROUNDINGS = ("nearest", "stochastic")
+#: numbers at which rounding, scales or comparisons can go wrong
+SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 2.0**-126, 3.4e38, 0.5, 1.5, -2.5, 127.5)
+ORDERS = ("plain", "last first", "transposed", "expanded", "sliced")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Without a compiler all results are those of the references, and nothing is tested."""
+    assert not isinstance(load_library(kernel.NAME), str)
+
+
+def lay(x, order):
+    """The same shape in another order of memory; expanded and sliced tensors are not dense."""
+    if order == "plain" or x.ndim < 2:
+        return x
+    if order == "last first":  # channels last
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if order == "transposed":
+        return x.mT.contiguous().mT
+    if order == "expanded":
+        return x[:1].expand(x.shape)
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def make_tensor(shape, seed, special):
+    """Numbers of very different sizes, and a few special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-4, 4, shape, generator=generator)
+    if special and x.numel():
+        places = torch.randint(x.numel(), (special,), generator=generator)
+        kinds = torch.randint(len(SPECIAL), (special,), generator=generator)
+        x.view(-1)[places] = torch.tensor(SPECIAL)[kinds]
+        x[:1] *= seed % 3 != 0  # a block of zeros
+    return x
+
+
+def same(left, right):
+    """Equal bits."""
+    assert (left.dtype, left.shape) == (right.dtype, right.shape)
+    return torch.equal(
+        *(t.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (left, right))
+    )
+
+
+CASES = st.sampled_from(
+    [
+        ("bcss", "bc"),
+        ("oiss", "oi"),
+        ("bbc", "bc"),
+        ("bc", "bc"),
+        ("gbc", "gbc"),
+        ("bcs", "bcs"),
+        ("c", "c"),
+        ("gggbc", "gb"),
+    ]
+)
+
+
+@st.composite
+def tensors(draw):
+    """(tensor, layout, block)."""
+    layout, letters = draw(CASES)
+    shape = tuple(draw(st.integers(0 if draw(st.integers(0, 19)) == 0 else 1, 20)) for _ in layout)
+    edges = {letter: draw(st.sampled_from(["1", "2", "3", "4", "8", "16", "*"])) for letter in letters}
+    named = "".join(f"{letter}{edge}" for letter, edge in edges.items() if edge != "1") or "each"
+    x = make_tensor(shape, draw(st.integers(0, 99)), draw(st.sampled_from([0, 0, 1, 5])))
+    return lay(x, draw(st.sampled_from(ORDERS))), layout, named
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    tensors(),
+    st.sampled_from(["int8", "int4", "int2"]),
+    st.sampled_from(["max", "fit", "ceil", "round", "one", "real"]),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+    st.integers(1, 2),
+)
+@example((torch.randn(70, 24, 30, 30), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2)
+@example((lay(torch.randn(70, 24, 30, 30), "last first"), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2)
+@example((torch.randn(3, 5000), "bc", "b2c*"), "int8", "max", "stochastic", (True, True), 1)
+@example((torch.randn(300, 300), "bc", "tensor"), "int8", "fit", "nearest", (True, True), 2)
+def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
+    x, layout, block = case
+    spec = str(parse_spec(f"{form}:{rule}:{block}:{rounding}:pass"))
+    key = KEY if rounding == "stochastic" else None
+    torch.set_num_threads(threads)
+    try:
+        codes, scale, floats = coders.quantize_blocks(x, key, spec, layout, "site", *wanted)
+    finally:
+        torch.set_num_threads(1)
+    expected = references.scale(x, spec, layout)
+    expected_codes = references.quantize(x, expected, None, key, spec, layout, "site")
+    assert same(scale, expected)
+    assert same(codes, expected_codes) if wanted[0] else codes.numel() == 0
+    if wanted[1]:
+        assert same(floats, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+    if wanted[0]:
+        again = coders.dequantize_blocks(codes, scale, None, spec, layout)
+        assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tensors(),
+    st.sampled_from(["int8", "int4", "uint8", "uint3", "affine8", "affine4"]),
+    st.sampled_from(["max", "real", "two-level"]),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+)
+def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, wanted):
+    x, layout, block = case
+    spec = str(parse_spec(f"{form}:{'real' if form.startswith('affine') else rule}:{block}:{rounding}:pass"))
+    key = KEY if rounding == "stochastic" else None
+    scale = references.scale(make_tensor(x.shape, 7, 1), spec, layout)
+    zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
+    codes, floats = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted)
+    expected = references.quantize(x, scale, zero, key, spec, layout, "site")
+    expected_floats = references.dequantize(expected, scale, zero, spec, layout, torch.float32)
+    assert same(codes, expected) if wanted[0] else codes.numel() == 0
+    assert same(floats, expected_floats) if wanted[1] else floats.numel() == 0
+    assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
