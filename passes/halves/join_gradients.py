@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.edit import infer_value
+from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.views import aten
 from qcompiler.runtime import ops

@@ -9,14 +9,13 @@ from typing import Any, Final
 import networkx
 import torch
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.lower import saved_size
 from qcompiler.compiler.plan import describe_contraction
 from qcompiler.compiler.stages import Stage
 from qcompiler.compiler.torch_compat import list_symbols
-from qcompiler.passes.ir.arguments import number_arguments
+from qcompiler.passes.ir.arguments import list_arguments, number_arguments
 from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.facts import Contraction, InputKind
 from qcompiler.passes.ir.meta import (
@@ -142,7 +141,10 @@ class _Builder:
 
     def add_node(self, node: Node) -> None:
         backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
-        call = (node.target, str(map_arg((node.args, node.kwargs), self.names.__getitem__)))
+        call = (
+            node.target,
+            str([self.names.get(one, one) if isinstance(one, Node) else one for one in list_arguments(node)]),
+        )
         if node.target in _AGAIN and node.graph is self.stage.backward and call in self.calls:
             self.names[node] = self.calls[call]
             self.graph.nodes[self.calls[call]]["again"] = True
