@@ -129,8 +129,9 @@ def insert_call(
 def clean_graph(module: GraphModule) -> None:
     """Drop unread nodes, and check the links; the code of the module stays old until `recompile`."""
     graph = module.graph
-    if _has_unread(graph):
-        graph.eliminate_dead_code(_is_needed)
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure():
+            graph.erase_node(node)
     if _has_unread(graph) or graph.find_nodes(op="get_attr"):
         graph.eliminate_dead_code()  # torch decides on calls that draw random numbers, and cleans the subgraphs
     else:
@@ -139,11 +140,6 @@ def clean_graph(module: GraphModule) -> None:
 
 def _has_unread(graph: Graph) -> bool:
     return any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes)
-
-
-def _is_needed(node: Node) -> bool:
-    """Return True if the node is read or has an effect: torch asks for effects alone, of every node, which is slow."""
-    return bool(node.users) or node.is_impure()
 
 
 def finish_graph(module: GraphModule) -> None:
