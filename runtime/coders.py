@@ -54,10 +54,15 @@ def quantize_by(
     site: str,
     codes: bool,
     floats: bool,
+    shows: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the codes and the floats of `x` by a scale that is known: `quantize` and `dequantize` at once."""
+    """Return the codes and the floats of `x` by a scale that is known: `quantize` and `dequantize` at once.
+
+    Args:
+        shows: the floats are NaN also where `x` is not finite.
+    """
     made = made_codes, made_floats = _make_results(x, spec, codes, floats)
-    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None)
+    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None, shows)
     if not job.run_kernel(scale, zero_point, key, finds=False):
         job.run_references(scale, zero_point, key)
     return made
@@ -73,6 +78,7 @@ def fake_quantize_by(
     site: str,
     codes: bool,
     floats: bool,
+    shows: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return empty results of the shape and strides of `x`."""
     return _make_results(x, spec, codes, floats)
@@ -112,6 +118,7 @@ class _Job:
     site: str
     codes: Tensor | None
     floats: Tensor | None
+    shows: bool = False
 
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
@@ -119,7 +126,7 @@ class _Job:
         if made is None or not self.x.is_cpu or self.x.dtype is not torch.float32:
             return False
         dense = self.x if self.x.stride() == made.stride() else torch.empty_like(self.x).copy_(self.x)
-        call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site)
+        call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site, self.shows)
         results = kernel.Results(scale, self.codes, self.floats)
         return not kernel.quantize(call, dense, results, key, zero_point, finds=finds)
 
@@ -129,5 +136,6 @@ class _Job:
         if self.codes is not None:
             self.codes.copy_(codes)
         if self.floats is not None:
-            floats = references.dequantize(codes, scale, zero_point, self.spec, self.layout, torch.float32)
+            shown = self.x if self.shows else None
+            floats = references.dequantize(codes, scale, zero_point, self.spec, self.layout, torch.float32, shown)
             self.floats.copy_(floats)

@@ -122,7 +122,7 @@ QUANTIZE_BLOCKS: Final = _define_operator(
 )
 QUANTIZE_BY: Final = _define_operator(
     "quantize_by(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site, bool codes, "
-    "bool floats) -> (Tensor, Tensor)",
+    "bool floats, bool shows) -> (Tensor, Tensor)",
     coders.quantize_by,
     coders.fake_quantize_by,
     torch.Tag.flexible_layout,

@@ -95,18 +95,18 @@ def _explain_blocks(one: Quantizer, facts: QuantizerFacts) -> str:
     return explain_quantizer(BLOCKS, facts)
 
 
-def _list_floats(one: Quantizer) -> list[Dequantizer]:
-    """Return the dequantizers that a kernel writes together with the codes."""
+def _list_floats(one: Quantizer, shown: Node | None) -> list[Dequantizer]:
+    """Return the dequantizers that a kernel writes together with the codes, all alike."""
     return [
         reader
         for reader in one.dequantizers
-        if reader.scale is one.scale and reader.shown is None and reader.dtype is torch.float32
+        if reader.scale is one.scale and reader.shown is shown and reader.dtype is torch.float32
     ]
 
 
 def _write_blocks(one: Quantizer) -> None:
     """Write one call in place of scale, codes and floats."""
-    readers, graph = _list_floats(one), one.codes.graph
+    readers, graph = _list_floats(one, None), one.codes.graph
     given = {"x": one.tensor, "key": one.key, "spec": one.text, "layout": one.layout, "site": one.site}
     wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers)}
     call = insert_operator(graph, ops.QUANTIZE_BLOCKS, {**given, **wanted}, before=one.scale)
@@ -118,10 +118,12 @@ def _write_blocks(one: Quantizer) -> None:
 
 def _write_known(one: Quantizer) -> None:
     """Write one call in place of codes and floats."""
-    readers, graph = _list_floats(one), one.codes.graph
+    readers, graph = _list_floats(one, None), one.codes.graph
+    shows = not readers
+    readers = readers or _list_floats(one, one.tensor)
     given = {"x": one.tensor, "scale": one.scale, "zero_point": one.zero_point, "key": one.key}
     shared = {"spec": one.text, "layout": one.layout, "site": one.site}
-    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers)}
+    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers), "shows": shows and bool(readers)}
     call = insert_operator(graph, ops.QUANTIZE_BY, {**given, **shared, **wanted}, before=one.codes)
     codes, floats = (_get_result(call, place) for place in range(2))
     _replace_readers(readers, floats)

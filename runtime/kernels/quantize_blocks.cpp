@@ -31,6 +31,7 @@ struct Task {
     int32_t magnitude_bits, up, down, low, high;  // the rule of power-of-two scales, see `find_exponent`
     float reach;                                // of the rule of real scales
     uint32_t site;                              // the checksum of its name
+    uint32_t limit;  // magnitudes, as bits, from which a float is NaN: those of infinity and NaN, or none
 };
 
 struct Data {
@@ -141,7 +142,7 @@ struct Corner {
     uint32_t logical = 0;
     int64_t strips = 1, lanes_a_strip = 0, blocks_a_strip = 0;
     int64_t strip_axis = -1;
-    int64_t next = -1;
+    int64_t next = -1;  // the place of the next tile; -1: there is none
 };
 
 Corner find_corner(const Task& task, const Plan& plan, int64_t number, Tile& tile) {
@@ -369,6 +370,7 @@ template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
 [[gnu::noinline]] void write_row(const Task& task, const Tile& tile, int64_t lanes, const float* __restrict x, uint32_t seed,
                uint8_t* __restrict codes, float* __restrict floats) {
     const float lowest = task.lowest, largest = task.largest;
+    const uint32_t limit = task.limit;
     const float* __restrict step = tile.step;
     const float* __restrict factor = tile.factor;
     const float* __restrict zero = tile.zero;
@@ -390,8 +392,18 @@ template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
         rounded = rounded < largest ? rounded : largest;
         const int32_t code = static_cast<int32_t>(rounded);
         if (CODES) codes[i] = static_cast<uint8_t>(code);
-        if (FLOATS) floats[i] = (static_cast<float>(code) - zero[i]) * factor[i];
+        if (FLOATS) {
+            const float value = (static_cast<float>(code) - zero[i]) * factor[i];
+            const uint32_t keeps = magnitude(x[i]) >= limit ? 0 : ~0u;  // bits: the compiler does not vectorize a choice
+            floats[i] = as_float((as_bits(value) & keeps) | (0x7FC00000u & ~keeps));
+        }
     }
+}
+
+// Fetch a row of the next tile while this one is written: half of the time of a tensor beyond the cache was waiting.
+inline void prefetch(const float* row, int64_t lanes) {
+    const char* bytes = reinterpret_cast<const char*>(row);
+    for (int64_t i = 0; i < lanes * 4; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
@@ -399,10 +411,7 @@ void write_rows(const Task& task, const Data& data, const Corner& corner, const 
     const int64_t lanes = corner.strips * corner.lanes_a_strip;
     for (const Row& row : tile.rows) {
         const int64_t place = corner.place + row.place;
-        if (corner.next >= 0) {
-            const char* ahead = reinterpret_cast<const char*>(data.x + corner.next + row.place);
-            for (int64_t i = 0; i < lanes * 4; i += 64) __builtin_prefetch(ahead + i, 0, 2);
-        }
+        if (corner.next >= 0) prefetch(data.x + corner.next + row.place, lanes);
         write_row<REAL, STOCHASTIC, CODES, FLOATS>(task, tile, lanes, data.x + place,
                                                    seed + (corner.logical + row.logical) * SPREAD, data.codes + place,
                                                    data.floats + place);
@@ -422,9 +431,9 @@ void run_tiles(const Task& task, int64_t threads, Work work) {
         Tile tile(plan.lanes);
 #pragma omp for
         for (int64_t number = 0; number < tiles; ++number) {
-            const int64_t next = number + 1 < tiles ? find_corner(task, plan, number + 1, tile).place : -1;
+            const Corner next = find_corner(task, plan, std::min(number + 1, tiles - 1), tile);
             Corner corner = find_corner(task, plan, number, tile);
-            corner.next = next;
+            if (number + 1 < tiles) corner.next = next.place;
             work(corner, tile);
         }
     }

@@ -20,6 +20,8 @@ from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 NAME: Final = "quantize_blocks"
 #: as in the C++
 _MOST_AXES: Final = 8
+#: the bits of infinity; those of NaN are above
+_INFINITY: Final = 0x7F800000
 
 
 class _Axis(ctypes.Structure):
@@ -35,6 +37,7 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("magnitude_bits", "up", "down", "low", "high")),
         ("reach", ctypes.c_float),
         ("site", ctypes.c_uint32),
+        ("limit", ctypes.c_uint32),
     )
 
 
@@ -55,6 +58,8 @@ class Call:
     spec: str
     layout: str
     site: str = ""
+    #: floats are NaN also where the tensor is not finite
+    shows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +147,7 @@ def _make_task(call: Call, scale_stride: tuple[int, ...], *, finds_scale: bool) 
         largest=spec.format.largest,
         reach=spec.format.reach,
         site=zlib.crc32(call.site.encode()) if spec.rounding is Rounding.STOCHASTIC else 0,
+        limit=_INFINITY if call.shows else 2**32 - 1,
         **_find_exponent_rule(spec),
     )
     for place, axis in enumerate(axes):

@@ -123,16 +123,18 @@ def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
     st.sampled_from(["max", "real", "two-level"]),
     st.sampled_from(ROUNDINGS),
     st.sampled_from([(True, True), (True, False), (False, True)]),
+    st.booleans(),
 )
-def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, wanted):
+def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, wanted, shows):
     x, layout, block = case
     spec = str(parse_spec(f"{form}:{'real' if form.startswith('affine') else rule}:{block}:{rounding}:pass"))
     key = KEY if rounding == "stochastic" else None
     scale = references.scale(make_tensor(x.shape, 7, 1), spec, layout)
     zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
-    codes, floats = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted)
+    codes, floats = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted, shows)
     expected = references.quantize(x, scale, zero, key, spec, layout, "site")
+    shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
     expected_floats = references.dequantize(expected, scale, zero, spec, layout, torch.float32)
     assert same(codes, expected) if wanted[0] else codes.numel() == 0
-    assert same(floats, expected_floats) if wanted[1] else floats.numel() == 0
+    assert same(floats, shown) if wanted[1] else floats.numel() == 0
     assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)

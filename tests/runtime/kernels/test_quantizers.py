@@ -1,0 +1,62 @@
+"""Which quantizers have a kernel, and the reason of every other."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from qcompiler.runtime.kernels import quantizers
+from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.spec import parse_spec
+
+
+def facts(spec, **changes):
+    given = QuantizerFacts(
+        device="cpu",
+        dtype=torch.float32,
+        spec=parse_spec(spec),
+        layout="bcss",
+        shape=(8, 16, 32, 32),
+        stride=(16384, 1024, 32, 1),
+    )
+    return dataclasses.replace(given, **changes)
+
+
+@pytest.mark.parametrize("spec", ["int8:max:b2c8o4i4:nearest:pass", "int4:real:b1c*s*:stochastic:clip"])
+def test_blocks(spec):
+    assert explain_quantizer(BLOCKS, facts(spec)) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "reason"),
+    [
+        ("int8:max:tensor:nearest:pass", {}, "a block of 131072 elements does not stay in the cache; valid: 65536"),
+        ("uint8:max:b2c8:nearest:pass", {}, "kernels find the scales of signed integers, got uint8 and max"),
+        ("int8:two-level:b2c8:nearest:pass", {}, "kernels find the scales of signed integers, got int8 and two-level"),
+        ("int8:max:b2c8:nearest:pass:percentile(99)", {}, "the range percentile(99) is not that of the present block"),
+        ("int16:max:b2c8:nearest:pass", {}, "kernels write integers of at most 8 bits, got int16"),
+        ("int8:max:b2c8:nearest:pass", {"device": "cuda"}, "no kernel of a quantizer runs on cuda"),
+        ("int8:max:b2c8:nearest:pass", {"dtype": torch.bfloat16}, "kernels read float32, got torch.bfloat16"),
+        (
+            "int8:max:b5c8:nearest:pass",
+            {"layout": "bbc", "shape": (4, 3, 8), "stride": (8, 32, 1)},
+            "dimensions of one axis of bbc lie apart in memory",
+        ),
+    ],
+)
+def test_blocks_that_have_no_kernel(spec, changes, reason):
+    assert explain_quantizer(BLOCKS, facts(spec, **changes)) == reason
+
+
+def test_known_scales():
+    assert explain_quantizer(KNOWN, facts("affine8:real:tensor:stochastic:pass:hindsight")) == ""
+    reason = "a compiled loop rounds to nearest by a known scale as fast"
+    assert explain_quantizer(KNOWN, facts("affine8:real:tensor:nearest:pass:hindsight")) == reason
+    assert explain_quantizer(FLOATS, facts("affine8:real:tensor:nearest:pass:hindsight")) == ""
+
+
+def test_a_machine_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(quantizers, "load_library", lambda name: f"{name}.cpp does not compile here")
+    for kernel in (BLOCKS, FLOATS):
+        found = explain_quantizer(kernel, facts("int8:max:b2c8:nearest:pass"))
+        assert found == "quantize_blocks.cpp does not compile here"
