@@ -22,6 +22,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._ops import OpOverload
 from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import _trace as export_trace
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -43,6 +44,8 @@ DispatchMode = TorchDispatchMode
 _INDUCTOR: Final = {"fallback_random": True}
 #: the path of a module that nodes have which torch.export adds
 _NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
+#: logs in which warnings of an export are noise: of the operators of torchvision, of symbols without a line
+_EXPORT_LOGS: Final = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
 
 
 def export_joint(module: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, Any]:
@@ -132,18 +135,24 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 def quiet_exporter() -> Iterator[None]:
     """Without what torch 2.13 says of itself while it exports.
 
-    That is a deprecated check, the weights that recurrent layers hold in a list too, and that torchvision is missing.
+    That is a deprecated check, the weights that recurrent layers hold in a list too, and that torchvision is missing;
+    for a model that depends on values, the graph so far, and that no user code belongs to a symbol. The error is
+    raised too.
     """
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _EXPORT_LOGS]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    vars(export_trace)["print"] = lambda *text, file: None  # prints a graph, and nothing else
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*treespec.*LeafSpec.* is deprecated", category=FutureWarning)
             warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights", category=UserWarning)
             yield
     finally:
-        log.setLevel(before)
+        vars(export_trace).pop("print", None)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
+from qcompiler.exporting.data_dependence import explain_branch, explain_size
 from qcompiler.exporting.freeze import Frozen, freeze_program
 from qcompiler.exporting.signature import named_keywords
 from qcompiler.module import QuantizedModule, get_session
@@ -134,8 +135,8 @@ def trace_model(
             made = freeze_program(
                 program, qmodel.ranges(), fold_batch_norm=fold_batch_norm, calibrated=calibrated or {}, observe=observe
             )
-    except PassError as error:  # a shape that depends on data, mostly
-        raise ExportError(f"export: {error}") from error
+    except PassError as error:
+        raise ExportError(f"export: {explain_size(program.graph, error.__cause__) or error}") from error
     return Traced(made, plan, ())
 
 
@@ -193,7 +194,7 @@ def _export_program(
             with paused_collector():
                 return cast(ExportedProgram, program.run_decompositions(torch_compat.training_decompositions()))
         except Exception as error:
-            reason = str(error).strip().partition("\n\n")[0]
+            reason = explain_branch(model, error) or str(error).strip().partition("\n\n")[0]
             if "Constraints violated" in reason:
                 reason += _EQUAL if "must always be equal" in reason else _FIXED
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error

@@ -203,7 +203,7 @@ class Special(nn.Module):
     ("model", "recipe", "match"),
     [
         (Apart(), "identity", "cannot be traced as one graph"),
-        (Some(), "hyperblock-int8", "guard on data-dependent"),
+        (Some(), "hyperblock-int8", "layer: reads a tensor, .* whose number of elements follows from values"),
         (Special(), "identity", "airy_ai"),
         (nn.Linear(64, 64), "in-hindsight-w8a8g8", "no range yet for .*/input.*; train the model for a step"),
         (nn.Linear(64, 64).to(torch.bfloat16), "tensor-int8", "weight is bfloat16.* valid: a model in float32"),
