@@ -15,6 +15,7 @@ namespace {
 
 constexpr int MOST_AXES = 8;
 constexpr int64_t TILE = 16384;  // elements: 64 kB of floats, which stay in the second cache between two passes
+constexpr size_t MOST_STREAMS = 4;  // rows that the processor fetches ahead by itself
 constexpr int64_t FEWEST_A_THREAD = 32768;
 constexpr uint32_t NAN_EXPONENT = 255;
 constexpr uint32_t SPREAD = 0x9E3779B1;  // neighboring indices far apart
@@ -88,7 +89,7 @@ struct Row {
     uint32_t logical;
 };
 
-// The work space of a thread. Of a block: `value`, the exponent or the bits of the real scale, and what follows from it.
+// The work space of a thread. Of a block: `value`, the exponent or the bits of the real scale, and its consequences.
 struct Tile {
     std::vector<Row> rows;
     std::vector<uint32_t> largest, joined, value, index;
@@ -97,9 +98,9 @@ struct Tile {
     int64_t numbered_strips = -1, numbered_lanes = -1;
 
     explicit Tile(int64_t lanes)
-        : largest(lanes), joined(lanes), value(lanes), index(lanes), block_step(lanes), block_factor(lanes), block_zero(lanes),
-          lane_step(lanes), lane_factor(lanes), lane_zero(lanes), step(lane_step.data()), factor(lane_factor.data()),
-          zero(lane_zero.data()) {}
+        : largest(lanes), joined(lanes), value(lanes), index(lanes), block_step(lanes), block_factor(lanes),
+          block_zero(lanes), lane_step(lanes), lane_factor(lanes), lane_zero(lanes),
+          step(lane_step.data()), factor(lane_factor.data()), zero(lane_zero.data()) {}
 };
 
 struct Plan {
@@ -367,8 +368,8 @@ void number_lanes(const Task& task, const Corner& corner, Tile& tile) {
 }
 
 template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
-[[gnu::noinline]] void write_row(const Task& task, const Tile& tile, int64_t lanes, const float* __restrict x, uint32_t seed,
-               uint8_t* __restrict codes, float* __restrict floats) {
+[[gnu::noinline]] void write_row(const Task& task, const Tile& tile, int64_t lanes, const float* __restrict x,
+               uint32_t seed, uint8_t* __restrict codes, float* __restrict floats) {
     const float lowest = task.lowest, largest = task.largest;
     const uint32_t limit = task.limit;
     const float* __restrict step = tile.step;
@@ -394,13 +395,14 @@ template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
         if (CODES) codes[i] = static_cast<uint8_t>(code);
         if (FLOATS) {
             const float value = (static_cast<float>(code) - zero[i]) * factor[i];
-            const uint32_t keeps = magnitude(x[i]) >= limit ? 0 : ~0u;  // bits: the compiler does not vectorize a choice
+            // by bits: the compiler does not vectorize a choice of floats here
+            const uint32_t keeps = magnitude(x[i]) >= limit ? 0 : ~0u;
             floats[i] = as_float((as_bits(value) & keeps) | (0x7FC00000u & ~keeps));
         }
     }
 }
 
-// Fetch a row of the next tile while this one is written: half of the time of a tensor beyond the cache was waiting.
+// Fetch a row of the next tile while this one is written: with 16 rows, half of the time was waiting for memory.
 inline void prefetch(const float* row, int64_t lanes) {
     const char* bytes = reinterpret_cast<const char*>(row);
     for (int64_t i = 0; i < lanes * 4; i += 64) __builtin_prefetch(bytes + i, 0, 2);
@@ -411,7 +413,7 @@ void write_rows(const Task& task, const Data& data, const Corner& corner, const 
     const int64_t lanes = corner.strips * corner.lanes_a_strip;
     for (const Row& row : tile.rows) {
         const int64_t place = corner.place + row.place;
-        if (corner.next >= 0) prefetch(data.x + corner.next + row.place, lanes);
+        if (corner.next >= 0 && tile.rows.size() > MOST_STREAMS) prefetch(data.x + corner.next + row.place, lanes);
         write_row<REAL, STOCHASTIC, CODES, FLOATS>(task, tile, lanes, data.x + place,
                                                    seed + (corner.logical + row.logical) * SPREAD, data.codes + place,
                                                    data.floats + place);

@@ -1,5 +1,7 @@
 """QuantPlan: the table of a graph."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -123,6 +125,8 @@ def test_print(planned, rules):
     assert "quantizers: 2 before deduplication, 1 after" in text
     assert "saved for backward: 1,234,567 bytes, of which codes and scales 89" in text
     assert text.endswith("note: rule matched nothing: x")
+    text = str(plan.with_run(1, 1, [], in_kernels=3, in_loops={"they are fast": 2}))
+    assert "compiled quantizers: 3 in kernels of their own; 2 in compiled loops: they are fast" in text
     assert "left in float" not in str(planned(rules(HYPERBLOCK), nn.Linear(4, 3), leaf(2, 4)))
 
 
@@ -131,6 +135,8 @@ def test_merge_adds_up():
     kept = Kept("y", "y forward", "why")
     first = QuantPlan(sites=(site,), placed=2, saved_bytes=10, saved_code_bytes=5, matched=frozenset({0}), notes=("a",))
     second = QuantPlan(sites=(site,), kept=(kept,), placed=3, saved_bytes=1, matched=frozenset({0, 2}), notes=("b",))
+    first = dataclasses.replace(first, in_kernels=2, in_loops=(("z", 1),))
+    second = dataclasses.replace(second, in_kernels=1, in_loops=(("z", 2), ("w", 1)))
     assert QuantPlan.merge([first, second], ["c"]) == QuantPlan(
         sites=(site, site),
         kept=(kept,),
@@ -139,6 +145,8 @@ def test_merge_adds_up():
         saved_code_bytes=5,
         matched=frozenset({0, 2}),
         notes=("a", "b", "c"),
+        in_kernels=3,
+        in_loops=(("z", 3), ("w", 1)),
     )
 
 

@@ -1,0 +1,44 @@
+"""Compiled steps call kernels for quantizers; results, plan, graph and saved bytes are those of the eager step."""
+
+import pytest
+import torch
+from torch import nn
+
+import qcompiler
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def train(recipe, backend):
+    """Return the model after two steps, and the results and gradients of both."""
+    torch.manual_seed(0)
+    sizes = ((40, 24), (24, 72), (72, 10))  # without biases, whose gradients compiled code sums in another order
+    model = nn.Sequential(*(layer for size in sizes for layer in (nn.Linear(*size, bias=False), nn.ReLU())))
+    compiled = qcompiler.compile(model, recipe, backend=backend)
+    x, results = torch.randn(9, 40, requires_grad=True), []
+    for _ in range(2):
+        output = compiled(x)
+        output.square().sum().backward()
+        results += [output.detach(), *(p.grad.clone() for p in (x, *compiled.parameters()))]
+    return compiled, results
+
+
+@pytest.mark.parametrize(
+    ("recipe", "calls"), [("hyperblock-int8", 12), ("hyperblock-int4", 12), ("in-hindsight-w8a8g8", 9)]
+)
+def test_compiled_steps_are_the_eager_ones(recipe, calls):
+    eager, expected = train(recipe, "eager")
+    torch._dynamo.reset()
+    compiled, found = train(recipe, "inductor")
+    assert all(map(torch.equal, found, expected))
+    assert compiled.graph_text() == eager.graph_text()
+    plan, other = compiled.plan(), eager.plan()
+    assert (plan.sites, plan.saved_bytes, plan.saved_code_bytes) == (
+        other.sites,
+        other.saved_bytes,
+        other.saved_code_bytes,
+    )
+    assert (other.in_kernels, other.in_loops) == (0, ())
+    assert plan.in_kernels == calls
+    assert f"compiled quantizers: {calls} in kernels of their own" in str(plan)
+    assert "compiled quantizers" not in str(other)
