@@ -13,6 +13,7 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import frozen_pipeline, joint_pipeline
 from qcompiler.compiler.stages import Stage, check_name
 from qcompiler.exporting.assemble import Examples, Options, assemble_model, import_tools, prepare_call
+from qcompiler.exporting.inputs import read_keywords
 from qcompiler.exporting.trace import TRACED, ExportError
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.ir.edit import copy_nodes, list_outputs
@@ -67,7 +68,7 @@ def export_stages(
     options = Options(
         opset=opset, fold_batch_norm=fold_batch_norm, signed_weights=signed_weights, calibration=calibration
     )
-    call = prepare_call(qmodel, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
+    call = prepare_call(qmodel, example_inputs, read_keywords(example_kwargs), dynamic_shapes, dynamic_batch)
     recorder = _Recorder(qmodel)
     assemble_model(qmodel, call, options, recorder)
     return recorder.stages
