@@ -233,10 +233,10 @@ def saves_floats(rules: Iterable[Rule]) -> bool:
     return any(rule.role is Role.SAVED for rule in rules)
 
 
-def did_you_mean(given: str, valid: Iterable[str]) -> str:
+def did_you_mean(given: str, valid: Iterable[str], cutoff: float = 0.45) -> str:
     """`; did you mean 'x'?` with the nearest valid word, to end an error message with; empty if none is near.
 
     The cutoff lets abbreviations through: 'conv2d' and 'convolution' have a similarity of 2·4/(6+11) = 0.47.
     """
-    near = difflib.get_close_matches(given, list(valid), n=1, cutoff=0.45)
+    near = difflib.get_close_matches(given, list(valid), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

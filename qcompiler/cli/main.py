@@ -98,7 +98,10 @@ def draw(
     checkpoint: str | None,
     as_json: bool,
 ) -> None:
-    """Draw the joint graph of MODEL to PATH: .html, .svg, .dot, .graphml or .json."""
+    """Draw the joint graph of MODEL, or with --export the graph on its way to ONNX, to PATH.
+
+    PATH ends in .html, .svg, .dot, .graphml or .json.
+    """
     from qcompiler.drawing.drawing import draw
 
     check_export(export, evaluate, checkpoint)

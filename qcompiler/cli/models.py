@@ -140,7 +140,7 @@ def read_state(checkpoint: str) -> Any:
     """The state_dict in a file of `torch.save`: alone, or under "model".
 
     Raises:
-        ModelError: the file holds something else.
+        ModelError: the file holds something else, or no tensor.
     """
     try:
         held = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -154,6 +154,9 @@ def read_state(checkpoint: str) -> Any:
         raise ModelError(
             f'--checkpoint {checkpoint}: got {type(held).__name__}; valid: a state_dict, or {{"model": it}}'
         )
+    if not any(isinstance(value, torch.Tensor) for value in state.values()):
+        got = f"a dict of {', '.join(map(repr, state))} without a tensor" if state else "an empty dict"
+        raise ModelError(f"--checkpoint {checkpoint}: got {got}; valid: the state_dict() of the trained model")
     return state
 
 

@@ -100,7 +100,11 @@ def named_recipe(name: str) -> None:
     """Refuses a text that is no recipe."""
     from qcompiler.recipes import get
 
-    get(name)
+    try:
+        get(name)
+    except OSError as error:
+        valid = "a name that `qcompiler recipes` lists, or the path of a .yaml file that is there"
+        raise ValueError(f"{in_short(error)}; valid: {valid}") from error
 
 
 def _parse_input(text: str) -> None:
@@ -113,6 +117,7 @@ def check_picture(path: str, *, colored: bool = False) -> None:
     """Refuses a path that no picture can have."""
     from qcompiler.drawing.drawing import check_path
 
+    _refuse_folder(path)
     check_path(path, colored=colored)
 
 
@@ -120,7 +125,14 @@ def refuse_unwritable(path: str) -> None:
     """Refuses a path that no file can have."""
     from qcompiler.files import check_writable
 
+    _refuse_folder(path)
     check_writable(path)
+
+
+def _refuse_folder(path: str) -> None:
+    """Refuses a folder in place of a file."""
+    if Path(path).is_dir():
+        raise ValueError(f"got {path!r}, which is a folder; valid: the path of a file")
 
 
 def check_positive(number: float) -> None:
@@ -134,7 +146,7 @@ def recipe_path(path: str) -> None:
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ValueError(f"got {path!r}; valid: a path that ends in .yaml")
     if not Path(path).parent.is_dir():
-        raise ValueError(f"there is no folder {Path(path).parent}")
+        raise ValueError(f"there is no folder {Path(path).parent}; valid: a folder that exists")
     refuse_unwritable(path)
 
 

@@ -96,10 +96,11 @@ def show(
         return
     names = diff or (after or stages.last,)
     texts = {name: stages.read(name) for name in names}
-    if as_json:
+    if diff:
+        lines = _list_changed(*((name, texts[name]) for name in diff))
+        click.echo(json.dumps({"diff": diff, "lines": lines}, indent=1) if as_json else _write_diff(diff, lines))
+    elif as_json:
         click.echo(json.dumps(texts, indent=1))
-    elif diff:
-        click.echo(_write_diff(*((name, texts[name]) for name in diff)))
     else:
         click.echo(texts[names[0]], nl=False)
 
@@ -127,10 +128,14 @@ def _write_list(changes: dict[str, int]) -> str:
     return to_text([Table("Stages", ("stage", "places changed"), list(changes.items()))])
 
 
-def _write_diff(old: tuple[str, str], new: tuple[str, str]) -> str:
+def _list_changed(old: tuple[str, str], new: tuple[str, str]) -> list[str]:
+    """Return the lines of a diff of two stages, as (name, text)."""
     (before, first), (behind, second) = old, new
-    lines = difflib.unified_diff(first.splitlines(), second.splitlines(), before, behind, n=0, lineterm="")
-    return "\n".join(map(_color_line, lines)) or f"no difference between {before} and {behind}"
+    return [*difflib.unified_diff(first.splitlines(), second.splitlines(), before, behind, n=0, lineterm="")]
+
+
+def _write_diff(names: tuple[str, str], lines: list[str]) -> str:
+    return "\n".join(map(_color_line, lines)) or f"no difference between {names[0]} and {names[1]}"
 
 
 def _color_line(line: str) -> str:

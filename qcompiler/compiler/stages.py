@@ -25,6 +25,8 @@ CAPTURED: Final = "captured"
 #: the whole graph after all joint passes
 QUANTIZED: Final = RestoreStrides.name
 LOWERED: Final = "lowered"
+#: how near a name is that was meant; names of passes share words, and so do names of another pipeline
+_TYPING_ERROR: Final = 0.85
 
 
 class StageError(QCompilerError, ValueError):
@@ -119,7 +121,13 @@ def check_name(name: str, names: Sequence[str], others: str = "") -> None:
         StageError: it is none of them.
     """
     if name not in names:
-        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{did_you_mean(name, names)}{others}")
+        raise StageError(f"stage: got {name!r}; valid: {', '.join(names)}{_guess_name(name, names)}{others}")
+
+
+def _guess_name(name: str, names: Sequence[str]) -> str:
+    """Return the name that was meant, which begins with the given one or is nearly the same; empty without one."""
+    longer = [one for one in names if name and one.startswith(name)]
+    return f"; did you mean {longer[0]!r}?" if longer else did_you_mean(name, names, _TYPING_ERROR)
 
 
 def _check_own_name(name: str, names: Sequence[str]) -> None:

@@ -41,6 +41,10 @@ class DrawError(QCompilerError, ValueError):
     """The picture cannot be drawn as asked; names the given and a valid value."""
 
 
+class FolderError(DrawError, FileNotFoundError):
+    """There is no such folder to draw in; names the folder."""
+
+
 def draw(
     qmodel: QuantizedModule,
     path: str | os.PathLike[str],
@@ -58,17 +62,20 @@ def draw(
             picture of every stage as data. An old file is replaced in one step.
         training: False for the graph of evaluation mode.
         debug: the result of `qcompiler.debug(qmodel)`: quantizers are colored by harm, with all figures as details.
-        export: the result of `qcompiler.export_stages(qmodel, …)`: the graph on the way to a file, up to the last pass
-            in front of ONNX, in place of a captured graph.
+        export: the result of `qcompiler.export_stages(qmodel, …)`, or a part of that list: the graph on the way to a
+            file, up to the last pass in front of ONNX, in place of a captured graph.
 
     Raises:
         CompileError: no compiled model, or no graph of that mode has been captured.
         DrawError: no path, an unknown ending, or a missing library; a debugger of another model or recipe, or one that
-            has watched nothing; a debugger for the graph of evaluation mode or of an export; an export without stages.
+            has watched nothing; a debugger for the graph of evaluation mode or of an export; an export that is no list
+            of stages, has none in front of ONNX, or is one of another model; a folder that is missing.
         OSError: the file cannot be written; an old one is then unchanged.
     """
     get_session("draw", qmodel)
     path = check_path(path, colored=debug is not None)
+    if export is not None:
+        _check_export(qmodel, export)
     if debug is not None:
         _check_debugger(qmodel, training and export is None, debug)
     elif export is None:
@@ -87,7 +94,8 @@ def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
 
     Raises:
         DrawError: no path, an unknown ending, an ending without colors, or a missing library.
-        OSError: the folder is missing, or nothing can be written there.
+        FolderError: the folder is missing.
+        OSError: nothing can be written there.
     """
     valid = [ending for ending in _WRITERS if ending != ".graphml" or not colored]
     ending = os.path.splitext(path)[1].lower() if isinstance(path, str | os.PathLike) else None
@@ -97,7 +105,7 @@ def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
         raise DrawError(f"draw: got {given!r}; valid{with_figures}: a path that ends in {', '.join(valid)}")
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"draw: there is no folder {path.parent}")
+        raise FolderError(f"draw: there is no folder {path.parent}; valid: a folder that exists")
     check_writable(path)
     if ending == ".svg":
         _find_engine()
@@ -106,6 +114,11 @@ def check_path(path: str | os.PathLike[str], *, colored: bool = False) -> Path:
 
 def _check_debugger(qmodel: QuantizedModule, training: bool, debug: "Debugger") -> None:
     """Raises DrawError if the figures belong to other quantizers than the drawn ones."""
+    from qcompiler.debugging.debugger import Debugger
+
+    if not isinstance(debug, Debugger):
+        got = type(debug).__name__
+        raise DrawError(f"draw: debug: got {got}; valid: a debugger of this model, qcompiler.debug(qmodel)")
     if debug.qmodel is not qmodel:
         raise DrawError("draw: debug: the debugger watched another model; valid: one of this model")
     if not training:
@@ -136,12 +149,26 @@ class _Drawn:
         return _picture_frames(self.qmodel, self.list_frames(), report)
 
 
+def _check_export(qmodel: QuantizedModule, export: "Sequence[ExportStage]") -> None:
+    """Raises DrawError for what is no list of stages, has nothing to draw, or belongs to another model."""
+    from qcompiler.exporting.stages import ExportStage
+
+    valid = "valid: what qcompiler.export_stages(qmodel, …) returned, or a part of that list"
+    if not isinstance(export, Sequence) or isinstance(export, str):
+        raise DrawError(f"draw: export: got {type(export).__name__}; {valid}")
+    others = [type(one).__name__ for one in export if not isinstance(one, ExportStage)]
+    if others or not export:
+        raise DrawError(f"draw: export: got a list with {others[0] if others else 'no stage'}; {valid}")
+    if not _list_drawn(export):
+        names = ", ".join(stage.name for stage in export)
+        raise DrawError(f"draw: export: got stages of ONNX alone, which are text: {names}; {valid} with stages before")
+    if any(stage.qmodel is not qmodel for stage in export):
+        raise DrawError(f"draw: export: got stages of another model; {valid}")
+
+
 def _list_drawn(export: "Sequence[ExportStage]") -> list[Stage]:
     """Return the stages of an export in front of ONNX."""
-    found = [drawn for stage in export if (drawn := getattr(stage, "drawn", None)) is not None]
-    if not found:
-        raise DrawError("draw: export: got no stage of an export; valid: what qcompiler.export_stages returned")
-    return found
+    return [stage.drawn for stage in export if stage.drawn is not None]
 
 
 def picture_of(qmodel: QuantizedModule, *, training: bool = True, debug: "Debugger | None" = None) -> Picture:

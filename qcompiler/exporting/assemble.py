@@ -45,6 +45,14 @@ class Options:
 
     def __post_init__(self) -> None:
         import_tools()[0].check_opset(self.opset)
+        _check_flag("fold_batch_norm", self.fold_batch_norm)
+        _check_flag("signed_weights", self.signed_weights)
+
+
+def _check_flag(name: str, given: Any) -> None:
+    """Raise for anything but True and False: any text would count as True."""
+    if not isinstance(given, bool):
+        raise ExportError(f"export: {name}: got {given!r}; valid: True, False")
 
 
 def prepare_call(
@@ -57,6 +65,7 @@ def prepare_call(
     """
     model, given_args, given_kwargs = get_session("export", qmodel, ExportError).model, args, kwargs
     _check_types(model)
+    _check_flag("dynamic_batch", dynamic_batch)
     check_inputs(model, args, kwargs)
     shapes = as_dims(model, args, kwargs, shapes)
     args, kwargs = copy_tensors(args, kwargs)

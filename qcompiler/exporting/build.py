@@ -22,6 +22,7 @@ from qcompiler.compiler import torch_compat
 from qcompiler.exporting.checksums import compute_checksum, compute_checksums
 from qcompiler.exporting.exported_model import ExportedModel, ExportedQuantizer
 from qcompiler.exporting.inputs import describe_given
+from qcompiler.exporting.merged_constants import list_read, note_merged
 from qcompiler.exporting.pipeline import onnx_pipeline
 from qcompiler.exporting.stand_ins import TRANSLATIONS
 from qcompiler.exporting.trace import ExportError, Observe, Traced
@@ -131,7 +132,9 @@ def translate_program(traced: Traced, opset: int) -> ir.Model:
             )
             assert program is not None
             NameFixPass()(program.model)  # a call `t` beside a parameter `t`: folded, both would be initializers
+            before = list_read(program.model.graph)
             program.optimize()
+            note_merged(before, program.model.graph)
     except Exception as error:
         raise ExportError(f"export: {_find_layer(traced, error)}{_find_reason(error)}") from error
     model: ir.Model = program.model

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.compiler.plan import Site
+from qcompiler.exporting.inputs import describe_inputs
 from qcompiler.exporting.observe import Observer
 from qcompiler.exporting.trace import ExportError, Traced
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
@@ -37,9 +38,17 @@ def measure_ranges(
     ends = _Ends(traced, states)
     for index, example in enumerate(examples):
         try:
-            ends.codes((), as_call(example))
+            named = as_call(example)
+        except TypeError as error:
+            raise ExportError(f"export: calibration: example {index}: {error}") from error
+        try:
+            ends.codes((), named)
         except (RuntimeError, TypeError) as error:
-            raise ExportError(f"export: calibration: example {index}: {str(error).partition(chr(10))[0]}") from error
+            reason = str(error).partition("\n")[0]
+            raise ExportError(
+                f"export: calibration: example {index}: the model does not run on {describe_inputs(named)}: {reason}; "
+                "valid: the sizes of example_inputs, but for free dimensions"
+            ) from error
     missing = sites.keys() - ends.seen.keys()
     if missing:
         raise ExportError(

@@ -8,6 +8,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
 from qcompiler.compiler import torch_compat
+from qcompiler.exporting.dimension_checks import check_dims
 from qcompiler.exporting.signature import flatten_shapes, get_signature
 from qcompiler.exporting.trace import ExportError
 from qcompiler.passes.ir.meta import get_value
@@ -17,7 +18,7 @@ def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
     """`dynamic_shapes` as plain dicts and tuples, by argument, with one `Dim` for all strings of a name.
 
     Raises:
-        ExportError: a string that is no name in Python.
+        ExportError: a string that is no name in Python, an entry that does not fit the call.
     """
     if isinstance(shapes, ShapesCollection):  # it knows the tensors of a call, and the call gets copies
         shapes = shapes.dynamic_shapes(model, args, kwargs)
@@ -32,7 +33,9 @@ def as_dims(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
             )
         return dims.setdefault(one, Dim(one))
 
-    return torch_compat.map_leaves(as_dim, flatten_shapes(model, kwargs, shapes))
+    shapes = flatten_shapes(model, kwargs, shapes)
+    check_dims(get_signature(model, kwargs).bind(*args, **kwargs).arguments, shapes)
+    return torch_compat.map_leaves(as_dim, shapes)
 
 
 def find_symbol_names(program: ExportedProgram, model: nn.Module, shapes: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import nn
 from qcompiler.exporting import report as reports
 from qcompiler.exporting.assemble import Call, Examples, Options, assemble_model, import_tools, prepare_call
 from qcompiler.exporting.causes import explain_parts
+from qcompiler.exporting.inputs import read_keywords
 from qcompiler.exporting.report import ExportReport
 from qcompiler.exporting.trace import ExportError, Traced
 from qcompiler.files import check_writable
@@ -67,7 +68,7 @@ def export_onnx(
     )
     path = Path(os.path.realpath(path))
     check_writable(path)
-    call = prepare_call(qmodel, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
+    call = prepare_call(qmodel, example_inputs, read_keywords(example_kwargs), dynamic_shapes, dynamic_batch)
     traced, built = assemble_model(qmodel, call, options)
     return _write_and_report(qmodel, path, call, traced, built)
 

@@ -1,6 +1,7 @@
 """The arguments of a model: by name, checked before the work starts, with a free batch."""
 
 import inspect
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,37 @@ def name_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         TypeError: the model does not take these arguments.
     """
     signature = get_signature(model, kwargs)
-    signature.bind(*args, **kwargs)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [_describe_type(one) for one in args] + [
+            f"{name}={_describe_type(one)}" for name, one in kwargs.items()
+        ]
+        valid = _show_signature(inspect.signature(model.forward))
+        raise TypeError(f"{error}; got ({', '.join(given)}); valid: the arguments of forward{valid}") from error
     return {**signature.bind_partial(*args).arguments, **kwargs}
+
+
+def _show_signature(signature: inspect.Signature) -> str:
+    """Return `(x, mask=None)`, without types."""
+    plain = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+    return str(inspect.Signature(plain))
+
+
+def read_keywords(given: Any) -> dict[str, Any]:
+    """Return the keyword inputs of a call as a dict of their own.
+
+    Raises:
+        ExportError: they are no mapping of names.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ExportError(
+            f"export: example_kwargs: got {reprlib.repr(given)}; valid: a mapping of the names of arguments, such as "
+            '{"mask": mask}'
+        )
+    return dict(given)
 
 
 def copy_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -60,19 +90,29 @@ def check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         with enter_eval_mode(model), torch.no_grad(), torch_compat.plain_encoder_layers(True):
             torch.func.functional_call(model, buffers, *copy_tensors(args, kwargs))
     except Exception as error:
-        inputs = ", ".join(_describe_input(name, given) for name, given in named.items())
+        inputs = describe_inputs(named)
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"export: the model does not run on the inputs {inputs}: {type(error).__name__}: {reason}"
         ) from error
 
 
+def describe_inputs(named: Mapping[str, Any]) -> str:
+    """Return `x (float32 2×8), mask (NoneType)`."""
+    return ", ".join(_describe_input(name, given) for name, given in named.items())
+
+
 def _describe_input(name: str, given: Any) -> str:
     """Return `x (float32 2×8)`; the type of anything but a tensor."""
+    return f"{name} ({_describe_type(given)})"
+
+
+def _describe_type(given: Any) -> str:
+    """Return `float32 2×8` for a tensor."""
     if not isinstance(given, Tensor):
-        return f"{name} ({type(given).__name__})"
+        return type(given).__name__
     sizes = "×".join(map(str, given.shape))
-    return f"{name} ({f'{given.dtype} {sizes}'.removeprefix('torch.').strip()})"
+    return f"{given.dtype} {sizes}".removeprefix("torch.").strip()
 
 
 def free_batch(

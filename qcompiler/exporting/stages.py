@@ -13,6 +13,7 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import frozen_pipeline, joint_pipeline
 from qcompiler.compiler.stages import Stage, check_name
 from qcompiler.exporting.assemble import Examples, Options, assemble_model, import_tools, prepare_call
+from qcompiler.exporting.inputs import read_keywords
 from qcompiler.exporting.trace import TRACED, ExportError
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.ir.edit import copy_nodes, list_outputs
@@ -34,6 +35,8 @@ class ExportStage:
     text: str
     #: the same for drawings and queries, as `qmodel.stages()` has it; None of an ONNX model, which has its text alone
     drawn: Stage | None = None
+    #: the exported module, so that a drawing can tell that a stage is one of another module
+    qmodel: QuantizedModule | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 def export_stages(
@@ -65,8 +68,8 @@ def export_stages(
     options = Options(
         opset=opset, fold_batch_norm=fold_batch_norm, signed_weights=signed_weights, calibration=calibration
     )
-    call = prepare_call(qmodel, example_inputs, dict(example_kwargs or {}), dynamic_shapes, dynamic_batch)
-    recorder = _Recorder()
+    call = prepare_call(qmodel, example_inputs, read_keywords(example_kwargs), dynamic_shapes, dynamic_batch)
+    recorder = _Recorder(qmodel)
     assemble_model(qmodel, call, options, recorder)
     return recorder.stages
 
@@ -93,18 +96,20 @@ def check_stage(name: str) -> None:
 class _Recorder:
     """Keeps a stage of every subject that it is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, qmodel: QuantizedModule) -> None:
+        self._qmodel = qmodel
         self.stages: list[ExportStage] = []
 
     def __call__(self, name: str, changes: int, subject: Any) -> None:
         """Add the stage of a joint graph, a frozen graph or an ONNX model."""
         if isinstance(subject.graph, Graph):
             graph = _copy_read(subject.graph)
-            self.stages.append(ExportStage(name, changes, graph_text(graph), self._make_drawn(name, changes, graph)))
+            drawn = self._make_drawn(name, changes, graph)
+            self.stages.append(ExportStage(name, changes, graph_text(graph), drawn, self._qmodel))
             return
         from qcompiler.exporting.text import model_text  # needs the packages of the extra
 
-        self.stages.append(ExportStage(name, changes, model_text(subject.model)))
+        self.stages.append(ExportStage(name, changes, model_text(subject.model), qmodel=self._qmodel))
 
     def _make_drawn(self, name: str, changes: int, graph: Graph) -> Stage:
         """Return the stage as one of a captured graph; all of them share what the traced graph returns."""

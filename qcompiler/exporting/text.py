@@ -23,7 +23,8 @@ def _list_lines(graph: ir.Graph) -> Iterator[str]:
     for value in graph.inputs:
         yield f"{_show_result(value)} = input"
     for value in graph.initializers.values():
-        yield f"{_show_result(value)} = constant {_show_numbers(value.const_value)}".rstrip()
+        note = f"  # {value.doc_string}" if value.doc_string else ""
+        yield f"{_show_result(value)} = constant {_show_numbers(value.const_value)}".rstrip() + note
     for node in graph:
         yield _show_node(node)
         for attribute in node.attributes.values():

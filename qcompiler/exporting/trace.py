@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
@@ -44,8 +45,9 @@ _KINDS = {
 #: notes of torch about free dimensions and types in a trace; no values of the model
 _CHECKS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default)
 _FIXED = (
-    "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not. "
-    "Valid too: dynamic_batch=False, or other dynamic_shapes"
+    "\nThe model takes the size of a free dimension for a number: len(x) and int(x.shape[0]) do, x.shape[0] does not; "
+    "or a weight has that size, such as the features of a linear layer. Valid: dynamic_shapes that leave this axis "
+    "out, or dynamic_batch=False"
 )
 _EQUAL = "\nGive the dimensions that are always equal one name, or one torch.export.Dim"
 _FUSED = (
@@ -196,8 +198,15 @@ def _export_program(
         except Exception as error:
             reason = explain_branch(model, error) or str(error).strip().partition("\n\n")[0]
             if "Constraints violated" in reason:
-                reason += _EQUAL if "must always be equal" in reason else _FIXED
+                hint = _EQUAL if "must always be equal" in reason else _FIXED
+                reason = _shorten_constraints(reason) + hint
             raise ExportError(f"export: the model cannot be traced as one graph: {reason}") from error
+
+
+def _shorten_constraints(reason: str) -> str:
+    """Return torch's words about free dimensions with `x.shape[1]` for `L['x'].size()[1]`, and without its logs."""
+    reason = re.sub(r"L\['(\w+)'\]((?:\[\S+?\])*)\.size\(\)", r"\1\2.shape", reason)
+    return re.sub(r" For more information, run with TORCH_LOGS=.*", "", reason)
 
 
 def _refuse_inexact_sizes(graph: Graph) -> None:

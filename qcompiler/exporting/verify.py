@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from qcompiler.exporting.checksums import compute_checksum, list_changed
-from qcompiler.exporting.inputs import check_constants, check_inputs, copy_tensors, describe_given, free_as
+from qcompiler.exporting.inputs import (
+    check_constants,
+    check_inputs,
+    copy_tensors,
+    describe_given,
+    free_as,
+    read_keywords,
+)
 from qcompiler.exporting.observe import SAME, InDouble, Observer, count_different, restore_codes
 from qcompiler.exporting.trace import ExportError, name_errors, trace_model
 from qcompiler.module import QuantizedModule, get_session
@@ -135,7 +142,7 @@ def verify_onnx(
         raise ExportError(f"verify: {error.name} is not installed; pip install 'qcompiler[onnx]'") from error
     if kwargs is not None and example_kwargs is not None:
         raise ExportError("verify: got example_kwargs and kwargs; valid: one of them, they are the same")
-    path, options = Path(path), dict(example_kwargs or kwargs or {})
+    path, options = Path(path), read_keywords(kwargs if example_kwargs is None else example_kwargs)
     held, model = run.read_file(path), get_session("verify", qmodel).model
     check_inputs(model, inputs, options)
     inputs, options = copy_tensors(inputs, options)

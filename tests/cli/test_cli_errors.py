@@ -70,6 +70,10 @@ def call(tmp_path, monkeypatch):
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "rubbish.yaml").write_bytes(b"\xff\xfegibberish")
     (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
+    for name, held in {"empty": {}, "epoch": {"epoch": 3}, "inner": {"model": {}}}.items():
+        torch.save(held, tmp_path / f"{name}.pt")
+    (tmp_path / "adir.html").mkdir()
+    (tmp_path / "adir.yaml").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
 
@@ -125,7 +129,14 @@ LONG = "x" * 300 + ".dot"
         (("explain", "mynet.py:no_key"), 1, "model 'mynet.py:no_key': KeyError: 'no key'"),
         (("explain", "imports.py:Net"), 1, "model 'imports.py:Net': ModuleNotFoundError: No module named 'notamodule'"),
         (("explain", "imports:Net"), 1, "model 'imports:Net': ModuleNotFoundError: No module named 'notamodule'"),
-        (("explain", "mynet.py:make", "-r", "none.yaml"), 2, "none.yaml: No such file or directory"),
+        (("explain", "mynet.py:make", "-r", "none.yaml"), 2, "none.yaml: No such file or directory; valid: a name"),
+        (("draw", "mynet.py:make", "adir.html"), 2, "got 'adir.html', which is a folder; valid: the path of a file"),
+        (("search", "mynet.py:make", "adir.yaml", "-b", "5"), 2, "got 'adir.yaml', which is a folder; valid: the path"),
+        (("debug", "mynet.py:make", "--draw", "adir.html"), 2, "got 'adir.html', which is a folder; valid: the path"),
+        (("debug", "mynet.py:make", "--out", "nowhere/a.yaml"), 2, "no folder nowhere; valid: a folder that exists"),
+        (("debug", "mynet.py:make", "-c", "empty.pt"), 1, "--checkpoint empty.pt: got an empty dict; valid: the state"),
+        (("debug", "mynet.py:make", "-c", "inner.pt"), 1, "--checkpoint inner.pt: got an empty dict; valid: the state"),
+        (("export", "mynet.py:make", "n.onnx", "-c", "epoch.pt"), 1, "got a dict of 'epoch' without a tensor; valid:"),
         (("explain", "mynet.py:make", "-r", "rubbish.yaml"), 2, "recipe rubbish.yaml: not a text file in UTF-8"),
         (("explain", "mynet.py:make", "-r", "hyperblock"), 2, "lists, or the path of a .yaml file; did you mean 'hyp"),
         (("explain", "mynet.py:make", "--input", "99999999,3,320,32"), 2, "12,287,999,877,120 bytes: more than can be"),

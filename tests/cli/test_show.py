@@ -25,9 +25,8 @@ def test_show(folder):
     code, text, errors = run(folder, "show", "mynet.py:make", "--recipe", "mine.yaml")
     assert (code, errors) == (0, "")
     assert text.count("= qcompiler.quantize(") == 6
-    code, text, _ = run(folder, "show", "mynet:make", "--diff", "captured", "place-quantizers", "--json")
+    code, text, _ = run(folder, "show", "mynet:make", "--after", "place-quantizers", "--json")
     stages = json.loads(text)
-    assert "quantize" not in stages["captured"]
     assert stages["place-quantizers"].count("= qcompiler.quantize(") == 12  # two of them for sums of bias gradients
     code, text, errors = run(folder, "show", "mynet:make", "--after", "dedup")
     assert (code, text) == (2, "")
@@ -44,6 +43,24 @@ def test_a_diff_is_lines_that_changed(folder):
     assert lines[:2] == ["--- place-quantizers", "+++ dedupe-quantizers"]
     assert {line[0] for line in lines} == {"+", "-", "@"}
     assert "\x1b[" not in text
+
+
+def test_a_diff_as_json_is_the_same_lines(show):
+    given = ("mynet.py:make", "--diff", "captured", "place-quantizers")
+    _, plain, _ = show(*given)
+    code, text, _ = show(*given, "--json")
+    assert code == 0
+    assert json.loads(text) == {"diff": ["captured", "place-quantizers"], "lines": plain.splitlines()}
+    added = [line for line in json.loads(text)["lines"] if line.startswith("+") and "= qcompiler.quantize(" in line]
+    assert len(added) == 12
+    _, text, _ = show("mynet.py:make", "--diff", "captured", "captured", "--json")
+    assert json.loads(text)["lines"] == []
+
+
+def test_help_of_draw_tells_the_export():
+    made = CliRunner().invoke(main, ["draw", "--help"])
+    first = " ".join(made.stdout.partition("Options:")[0].split())
+    assert "or with --export the graph on its way to ONNX" in first
 
 
 def test_list_counts_the_changes_of_every_pass(show):

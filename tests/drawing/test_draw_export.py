@@ -86,12 +86,35 @@ def test_other_files(exported, ending, tmp_path):
 
 def test_wrong_calls(exported, tmp_path):
     qmodel, stages = exported
-    message = r"^draw: export: got no stage of an export; valid: what qcompiler\.export_stages returned$"
-    for given in ([], (torch.ones(2),), stages[-3:], qmodel.stages()):
-        with pytest.raises(qcompiler.DrawError, match=message):
+    valid = r"; valid: what qcompiler\.export_stages\(qmodel, …\) returned, or a part of that list"
+    for given, got in (
+        (True, "bool"),
+        (stages[0], "ExportStage"),
+        ("traced", "str"),
+        ([], "a list with no stage"),
+        ((torch.ones(2),), "a list with Tensor"),
+        (qmodel.stages(), "a list with list"),
+        ([*stages, 3], "a list with int"),
+        (stages[-3:], r"stages of ONNX alone, which are text: [\w, -]+"),
+    ):
+        with pytest.raises(qcompiler.DrawError, match=f"^draw: export: got {got}{valid}"):
             qcompiler.draw(qmodel, tmp_path / "g.json", export=given)
     with qcompiler.debug(qmodel) as watched:
         qmodel(torch.randn(2, 3, 4, 4)).sum().backward()
     with pytest.raises(qcompiler.DrawError, match="debug: eval mode is not watched, nor is an export; valid: "):
         qcompiler.draw(qmodel, tmp_path / "g.json", export=stages, debug=watched)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_of_another_model(exported, eager, tmp_path):
+    _, stages = exported
+    with pytest.raises(qcompiler.DrawError, match=r"^draw: export: got stages of another model; valid: "):
+        qcompiler.draw(eager(nn.Linear(2, 2), "deploy-int8"), tmp_path / "g.json", export=stages)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_the_stages(exported, tmp_path):
+    """The slider has those stages alone."""
+    qmodel, stages = exported
+    picture = read_picture(qmodel, stages[:6], tmp_path / "g.json")
+    assert picture["stages"] == [["traced", 0], *([one.name, one.changes] for one in stages[1:6] if one.changes)]

@@ -177,8 +177,9 @@ def test_errors_leave_the_old_file(network, eager, tmp_path, monkeypatch):
         qcompiler.DrawError, match=r"graph\.png'; valid: a path that ends in \.html, \.svg, \.dot, \.graph"
     ):
         qcompiler.draw(network, tmp_path / "graph.png")
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; valid: a folder that exists") as caught:
         qcompiler.draw(network, tmp_path / "nowhere" / "graph.html")
+    assert isinstance(caught.value, qcompiler.DrawError)
     for look in (lambda given: qcompiler.draw(given, tmp_path / "graph.html"), qcompiler.explain):
         with pytest.raises(qcompiler.CompileError, match=r": got Linear; valid: what qcompiler.compile returned"):
             look(nn.Linear(2, 2))
@@ -207,6 +208,12 @@ def test_what_is_no_path(network, path):
         qcompiler.DrawError, match=rf"^draw: got {re.escape(repr(path))}; valid: a path that ends in \.h"
     ):
         qcompiler.draw(network, path)
+
+
+@pytest.mark.parametrize("debug", [3, True, "harm"])
+def test_what_is_no_debugger(network, debug, tmp_path):
+    with pytest.raises(qcompiler.DrawError, match=r"^draw: debug: got \w+; valid: a debugger of this model"):
+        qcompiler.draw(network, tmp_path / "graph.html", debug=debug)
 
 
 def test_svg_without_its_library(network, tmp_path, monkeypatch):

@@ -129,6 +129,9 @@ def test_files_that_are_cut(small, tmp_path):
     ]:
         with pytest.raises(qcompiler.ExportError, match=message):
             qcompiler.verify_onnx(small, path, inputs)
+    for name in ("example_kwargs", "kwargs"):
+        with pytest.raises(qcompiler.ExportError, match=r"^verify: example_kwargs: got 'x'; valid: a mapping"):
+            qcompiler.verify_onnx(small, path, (x,), **{name: "x"})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(qcompiler.ExportError, match=r"^verify: .*m\.onnx is not a whole file of ONNX"):
         qcompiler.verify_onnx(small, path, (x,))

@@ -153,7 +153,39 @@ def test_signed_weights():
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        ((), {}, r"^export: inputs: missing a required argument: 'input'$"),
+        (
+            (),
+            {},
+            r"^export: inputs: missing a required argument: 'input'; got \(\); valid: .* of forward\(input\)$",
+        ),
+        (
+            (torch.ones(2, 4), 3),
+            {},
+            r"too many positional arguments; got \(float32 2×4, int\); valid: the arguments of forward\(input\)$",
+        ),
+        (
+            (torch.ones(2, 4),),
+            {"example_kwargs": {"input": 3}},
+            r"multiple values for argument 'input'; got \(float32 2×4, input=int\); valid: .* of forward\(input",
+        ),
+        (
+            (torch.ones(2, 4),),
+            {"example_kwargs": "x"},
+            r"^export: example_kwargs: got 'x'; valid: a mapping of the names",
+        ),
+        (
+            (torch.ones(2, 4),),
+            {"example_kwargs": ""},
+            r"^export: example_kwargs: got ''; valid: a mapping of the names",
+        ),
+        (
+            (torch.ones(2, 4),),
+            {"example_kwargs": {1: 2}},
+            r"^export: example_kwargs: got {1: 2}; valid: a mapping of the",
+        ),
+        ((torch.ones(2, 4),), {"fold_batch_norm": "no"}, r"^export: fold_batch_norm: got 'no'; valid: True, False$"),
+        ((torch.ones(2, 4),), {"signed_weights": 1}, r"^export: signed_weights: got 1; valid: True, False$"),
+        ((torch.ones(2, 4),), {"dynamic_batch": None}, r"^export: dynamic_batch: got None; valid: True, False$"),
         (None, {}, r"^export: inputs: got NoneType; valid: a tuple, such as \(x,\)$"),
         (torch.ones(2, 4), {}, r"^export: inputs: got Tensor; valid: a tuple, such as \(x,\)$"),
         ((torch.ones(2, 5),), {}, r"^export: the model does not run on the inputs input \(float32 2×5\)"),
@@ -180,6 +212,10 @@ def test_stages_of_training_say_who_has_those_of_an_export(name):
     qmodel = trained("tensor-int8", nn.Linear(4, 3), torch.randn(2, 4))
     with pytest.raises(qcompiler.StageError, match=r"an export has others: qcompiler\.export_stages, or show --export"):
         qmodel.to_networkx(stage=name)
+    with pytest.raises(qcompiler.StageError, match=r"^(?!.*did you mean)"):
+        qmodel.to_networkx(stage=name)
+    with pytest.raises(qcompiler.StageError, match=r"did you mean 'place-quantizers'\?"):
+        qmodel.to_networkx(stage="place-quantizer")
     with pytest.raises(qcompiler.StageError, match=r"^stage: got 'lowered'; valid: traced, split-convolution-backward"):
         subject.check_stage("lowered")
     subject.check_stage(name)
