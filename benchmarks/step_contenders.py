@@ -97,6 +97,7 @@ _OURS: Final = tuple(
         ("hyperblock-int4", "simulate", "int4"),
         ("tensor-int8", "simulate", ""),
         ("tensor-int8", "auto", ""),
+        ("hyperblock-int8-wide", "auto", ""),
         ("in-hindsight-w8a8g8", "simulate", ""),
         ("in-hindsight-w8a8g8", "auto", ""),
     )

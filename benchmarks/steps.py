@@ -105,7 +105,7 @@ def start_twice(task: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
     row: dict[str, Any] = dict(task)
     with tempfile.TemporaryDirectory() as cache:
         try:
-            cold = Worker(task, cache)
+            cold = Worker(task | {"is_cold": True}, cache)
             row["cold"] = cold.read()["first"]
             cold.close()
             warm = Worker(task, cache)

@@ -60,7 +60,7 @@ def assert_equal(captured, traced, free):
     assert others == facts
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.full) for name in RECIPES[1:])])
 def test_both_front_ends_give_one_plan(case, recipe, request):
     name = request.node.callspec.params["case"]
     inputs = case.inputs()

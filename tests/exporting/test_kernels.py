@@ -86,7 +86,10 @@ def exported(model, recipe, path, x=None):
     return qmodel, qcompiler.export_onnx(qmodel, path, (torch.randn(4, 3, 8, 8) if x is None else x,))
 
 
-@pytest.mark.parametrize("recipe", ["in-hindsight-w8a8g8", "deploy-int8", "int4"])
+FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("in-hindsight-w8a8g8", "int4")]
+
+
+@pytest.mark.parametrize("recipe", ["deploy-int8", *FULL])
 def test_kernels_on_codes_change_no_number(recipe, tmp_path):
     """Codes flip beside the middle of two alone: sums of up to 72 products and 9 numbers of 255 steps, in float32."""
     torch.manual_seed(0)
