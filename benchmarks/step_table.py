@@ -1,6 +1,7 @@
 """The Markdown tables of benchmarks/steps.py, made of its results alone."""
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,11 +93,16 @@ def _find_rows(group: list[Row], name: str) -> list[Row]:
 
 
 def _summarize_times(group: list[Row], name: str, best: Row) -> str:
-    return min((f"{find_ratio(row, best):.2f}" for row in _find_rows(group, name)), default="–")
+    return _show_least(find_ratio(row, best) for row in _find_rows(group, name))
 
 
 def _summarize_bytes(group: list[Row], name: str, best: Row) -> str:
-    return min((f"{row['saved'] / best['saved']:.2f}" for row in _find_rows(group, name)), default="–")
+    return _show_least(row["saved"] / best["saved"] for row in _find_rows(group, name))
+
+
+def _show_least(ratios: Iterable[float]) -> str:
+    least = min(ratios, default=None)
+    return "–" if least is None else f"{least:.2f}"
 
 
 def _list_cells(row: Row, best: Row) -> list[str]:

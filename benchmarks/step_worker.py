@@ -21,14 +21,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
+from qcompiler.demo.measure import measure_saved_bytes
 
 #: steps of SGD after which the loss is read
 STEPS = 10
 
 
+def _cast(contender: Contender) -> torch.autocast:
+    """Return the context in which a contender runs forward."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=contender.bfloat16)
+
+
 def _make_step(contender: Contender, subject: Subject, model: nn.Module) -> Callable[[], float]:
     def run() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=contender.bfloat16):
+        with _cast(contender):
             loss = subject.compute_loss(model)
         loss.backward()
         return float(loss.detach())
@@ -50,27 +56,6 @@ def _measure_peak(step: Callable[[], float]) -> int:
 
 def _read_kilobytes(status: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
-
-
-def _measure_saved(subject: Subject, model: nn.Module) -> int:
-    """Return the bytes that the model keeps for backward; parameters, buffers, data and the loss not counted."""
-    tensors = (*model.parameters(), *model.buffers(), subject.x, subject.y)
-    own = {t.untyped_storage().data_ptr() for t in tensors if _has_storage(t)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if _has_storage(tensor) and tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(subject.x)
-    return sum(kept.values())
-
-
-def _has_storage(tensor: torch.Tensor) -> bool:
-    """Return False for the weights of torchao, which wrap another tensor."""
-    return type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 def _count_operations(subject: Subject) -> int:
@@ -112,7 +97,9 @@ def main() -> None:
     losses = _train(contender, subject, model, step)
     quantizers = len(model.plan().sites) if isinstance(model, qcompiler.QuantizedModule) else 0
     found = {"first": first, "loss": losses[-1], "losses": losses, "quantizers": quantizers, "operations": operations}
-    found |= {"saved": _measure_saved(subject, model), "peak": min(_measure_peak(step) for _ in range(3))}
+    with _cast(contender):
+        found["saved"] = measure_saved_bytes(model, subject.x)
+    found["peak"] = min(_measure_peak(step) for _ in range(3))
     print(json.dumps(found), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -50,6 +50,11 @@ def test_ratios_are_to_the_fastest_float_round_by_round():
     assert line == "| a, batch 2, width × 0.25 | 2000 ms | – | – | 0.50 | – | – | – | – | – | – |"
 
 
+def test_of_both_orders_of_memory_the_faster_is_shown():
+    rows = [row("float", 1.0), row("QPyTorch", 11.0), row("QPyTorch, channels-last", 9.0)]
+    assert "| 9.00 |" in load("step_table").render_summary({"rows": rows})
+
+
 def test_a_failure_is_a_line_with_its_reason():
     rows = [row("float", 1.0), {"model": "a", **SHAPE, "contender": "torchao", "error": "no module | torchao"}]
     lines = load("step_table").render({"rows": rows}).splitlines()

@@ -11,18 +11,22 @@ from torch import Tensor, nn
 
 def measure_saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes of all tensors that the forward of `model` keeps for backward; parameters, buffers and `x` not counted."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x] if _has_storage(t)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if _has_storage(tensor) and tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x).sum()
     return sum(kept.values())
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Return False for a tensor that wraps others, as quantized weights of other libraries do."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def one_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
