@@ -87,7 +87,7 @@ def fake_quantize_by(
 def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
     """Return what `dequantize` returns, in float32."""
     floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout)
-    dense = codes if codes.stride() == floats.stride() else torch.empty_like(codes).copy_(codes)
+    dense = _make_dense(codes, floats)
     call = kernel.Call(tuple(codes.shape), floats.stride(), spec, layout)
     if not codes.is_cpu or codes.element_size() > 1 or kernel.dequantize(call, dense, scale, zero_point, floats):
         floats.copy_(references.dequantize(codes, scale, zero_point, spec, layout, torch.float32))
@@ -97,6 +97,11 @@ def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, s
 def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
     """Return floats of the shape and strides of the codes."""
     return torch.empty_like(codes, dtype=torch.float32)
+
+
+def _make_dense(x: Tensor, made: Tensor) -> Tensor:
+    """Return a tensor with the strides of its results, which are dense: itself, or a copy."""
+    return x if x.stride() == made.stride() else torch.empty_like(x).copy_(x)
 
 
 def _make_results(x: Tensor, spec: str, codes: bool, floats: bool) -> tuple[Tensor, Tensor]:
@@ -125,7 +130,7 @@ class _Job:
         made = self.floats if self.codes is None else self.codes
         if made is None or not self.x.is_cpu or self.x.dtype is not torch.float32:
             return False
-        dense = self.x if self.x.stride() == made.stride() else torch.empty_like(self.x).copy_(self.x)
+        dense = _make_dense(self.x, made)
         call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site, self.shows)
         results = kernel.Results(scale, self.codes, self.floats)
         return not kernel.quantize(call, dense, results, key, zero_point, finds=finds)

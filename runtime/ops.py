@@ -154,9 +154,9 @@ POOL_INDICES: Final = _define_operator(
     recompute.pool_indices,
 )
 
-#: operator → the plain torch code that a compiler traces in its place. Five stay calls: `draw_key`, so that it
+#: operator → the plain torch code that a compiler traces in its place. These stay calls: `draw_key`, so that it
 #: draws anew; `multiply_batch` and `multiply_runs`, which call kernels; `patches` and `turn_taps`, since torch copies
-#: runs of bytes and compiled loops copy byte by byte
+#: runs of bytes and compiled loops copy byte by byte; and what `call-kernels` writes
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,

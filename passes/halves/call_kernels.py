@@ -50,15 +50,15 @@ class CallKernels:
 
     def _call_quantizer(self, one: Quantizer) -> bool:
         facts = _describe(one.tensor, one)
-        reason = ""
         if not _explain_blocks(one, facts):
             _write_blocks(one)
-        elif not (reason := explain_quantizer(KNOWN, facts)):
-            _write_known(one)
-        if reason:
+        elif reason := explain_quantizer(KNOWN, facts):
             self.tally.reasons[reason] += 1
-        self.tally.called += not reason
-        return not reason
+            return False
+        else:
+            _write_known(one)
+        self.tally.called += 1
+        return True
 
     def _call_dequantizer(self, one: Dequantizer) -> bool:
         if one.shown is not None or one.dtype is not torch.float32 or get_value(one.codes).element_size() > 1:

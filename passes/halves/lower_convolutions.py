@@ -6,15 +6,15 @@ import operator
 from typing import Any, ClassVar, cast
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.code_matrix import CodeMatrix, explain_runs, read_matrix
-from qcompiler.passes.ir.code_product import CONVOLUTIONS, Side, choose_kernel, insert_product, list_products_of_codes
+from qcompiler.passes.ir.code_product import Side, choose_kernel, insert_product, lower_products
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import get_value, set_fact
+from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.patch_product import Forward, InputGradient, PatchProduct, WeightGradient
 from qcompiler.passes.ir.strides import get_strides
 from qcompiler.passes.ir.views import aten
@@ -41,20 +41,15 @@ class LowerConvolutions:
         """Return the number of contractions that were lowered."""
         if self.execution is Execution.SIMULATE or halves.is_whole:
             return 0
-        return sum(self._lower_half(half) for half in halves.graphs)
+        return lower_products(halves.graphs, self._lower_contraction, convolutions=True)
 
-    def _lower_half(self, half: GraphModule) -> int:
-        found = [pair for pair in list_products_of_codes(half.graph) if pair[0].target in CONVOLUTIONS]
-        return sum(self._lower_contraction(node, fact) for node, fact in found)
-
-    def _lower_contraction(self, node: Node, fact: Contraction) -> bool:
+    def _lower_contraction(self, node: Node, fact: Contraction) -> str:
         product = _read_product(node)
         chosen = product if isinstance(product, str) else self._choose_kernel(node, product)
         if isinstance(chosen, str):
-            set_fact(node, dataclasses.replace(fact, simulated=chosen))
-            return False
+            return chosen
         _write_product(node, fact, *chosen)
-        return True
+        return ""
 
     def _choose_kernel(self, node: Node, product: PatchProduct) -> tuple[PatchProduct, str] | str:
         """Return a product with the name of a kernel, or the reason why there is none."""

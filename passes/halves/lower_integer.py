@@ -4,14 +4,14 @@ import dataclasses
 import enum
 from typing import ClassVar, cast
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.code_matrix import explain_runs, read_matrix
-from qcompiler.passes.ir.code_product import CONVOLUTIONS, Side, choose_kernel, insert_product, list_products_of_codes
+from qcompiler.passes.ir.code_product import Side, choose_kernel, insert_product, lower_products
 from qcompiler.passes.ir.facts import Contraction
-from qcompiler.passes.ir.meta import get_value, set_fact
+from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.joint.annotate_roles import MATRIX_PRODUCTS
 
@@ -46,19 +46,14 @@ class LowerInteger:
         """Return the number of contractions that were lowered."""
         if self.execution is Execution.SIMULATE or halves.is_whole:
             return 0
-        return sum(self._lower_half(half) for half in halves.graphs)
+        return lower_products(halves.graphs, self._lower_contraction, convolutions=False)
 
-    def _lower_half(self, half: GraphModule) -> int:
-        found = [pair for pair in list_products_of_codes(half.graph) if pair[0].target not in CONVOLUTIONS]
-        return sum(self._lower_contraction(node, fact) for node, fact in found)
-
-    def _lower_contraction(self, node: Node, fact: Contraction) -> bool:
+    def _lower_contraction(self, node: Node, fact: Contraction) -> str:
         product = _read_product(node, faster=self.execution is Execution.AUTO)
         if isinstance(product, str):
-            set_fact(node, dataclasses.replace(fact, simulated=product))
-            return False
+            return product
         _write_product(node, fact, *product)
-        return True
+        return ""
 
 
 def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:

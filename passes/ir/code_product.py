@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.code_matrix import CodeMatrix
 from qcompiler.passes.ir.facts import Contraction, Operand
@@ -36,10 +37,31 @@ class Side:
     run: int = 0
 
 
-def list_products_of_codes(graph: Graph) -> list[tuple[Node, Contraction]]:
+def _list_products_of_codes(graph: Graph) -> list[tuple[Node, Contraction]]:
     """Return every contraction whose operands are both codes that became floats."""
     found = [(node, fact) for node, fact in iterate_contractions(graph) if node.target is not ops.MATMUL_CODES]
     return [(node, fact) for node, fact in found if len(list_operands(node, fact)) == 2]
+
+
+def lower_products(
+    graphs: Iterable[GraphModule], lower: Callable[[Node, Contraction], str], *, convolutions: bool
+) -> int:
+    """Lower products of codes; return the number of those that were lowered, and note the reason at the others.
+
+    Args:
+        lower: writes a product in place of a contraction, or returns the reason why that cannot be done.
+        convolutions: which contractions: convolutions, or all others.
+    """
+    lowered = 0
+    for half in graphs:
+        for node, fact in _list_products_of_codes(half.graph):
+            if (node.target in CONVOLUTIONS) != convolutions:
+                continue
+            reason = lower(node, fact)
+            if reason:
+                set_fact(node, dataclasses.replace(fact, simulated=reason))
+            lowered += not reason
+    return lowered
 
 
 def choose_kernel(

@@ -114,8 +114,8 @@ class _Builder:
     def __init__(self, graph: "networkx.MultiDiGraph[str]", prefix: str, stage: Stage) -> None:
         self.graph, self.prefix, self.stage = graph, prefix, stage
         self.names: dict[Node, str] = {}
-        #: operator and arguments by name → the node; names of the halves do not tell, since another node may bear one
-        self.calls: dict[tuple[Any, str], str] = {}
+        #: parts of quantizers by `describe_call`; names of the halves do not tell, since another node may bear one
+        self.calls: dict[str | None, str] = {}
         self.saved = set(stage.saved or ())
         self.free = _find_free(stage.captured)
 
@@ -141,11 +141,8 @@ class _Builder:
 
     def add_node(self, node: Node) -> None:
         backward = is_backward(node) if self.stage.backward is None else node.graph is self.stage.backward
-        call = (
-            node.target,
-            str([self.names.get(one, one) if isinstance(one, Node) else one for one in list_arguments(node)]),
-        )
-        if node.target in _AGAIN and node.graph is self.stage.backward and call in self.calls:
+        call = self.describe_call(node) if node.target in _AGAIN else None
+        if call in self.calls and node.graph is self.stage.backward:
             self.names[node] = self.calls[call]
             self.graph.nodes[self.calls[call]]["again"] = True
             return
@@ -165,12 +162,18 @@ class _Builder:
             and all(self.kind(source) == "constant" for _, source in arguments)
         ):
             data["kind"] = "constant"
-        self.calls[call] = name
+        if call is not None:
+            self.calls[call] = name
         if recomputed and data["kind"] == "contraction":
             data["name"] += ", recomputed"
         self.graph.add_node(name, **data)
         for arg, source in arguments:
             self.connect(source, name, arg)
+
+    def describe_call(self, node: Node) -> str:
+        """Return operator and arguments, nodes by their names here."""
+        arguments = [self.names[one] if isinstance(one, Node) else one for one in list_arguments(node)]
+        return f"{node.target}{arguments}"
 
     def kind(self, node: Node) -> str:
         return str(self.graph.nodes[self.names[node]]["kind"])

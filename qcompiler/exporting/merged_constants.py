@@ -1,10 +1,14 @@
 """The other names of a constant: torch's exporter merges equal constants under the first name, of whatever layer."""
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
 from qcompiler.exporting.edits import read_array
+
+#: type, shape and bytes of a constant
+_Key: TypeAlias = tuple[ir.DataType, tuple[Any, ...], bytes]
 
 
 def list_read(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -18,23 +22,20 @@ def note_merged(before: Mapping[str, ir.Value], graph: ir.Graph) -> None:
     Args:
         before: the constants of the graph before torch merged them.
     """
-    others: dict[str, list[str]] = {}
-    for name, gone in before.items():
-        if name not in graph.initializers and (kept := _find_equal(gone, graph)):
-            others.setdefault(kept, []).append(name)
-    for kept, names in others.items():
-        graph.initializers[kept].doc_string = f"also {', '.join(names)}"
+    gone: dict[_Key, list[str]] = {}
+    for name, value in before.items():
+        if name not in graph.initializers and value.const_value is not None:
+            gone.setdefault((*_describe_form(value), read_array(value).tobytes()), []).append(name)
+    forms = {key[:2] for key in gone}
+    for value in graph.initializers.values():
+        if value.const_value is not None and (form := _describe_form(value)) in forms:
+            names = gone.pop((*form, read_array(value).tobytes()), [])  # to the first of several equal ones
+            if names:
+                value.doc_string = f"also {', '.join(names)}"
 
 
-def _find_equal(gone: ir.Value, graph: ir.Graph) -> str:
-    """Return the name of the constant that is the same bit for bit; empty without one."""
-    tensor = gone.const_value
-    if tensor is None:
-        return ""
-    for name, value in graph.initializers.items():
-        other = value.const_value
-        if other is None or (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
-            continue
-        if read_array(value).tobytes() == read_array(gone).tobytes():
-            return name
-    return ""
+def _describe_form(value: ir.Value) -> tuple[ir.DataType, tuple[Any, ...]]:
+    """Return type and shape of a constant."""
+    tensor = value.const_value
+    assert tensor is not None
+    return tensor.dtype, tuple(tensor.shape)

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from qcompiler.runtime.numbers.blocks import BlockView
+from qcompiler.runtime.numbers.blocks import BlockView, group_dims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Axis:
 
 def order_scales(view: BlockView, layout: str, stride: Sequence[int]) -> tuple[int, ...]:
     """Return the strides of scales that follow each other as the blocks do in memory."""
-    outermost = [max((stride[d] for d in dims if view.shape[d] > 1), default=0) for dims in _list_dims(view, layout)]
+    outermost = [max((stride[d] for d in dims if view.shape[d] > 1), default=0) for dims in group_dims(layout)]
     strides, step = [0] * len(outermost), 1
     for axis in sorted(range(len(outermost)), key=lambda axis: (outermost[axis], -axis)):
         strides[axis] = step
@@ -48,7 +48,7 @@ def list_axes(
         return (Axis(0, 1, 0, 0),)
     logical = [math.prod(view.shape[d + 1 :]) for d in range(len(view.shape))]
     found: list[tuple[int, Axis]] = []
-    for dims, edge, extent, step in zip(_list_dims(view, layout), view.edges, view.axes, scale_stride, strict=True):
+    for dims, edge, extent, step in zip(group_dims(layout), view.edges, view.axes, scale_stride, strict=True):
         if edge == extent and not whole_blocks:
             edge, step = 1, 0
         several = [d for d in dims if view.shape[d] > 1]
@@ -66,12 +66,6 @@ def list_axes(
         joined = _join_axes(axes[-1], axis) if axes else None
         axes[-1:] = [joined] if joined is not None else [*axes[-1:], axis]
     return tuple(axes) or (Axis(1, 1, 0, 0),)
-
-
-def _list_dims(view: BlockView, layout: str) -> list[list[int]]:
-    """Return the dimensions of every axis of a view: neighbors with the same letter, but for space."""
-    runs = [list(run) for _, run in itertools.groupby(range(len(layout)), key=lambda d: layout[d])]
-    return [dims for run in runs for dims in ([[d] for d in run] if layout[run[0]] == "s" else [run])]
 
 
 def _join_axes(outer: Axis, inner: Axis) -> Axis | None:

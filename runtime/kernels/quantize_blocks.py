@@ -89,10 +89,10 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
     Returns:
         The reason why nothing is done; empty: it is.
     """
-    task = _make_task(call, results.scale.stride(), finds_scale=finds)
-    library = load_library(NAME)
-    if isinstance(task, str) or isinstance(library, str):
-        return task if isinstance(task, str) else str(library)
+    prepared = _prepare(call, results.scale, finds_scale=finds)
+    if isinstance(prepared, str):
+        return prepared
+    task, library = prepared
     data = _Data(
         x=x.data_ptr(),
         codes=_get_pointer(results.codes),
@@ -110,10 +110,10 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
 
 def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, floats: Tensor) -> str:
     """Write the floats of dense codes; return the reason why nothing is done, or an empty string."""
-    task = _make_task(call, scale.stride(), finds_scale=False)
-    library = load_library(NAME)
-    if isinstance(task, str) or isinstance(library, str):
-        return task if isinstance(task, str) else str(library)
+    prepared = _prepare(call, scale, finds_scale=False)
+    if isinstance(prepared, str):
+        return prepared
+    task, library = prepared
     data = _Data(
         codes_read=codes.data_ptr(),
         floats=floats.data_ptr(),
@@ -125,6 +125,14 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
         ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), codes.dtype is torch.int8
     )
     return ""
+
+
+def _prepare(call: Call, scale: Tensor, *, finds_scale: bool) -> tuple[_Task, ctypes.CDLL] | str:
+    """Return what the C++ is told, and the library, or the reason why there is no call."""
+    task, library = _make_task(call, scale.stride(), finds_scale=finds_scale), load_library(NAME)
+    if isinstance(task, str):
+        return task
+    return library if isinstance(library, str) else (task, library)
 
 
 def _get_pointer(tensor: Tensor | None) -> int | None:

@@ -8,6 +8,7 @@ a batch axis of B·T. Space is the exception: the edge holds for each spatial di
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from typing import Final
 
@@ -158,20 +159,17 @@ def view_blocks(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
 
 def _view_any(shape: tuple[int, ...], layout: str, block: Block) -> BlockView:
     check_layout(layout, len(shape))
-    axes: list[int] = []
-    edges: list[int] = []
-    dims = zip(layout, shape, strict=True)
-    for letter, run in itertools.groupby(dims, key=lambda pair: pair[0]):
-        extents = [extent for _, extent in run]
-        if letter != "s":
-            product = 1
-            for extent in extents:
-                product *= extent
-            extents = [product]
-        for extent in extents:
-            axes.append(extent)
-            edges.append(max(1, min(block.edge(letter) or extent, extent)))
-    return BlockView(shape, tuple(axes), tuple(edges))
+    groups = group_dims(layout)
+    axes = tuple(math.prod(shape[d] for d in dims) for dims in groups)
+    letters = [layout[dims[0]] for dims in groups]
+    pairs = zip(letters, axes, strict=True)
+    return BlockView(shape, axes, tuple(max(1, min(block.edge(letter) or extent, extent)) for letter, extent in pairs))
+
+
+def group_dims(layout: str) -> list[list[int]]:
+    """Return the dimensions of every axis: neighbors with the same letter; of space each dimension is an axis."""
+    runs = [list(run) for _, run in itertools.groupby(range(len(layout)), key=lambda d: layout[d])]
+    return [dims for run in runs for dims in ([[d] for d in run] if layout[run[0]] == "s" else [run])]
 
 
 #: every check of a graph, and every step that runs node by node, asks for the same few

@@ -42,20 +42,26 @@ def in_front_of(joint):
     return make
 
 
-@pytest.fixture
-def settle_halves(text):
-    """settle_halves(halves, pass) → what the pass returned; run again it returns 0 and changes no text."""
+def make_settle(text, check):
+    """A function that runs a pass twice, with the check of its pipeline behind each run."""
 
     def run(halves, step):
         changes = step(halves)
-        check_halves(halves)
+        check(halves)
         after = text(halves)
         assert step(halves) == 0
-        check_halves(halves)
+        check(halves)
         assert text(halves) == after
         return changes
 
     return run
+
+
+@pytest.fixture
+def settle_halves(text):
+    """settle_halves(halves, pass) → what the pass returned; run again it returns 0 and changes no text."""
+
+    return make_settle(text, check_halves)
 
 
 @pytest.fixture
@@ -75,16 +81,7 @@ def compiled_halves(joint):
 def settle_compiled(text):
     """settle_compiled(halves, pass) → what the pass returned; run again it returns 0 and changes no text."""
 
-    def run(halves, step):
-        changes = step(halves)
-        clean_halves(halves)
-        after = text(halves)
-        assert step(halves) == 0
-        clean_halves(halves)
-        assert text(halves) == after
-        return changes
-
-    return run
+    return make_settle(text, clean_halves)
 
 
 def draw_like(node):

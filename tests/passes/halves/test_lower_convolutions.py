@@ -3,27 +3,19 @@
 import pytest
 import torch
 from torch import nn
+from uniform_recipes import uniform
 
 from qcompiler.passes.halves.halves import finish_halves
 from qcompiler.passes.halves.lower_convolutions import LowerConvolutions
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.meta import iterate_contractions
-from qcompiler.passes.rules import Role, Rule
-from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.spec import parse_spec
 
 LOWER = LowerConvolutions(Execution.INTEGER)
 
 
 def leaf(*shape):
     return torch.randn(*shape, requires_grad=True)
-
-
-def uniform(text, **roles):
-    """One spec for all operands, or another one for some roles."""
-    named = tuple(Rule(role=Role(role), spec=parse_spec(spec)) for role, spec in roles.items())
-    return Recipe(name="uniform", rules=(*named, Rule(spec=parse_spec(text))))
 
 
 def reasons(halves):
