@@ -11,9 +11,8 @@ def paused_collector() -> Iterator[None]:
 
     A captured graph is some hundred thousand small objects, and all of them stay alive. The collector walks through
     them again and again: a fifth of the time, to find next to nothing. At the end the collector is as it was, after an
-    error too. The new objects count as old then, and the next full collection is the first to look at them. Inside of
-    another such context, or in a program that runs without collector, nothing changes. Keep the code of the user, and
-    compilers that run for minutes, out of the context.
+    error too, and walks through the new objects once. Inside of another such context, or in a program that runs without
+    collector, nothing changes. Keep the code of the user, and compilers that run for minutes, out of the context.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -21,12 +20,4 @@ def paused_collector() -> Iterator[None]:
         yield
     finally:
         if was_on:
-            _make_old()
             gc.enable()
-
-
-def _make_old() -> None:
-    """Move all objects to the oldest generation, without a walk; not if the program itself has frozen objects."""
-    if not gc.get_freeze_count():
-        gc.freeze()
-        gc.unfreeze()

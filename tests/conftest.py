@@ -1,5 +1,6 @@
 """Options of the test run, and what the end-to-end tests share."""
 
+import copy
 import functools
 import gc
 import importlib.util
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import guards
+from torch._export import utils as export_utils
+from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import qcompiler
 
@@ -57,12 +62,30 @@ def one_thread() -> Iterator[None]:
 def rare_collections() -> Iterator[None]:
     """Captured graphs are many small objects: of 60 s of exports the collector took 10 to find next to nothing."""
     thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()  # torch's modules stay
     gc.set_threshold(200_000, 20, 100)
     yield
-    gc.unfreeze()  # hypothesis looks for the owner of a generator, and sees no frozen ones
     gc.set_threshold(*thresholds)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_torch() -> Iterator[None]:
+    """What torch does anew for every graph, and no test looks at: together a third of the time.
+
+    Its exporter reads the tables of all operators; Dynamo flushes the cache of the processor to time the guards, and
+    collects garbage.
+    """
+    read_tables = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copy_tables(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
+        made = copy.copy(read_tables(opset_version))
+        made.functions = {target: [*found] for target, found in made.functions.items()}
+        return made
+
+    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(run_gc_after_compile=False):
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copy_tables))
+        patch.setattr(export_utils, "_materialize_cpp_cia_ops", functools.cache(export_utils._materialize_cpp_cia_ops))
+        patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")
