@@ -12,7 +12,7 @@ _ALL: Final = (
     "step",
     "peak memory",
     "saved for backward",
-    "first step, cold",
+    "first two steps, cold",
     "warm",
     "quantizers",
     "loss of step 10",

@@ -2,8 +2,8 @@
 
     python benchmarks/step_worker.py '{"model": "ResNet-20", "contender": "float"}'
 
-It prints one line of JSON when the first steps are done, and ends after the first one if `is_cold`. Then each line of
-input runs one step, and prints its seconds.
+If `is_cold`, the worker measures the first steps and memory, prints one line of JSON and ends. Otherwise the worker
+trains some steps and prints such a line; then each line of input runs one step, and prints its seconds.
 """
 
 import gc
@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import qcompiler
 from qcompiler.demo.measure import measure_saved_bytes
 
+#: steps until everything is compiled: ranges of the past start with a step that is not
+FIRST = 2
 #: steps of SGD after which the loss is read
 STEPS = 10
 
@@ -52,6 +54,14 @@ def _measure_peak(step: Callable[[], float]) -> int:
     before = _read_kilobytes(status, "VmRSS")
     step()
     return 1024 * (_read_kilobytes(status, "VmHWM") - before)
+
+
+def _measure_memory(
+    contender: Contender, subject: Subject, model: nn.Module, step: Callable[[], float]
+) -> dict[str, int]:
+    with _cast(contender):
+        saved = measure_saved_bytes(model, subject.x)
+    return {"saved": saved, "peak": min(_measure_peak(step) for _ in range(3))}
 
 
 def _read_kilobytes(status: Path, name: str) -> int:
@@ -89,17 +99,15 @@ def main() -> None:
     model = contender.build(subject)
     step = _make_step(contender, subject, model)
     start = time.perf_counter()
-    step()
+    for _ in range(FIRST):
+        step()
     first = time.perf_counter() - start
     if task.get("is_cold"):
-        print(json.dumps({"first": first}), flush=True)
+        print(json.dumps({"cold": first, **_measure_memory(contender, subject, model, step)}), flush=True)
         return
     losses = _train(contender, subject, model, step)
     quantizers = len(model.plan().sites) if isinstance(model, qcompiler.QuantizedModule) else 0
-    found = {"first": first, "loss": losses[-1], "losses": losses, "quantizers": quantizers, "operations": operations}
-    with _cast(contender):
-        found["saved"] = measure_saved_bytes(model, subject.x)
-    found["peak"] = min(_measure_peak(step) for _ in range(3))
+    found = {"warm": first, "loss": losses[-1], "losses": losses, "quantizers": quantizers, "operations": operations}
     print(json.dumps(found), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -3,8 +3,8 @@
     python benchmarks/steps.py [--models ResNet-20 …] [--contenders float tensor-int8 …] [--threads 1] [--rounds 9]
                                [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--pages]
 
-Every contender is a process of its own, started twice with one cache folder: compiled cold, then warm. Then all of them
-take turns, one step each a round, so that a drift of the machine meets all. The results file gets a row for each, and
+Every contender is a process of its own, started twice with one cache folder: compiled cold, then warm. The first measures
+memory. The second stays: all of these take turns, one step each a round, so that a drift of the machine meets all. The results file gets a row for each, and
 rows that are there already are not measured again. `--pages` writes the tables of README.md and docs/measurements.md
 anew from the results.
 """
@@ -34,8 +34,10 @@ class Worker:
     """A contender in its own process."""
 
     def __init__(self, task: dict[str, Any], cache: str) -> None:
-        # big tensors are given back to the system, so that the high-water mark is that of one step
-        own = {"TORCHINDUCTOR_CACHE_DIR": cache, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        own = {"TORCHINDUCTOR_CACHE_DIR": cache}
+        if task.get("is_cold"):
+            # big tensors go back to the system, so that the high-water mark is that of one step; it costs time
+            own["MALLOC_MMAP_THRESHOLD_"] = "65536"
         command = [sys.executable, "-W", "ignore", str(HERE / "step_worker.py"), json.dumps(task)]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
@@ -106,13 +108,13 @@ def start_twice(task: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as cache:
         try:
             cold = Worker(task | {"is_cold": True}, cache)
-            row["cold"] = cold.read()["first"]
+            row |= cold.read()
             cold.close()
             warm = Worker(task, cache)
-            found = warm.read()
+            row |= warm.read()
         except RuntimeError as error:
             return None, row | {"error": str(error)}
-    return warm, row | found | {"warm": found["first"], "seconds": []}
+    return warm, row | {"seconds": []}
 
 
 def measure_model(tasks: list[dict[str, Any]], rounds: int, progress: Progress) -> list[dict[str, Any]]:

@@ -72,6 +72,19 @@ def test_what_stays_a_loop_is_counted(recipe, reason, compiled_halves):
     assert any(text.startswith(reason) for text in step.tally.reasons)
 
 
+@pytest.mark.parametrize(("recipe", "stays"), [("in-hindsight-w8a8g8", True), ("hyperblock-int8", False)])
+def test_a_loop_takes_the_floats_of_one_scale_in(recipe, stays, compiled_halves):
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4))
+    halves = compiled_halves(recipe, model, leaf())
+    CallKernels()(halves)
+    left = [
+        node
+        for node in halves.backward.graph.find_nodes(op="call_function", target=ops.DEQUANTIZE)
+        if get_argument(node, "codes").op == "placeholder"
+    ]
+    assert bool(left) is stays
+
+
 def test_without_a_compiler_nothing_changes(compiled_halves, text, monkeypatch):
     monkeypatch.setattr(quantizers, "load_library", lambda name: "no compiler")
     halves, step = compiled_halves("hyperblock-int8", network(), leaf()), CallKernels()

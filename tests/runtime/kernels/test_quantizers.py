@@ -52,7 +52,12 @@ def test_known_scales():
     assert explain_quantizer(KNOWN, facts("affine8:real:tensor:stochastic:pass:hindsight")) == ""
     reason = "a compiled loop rounds to nearest by a known scale as fast"
     assert explain_quantizer(KNOWN, facts("affine8:real:tensor:nearest:pass:hindsight")) == reason
-    assert explain_quantizer(FLOATS, facts("affine8:real:tensor:nearest:pass:hindsight")) == ""
+
+
+def test_floats():
+    assert explain_quantizer(FLOATS, facts("int8:max:b2c8:nearest:pass")) == ""
+    reason = "a compiled loop multiplies by one scale as fast"
+    assert explain_quantizer(FLOATS, facts("affine8:real:tensor:nearest:pass:hindsight")) == reason
 
 
 def test_a_machine_without_a_compiler(monkeypatch):
