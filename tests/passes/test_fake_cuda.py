@@ -4,9 +4,11 @@ import collections
 
 import pytest
 import torch
-from fake_cuda import list_devices, move_to_cuda
+from fake_cuda import CUDA, list_devices, move_to_cuda
 from saving_models import Block
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler import recipes
 from qcompiler.compiler import torch_compat
@@ -20,7 +22,7 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import get_value, iterate_contractions
 from qcompiler.passes.ir.quantizer import list_quantizers
-from qcompiler.runtime import ops
+from qcompiler.runtime import ops, references
 from qcompiler.runtime.kernels import cuda, quantizers
 
 FEW_ROWS = {f"the integer kernel of CUDA needs more than 16 rows, got {rows}" for rows in (8, 10)}
@@ -120,3 +122,17 @@ def test_what_inductor_gets(name, quantized):
         created = [one for node in plain.graph.nodes for one in (*node.args, *node.kwargs.values())]
         assert {one.type for one in created if isinstance(one, torch.device)} <= {"cuda"}
         assert plain.graph.find_nodes(op="call_function", target=ops.QUANTIZE_BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "quotients"),
+    [("int8:real:b2c8:nearest:pass", 2), ("e2m1:two-level:c16:nearest:pass", 3), ("int8:max:b2c8:nearest:pass", 0)],
+)
+def test_scales_are_divided_by_tensors(spec, quotients):
+    """Away from the CPU torch multiplies by the reciprocal of a number, which has other bits."""
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.empty(8, 16, device=CUDA)
+        graph = make_fx(lambda x: references.scale(x, spec, "bc"))(x).graph
+    found = [node for node in graph.nodes if node.target is torch.ops.aten.div.Tensor]
+    assert len(found) == quotients
+    assert all(isinstance(node.args[1], torch.fx.Node) for node in found)
