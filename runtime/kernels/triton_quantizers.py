@@ -18,8 +18,8 @@ from qcompiler.runtime.kernels.triton_support import EXACT, MOST_IN_PROGRAM
 
 #: elements of a tile: small blocks share a program
 _TILE: Final = 1024
-#: of an axis: extent, edge, elements that one row covers, stride of the scales, logical stride, stride in memory,
-#: products of the row counts and of the elements a row of the axes behind
+#: of an axis: extent, edge, elements of it in a row, stride of the scales, logical stride, stride in memory; rows and
+#: elements of a row along the axes behind
 _Place: TypeAlias = tuple[int, int, int, int, int, int, int, int]
 _NAN: Final = tl.constexpr(0x7FC00000)
 _INFINITY: Final = tl.constexpr(0x7F800000)
@@ -73,16 +73,17 @@ def _round_stochastic(real, bits):
 
 @triton.jit
 def _locate_elements(row, element, axes: tl.constexpr):
-    """Return the places of elements in memory, in the row-major index and in the scales, and which there are."""
+    """Return the places of elements in memory and in the row-major index, of the scales of rows, and which exist."""
     place = row * 0 + element * 0
-    logical, scale_place, inside = place, place, place == 0
+    logical, scale_place, inside = place, row * 0, place == 0
     for i in tl.static_range(len(axes)):
         extent, edge, step, scale_step, logical_step, stride, rows_behind, elements_behind = axes[i]
-        position = row // rows_behind % ((extent + step - 1) // step) * step + element // elements_behind % step
+        first = row // rows_behind % ((extent + step - 1) // step) * step
+        position = first + element // elements_behind % step
         inside = inside & (position < extent)
         place += position * stride
         logical += position * logical_step
-        scale_place += position // edge * scale_step
+        scale_place += first // edge * scale_step
     return place, logical, scale_place, inside
 
 
@@ -140,17 +141,20 @@ def _quantize_tile(
 
     if finds:
         largest = tl.max(magnitude, axis=1, keep_dims=True)
-        found = _find_real_scale(largest, reach) if is_real else _find_exponent(largest, rule)
-        scale = tl.broadcast_to(found, [count, padded])
-        tl.store(scales + scale_place, scale.to(scales.dtype.element_ty), mask=inside & (element == 0))
+        scale = _find_real_scale(largest, reach) if is_real else _find_exponent(largest, rule)
+        tl.store(scales + scale_place, scale.to(scales.dtype.element_ty), mask=row < rows)
     else:
-        scale = tl.load(scales + scale_place, mask=inside, other=1)
-    factor = scale if is_real else _get_factor(scale.to(tl.int32))
-    real = tl.div_rn(value, scale) if is_real else value * _get_inverse(scale.to(tl.int32))
+        scale = tl.load(scales + scale_place, mask=row < rows, other=1)
+    if is_real:
+        factor = scale
+        real = tl.div_rn(value, tl.broadcast_to(scale, [count, padded]))
+    else:
+        factor = _get_factor(scale.to(tl.int32))
+        real = value * _get_inverse(scale.to(tl.int32))
 
     real = tl.where(real == real, tl.where(real < -_BEYOND, -_BEYOND, tl.where(real > _BEYOND, _BEYOND, real)), 0.0)
     rounded = _round_stochastic(real, _draw_bits(key, site, logical)) if is_stochastic else _round_nearest(real)
-    zero = tl.load(zero_points + scale_place, mask=inside, other=0).to(tl.float32) if has_zero else 0.0
+    zero = tl.load(zero_points + scale_place, mask=row < rows, other=0).to(tl.float32) if has_zero else 0.0
     rounded = rounded + zero
     code = tl.where(rounded < lowest, lowest, tl.where(rounded > highest, highest, rounded))
     if has_codes:
