@@ -1,11 +1,12 @@
-"""One run on a GPU, at most 6 minutes with all compilation: checks, speed, memory, training.
+"""One run on a GPU, at most 6 minutes with all compilation: checks, kernels, steps, memory, training.
 
     python benchmarks/gpu.py --out FOLDER [--device cuda] [--data PATH] [--minutes 6] [--tiny]
 
 First comes what is promised bit for bit: kernels, quantizers and steps on the device against the CPU. Then the time of
-training steps against compiled bfloat16, memory, and ResNet-20 on CIFAR-10 (PATH as in examples/cifar10.py; without it,
-on the digits of the demo). Each section has a budget of time, stops when it is over, and says what is missing. FOLDER
-gets gpu.json and gpu.md, written anew after each section. `--device cpu --tiny` runs everything small, for tests.
+single kernels, and of training steps against compiled bfloat16; memory; and ResNet-20 on CIFAR-10 (PATH as in
+examples/cifar10.py; without it, on the digits of the demo). Each section has a budget of time, stops when it is over,
+and says what is missing. FOLDER gets gpu.json and gpu.md, written anew after each section. `--device cpu --tiny` runs
+everything small, for tests.
 """
 
 import argparse
@@ -18,15 +19,17 @@ from typing import Any, Final
 
 import torch
 from gpu_checks import list_checks
+from gpu_kernels import list_kernels
 from gpu_measures import list_memories, list_speeds, list_trainings
 from gpu_section import Row, Section, Setting, name_device, run_section
 from rich.progress import Progress
 
 SECTIONS: Final = (
     Section("checks", 75, list_checks),
-    Section("speed", 120, list_speeds),
+    Section("kernels", 25, list_kernels),
+    Section("speed", 110, list_speeds),
     Section("memory", 45, list_memories),
-    Section("training", 100, list_trainings),
+    Section("training", 85, list_trainings),
 )
 #: seconds for imports, the last report and the end of the process
 _RESERVE: Final = 20

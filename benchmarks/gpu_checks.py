@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -69,7 +69,8 @@ def _report(different: Iterable[str]) -> Row:
     return {"passed": not names, "detail": f"different: {', '.join(names)}" if names else "all bits are equal"}
 
 
-def _find_reason(kernel: Kernel, run: int) -> str:
+def find_reason(kernel: Kernel[Any], run: int) -> str:
+    """Return why a kernel cannot compute a product on this machine; empty: it can."""
     form = parse_format("int8")
     return kernel.explain(Facts(device=kernel.device, formats=(form, form), rows=64, length=128, columns=64, run=run))
 
@@ -82,9 +83,9 @@ def _turn(matrix: Tensor, turned: bool) -> Tensor:
     return matrix.t().contiguous().t() if turned else matrix
 
 
-def _check_sums(kernel: Kernel, setting: Setting) -> Row:
+def _check_sums(kernel: Kernel[Any], setting: Setting) -> Row:
     """Both memory orders of both operands against exact sums."""
-    if reason := _find_reason(kernel, 0):
+    if reason := find_reason(kernel, 0):
         return {"passed": None, "detail": reason}
     different = []
     for (rows, length, columns), *turned in itertools.product(_SHAPES, (False, True), (False, True)):
@@ -96,9 +97,9 @@ def _check_sums(kernel: Kernel, setting: Setting) -> Row:
     return _report(different)
 
 
-def _check_runs(kernel: Kernel, setting: Setting) -> Row:
+def _check_runs(kernel: Kernel[Any], setting: Setting) -> Row:
     """Ragged shapes and edges, both memory orders, against the reference on the CPU."""
-    if reason := _find_reason(kernel, 32):
+    if reason := find_reason(kernel, 32):
         return {"passed": None, "detail": reason}
     different = []
     for (rows, length, columns, run), *turned in itertools.product(_RUNS, (False, True), (False, True)):
@@ -131,7 +132,7 @@ def _are_same(found: Tensor, expected: Tensor) -> bool:
     return torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
-def _quantize_plainly(spec: str, x: Tensor, key: Tensor | None) -> dict[str, Tensor]:
+def quantize_plainly(spec: str, x: Tensor, key: Tensor | None) -> dict[str, Tensor]:
     """Return what the references compute on the device of the tensor."""
     scale = references.scale(x, spec, "bcss")
     zero = references.zero_point(x, scale, spec, "bcss") if parse_spec(spec).has_zero_point else None
@@ -140,18 +141,22 @@ def _quantize_plainly(spec: str, x: Tensor, key: Tensor | None) -> dict[str, Ten
     return {"scale": scale, "codes": codes, "floats": floats}
 
 
-def _quantize_compiled(spec: str, x: Tensor, key: Tensor | None) -> dict[str, Tensor]:
-    """Return the same, as Inductor compiles it within a step."""
-    given, mode = [x, torch.zeros_like(_KEY) if key is None else key], FakeTensorMode()
-    fakes = [mode.from_tensor(one, static_shapes=True) for one in given]
+def trace_plainly(spec: str, x: Tensor, key: Tensor) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """Return the same as a function of [x, key], as Inductor compiles it within a step."""
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(one, static_shapes=True) for one in (x, key)]
 
     def compute(x: Tensor, own_key: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_quantize_plainly(spec, x, None if key is None else own_key).values())
+        return tuple(quantize_plainly(spec, x, own_key if "stochastic" in spec else None).values())
 
     graph: Any = retrace_graph(compute, fakes, mode)  # type: ignore[arg-type]
     options: dict[str, Any] = {"is_backward": False, "is_inference": True, "static_inputs": (), "fixed_outputs": None}
-    results = compile_inductor(graph, fakes, **options)(given)
-    return dict(zip(("scale", "codes", "floats"), results, strict=True))
+    return compile_inductor(graph, fakes, **options)
+
+
+def _quantize_compiled(spec: str, x: Tensor, key: Tensor | None) -> dict[str, Tensor]:
+    given = torch.zeros_like(_KEY, device=x.device) if key is None else key
+    return dict(zip(("scale", "codes", "floats"), trace_plainly(spec, x, given)([x, given]), strict=True))
 
 
 def _list_different(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
@@ -161,7 +166,7 @@ def _list_different(found: dict[str, Tensor], expected: dict[str, Tensor]) -> li
 def _check_quantizer(spec: str, setting: Setting) -> Row:
     """The operator that kernels compute, in both memory orders, against the references on the CPU."""
     x, key = _draw_image(setting), _KEY if "stochastic" in spec else None
-    expected, different = _quantize_plainly(spec, x, key), []
+    expected, different = quantize_plainly(spec, x, key), []
     for order in (torch.contiguous_format, torch.channels_last):
         given = x.to(setting.device, memory_format=order)
         own_key = None if key is None else key.to(setting.device)
@@ -179,9 +184,9 @@ def _check_quantizer(spec: str, setting: Setting) -> Row:
 def _check_references(spec: str, setting: Setting) -> Row:
     """Plain torch code on the device, node by node and (but for tests) compiled, against the CPU."""
     x, key = _draw_image(setting), _KEY if "stochastic" in spec else None
-    expected, different = _quantize_plainly(spec, x, key), []
+    expected, different = quantize_plainly(spec, x, key), []
     own_key = None if key is None else key.to(setting.device)
-    ways: dict[str, Any] = {"node by node": _quantize_plainly}
+    ways: dict[str, Any] = {"node by node": quantize_plainly}
     if not setting.tiny:
         ways["compiled"] = _quantize_compiled
     for name, way in ways.items():

@@ -43,8 +43,10 @@ def run_tasks(seconds, **measures):
 def test_one_run(tmp_path, monkeypatch, capsys):
     assert not start(monkeypatch, "--device", "cpu", "--tiny", "--out", str(tmp_path))
     results = json.loads((tmp_path / "gpu.json").read_text())
-    checks, speed, memory, training = results["sections"]
-    assert [one["section"] for one in results["sections"]] == ["checks", "speed", "memory", "training"]
+    checks, kernels, speed, memory, training = results["sections"]
+    names = [one["section"] for one in results["sections"]]
+    assert names == ["checks", "kernels", "speed", "memory", "training"]
+    assert all(row.get("ms", 0) > 0 or row["detail"] for row in kernels["rows"])
     assert not [one["note"] for one in results["sections"] if one["note"]]
     assert {row["passed"] for row in checks["rows"]} <= {True, None}
     assert [row["detail"] for row in checks["rows"] if row["name"].startswith("step")] == ["all bits are equal"]
