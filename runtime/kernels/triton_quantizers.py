@@ -27,7 +27,7 @@ _SMALLEST: Final = tl.constexpr(2.0**-126)
 _NAN_EXPONENT: Final = tl.constexpr(255)
 #: neighboring indices far apart (runtime/numbers/rounding.py)
 _SPREAD: Final = tl.constexpr(0x9E3779B1)
-#: beyond any code, and far below 2²², from which on float32 has no halves to round
+#: beyond any code, and within ±2²², where `_ROUNDER` works
 _BEYOND: Final = tl.constexpr(2.0**20)
 #: x + 1.5·2²³ is rounded to an integer, to nearest with ties to even
 _ROUNDER: Final = tl.constexpr(1.5 * 2.0**23)
