@@ -181,3 +181,21 @@ def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, w
     assert same(codes, expected) if wanted[0] else codes.numel() == 0
     assert same(floats, shown) if wanted[1] else floats.numel() == 0
     assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
+
+
+@pytest.mark.parametrize("rule", ["max", "fit", "ceil", "round", "one", "real"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int2"])
+def test_exponents_beside_the_numbers_at_which_they_move(form, rule):
+    """A block for each of reach·2^k, 2^k and √2·2^k, and for both neighbors."""
+    spec = parse_spec(f"{form}:{rule}:each:nearest:pass")
+    middle = torch.tensor([spec.format.reach, 1.0, math.sqrt(2), 0.75]) * 2.0 ** torch.tensor(
+        [[-126.0], [-1], [0], [9]]
+    )
+    sides = [torch.nextafter(middle, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    x = torch.cat([middle, *sides])
+    codes, scale, floats = coders.quantize_blocks(x, None, str(spec), "bc", "site", True, True)
+    expected = references.scale(x, str(spec), "bc")
+    expected_codes = references.quantize(x, expected, None, None, str(spec), "bc", "site")
+    assert same(scale, expected)
+    assert same(codes, expected_codes)
+    assert same(floats, references.dequantize(expected_codes, expected, None, str(spec), "bc", torch.float32))
