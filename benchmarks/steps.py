@@ -3,10 +3,10 @@
     python benchmarks/steps.py [--models ResNet-20 …] [--contenders float tensor-int8 …] [--threads 1] [--rounds 9]
                                [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--pages]
 
-Every contender is a process of its own, started twice with one cache folder: compiled cold, then warm. The first measures
-memory. The second stays: all of these take turns, one step each a round, so that a drift of the machine meets all. The results file gets a row for each, and
-rows that are there already are not measured again. `--pages` writes the tables of README.md and docs/measurements.md
-anew from the results.
+Every contender is a process of its own, started twice with one cache folder: compiled cold, then warm. The first
+measures memory. The second stays: all of these take turns, one step each a round, so that a drift of the machine meets
+all. The results file gets a row for each, and rows that are there already are not measured again. `--pages` writes the
+tables of README.md and docs/measurements.md anew from the results.
 """
 
 import argparse

@@ -4,12 +4,14 @@ The results are those of runtime/references.py, bit for bit. Scales that are fou
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qcompiler.runtime import references
 from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.spec import parse_spec
 
 
@@ -99,6 +101,15 @@ def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | No
     return torch.empty_like(codes, dtype=torch.float32)
 
 
+def find_kernel(device: str) -> Callable[..., str] | None:
+    """Return the kernel that quantizes on a type of device; None: there is none."""
+    if device == "cuda" and not explain_triton():
+        from qcompiler.runtime.kernels import triton_quantizers  # needs Triton
+
+        return triton_quantizers.quantize
+    return kernel.quantize if device == "cpu" else None
+
+
 def _make_dense(x: Tensor, made: Tensor) -> Tensor:
     """Return a tensor with the strides of its results, which are dense: itself, or a copy."""
     return x if x.stride() == made.stride() else torch.empty_like(x).copy_(x)
@@ -127,13 +138,13 @@ class _Job:
 
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
-        made = self.floats if self.codes is None else self.codes
-        if made is None or not self.x.is_cpu or self.x.dtype is not torch.float32:
+        made, quantize = self.floats if self.codes is None else self.codes, find_kernel(self.x.device.type)
+        if made is None or quantize is None or self.x.dtype is not torch.float32:
             return False
         dense = _make_dense(self.x, made)
         call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site, self.shows)
         results = kernel.Results(scale, self.codes, self.floats)
-        return not kernel.quantize(call, dense, results, key, zero_point, finds=finds)
+        return not quantize(call, dense, results, key, zero_point, finds=finds)
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""

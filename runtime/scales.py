@@ -61,8 +61,19 @@ def real_scale(low: torch.Tensor, high: torch.Tensor, levels: float) -> torch.Te
 
     At least 2^−126, so that an all-zero block has codes 0; NaN if an end of the range is not finite.
     """
-    scale = (high / levels - low / levels).clamp(min=2.0**-126)
+    scale = (_divide(high, levels) - _divide(low, levels)).clamp(min=2.0**-126)
     return torch.where(torch.isfinite(high) & torch.isfinite(low), scale, torch.nan)
+
+
+def _divide(x: torch.Tensor, number: float) -> torch.Tensor:
+    """Return the quotient, rounded once on every device.
+
+    Away from the CPU torch multiplies by the reciprocal of a number, and Inductor does so with any constant: 1/127 is
+    rounded, and so a product by it differs from the quotient in the last bit. A stored tensor is no constant.
+    """
+    if x.device.type == "cpu":
+        return x / number
+    return x / store_once(torch.full((), number, dtype=torch.float32, device=x.device))
 
 
 def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
@@ -80,8 +91,8 @@ def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
     if amax.numel() == 0:
         return amax
     finite = torch.where(torch.isfinite(amax), amax, 0.0)
-    unit = store_once((finite.amax() / (reach * E4M3.largest)).clamp(min=2.0**-126))
-    inner = E4M3.decode(E4M3.encode(finite / reach / unit, None)).clamp(min=E4M3.smallest)
+    unit = store_once(_divide(finite.amax(), reach * E4M3.largest).clamp(min=2.0**-126))
+    inner = E4M3.decode(E4M3.encode(_divide(finite, reach) / unit, None)).clamp(min=E4M3.smallest)
     return torch.where(torch.isfinite(amax), (inner * unit).clamp(min=2.0**-126), torch.nan)
 
 

@@ -40,8 +40,12 @@ from qcompiler.runtime.ranges.store import Engine
 DispatchMode = TorchDispatchMode
 
 
-#: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends
-_INDUCTOR: Final = {"fallback_random": True}
+#: dropout draws from torch's generator as in eager, so that a seed gives the same masks in both backends; and Triton
+#: divides as eager does, where its own division is off by 2 units in the last place
+_INDUCTOR: Final = {
+    "fallback_random": True,
+    **({"eager_numerics.division_rounding": True} if hasattr(inductor_config, "eager_numerics") else {}),
+}
 #: the path of a module that nodes have which torch.export adds
 _NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
 #: logs in which warnings of an export are noise: of the operators of torchvision, of symbols without a line

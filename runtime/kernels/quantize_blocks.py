@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.loader import load_library
-from qcompiler.runtime.kernels.memory import list_axes, order_scales
+from qcompiler.runtime.kernels.memory import Axis, list_axes, order_scales
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.scales import mantissa_of
@@ -28,7 +28,9 @@ class _Axis(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("extent", "edge", "scale", "logical"))
 
 
-class _Task(ctypes.Structure):
+class Task(ctypes.Structure):
+    """What a kernel is told of a call, in C++ and in Triton."""
+
     _fields_ = (
         ("axes", ctypes.c_int64),
         ("axis", _Axis * _MOST_AXES),
@@ -39,6 +41,10 @@ class _Task(ctypes.Structure):
         ("site", ctypes.c_uint32),
         ("limit", ctypes.c_uint32),
     )
+
+    def list_axes(self) -> tuple[Axis, ...]:
+        """Return the axes in the order of memory, the outermost first."""
+        return tuple(Axis(one.extent, one.edge, one.scale, one.logical) for one in self.axis[: self.axes])
 
 
 class _Data(ctypes.Structure):
@@ -79,7 +85,7 @@ def find_scale_stride(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def explain_order(call: Call) -> str:
     """Say why a tensor cannot be walked through in the order of memory; empty: it can."""
-    task = _make_task(call, find_scale_stride(call)[1], finds_scale=True)
+    task = make_task(call, find_scale_stride(call)[1], finds_scale=True)
     return task if isinstance(task, str) else ""
 
 
@@ -127,9 +133,9 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
     return ""
 
 
-def _prepare(call: Call, scale: Tensor, *, finds_scale: bool) -> tuple[_Task, ctypes.CDLL] | str:
+def _prepare(call: Call, scale: Tensor, *, finds_scale: bool) -> tuple[Task, ctypes.CDLL] | str:
     """Return what the C++ is told, and the library, or the reason why there is no call."""
-    task, library = _make_task(call, scale.stride(), finds_scale=finds_scale), load_library(NAME)
+    task, library = make_task(call, scale.stride(), finds_scale=finds_scale), load_library(NAME)
     if isinstance(task, str):
         return task
     return library if isinstance(library, str) else (task, library)
@@ -140,8 +146,8 @@ def _get_pointer(tensor: Tensor | None) -> int | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _make_task(call: Call, scale_stride: tuple[int, ...], *, finds_scale: bool) -> _Task | str:
-    """Return what the C++ is told of a call, or the reason why it cannot."""
+def make_task(call: Call, scale_stride: tuple[int, ...], *, finds_scale: bool) -> Task | str:
+    """Return what a kernel is told of a call, or the reason why it cannot walk through the tensor."""
     spec = parse_spec(call.spec)
     view = view_blocks(call.shape, call.layout, spec.block)
     axes = list_axes(view, call.layout, call.stride, scale_stride, whole_blocks=finds_scale)
@@ -149,7 +155,7 @@ def _make_task(call: Call, scale_stride: tuple[int, ...], *, finds_scale: bool) 
         return f"dimensions of one axis of {call.layout} lie apart in memory"
     if len(axes) > _MOST_AXES:
         return f"{len(axes)} axes in memory; valid: at most {_MOST_AXES}"
-    task = _Task(
+    task = Task(
         axes=len(axes),
         lowest=spec.format.lowest,
         largest=spec.format.largest,

@@ -9,6 +9,7 @@ import torch
 
 from qcompiler.runtime.kernels import quantize_blocks
 from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.kernels.triton_support import MOST_ELEMENTS, MOST_IN_PROGRAM, explain_triton
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
 from qcompiler.runtime.numbers.rounding import Rounding
@@ -45,34 +46,66 @@ class QuantizerKernel:
     weigh: Callable[[QuantizerFacts], str]
 
 
-def explain_quantizer(kernel: QuantizerKernel, facts: QuantizerFacts) -> str:
-    """Return the reason why a kernel does not compute a quantizer; empty: it does."""
-    if kernel.device != facts.device:
-        return f"no kernel of a quantizer runs on {facts.device}"
-    return kernel.explain(facts) or kernel.weigh(facts)
+def explain_quantizer(kernels: tuple[QuantizerKernel, ...], facts: QuantizerFacts) -> str:
+    """Return the reason why the kernel of the device does not compute a quantizer; empty: it does."""
+    for kernel in kernels:
+        if kernel.device == facts.device:
+            return kernel.explain(facts) or kernel.weigh(facts)
+    return f"no kernel of a quantizer runs on {facts.device}"
 
 
-def _explain_all(facts: QuantizerFacts) -> str:
+def _explain_numbers(facts: QuantizerFacts) -> str:
     form = facts.spec.format
     if not isinstance(form, IntFormat) or form.bits > 8:
         return f"kernels write integers of at most 8 bits, got {form}"
     if facts.dtype is not torch.float32:
         return f"kernels read float32, got {facts.dtype}"
-    library = load_library(quantize_blocks.NAME)
-    return library if isinstance(library, str) else ""
+    return ""
 
 
-def _explain_blocks(facts: QuantizerFacts) -> str:
+def _explain_range(facts: QuantizerFacts) -> str:
     spec = facts.spec
     if spec.range != Current():
         return f"the range {spec.range} is not that of the present block"
     if spec.format.kind is not Kind.SIGNED or spec.scale is Scale.TWO_LEVEL:
         return f"kernels find the scales of signed integers, got {spec.format} and {spec.scale}"
-    size = math.prod(view_blocks(facts.shape, facts.layout, spec.block).edges)
+    return ""
+
+
+def _explain_order(facts: QuantizerFacts) -> str:
+    call = quantize_blocks.Call(facts.shape, facts.stride, str(facts.spec), facts.layout)
+    return quantize_blocks.explain_order(call)
+
+
+def _count_elements(facts: QuantizerFacts) -> int:
+    """Return the elements of a block."""
+    return math.prod(view_blocks(facts.shape, facts.layout, facts.spec.block).edges)
+
+
+def _explain_cpu(facts: QuantizerFacts) -> str:
+    library = load_library(quantize_blocks.NAME)
+    return _explain_numbers(facts) or (library if isinstance(library, str) else "")
+
+
+def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
+    size = _count_elements(facts)
     if size > MOST_IN_CACHE:
-        return f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}"
-    call = quantize_blocks.Call(facts.shape, facts.stride, str(spec), facts.layout)
-    return _explain_all(facts) or quantize_blocks.explain_order(call)
+        return _explain_range(facts) or f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}"
+    return _explain_range(facts) or _explain_cpu(facts) or _explain_order(facts)
+
+
+def _explain_cuda(facts: QuantizerFacts) -> str:
+    if math.prod(facts.shape) > MOST_ELEMENTS:
+        return f"kernels count elements in 32 bits, got {math.prod(facts.shape)}"
+    return _explain_numbers(facts) or explain_triton()
+
+
+def _explain_cuda_blocks(facts: QuantizerFacts) -> str:
+    size = _count_elements(facts)
+    if size > MOST_IN_PROGRAM:
+        reason = f"a block of {size} elements does not fit into one program; valid: {MOST_IN_PROGRAM}"
+        return _explain_range(facts) or reason
+    return _explain_range(facts) or _explain_cuda(facts) or _explain_order(facts)
 
 
 def _weigh_known(facts: QuantizerFacts) -> str:
@@ -90,13 +123,24 @@ def _weigh_floats(facts: QuantizerFacts) -> str:
     return "a compiled loop multiplies by one scale as fast" if facts.spec.block == TENSOR else ""
 
 
+def _weigh_cuda(facts: QuantizerFacts) -> str:
+    """Say why a loop is preferred: no measurement says that the kernel is faster (benchmarks/gpu.py makes one)."""
+    return "kernels of quantizers were not timed on CUDA"
+
+
 def _always(facts: QuantizerFacts) -> str:
     return ""
 
 
 #: scale, codes and floats at once
-BLOCKS: Final = QuantizerKernel("blocks", "cpu", _explain_blocks, _always)
+BLOCKS: Final = (
+    QuantizerKernel("blocks", "cpu", _explain_cpu_blocks, _always),
+    QuantizerKernel("triton-blocks", "cuda", _explain_cuda_blocks, _weigh_cuda),
+)
 #: codes and floats by a scale that is known
-KNOWN: Final = QuantizerKernel("known", "cpu", _explain_all, _weigh_known)
-#: floats of codes
-FLOATS: Final = QuantizerKernel("floats", "cpu", _explain_all, _weigh_floats)
+KNOWN: Final = (
+    QuantizerKernel("known", "cpu", _explain_cpu, _weigh_known),
+    QuantizerKernel("triton-known", "cuda", _explain_cuda, _weigh_cuda),
+)
+#: floats of codes; on CUDA the compiler writes this into the loop that reads them
+FLOATS: Final = (QuantizerKernel("floats", "cpu", _explain_cpu, _weigh_floats),)

@@ -5,13 +5,13 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels import cpu, runs
+from qcompiler.runtime.kernels import cpu, cuda, runs
 from qcompiler.runtime.kernels.kernel import Facts, Kernel, Product, RunProduct
 
 #: whole sums, which are scaled once
-KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM,)
+KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM, cuda.INT_MM)
 #: sums of runs, each of which has a scale of its own
-RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS,)
+RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS, cuda.RUNS)
 
 
 def find_kernel(facts: Facts, *, faster: bool) -> Kernel[Product] | Kernel[RunProduct] | str:

@@ -1,6 +1,12 @@
-"""The kernel of quantizers writes the bits of the references, for any shape, blocks and order of memory."""
+"""The kernels of quantizers write the bits of the references, for any shape, blocks and order of memory.
+
+In the interpreter of Triton, as tests/runtime/kernels/test_triton.py runs this file, that of CUDA is called; else that
+of the CPU.
+"""
 
 import math
+import os
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +22,9 @@ KEY = torch.tensor([123456789, -987654321], dtype=torch.int32)
 ROUNDINGS = ("nearest", "stochastic")
 #: numbers at which rounding, scales or comparisons can go wrong
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 2.0**-126, 3.4e38, 0.5, 1.5, -2.5, 127.5)
+#: Python runs every operation of a program of Triton
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MOST, EXAMPLES = (7, 40) if INTERPRETED else (20, 300)
 ORDERS = ("plain", "last first", "transposed", "expanded", "sliced")
 
 
@@ -23,6 +32,42 @@ ORDERS = ("plain", "last first", "transposed", "expanded", "sliced")
 def compiled():
     """Without a compiler all results are those of the references, and nothing is tested."""
     assert not isinstance(load_library(kernel.NAME), str)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel_of_cuda():
+    """In the interpreter the kernel in Triton is called, which refuses only what its row in the table refuses."""
+    refused = ("a block of", "dimensions of one axis")
+    reasons = []
+
+    def quantize(*given, **options):
+        reasons.append(quantize_in_triton(*given, **options))
+        assert not reasons[-1] or reasons[-1].startswith(refused)
+        return reasons[-1]
+
+    if not INTERPRETED:
+        yield
+        return
+    quantize_in_triton = coders.find_kernel("cuda")
+    with mock.patch.object(coders, "find_kernel", return_value=quantize):
+        yield
+    assert reasons.count("") > 0.9 * len(reasons) > 0
+
+
+def add_large_examples(test):
+    """Several tiles, in several threads."""
+    if INTERPRETED:
+        return test
+    image = torch.randn(70, 24, 30, 30)
+    cases = (
+        ((image, "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2),
+        ((lay(image, "last first"), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2),
+        ((torch.randn(3, 5000), "bc", "b2c*"), "int8", "max", "stochastic", (True, True), 1),
+        ((torch.randn(300, 300), "bc", "tensor"), "int8", "fit", "nearest", (True, True), 2),
+    )
+    for case in cases:
+        test = example(*case)(test)
+    return test
 
 
 def lay(x, order):
@@ -51,11 +96,12 @@ def make_tensor(shape, seed, special):
 
 
 def same(left, right):
-    """Equal bits."""
+    """Equal bits, but for those of NaN, which no processor promises."""
     assert (left.dtype, left.shape) == (right.dtype, right.shape)
-    return torch.equal(
-        *(t.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (left, right))
-    )
+    left, right = (t.clone(memory_format=torch.contiguous_format).view(-1) for t in (left, right))
+    if left.is_floating_point():
+        left, right = (torch.where(t.isnan(), torch.nan, t) for t in (left, right))
+    return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
 CASES = st.sampled_from(
@@ -76,14 +122,15 @@ CASES = st.sampled_from(
 def tensors(draw):
     """(tensor, layout, block)."""
     layout, letters = draw(CASES)
-    shape = tuple(draw(st.integers(0 if draw(st.integers(0, 19)) == 0 else 1, 20)) for _ in layout)
+    shape = tuple(draw(st.integers(0 if draw(st.integers(0, 19)) == 0 else 1, MOST)) for _ in layout)
     edges = {letter: draw(st.sampled_from(["1", "2", "3", "4", "8", "16", "*"])) for letter in letters}
     named = "".join(f"{letter}{edge}" for letter, edge in edges.items() if edge != "1") or "each"
     x = make_tensor(shape, draw(st.integers(0, 99)), draw(st.sampled_from([0, 0, 1, 5])))
     return lay(x, draw(st.sampled_from(ORDERS))), layout, named
 
 
-@settings(max_examples=300, deadline=None)
+@add_large_examples
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     tensors(),
     st.sampled_from(["int8", "int4", "int2"]),
@@ -92,10 +139,6 @@ def tensors(draw):
     st.sampled_from([(True, True), (True, False), (False, True)]),
     st.integers(1, 2),
 )
-@example((torch.randn(70, 24, 30, 30), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2)
-@example((lay(torch.randn(70, 24, 30, 30), "last first"), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2)
-@example((torch.randn(3, 5000), "bc", "b2c*"), "int8", "max", "stochastic", (True, True), 1)
-@example((torch.randn(300, 300), "bc", "tensor"), "int8", "fit", "nearest", (True, True), 2)
 def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
     x, layout, block = case
     spec = str(parse_spec(f"{form}:{rule}:{block}:{rounding}:pass"))
@@ -116,7 +159,7 @@ def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
         assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     tensors(),
     st.sampled_from(["int8", "int4", "uint8", "uint3", "affine8", "affine4"]),
@@ -138,3 +181,21 @@ def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, w
     assert same(codes, expected) if wanted[0] else codes.numel() == 0
     assert same(floats, shown) if wanted[1] else floats.numel() == 0
     assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
+
+
+@pytest.mark.parametrize("rule", ["max", "fit", "ceil", "round", "one", "real"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int2"])
+def test_exponents_beside_the_numbers_at_which_they_move(form, rule):
+    """A block for each of reach·2^k, 2^k and √2·2^k, and for both neighbors."""
+    spec = parse_spec(f"{form}:{rule}:each:nearest:pass")
+    middle = torch.tensor([spec.format.reach, 1.0, math.sqrt(2), 0.75]) * 2.0 ** torch.tensor(
+        [[-126.0], [-1], [0], [9]]
+    )
+    sides = [torch.nextafter(middle, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    x = torch.cat([middle, *sides])
+    codes, scale, floats = coders.quantize_blocks(x, None, str(spec), "bc", "site", True, True)
+    expected = references.scale(x, str(spec), "bc")
+    expected_codes = references.quantize(x, expected, None, None, str(spec), "bc", "site")
+    assert same(scale, expected)
+    assert same(codes, expected_codes)
+    assert same(floats, references.dequantize(expected_codes, expected, None, str(spec), "bc", torch.float32))
