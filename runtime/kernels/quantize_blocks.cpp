@@ -96,6 +96,8 @@ struct Tile {
     std::vector<float> block_step, block_factor, block_zero, lane_step, lane_factor, lane_zero;
     const float *step, *factor, *zero;  // of each lane
     int64_t numbered_strips = -1, numbered_lanes = -1;
+    // of the tile before: the place of the scale that all lanes share, and how many; -1: there was none
+    int64_t only_scale = -1, only_lanes = 0;
 
     explicit Tile(int64_t lanes)
         : largest(lanes), joined(lanes), value(lanes), index(lanes), block_step(lanes), block_factor(lanes),
@@ -331,11 +333,23 @@ template <bool REAL>
     }
 }
 
+// Return whether all lanes of a tile have one scale, and those of the tile before had the same.
+bool keeps_scale(const Task& task, const Corner& corner, Tile& tile) {
+    const bool is_one = task.axis[task.axes - 1].scale == 0 &&
+                        (corner.strip_axis < 0 || task.axis[corner.strip_axis].scale == 0);
+    const int64_t lanes = corner.strips * corner.lanes_a_strip;
+    if (is_one && tile.only_scale == corner.scale && tile.only_lanes >= lanes) return true;
+    tile.only_scale = is_one ? corner.scale : -1;
+    tile.only_lanes = lanes;
+    return false;
+}
+
 template <bool REAL>
 void prepare_scales(const Task& task, const Data& data, const Corner& corner, Tile& tile, bool finds_scale) {
     using Scale = std::conditional_t<REAL, float, uint8_t>;
     Scale* scales = static_cast<Scale*>(data.scale);
     const int64_t blocks = corner.strips * corner.blocks_a_strip, edge = task.axis[task.axes - 1].edge;
+    if (!finds_scale && keeps_scale(task, corner, tile)) return;
     if (finds_scale) {
         find_largest(data.x + corner.place, tile, corner.strips * corner.lanes_a_strip, tile.largest.data());
         if (edge > 1) join_lanes(tile.largest.data(), corner, edge, tile.joined.data());
