@@ -19,6 +19,7 @@ _ALL: Final = (
 )
 #: heading → contenders of which the fastest is shown, channels-last or not
 _TIMES: Final = {
+    "float32": "float",
     "hyperblock-int8": "hyperblock-int8",
     "hyperblock-int4": "hyperblock-int4",
     "integers: tensor-int8": "tensor-int8, auto",

@@ -47,7 +47,7 @@ def test_ratios_are_to_the_fastest_float_round_by_round():
     assert table.find_best(rows) is rows[1]
     assert table.find_ratio(rows[2], rows[1]) == 0.5  # of 1/2, 1/4, 1/1
     line = table.render_summary({"rows": rows}).splitlines()[2]
-    assert line == "| a, batch 2, width × 0.25 | 2000 ms | – | – | 0.50 | – | – | – | – | – | – |"
+    assert line == "| a, batch 2, width × 0.25 | 2000 ms | 2.00 | – | – | 0.50 | – | – | – | – | – | – |"
 
 
 def test_of_both_orders_of_memory_the_faster_is_shown():
