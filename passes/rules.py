@@ -148,7 +148,7 @@ class Rule:
         for name in ("operator", "position", "product", "sign", "rotate"):
             plain = {"operator": ANY, "rotate": 0}.get(name)
             if getattr(self, name) != plain:
-                raise ValueError(f"{name}: got {getattr(self, name)!r} for the role saved; valid: module alone")
+                raise ValueError(f"{name}: got {_show(getattr(self, name))} for the role saved; valid: module alone")
         if self.spec is not None and self.spec.range != Current():
             raise ValueError(f"range: got {self.spec.range} for the role saved; valid: current")
 
@@ -228,6 +228,11 @@ def first_match(
     return None
 
 
+def _show(value: object) -> str:
+    """Return how a recipe file writes a value: the word of an enumeration, not its name in Python."""
+    return repr(str(value) if isinstance(value, enum.StrEnum) else value)
+
+
 def saves_floats(rules: Iterable[Rule]) -> bool:
     """Return True if a rule speaks of floats that operators without a contraction keep for their gradients."""
     return any(rule.role is Role.SAVED for rule in rules)
@@ -238,5 +243,5 @@ def did_you_mean(given: str, valid: Iterable[str], cutoff: float = 0.45) -> str:
 
     The cutoff lets abbreviations through: 'conv2d' and 'convolution' have a similarity of 2·4/(6+11) = 0.47.
     """
-    near = difflib.get_close_matches(given, list(valid), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(given, [str(word) for word in valid], n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -65,8 +65,8 @@ def compile(  # noqa: A001
             the simulated ones with the reason (docs/integer.md).
 
     Raises:
-        CompileError: the model is not a module, is compiled already (by torch.compile too), or backend or execution is
-            unknown.
+        CompileError: the model is not a module, is compiled already (by torch.compile too), or backend, save or
+            execution is unknown.
         RecipeError: the recipe is unknown or not valid.
     """
     if isinstance(model, QuantizedModule):

@@ -75,7 +75,7 @@ class Session:
 
     def _make_mode(self, recipe: Recipe, *, frozen: bool) -> _Mode:
         dynamo_compat.trace_checkpoint_sequential()
-        rules = recipe.for_eval() if frozen else add_saving(recipe, self.save)
+        rules = add_saving(recipe.for_eval() if frozen else recipe, self.save)
         kept: dict[str, Any] = {"store": self.store, "names": self.names, "execution": self.execution}
         compiler = GraphCompiler(rules, self.backend, self.strict, frozen=frozen, **kept)
         return compiler, self._compile_with(compiler)

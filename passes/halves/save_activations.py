@@ -1,7 +1,7 @@
 """Save floats for operators without a contraction as codes: inputs of norms, GELU, softmax, q, k and v of attention."""
 
 import dataclasses
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from torch.fx import Node
 
@@ -14,18 +14,17 @@ from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_sav
 from qcompiler.passes.ir.views import aten
 from qcompiler.passes.rules import Rule, saves_floats
 
-_COMPARISONS: Final = (aten.le.Scalar, aten.lt.Scalar, aten.ge.Scalar, aten.gt.Scalar, aten.eq.Scalar, aten.ne.Scalar)
-
 
 @dataclasses.dataclass(frozen=True)
 class SaveActivations:
     """forward saves X → forward saves quantize(X), by the first rule of the role *saved*; backward reads dequantize.
 
     1. If a contraction has codes of X with as many bits, or more, those codes are saved: one set of codes.
-    2. Comparisons of X that backward makes are made in forward, and saved: codes would change them beside the limit.
-    3. Else X gets a quantizer of its own. Nobody in forward reads it: outputs stay bit for bit as they were.
-    4. Statistics (mean, deviation, log-sum-exp), logarithms of probabilities, operands that a rule keeps in float,
+    2. Else X gets a quantizer of its own. Nobody in forward reads it: outputs stay bit for bit as they were.
+    3. Statistics (mean, deviation, log-sum-exp), logarithms of probabilities, operands that a rule keeps in float,
        floats from which the user's checkpoint computes again, and single numbers stay in float.
+    4. A float stays too where backward divides by it, takes its root, logarithm or exponential, or compares it:
+       rounding to 0 in place of 0.01 would make infinity of 100.
     """
 
     name: ClassVar[str] = "save-activations"
@@ -45,7 +44,6 @@ class SaveActivations:
 
 def _save_float(table: SavedTable, saved: SavedFloat) -> int:
     assert saved.spec is not None
-    _save_comparisons(table, saved.node)
     given = table.inputs[saved.node]
     if not given.users:
         return 1
@@ -60,14 +58,6 @@ def _save_float(table: SavedTable, saved: SavedFloat) -> int:
         made = table.dequantize(write_quantizer(saved.node, saved.spec, saved.layout, saved.site), place)
     table.replace(saved.node, made)
     return 1
-
-
-def _save_comparisons(table: SavedTable, node: Node) -> None:
-    """Make comparisons of a saved float with a number in forward."""
-    for reader in [one for one in table.inputs[node].users if one.target in _COMPARISONS]:
-        made = insert_call(table.forward, reader.target, (node, *reader.args[1:]), after=node)
-        reader.replace_all_uses_with(table.take(made))
-        table.backward.erase_node(reader)
 
 
 def _get_shown(quantizer: Quantizer) -> Node | None:

@@ -1,12 +1,14 @@
 """Save the derivative of an activation function in place of its input."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
+
+from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
-from qcompiler.passes.ir.arguments import get_argument, pack_arguments
+from qcompiler.passes.ir.arguments import get_argument, get_arguments, iterate_arguments, pack_arguments
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.quantizer import write_quantizer
 from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_saved
@@ -17,16 +19,27 @@ from qcompiler.runtime.numbers.formats import IntFormat, Kind
 from qcompiler.runtime.ranges.present import Fixed
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
 
+_ALIASES: Final = (aten.detach.default, aten.alias.default)
 #: gradient of an activation function → the argument that is saved, and the ends of the derivative, outward to 3 digits
-_DERIVATIVES: Final[Mapping[Any, tuple[str, float, float]]] = {
-    aten.gelu_backward.default: ("self", -0.130, 1.130),
-    aten.silu_backward.default: ("self", -0.100, 1.100),
-    aten.hardswish_backward.default: ("self", -0.5, 1.5),
-    aten.tanh_backward.default: ("output", 0.0, 1.0),
-    aten.sigmoid_backward.default: ("output", 0.0, 0.25),
-    aten.hardsigmoid_backward.default: ("self", 0.0, 0.167),
-    aten.mish_backward.default: ("self", -0.114, 1.089),
+_DERIVATIVES: Final[Mapping[Any, tuple[str, Callable[[Node], tuple[float, float]]]]] = {
+    aten.gelu_backward.default: ("self", lambda _: (-0.130, 1.130)),
+    aten.silu_backward.default: ("self", lambda _: (-0.100, 1.100)),
+    aten.hardswish_backward.default: ("self", lambda _: (-0.5, 1.5)),
+    aten.tanh_backward.default: ("output", lambda _: (0.0, 1.0)),
+    aten.sigmoid_backward.default: ("output", lambda _: (0.0, 0.25)),
+    aten.hardsigmoid_backward.default: ("self", lambda _: (0.0, 0.167)),
+    aten.mish_backward.default: ("self", lambda _: (-0.114, 1.089)),
+    aten.softplus_backward.default: ("self", lambda _: (0.0, 1.0)),
+    aten.log_sigmoid_backward.default: ("self", lambda _: (0.0, 1.0)),
+    aten.elu_backward.default: ("self_or_result", lambda node: _find_ends_of_elu(node)),
 }
+
+
+def _find_ends_of_elu(node: Node) -> tuple[float, float]:
+    """Return the ends of the derivative of elu: `scale` above zero, up to alpha·scale·input_scale below."""
+    alpha, scale, input_scale = get_arguments(node, "alpha", "scale", "input_scale")
+    below = float(alpha) * float(scale) * float(input_scale)
+    return min(0.0, below, float(scale)), max(0.0, below, float(scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +49,7 @@ class SaveDerivatives:
     1. The range is that of f′, for all tensors: no pass that measures. GELU: −0.13 to 1.13.
     2. dX is linear in the codes, so stochastic rounding leaves it right on average; codes of X would be bent by f′.
        At equal bits the error is 14 dB smaller.
-    3. Does not fire if backward reads X elsewhere too, or if a contraction has codes of X: these serve both.
+    3. Does not fire if a contraction has codes of X: these serve both; nor if X stays in float.
     """
 
     name: ClassVar[str] = "save-derivatives"
@@ -48,30 +61,49 @@ class SaveDerivatives:
             return 0
         table = SavedTable(halves)
         found = [one for one in iterate_saved(table.inputs, self.rules) if one.spec is not None]
-        changes = [one for one in found if _is_for_derivative(table, one)]
-        for one in changes:
-            _save_derivative(table, one)
+        changes = [(one, gradient) for one in found for gradient in _list_gradients(table, one)]
+        for one, gradient in changes:
+            _save_derivative(table, one, gradient)
+        table.drop_unread()
         table.write()
         return len(changes)
 
 
-def _is_for_derivative(table: SavedTable, saved: SavedFloat) -> bool:
-    """Return True if the only reader in backward is the gradient of a function of the table."""
+def _list_gradients(table: SavedTable, saved: SavedFloat) -> list[Node]:
+    """Return the gradients of functions of the table that read a float in backward, and nothing that forward lacks."""
     assert saved.spec is not None
-    given = table.inputs[saved.node]
-    readers = list(given.users)
-    if len(readers) != 1 or readers[0].target not in _DERIVATIVES or find_codes(saved.node, saved.spec) is not None:
-        return False
-    return get_argument(readers[0], _DERIVATIVES[readers[0].target][0]) is given
+    if find_codes(saved.node, saved.spec) is not None:
+        return []
+    given, inputs = table.inputs[saved.node], set(table.inputs.values())
+    readers = dict.fromkeys(reader for one in _list_aliases(given) for reader in one.users)
+    found = [one for one in readers if one.target in _DERIVATIVES]
+    return [
+        one
+        for one in found
+        if _find_source(get_argument(one, _DERIVATIVES[one.target][0])) is given
+        and all(_find_source(node) in inputs for node in one.all_input_nodes if node is not one.args[0])
+    ]
 
 
-def _save_derivative(table: SavedTable, saved: SavedFloat) -> None:
+def _list_aliases(node: Node) -> list[Node]:
+    """Return a tensor and its aliases, which have its shape and strides."""
+    return [node, *(one for user in node.users if user.target in _ALIASES for one in _list_aliases(user))]
+
+
+def _find_source(node: Node) -> Node:
+    return _find_source(node.all_input_nodes[0]) if node.target in _ALIASES else node
+
+
+def _save_derivative(table: SavedTable, saved: SavedFloat, gradient: Node) -> None:
     assert saved.spec is not None
-    gradient = next(iter(table.inputs[saved.node].users))
-    name, low, high = _DERIVATIVES[gradient.target]
-    ones = insert_call(table.forward, aten.ones_like.default, (saved.node,), after=saved.node)
-    args = pack_arguments(gradient.target, {"grad_output": ones, name: saved.node})
-    derivative = insert_call(table.forward, gradient.target, args, dict(gradient.kwargs), after=ones)
+    name, find_ends = _DERIVATIVES[gradient.target]
+    low, high = find_ends(gradient)
+    last = max([saved.node, *(one for one, given in table.inputs.items() if given in gradient.all_input_nodes)])
+    ones = insert_call(table.forward, aten.ones_like.default, (saved.node,), after=last)
+    args = pack_arguments(
+        gradient.target, _list_forward_arguments(table, gradient) | {"grad_output": ones, name: saved.node}
+    )
+    derivative = insert_call(table.forward, gradient.target, args, after=ones)
     form = IntFormat(saved.spec.format.bits, Kind.AFFINE)
     spec = QuantSpec(
         format=form,
@@ -87,7 +119,13 @@ def _save_derivative(table: SavedTable, saved: SavedFloat) -> None:
     made = insert_call(table.backward, aten.mul.Tensor, (grad, factor), before=gradient)
     gradient.replace_all_uses_with(made)
     table.backward.erase_node(gradient)
-    table.drop_unread()
+
+
+def _list_forward_arguments(table: SavedTable, gradient: Node) -> dict[str, Any]:
+    """Return the arguments of a gradient by name, saved tensors as nodes of forward; without the gradient itself."""
+    saved = {given: node for node, given in table.inputs.items()}
+    given = {name: value for name, value in iterate_arguments(gradient) if name != "grad_output"}
+    return {name: saved[_find_source(one)] if isinstance(one, Node) else one for name, one in given.items()}
 
 
 def _widen_ends(low: float, high: float, largest: int) -> tuple[float, float]:

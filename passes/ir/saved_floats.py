@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_owner, get_value, is_recomputed
 from qcompiler.passes.ir.quantizer import Quantizer
+from qcompiler.passes.ir.saved_reads import find_bending, list_gradients
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import aten, is_view, view_root
 from qcompiler.passes.rules import Role, Rule, first_match
@@ -41,18 +42,25 @@ class SavedFloat:
         return "b" + "c" * (dims - 1) if dims > 1 else "c" * dims
 
 
-def iterate_saved(inputs: Mapping[Node, Node], rules: Sequence[Rule]) -> Iterator[SavedFloat]:
+def iterate_saved(
+    inputs: Mapping[Node, Node], rules: Sequence[Rule], *, masks_follow: bool = False
+) -> Iterator[SavedFloat]:
     """Yield every float that forward makes and saves.
 
     Args:
         inputs: saved node of forward → the input of backward that holds it.
         rules: of the recipe.
+        masks_follow: comparisons that backward makes are no reason to stay in float; a pass moves them later.
     """
     names = Numbering()
+    gradients = {node for given in [*inputs.values()][:1] for node in list_gradients(given.graph)}
     for node in filter(_is_float, inputs):
         module = get_owner(node) or ""
         site = names.number(f"{module or '(root)'}/saved")
         reason = _explain_float(node, inputs[node])
+        bending = None if reason else find_bending(inputs[node], gradients, masks_follow=masks_follow)
+        if bending is not None:
+            reason = f"codes would be bent by {_name_operator(bending)} of backward"
         found = first_match(rules, Role.SAVED, "saved", module, frozenset()) if not reason else None
         index, rule = found or (None, None)
         yield SavedFloat(node, site, index, rule.spec if rule else None, reason or _explain_rule(rule))
@@ -82,6 +90,10 @@ def _explain_float(node: Node, given: Node) -> str:
     if any(_keeps_operand(user, given) for user in given.users):
         return "a rule keeps it in float for a contraction"
     return "one number" if get_value(node).numel() < 2 else ""
+
+
+def _name_operator(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _explain_rule(rule: Rule | None) -> str:

@@ -33,6 +33,7 @@ from qcompiler.passes.halves.restore_halves import RestoreHalves
 from qcompiler.passes.halves.save_activations import SaveActivations
 from qcompiler.passes.halves.save_codes import SaveCodes
 from qcompiler.passes.halves.save_derivatives import SaveDerivatives
+from qcompiler.passes.halves.save_masks import SaveMasks
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
 from qcompiler.passes.halves.split_norms import SplitNorms
 from qcompiler.passes.halves.start_ranges import StartRanges
@@ -103,6 +104,7 @@ def halves_pipeline(rules: Sequence[Rule] = (), execution: Execution = Execution
             DrawInForward(),  # one random key, so that backward can run twice
             QuantizeAgain(),  # parameters, which are alive anyway
             SaveCodes(),  # in place of floats that backward computes with again
+            SaveMasks(tuple(rules)),  # bits, not codes that backward would compare
             SaveDerivatives(tuple(rules)),  # in place of inputs of activation functions
             SaveActivations(tuple(rules)),  # codes, not floats, for operators that are no contractions
             PackSaved(),  # masks and short codes

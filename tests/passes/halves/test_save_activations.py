@@ -80,19 +80,6 @@ def test_codes_of_a_contraction_serve_both(in_front_of, settle_halves):
     assert len(codes) == 1 + len(set(codes))  # one set of codes, read twice
 
 
-def test_comparisons_are_made_before_rounding(in_front_of, settle_halves, function):
-    def forward(model, x):
-        y = model.fc(x)
-        return torch.where(y > 0.25, y * y, y)
-
-    halves = in_front_of(SaveActivations, SAVE8, function(forward, fc=nn.Linear(4, 64)), leaf(3, 4))
-    settle_halves(halves, STEP8)
-    masks = [node for node in halves.saved if get_value(node).dtype is torch.bool]
-    assert [str(node.target) for node in masks] == ["aten.gt.Scalar"]
-    assert [str(node.all_input_nodes[0].target) for node in masks] == ["aten.addmm.default"]
-    assert not any("aten.gt" in str(node.target) for node in halves.backward.graph.nodes)
-
-
 def test_outputs_read_no_code(in_front_of, settle_halves):
     model = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 4), nn.Softmax(-1))
     halves = in_front_of(SaveActivations, SAVE8, model, leaf(3, 4))

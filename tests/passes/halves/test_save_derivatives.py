@@ -23,6 +23,11 @@ FUNCTIONS = {
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
     "mish": F.mish,
+    "softplus": F.softplus,
+    "logsigmoid": F.logsigmoid,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 0.5),
 }
 SAVE8, SAVE4 = (Recipe(name=save, rules=(SAVINGS[save],)) for save in ("int8", "int4"))
 DERIVE8, DERIVE4 = SaveDerivatives(SAVE8.rules), SaveDerivatives(SAVE4.rules)
@@ -105,16 +110,19 @@ def test_does_not_fire_without_a_rule(in_front_of, settle_halves, text, function
     assert text(halves) == before
 
 
-@pytest.mark.parametrize(
-    "act",
-    [lambda y: F.silu(y) * y, lambda y: F.elu(y), lambda y: F.silu(y) + F.gelu(y)],
-    ids=["read twice", "no function of the table", "two functions"],
-)
-def test_does_not_fire_for_other_readers(act, in_front_of, settle_halves, text, function):
-    halves = in_front_of(SaveDerivatives, SAVE8, layer(function, act), leaf(3, 4))
+def test_does_not_fire_for_other_functions(in_front_of, settle_halves, text, function):
+    halves = in_front_of(SaveDerivatives, SAVE8, layer(function, lambda y: y * y), leaf(3, 4))
     before = text(halves)
     assert settle_halves(halves, DERIVE8) == 0
     assert text(halves) == before
+
+
+@pytest.mark.parametrize(
+    ("act", "derivatives"), [(lambda y: F.silu(y) * y, 1), (lambda y: F.silu(y) + F.gelu(y), 2)], ids=["product", "two"]
+)
+def test_each_function_has_a_derivative_of_its_own(act, derivatives, in_front_of, settle_halves, function):
+    halves = in_front_of(SaveDerivatives, SAVE8, layer(function, act), leaf(3, 4))
+    assert settle_halves(halves, DERIVE8) == derivatives
 
 
 def test_does_not_fire_where_a_contraction_has_the_codes(in_front_of, settle_halves):
