@@ -53,10 +53,12 @@ def list_axes(
             edge, step = 1, 0
         several = [d for d in dims if view.shape[d] > 1]
         if edge not in (1, extent) and len(several) > 1:
-            if any(stride[a] != stride[b] * view.shape[b] for a, b in itertools.pairwise(several)):
+            inside = _list_inside(several, view.shape, edge)
+            if any(stride[a] != stride[b] * view.shape[b] for a, b in itertools.pairwise(inside)):
                 return None
-            found.append((stride[several[-1]], Axis(extent, edge, step, logical[several[-1]])))
-            continue
+            whole_axis = Axis(math.prod(view.shape[d] for d in inside), edge, step, logical[inside[-1]])
+            found.append((stride[inside[-1]], whole_axis))
+            several, step, edge = several[: -len(inside)], step * whole_axis.extent // edge, 1
         for d in several:
             inner = math.prod(view.shape[b] for b in several if b > d)
             whole = edge == extent and edge > 1
@@ -66,6 +68,14 @@ def list_axes(
         joined = _join_axes(axes[-1], axis) if axes else None
         axes[-1:] = [joined] if joined is not None else [*axes[-1:], axis]
     return tuple(axes) or (Axis(1, 1, 0, 0),)
+
+
+def _list_inside(dims: Sequence[int], shape: Sequence[int], edge: int) -> Sequence[int]:
+    """Return the last dimensions that hold whole blocks: blocks of 64 of [16, 32, 32] lie inside of the last two."""
+    first = len(dims) - 1
+    while first and math.prod(shape[d] for d in dims[first:]) % edge:
+        first -= 1
+    return dims[first:]
 
 
 def _join_axes(outer: Axis, inner: Axis) -> Axis | None:

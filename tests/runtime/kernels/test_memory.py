@@ -28,7 +28,7 @@ def lay_out(shape, order):
 
 @st.composite
 def views(draw):
-    layout = draw(st.sampled_from(["bcss", "oiss", "bbc", "bc", "gbc", "c"]))
+    layout = draw(st.sampled_from(["bcss", "oiss", "bbc", "bccc", "bc", "gbc", "c"]))
     shape = tuple(draw(st.integers(1, 6)) for _ in layout)
     edges = "".join(f"{letter}{draw(st.sampled_from(['1', '2', '3', '4', '*']))}" for letter in dict.fromkeys(layout))
     return view_blocks(shape, layout, parse_block(edges)), layout, draw(st.permutations(range(len(shape))))
@@ -41,7 +41,7 @@ def test_every_element_has_its_block_and_its_index(case, whole_blocks):
     scale_stride = order_scales(view, layout, stride)
     axes = list_axes(view, layout, stride, scale_stride, whole_blocks=whole_blocks)
     if axes is None:
-        assert layout == "bbc"  # the only layout with two dimensions in one axis
+        assert layout in ("bbc", "bccc")  # layouts with several dimensions in one axis
         return
     scales = torch.arange(max(1, torch.Size(view.counts).numel())).as_strided(view.counts, scale_stride)
     expected = view.spread(scales).permute(order).reshape(-1)
@@ -69,6 +69,17 @@ def test_dimensions_of_one_axis_that_lie_apart_are_refused():
     view = view_blocks((4, 3, 2), "bbc", parse_block("b5"))
     assert list_axes(view, "bbc", (6, 2, 1), (2, 1), whole_blocks=True) is not None
     assert list_axes(view, "bbc", (2, 8, 1), (2, 1), whole_blocks=True) is None
+
+
+def test_whole_blocks_inside_of_the_last_dimensions_may_lie_apart():
+    """Runs of 64 of a sample, in channels-last: each channel has whole runs."""
+    view = view_blocks((2, 16, 8, 16), "bccc", parse_block("c64"))
+    stride = (2048, 1, 256, 16)
+    axes = list_axes(view, "bccc", stride, order_scales(view, "bccc", stride), whole_blocks=True)
+    assert axes == (Axis(2, 1, 32, 2048), Axis(128, 64, 1, 1), Axis(16, 1, 2, 128))
+    odd = view_blocks((2, 16, 5, 5), "bccc", parse_block("c64"))  # a run goes on in the next channel
+    stride = (400, 1, 80, 16)
+    assert list_axes(odd, "bccc", stride, order_scales(odd, "bccc", stride), whole_blocks=True) is None
 
 
 def test_no_elements():
