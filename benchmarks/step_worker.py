@@ -6,8 +6,10 @@ If `is_cold`, the worker measures the first steps and memory, prints one line of
 trains some steps and prints such a line; then each line of input runs one step, and prints its seconds.
 """
 
+import ctypes
 import gc
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import qcompiler
 from qcompiler.demo.measure import measure_saved_bytes
 
+#: of mallopt: tensors of at least so many bytes are pages of their own, which go back when freed
+_MMAP_THRESHOLD = -3
 #: steps until everything is compiled: ranges of the past start with a step that is not
 FIRST = 2
 #: steps of SGD after which the loss is read
@@ -47,6 +51,7 @@ def _make_step(contender: Contender, subject: Subject, model: nn.Module) -> Call
 def _measure_peak(step: Callable[[], float]) -> int:
     """Return the bytes that a step needs at most beyond those held before; -1: this system does not tell."""
     gc.collect()
+    _return_memory()
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return -1
@@ -54,6 +59,14 @@ def _measure_peak(step: Callable[[], float]) -> int:
     before = _read_kilobytes(status, "VmRSS")
     step()
     return 1024 * (_read_kilobytes(status, "VmHWM") - before)
+
+
+def _return_memory() -> None:
+    """Tells glibc to give memory back to the system, so that the high-water mark is that of one step."""
+    if platform.libc_ver()[0] == "glibc":
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(_MMAP_THRESHOLD, 65536)
+        glibc.malloc_trim(0)
 
 
 def _measure_memory(

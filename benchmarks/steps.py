@@ -3,10 +3,10 @@
     python benchmarks/steps.py [--models ResNet-20 …] [--contenders float tensor-int8 …] [--threads 1] [--rounds 9]
                                [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--pages]
 
-Every contender is a process of its own, started twice with one cache folder: compiled cold, then warm. The first
-measures memory. The second stays: all of these take turns, one step each a round, so that a drift of the machine meets
-all. The results file gets a row for each, and rows that are there already are not measured again. `--pages` writes the
-tables of README.md and docs/measurements.md anew from the results.
+Every contender is a process of its own, started twice with one cache folder, empty at first: compiled cold, then warm.
+The first measures memory. The second stays: all of these take turns, one step each a round, so that a drift of the
+machine meets all. The results file gets a row for each, and rows that are there already are not measured again.
+`--pages` writes the tables of README.md and docs/measurements.md anew from the results.
 """
 
 import argparse
@@ -29,10 +29,8 @@ from step_table import render, render_summary, write_into
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "steps.json"
 
-#: for glibc: tensors go back to the system, so that the high-water mark is that of one step
-_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-#: memory stays with the process. Otherwise the pages of a step are fetched anew or not, as luck has it: for one and the
-#: same contender 0.235 or 0.287 s
+#: for glibc: memory stays with the process. Otherwise the pages of a step are fetched anew or not, as luck has it: for
+#: one and the same contender 0.235 or 0.287 s
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
@@ -40,7 +38,8 @@ class Worker:
     """A contender in its own process."""
 
     def __init__(self, task: dict[str, Any], cache: str) -> None:
-        own = {"TORCHINDUCTOR_CACHE_DIR": cache, **(_RETURN_MEMORY if task.get("is_cold") else _KEEP_MEMORY)}
+        # Inductor keeps the header that it compiles once beside the caches of all programs, in the folder of the system
+        own = {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache, **_KEEP_MEMORY}
         command = [sys.executable, "-W", "ignore", str(HERE / "step_worker.py"), json.dumps(task)]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(

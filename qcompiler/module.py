@@ -26,12 +26,12 @@ from qcompiler.files import RangeKeys
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.rules import did_you_mean
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.recipes.saving import SAVINGS
+from qcompiler.recipes.saving import SAVINGS, add_saving
 from qcompiler.runtime.ranges.store import PREFIX, RangeStore
 from qcompiler.session import Session
 
 BACKENDS: Final = ("eager", "inductor")
-_OPTIONS: Final = ("recipe", "backend", "strict", "execution")
+_OPTIONS: Final = ("recipe", "backend", "strict", "save", "execution")
 
 _C = TypeVar("_C", bound=GraphCompiler)
 
@@ -79,8 +79,7 @@ def compile(  # noqa: A001
     _check_backend(backend)
     if not isinstance(strict, bool):
         raise CompileError(f"compile: strict: got {strict!r}; valid: True or False")
-    if save is not None and save not in SAVINGS:
-        raise CompileError(f"compile: save: got {save!r}; valid: {', '.join(SAVINGS)} or None")
+    _check_save(save)
     return _wrap_model(model, recipes.get(recipe), backend, strict, save, _parse_execution(execution))
 
 
@@ -95,8 +94,9 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
             hint = did_you_mean(name, _OPTIONS)
             raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
     _check_backend(options.get("backend"))
+    _check_save(save := options.pop("save", None))
     _parse_execution(options.get("execution", "simulate"))
-    recipe = recipes.get(options.pop("recipe", "hyperblock-int8"))
+    recipe = add_saving(recipes.get(options.pop("recipe", "hyperblock-int8")), save)
     if recipe.has_state:
         raise CompileError(
             f"recipe {recipe.name!r} keeps ranges between steps, which torch.compile has no place for; "
@@ -130,6 +130,11 @@ def _wrap_model(
 ) -> "QuantizedModule":
     kind = QuantizedContainer if hasattr(type(model), "__getitem__") else QuantizedModule
     return kind(model, recipe, backend, strict, save, execution)
+
+
+def _check_save(save: object) -> None:
+    if save is not None and save not in SAVINGS:
+        raise CompileError(f"compile: save: got {save!r}; valid: {', '.join(SAVINGS)} or None")
 
 
 def _parse_execution(execution: str) -> Execution:

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
-from qcompiler.runtime import coders, recompute, references, shapes
+from qcompiler.runtime import coders, recompute, references, shapes, stacked
 from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
@@ -61,6 +60,15 @@ IN_RANGE: Final = _define_operator(
 )
 UPDATE: Final = _define_operator(
     "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", references.update, shapes.update
+)
+READ_RANGES: Final = _define_operator(
+    "read_ranges(Tensor[] states, str spec) -> Tensor[]", stacked.read_ranges, stacked.read_ranges
+)
+MEASURE: Final = _define_operator(
+    "measure(Tensor x, Tensor reach, str spec, str layout) -> Tensor[]", stacked.measure, stacked.measure
+)
+MOVE_RANGES: Final = _define_operator(
+    "move_ranges(Tensor[] states, Tensor[] measured, str spec) -> Tensor[]", stacked.move_ranges, stacked.move_ranges
 )
 RANGE_GRADIENT: Final = _define_operator(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor",
@@ -155,15 +163,17 @@ POOL_INDICES: Final = _define_operator(
 )
 
 #: operator → the plain torch code that a compiler traces in its place. These stay calls: `draw_key`, so that it
-#: draws anew; `multiply_batch` and `multiply_runs`, which call kernels; `patches` and `turn_taps`, since torch copies
-#: runs of bytes and compiled loops copy byte by byte; and what `call-kernels` writes
-DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Tensor]]] = {
+#: draws anew; `read_ranges` and `move_ranges`, since small tensors take torch no time and a compiler much;
+#: `multiply_batch` and `multiply_runs`, which call kernels; `patches` and `turn_taps`, since torch copies runs of bytes
+#: and compiled loops copy byte by byte; and what `call-kernels` writes
+DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Any]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,
     QUANTIZE: references.quantize,
     DEQUANTIZE: references.dequantize,
     IN_RANGE: references.in_range,
     UPDATE: references.update,
+    MEASURE: stacked.measure,
     RANGE_GRADIENT: references.range_gradient,
     SCALE_GRADIENT: references.scale_gradient,
     ROTATE: references.rotate,

@@ -11,7 +11,7 @@ from torch import Tensor
 from qcompiler.runtime import scales
 from qcompiler.runtime.numbers import packing
 from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
-from qcompiler.runtime.numbers.rounding import Rounding, random_bits, store_once
+from qcompiler.runtime.numbers.rounding import Rounding, is_finite, random_bits, store_once
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
@@ -66,8 +66,7 @@ def zero_point(
     """Return the code of zero of every block: round(−lowest / scale) within the codes; 0 for a NaN block."""
     s = parse_spec(spec)
     _, _, (low, _) = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, frozen)
-    point = torch.round(-low / scale).clamp(0, s.format.largest)
-    return store_once(torch.where(point == point, point, 0.0).to(s.format.dtype))
+    return store_once(scales.find_zero_point(low, scale, s))
 
 
 def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tensor:
@@ -129,7 +128,7 @@ def dequantize(
     if zero_point is not None:
         values = values - view.spread(zero_point).to(torch.float32)
     values = values * view.spread(scales.get_factor(scale))
-    return (values if x is None else torch.where(torch.isfinite(x), values, torch.nan)).to(dtype)
+    return (values if x is None else torch.where(is_finite(x), values, torch.nan)).to(dtype)
 
 
 def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tensor | None = None) -> Tensor:
@@ -150,7 +149,7 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
     s = parse_spec(spec)
     seen, known, _ = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
     after = s.range.update(seen, known).reshape(state.shape)
-    return torch.where(torch.isfinite(after).all(0, keepdim=True), after, state)
+    return torch.where(is_finite(after).all(0, keepdim=True), after, state)
 
 
 def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:
@@ -179,7 +178,7 @@ def checked(scale: Tensor, x: Tensor, spec: str, layout: str) -> Tensor:
     """
     s = parse_spec(spec)
     low, high = Observed(x, view_blocks(tuple(x.shape), layout, s.block), s.format.kind, s.format.magnitude_bits).ends
-    bad = ~(torch.isfinite(low) & torch.isfinite(high))
+    bad = ~(is_finite(low) & is_finite(high))
     return torch.where(bad, torch.nan if scale.is_floating_point() else scales.NAN_EXPONENT, scale).to(scale.dtype)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from qcompiler.runtime.numbers.floats import E4M3
 from qcompiler.runtime.numbers.formats import Kind
-from qcompiler.runtime.numbers.rounding import store_once
+from qcompiler.runtime.numbers.rounding import is_finite, store_once
 from qcompiler.runtime.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
@@ -62,7 +62,7 @@ def real_scale(low: torch.Tensor, high: torch.Tensor, levels: float) -> torch.Te
     At least 2^−126, so that an all-zero block has codes 0; NaN if an end of the range is not finite.
     """
     scale = (_divide(high, levels) - _divide(low, levels)).clamp(min=2.0**-126)
-    return torch.where(torch.isfinite(high) & torch.isfinite(low), scale, torch.nan)
+    return torch.where(is_finite(high) & is_finite(low), scale, torch.nan)
 
 
 def _divide(x: torch.Tensor, number: float) -> torch.Tensor:
@@ -90,10 +90,10 @@ def two_level_scale(amax: torch.Tensor, reach: float) -> torch.Tensor:
     """
     if amax.numel() == 0:
         return amax
-    finite = torch.where(torch.isfinite(amax), amax, 0.0)
+    finite = torch.where(is_finite(amax), amax, 0.0)
     unit = store_once(_divide(finite.amax(), reach * E4M3.largest).clamp(min=2.0**-126))
     inner = E4M3.decode(E4M3.encode(_divide(finite, reach) / unit, None)).clamp(min=E4M3.smallest)
-    return torch.where(torch.isfinite(amax), (inner * unit).clamp(min=2.0**-126), torch.nan)
+    return torch.where(is_finite(amax), (inner * unit).clamp(min=2.0**-126), torch.nan)
 
 
 def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
@@ -107,6 +107,12 @@ def from_ends(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> torch.T
     if spec.scale is Scale.TWO_LEVEL:
         return two_level_scale(amax, reach)
     return power_of_two(amax, spec)
+
+
+def find_zero_point(low: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Return the code of zero of blocks from `low` on: round(−low / scale) within the codes; 0 for a NaN block."""
+    point = torch.round(-low / scale).clamp(0, spec.format.largest)
+    return torch.where(point == point, point, 0.0).to(spec.format.dtype)
 
 
 def get_factor(scale: torch.Tensor) -> torch.Tensor:

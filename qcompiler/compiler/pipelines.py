@@ -36,6 +36,7 @@ from qcompiler.passes.halves.save_derivatives import SaveDerivatives
 from qcompiler.passes.halves.save_masks import SaveMasks
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
 from qcompiler.passes.halves.split_norms import SplitNorms
+from qcompiler.passes.halves.stack_ranges import StackRanges
 from qcompiler.passes.halves.start_ranges import StartRanges
 from qcompiler.passes.ir.checker import GraphChecker
 from qcompiler.passes.ir.frame import WHOLE, Frame
@@ -130,6 +131,7 @@ def kernel_pipeline(tally: Tally | None = None) -> Pipeline[Halves]:
         (
             CallKernels(tally or Tally()),  # quantizers in one pass through memory
             JoinGradients(),  # both of a convolution in one call
+            StackRanges(),  # in hindsight, of all sites at once
         ),
         clean_halves,
     )

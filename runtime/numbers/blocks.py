@@ -110,6 +110,11 @@ class BlockView:
         return tuple(-(-extent // edge) for extent, edge in zip(self.axes, self.edges, strict=True))
 
     @functools.cached_property
+    def is_whole(self) -> bool:
+        """True if one block covers the tensor; False if that depends on a free dimension."""
+        return all(type(count) is int and count == 1 for count in self.counts)
+
+    @functools.cached_property
     def inner(self) -> tuple[int, ...]:
         """The dimensions of `split(x)` that lie inside a block."""
         return tuple(2 * i + 1 for i in range(len(self.axes)))
@@ -132,6 +137,8 @@ class BlockView:
 
         Elementwise work stays on the tensor in its own memory order, and reads this one beside.
         """
+        if self.is_whole:
+            return scale.reshape([1] * len(self.shape)).expand(self.shape)
         repeats = []
         for dim, (extent, edge) in enumerate(zip(self.axes, self.edges, strict=True)):
             partial = extent % edge != 0

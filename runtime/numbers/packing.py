@@ -4,6 +4,7 @@ Element j of a packed byte row holds the codes j, j+n, j+2n … of the packed di
 are contiguous, so packing and unpacking stay vectorized.
 """
 
+import functools
 import math
 
 import torch
@@ -38,11 +39,12 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     extent = codes.shape[dim] // parts
     # in int32, and by products: Inductor vectorizes products on every processor, and computes bytes and shifts one by
     # one
-    packed = torch.zeros((), dtype=torch.int32, device=codes.device)
+    placed = []
     for i in range(parts):
-        part = codes.narrow(dim, i * extent, extent).to(torch.int32) & ((1 << width) - 1)
-        packed = packed + part * (1 << (i * width))
-    return packed.to(torch.uint8)
+        part = codes.narrow(dim, i * extent, extent).to(torch.int32)
+        part = part if codes.dtype is torch.bool else part & ((1 << width) - 1)
+        placed.append(part * (1 << (i * width)) if i else part)
+    return functools.reduce(torch.add, placed).to(torch.uint8)
 
 
 def unpack_codes(packed: torch.Tensor, shape: tuple[int, ...], bits: int, signed: bool) -> torch.Tensor:

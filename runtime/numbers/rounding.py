@@ -83,3 +83,8 @@ def round_stochastic(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 def round_code(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
     """Return `x` rounded stochastically by random bits; if there are none, to nearest with ties to even."""
     return torch.round(x) if noise is None else round_stochastic(x, noise)
+
+
+def is_finite(x: torch.Tensor) -> torch.Tensor:
+    """Return False for NaN and infinity: |x| < ∞, two operators for a compiler; `torch.isfinite` is four."""
+    return x.abs() < torch.inf

@@ -1,7 +1,7 @@
 """Range estimators, and the questions that an estimator can ask about a tensor."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -30,7 +30,7 @@ class Observed:
     @property
     def largest(self) -> Tensor:
         """The largest magnitude of each block, [*counts]; NaN if the block holds one, 0 for an empty tensor."""
-        return self._none if self.x.numel() == 0 else self.blocks.abs().amax(self.view.inner)
+        return self._none if self.x.numel() == 0 else self._reduce(torch.amax, self.x.to(torch.float32).abs())
 
     @property
     def ends(self) -> Ends:
@@ -40,13 +40,22 @@ class Observed:
         if self.kind is Kind.SIGNED:
             high = self.largest
             return -high, high
+        x = self.x.to(torch.float32)
         if self.kind is Kind.UNSIGNED:
             # negative values clip to 0, but an infinity of either sign must still show
-            blocks = torch.where(self.blocks == -torch.inf, torch.inf, self.blocks)
-            high = blocks.amax(self.view.inner).clamp(min=0.0)
+            high = self._reduce(torch.amax, torch.where(x == -torch.inf, torch.inf, x)).clamp(min=0.0)
             return torch.zeros_like(high), high
-        blocks = self.blocks
-        return blocks.amin(self.view.inner).clamp(max=0.0), blocks.amax(self.view.inner).clamp(min=0.0)
+        return self._reduce(torch.amin, x).clamp(max=0.0), self._reduce(torch.amax, x).clamp(min=0.0)
+
+    def _reduce(self, function: Callable[[Tensor, tuple[int, ...]], Tensor], x: Tensor) -> Tensor:
+        """Return one number for each block, [*counts].
+
+        One block for the tensor is reduced as it lies: Inductor puts a tensor of which it makes a view into the order
+        of its dimensions, and copies it into channels-last for the convolution that follows.
+        """
+        if self.view.is_whole:
+            return function(x, tuple(range(x.ndim))).reshape(self.view.counts)
+        return function(self.view.split(x), self.view.inner)
 
     def rank(self, x: Tensor, share: float) -> Tensor:
         """Return the smallest element of `x` that at most a `share` of all lies above, a scalar."""
@@ -62,21 +71,6 @@ class Observed:
         low, high = (self.view.spread(end) for end in ends)
         x = self.x.to(torch.float32)
         return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
-
-    def clipped(self, ends: Ends) -> Tensor:
-        """Return the fraction of all elements that the codes between the ends of the block do not reach: a scalar.
-
-        An element counts from half a step beyond the range, and beyond the grid, which the zero point can move by half
-        a step: closer elements round to the last code. Negative elements of unsigned formats, which no range reaches,
-        do not count.
-        """
-        low, high = ends
-        levels = (2.0**self.magnitude_bits - 1) * (2 if self.kind is Kind.SIGNED else 1)
-        step = (high / levels - low / levels).clamp(min=2.0**-126)
-        first = torch.round(low / step)
-        low, high = torch.minimum(low, first * step), torch.maximum(high, (first + levels) * step)
-        low = torch.full_like(low, -torch.inf) if self.kind is Kind.UNSIGNED else low - step / 2
-        return self.outside((low, high + step / 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +177,22 @@ class Range:
 def _write_shortest(number: float) -> str:
     text = f"{number:g}"
     return text if float(text) == number else repr(float(number))
+
+
+def find_reach(ends: Ends, kind: Kind, magnitude_bits: int) -> Ends:
+    """Return the smallest and the largest value that the codes between the ends of a block reach, by block.
+
+    An element is clipped from half a step beyond the range, and beyond the grid, which the zero point can move by half
+    a step: closer elements round to the last code. Negative elements of unsigned formats, which no range reaches, do
+    not count.
+    """
+    low, high = ends
+    levels = (2.0**magnitude_bits - 1) * (2 if kind is Kind.SIGNED else 1)
+    step = (high / levels - low / levels).clamp(min=2.0**-126)
+    first = torch.round(low / step)
+    low, high = torch.minimum(low, first * step), torch.maximum(high, (first + levels) * step)
+    low = torch.full_like(low, -torch.inf) if kind is Kind.UNSIGNED else low - step / 2
+    return low, high + step / 2
 
 
 def mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Ranges that follow the ends of past tensors: moving averages, and a history of maxima."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.ranges.estimator import Ends, Observed, Range, mix_states
+from qcompiler.runtime.ranges.estimator import Ends, Observed, Range, find_reach, mix_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Running(Range):
 class Hindsight(Range):
     """In-hindsight: the state alone, q_t = m·q_{t−1} + (1−m)·(lowest, highest)_{t−1}, one pass.
 
-    If more than `guard` of the elements were clipped (`Observed.clipped`), the range is widened by the present one, and
-    the third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours). Widened, not
+    If more than `guard` of the elements were clipped (`find_reach`), the range is widened by the present one, and the
+    third number of the state counts that (Fournarakis & Nagel, CVPRW 2021, §3; the guard is ours). Widened, not
     replaced: a gradient that is positive in one step and negative in the next would be clipped to zero in every step.
     """
 
@@ -74,12 +74,30 @@ class Hindsight(Range):
 
     def ends(self, seen: Observed, state: Tensor) -> Ends:
         """Return the state."""
-        return state[0], state[1]
+        return self.read(state)
 
     def update(self, seen: Observed, state: Tensor) -> Tensor:
+        """Return the state moved by what is measured."""
+        reach = find_reach(self.read(state), seen.kind, seen.magnitude_bits)
+        return self.move(state, self.measure(seen, reach))
+
+    def read(self, state: Tensor) -> Ends:
+        """Return the range in use. Like `move` arithmetic on each block alone, so many sites can stand side by side."""
+        return state[0], state[1]
+
+    def measure(self, seen: Observed, reach: Ends) -> list[Tensor]:
+        """Return the lowest and the highest of each block, and the fraction of all elements that was clipped.
+
+        Args:
+            seen: the tensor.
+            reach: what the codes of the range in use reach (`find_reach`).
+        """
+        return [*seen.ends, seen.outside(reach)]
+
+    def move(self, state: Tensor, measured: Sequence[Tensor]) -> Tensor:
         """Return the moving average; if the guard fires, the range that holds both the state and the present range."""
-        now = torch.stack(seen.ends)
-        fired = seen.clipped((state[0], state[1])) > self.guard
+        low, high, clipped = measured
+        now, fired = torch.stack([low, high]), clipped > self.guard
         both = torch.stack([torch.minimum(state[0], now[0]), torch.maximum(state[1], now[1])])
         ends = torch.where(fired, both, mix_states(self.momentum, state[:2], now))
         return torch.cat([ends, (state[2] + fired.to(torch.float32)).unsqueeze(0)])

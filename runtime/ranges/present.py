@@ -6,6 +6,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.numbers.rounding import is_finite
 from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
 
 
@@ -68,7 +69,7 @@ class Percentile(Range):
         magnitudes = seen.blocks.abs().permute(order).reshape(*seen.view.counts, -1)
         size = magnitudes.shape[-1]
         cut = torch.kthvalue(magnitudes, size - int((1 - self.percent / 100) * size + 1e-6))[0]
-        finite = torch.isfinite(low) & torch.isfinite(high)
+        finite = is_finite(low) & is_finite(high)
         return torch.where(finite, torch.maximum(low, -cut), low), torch.where(finite, torch.minimum(high, cut), high)
 
 

@@ -57,3 +57,13 @@ def test_the_plan_counts_what_autograd_keeps(name):
     measured = measure_saved_bytes(qmodel, x)
     assert qmodel.plan().saved_bytes == measured
     assert qmodel.plan().saved_code_bytes <= measured
+
+
+def test_as_an_option_of_torch_compile(fresh):
+    model, x = MODELS["conv-tanh"]()
+    ours = qcompiler.compile(model, "identity", backend="eager", save="int8")
+    options = {"recipe": "identity", "backend": "eager", "save": "int8"}
+    compiled = torch.compile(model, backend="qcompiler", options=options)
+    assert measure_saved_bytes(compiled, x) == measure_saved_bytes(ours, x)
+    with pytest.raises(Exception, match="save: got 'int3'; valid: int8, int4 or None"):
+        torch.compile(model, backend="qcompiler", options={"save": "int3"})(x.clone())

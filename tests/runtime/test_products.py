@@ -211,10 +211,12 @@ def test_compiled_code_has_no_call_of_ours_inside_a_loop():
     assert operators - ops.DECOMPOSITIONS.keys() == {
         ops.DEQUANTIZE_BLOCKS,
         ops.DRAW_KEY,
+        ops.MOVE_RANGES,
         ops.MULTIPLY_BATCH,
         ops.MULTIPLY_RUNS,
         ops.PATCHES,
         ops.QUANTIZE_BLOCKS,
         ops.QUANTIZE_BY,
+        ops.READ_RANGES,
         ops.TURN_TAPS,
     }

@@ -1,0 +1,96 @@
+"""Read and move the ranges in hindsight of all sites at once, in place of arithmetic that a compiler makes for each."""
+
+import collections
+import dataclasses
+import operator
+from typing import ClassVar
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from qcompiler.passes.halves.halves import Halves
+from qcompiler.passes.ir.arguments import get_argument, get_arguments, has_argument
+from qcompiler.passes.ir.edit import insert_call, last_placeholder
+from qcompiler.passes.ir.meta import find_value, get_value
+from qcompiler.passes.ir.quantizer import insert_operator
+from qcompiler.passes.ir.views import aten
+from qcompiler.runtime import ops
+from qcompiler.runtime.spec import parse_spec
+from qcompiler.runtime.stacked import find_hindsight
+
+#: operator → its place among the results of `read_ranges`: scales, reach, zero points
+_READERS = {ops.SCALE: 0, ops.ZERO_POINT: 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class StackRanges:
+    """scale(X, state), zero_point(X, state), update(X, state) of many X → read_ranges(states), move_ranges(states, …).
+
+    1. In the copy of a half that a compiler gets, for each spec and device. A site keeps `measure(X)`: the reductions.
+    2. The arithmetic on a few numbers a site is then two calls for all sites. A compiler makes a loop of its own for
+       each: ResNet-20 with `in-hindsight-w8a8g8` took 2.4 times as long to compile as in float.
+    3. First steps, which seek ranges in the tensors themselves, are never compiled, so never changed.
+    """
+
+    name: ClassVar[str] = "stack-ranges"
+
+    def __call__(self, halves: Halves) -> int:
+        """Return the number of calls that were replaced."""
+        return sum(_stack_half(half) for half in halves.graphs)
+
+
+def _stack_half(half: GraphModule) -> int:
+    groups: dict[tuple[str, torch.device], list[Node]] = collections.defaultdict(list)
+    for node in half.graph.nodes:
+        if _reads_past(node):
+            groups[get_argument(node, "spec"), get_value(get_argument(node, "state")).device].append(node)
+    for (spec, _), nodes in groups.items():
+        _stack_group(half.graph, spec, nodes)
+    return sum(map(len, groups.values()))
+
+
+def _reads_past(node: Node) -> bool:
+    """Return True for a call whose range follows from a state that is known to hold one."""
+    if node.target not in (*_READERS, ops.UPDATE) or not has_argument(node, "state") or get_argument(node, "first"):
+        return False
+    return find_hindsight(parse_spec(get_argument(node, "spec"))) is not None
+
+
+def _stack_group(graph: Graph, spec: str, nodes: list[Node]) -> None:
+    """Replace all calls of one spec."""
+    states = list(dict.fromkeys(get_argument(node, "state") for node in nodes))
+    call = insert_operator(graph, ops.READ_RANGES, {"states": states, "spec": spec}, after=last_placeholder(graph))
+    results = [_get_result(call, place) for place in range(len(find_value(call)))]
+    updates = [node for node in nodes if node.target is ops.UPDATE]
+    if updates:
+        reaches = {state: results[len(states) + place] for place, state in enumerate(states)}
+        _move(updates, [number for node in updates for number in _measure(node, reaches[get_argument(node, "state")])])
+    for node in nodes:
+        if node.target in _READERS:
+            result = results[_READERS[node.target] * len(states) + states.index(get_argument(node, "state"))]
+            shape = list(get_value(node).shape)
+            known = insert_call(graph, aten.view.default, (result, shape), before=node, name=f"{node.name}_known")
+            node.replace_all_uses_with(known)
+    for node in reversed(nodes):
+        graph.erase_node(node)
+
+
+def _measure(update: Node, reach: Node) -> list[Node]:
+    """Return what the next state takes from one tensor."""
+    x, spec, layout = get_arguments(update, "x", "spec", "layout")
+    given = {"x": x, "reach": reach, "spec": spec, "layout": layout}
+    call = insert_operator(update.graph, ops.MEASURE, given, before=update)
+    return [_get_result(call, place) for place in range(len(find_value(call)))]
+
+
+def _move(updates: list[Node], measured: list[Node]) -> None:
+    """Write the states after the step at the end of the graph, which returns them."""
+    graph, spec = updates[0].graph, get_argument(updates[0], "spec")
+    given = {"states": [get_argument(node, "state") for node in updates], "measured": measured, "spec": spec}
+    call = insert_operator(graph, ops.MOVE_RANGES, given, before=graph.output_node())
+    for place, node in enumerate(updates):
+        node.replace_all_uses_with(_get_result(call, place))
+
+
+def _get_result(call: Node, place: int) -> Node:
+    return insert_call(call.graph, operator.getitem, (call, place), after=call)

@@ -1,0 +1,93 @@
+"""Read and move the ranges of many sites side by side, in a few calls of torch, in place of some for every site.
+
+Ranges in hindsight follow from their states, which stand beside each other here, [3, blocks of all sites]: the
+arithmetic is the same for each block. The results are those of `scale`, `zero_point` and `update` in
+runtime/references.py, bit for bit.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime import scales
+from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.rounding import is_finite
+from qcompiler.runtime.ranges.estimator import Observed, find_reach
+from qcompiler.runtime.ranges.past import Hindsight
+from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
+
+
+def find_hindsight(spec: QuantSpec) -> Hindsight | None:
+    """Return the estimator if its states can stand side by side: scales of two levels look at all blocks of a site."""
+    return spec.range if isinstance(spec.range, Hindsight) and spec.scale is not Scale.TWO_LEVEL else None
+
+
+def read_ranges(states: Sequence[Tensor], spec: str) -> list[Tensor]:
+    """Return the scales of every site, then the reach, then the zero points, if the format has them.
+
+    Args:
+        states: [3, *blocks along each axis], at least one.
+        spec: `str` of a `QuantSpec` with a range in hindsight.
+
+    Returns:
+        For each site a scale and a zero point [blocks]; the reach is float32 [2, blocks]: the smallest and the largest
+        value that is not clipped.
+    """
+    s = parse_spec(spec)
+    known = _put_beside(states)
+    low, high = _take_range(s).read(known)
+    scale = scales.from_ends(low, high, s)
+    beside = [scale, torch.stack(find_reach((low, high), s.format.kind, s.format.magnitude_bits))]
+    beside += [scales.find_zero_point(low, scale, s)] if s.has_zero_point else []
+    counts = list(map(_count_blocks, states))
+    return [part.clone() for numbers in beside for part in numbers.split(counts, -1)]
+
+
+def measure(x: Tensor, reach: Tensor, spec: str, layout: str) -> list[Tensor]:
+    """Return what the next state takes from `x`: float32, each by block or, without dimensions, one for all blocks.
+
+    Args:
+        x: a floating tensor, any shape.
+        reach: [2, blocks], of the site, from `read_ranges`.
+    """
+    s = parse_spec(spec)
+    seen = Observed(x, view_blocks(tuple(x.shape), layout, s.block), s.format.kind, s.format.magnitude_bits)
+    low, high = reach.reshape(2, *seen.view.counts).unbind()
+    return _take_range(s).measure(seen, (low, high))
+
+
+def move_ranges(states: Sequence[Tensor], measured: Sequence[Tensor], spec: str) -> list[Tensor]:
+    """Return the state of every site after the step; unchanged in a block for which it would not be finite.
+
+    Args:
+        states: as for `read_ranges`.
+        measured: for each state, in the order of the states, what `measure` returned.
+    """
+    known = _put_beside(states)
+    kinds = len(measured) // len(states)
+    counts = list(map(_count_blocks, states))
+    beside = [torch.cat(list(map(_spread, measured[kind::kinds], counts))) for kind in range(kinds)]
+    after = _take_range(parse_spec(spec)).move(known, beside)
+    after = torch.where(is_finite(after).all(0, keepdim=True), after, known)
+    return [part.reshape(state.shape).clone() for part, state in zip(after.split(counts, 1), states, strict=True)]
+
+
+def _take_range(s: QuantSpec) -> Hindsight:
+    estimator = find_hindsight(s)
+    if estimator is None:
+        raise ValueError(f"ranges side by side: got {s}; valid: a range in hindsight, a scale not of two levels")
+    return estimator
+
+
+def _count_blocks(state: Tensor) -> int:
+    return state[0].numel()
+
+
+def _put_beside(states: Sequence[Tensor]) -> Tensor:
+    return torch.cat([state.flatten(1) for state in states], 1)
+
+
+def _spread(measured: Tensor, count: int) -> Tensor:
+    """Return one number for each block of a site."""
+    return measured.reshape(-1).expand(count)
