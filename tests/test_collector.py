@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import qcompiler
+from qcompiler import collector
 from qcompiler.collector import paused_collector
 
 
@@ -79,3 +80,33 @@ def test_a_compile_leaves_the_collector_on():
     model = qcompiler.compile(nn.Linear(4, 4), "hyperblock-int8", backend="eager")
     model(torch.randn(4, 4)).sum().backward()
     assert gc.isenabled()
+
+
+def test_many_new_objects_are_not_walked_through(monkeypatch):
+    monkeypatch.setattr(collector, "MANY", 1000)
+    found: list[int] = []
+    gc.callbacks.append(lambda phase, info: found.append(info["generation"]))
+    try:
+        with paused_collector():
+            kept = [Circle() for _ in range(5000)]
+        more = Circle()
+    finally:
+        gc.callbacks.pop()
+    assert found == []
+    lost = weakref.ref(kept.pop())
+    gc.collect()
+    assert lost() is None
+    assert more.self is more
+
+
+def test_what_the_program_keeps_frozen_stays_frozen(monkeypatch):
+    monkeypatch.setattr(collector, "MANY", 1000)
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with paused_collector():
+            kept = [Circle() for _ in range(5000)]
+        assert gc.get_freeze_count() == frozen > 0
+        assert len(kept) == 5000
+    finally:
+        gc.unfreeze()
