@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
-from qcompiler.passes.ir.meta import find_value, get_contraction, get_owner, get_value, is_recomputed
+from qcompiler.passes.ir.meta import find_value, get_contraction, get_owner, get_value, is_backward, is_recomputed
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.passes.ir.saved_reads import find_bending, list_gradients
 from qcompiler.passes.ir.site_name import Numbering
@@ -53,17 +53,33 @@ def iterate_saved(
         masks_follow: comparisons that backward makes are no reason to stay in float; a pass moves them later.
     """
     names = Numbering()
-    gradients = {node for given in [*inputs.values()][:1] for node in list_gradients(given.graph)}
+    (graph,) = {given.graph for given in inputs.values()} or (None,)
+    gradients = set() if graph is None else set(list_gradients(graph))
+    sources = set() if graph is None else _find_sources(graph)
     for node in filter(_is_float, inputs):
         module = get_owner(node) or ""
         site = names.number(f"{module or '(root)'}/saved")
-        reason = _explain_float(node, inputs[node])
+        again = "the model computes again from it (checkpoint)" if inputs[node] in sources else ""
+        reason = again or _explain_float(node, inputs[node])
         bending = None if reason else find_bending(inputs[node], gradients, masks_follow=masks_follow)
         if bending is not None:
             reason = f"codes would be bent by {_name_operator(bending)} of backward"
         found = first_match(rules, Role.SAVED, "saved", module, frozenset()) if not reason else None
         index, rule = found or (None, None)
         yield SavedFloat(node, site, index, rule.spec if rule else None, reason or _explain_rule(rule))
+
+
+def _find_sources(backward: Graph) -> set[Node]:
+    """Return all nodes from which a region that the user checkpoints, or codes of forward, are computed again.
+
+    Also through views. The codes are to be those of forward, so they must not be computed from codes.
+    """
+    sources: set[Node] = set()
+    for node in reversed(backward.nodes):
+        again = (user for user in node.users if not is_backward(user))
+        if any(user in sources or is_recomputed(user) or user.target is ops.QUANTIZE for user in again):
+            sources.add(node)
+    return sources
 
 
 def _is_float(node: Node) -> bool:
@@ -85,8 +101,6 @@ def _explain_float(node: Node, given: Node) -> str:
         return "a statistic"
     if source.target in _LOGARITHMS:
         return "backward takes its exponential"
-    if any(map(is_recomputed, given.users)):
-        return "the model computes again from it (checkpoint)"
     if any(_keeps_operand(user, given) for user in given.users):
         return "a rule keeps it in float for a contraction"
     return "one number" if get_value(node).numel() < 2 else ""
