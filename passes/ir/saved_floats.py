@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_owner, get_value, is_backward, is_recomputed
-from qcompiler.passes.ir.quantizer import Quantizer
+from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.saved_reads import find_bending, list_gradients
 from qcompiler.passes.ir.site_name import Numbering
 from qcompiler.passes.ir.views import aten, is_view, view_root
@@ -52,10 +52,11 @@ def iterate_saved(
         rules: of the recipe.
         masks_follow: comparisons that backward makes are no reason to stay in float; a pass moves them later.
     """
-    names = Numbering()
-    (graph,) = {given.graph for given in inputs.values()} or (None,)
-    gradients = set() if graph is None else set(list_gradients(graph))
-    sources = set() if graph is None else _find_sources(graph)
+    if not inputs:
+        return
+    saved, given = next(iter(inputs.items()))
+    names = Numbering(quantizer.site for quantizer in list_quantizers(saved.graph))
+    gradients, sources = set(list_gradients(given.graph)), _find_sources(given.graph)
     for node in filter(_is_float, inputs):
         module = get_owner(node) or ""
         site = names.number(f"{module or '(root)'}/saved")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from qcompiler.passes.rules import Role
@@ -61,8 +62,9 @@ def number_name(name: str, occurrence: int) -> str:
 class Numbering:
     """Counts names, so that each given name is unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._seen: Counter[str] = Counter()
+        self._taken = frozenset(taken)
 
     def count(self, name: str) -> int:
         """Return 1 for the first call with this name, 2 for the second …"""
@@ -70,5 +72,6 @@ class Numbering:
         return self._seen[name]
 
     def number(self, name: str) -> str:
-        """Return the name, numbered if given before."""
-        return number_name(name, self.count(name))
+        """Return the name, numbered if given before, or taken."""
+        numbered = number_name(name, self.count(name))
+        return self.number(name) if numbered in self._taken else numbered

@@ -178,7 +178,10 @@ class GraphCompiler:
     def _refuse_simulation(self, lowered: Lowered) -> None:
         if self.execution is Execution.INTEGER and lowered.simulated and not lowered.integer:
             rows = "; ".join(f"{kept.consumer}: {kept.reason}" for kept in lowered.simulated)
-            raise CompileError(f"execution='integer': no contraction can be computed as integers: {rows}")
+            raise CompileError(
+                f"execution='integer': no contraction can be computed as integers: {rows}; "
+                "valid: execution='auto', which simulates them"
+            )
 
     def _find_order(self) -> list[str] | None:
         """Return the order of the contractions of the model; None if no rule asks for it, or it is not to be had."""

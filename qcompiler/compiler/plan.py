@@ -17,8 +17,10 @@ from qcompiler.passes.ir.quantizer import Quantizer, list_dequantizers, list_qua
 from qcompiler.passes.ir.saved_floats import iterate_saved
 from qcompiler.passes.ir.site_name import get_role
 from qcompiler.passes.ir.subgraphs import contractions_inside
+from qcompiler.passes.ir.views import is_view
 from qcompiler.passes.ir.walk import iterate_readers, list_operands
 from qcompiler.passes.rules import Role, Rule, first_match, saves_floats
+from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
@@ -148,7 +150,7 @@ class QuantPlan:
         yield Table("Quantizers", ("quantizer", *columns), [_make_row(site) for site in self.sites])
         if self.kept:
             rows = [(kept.name, kept.consumer, kept.reason) for kept in self.kept]
-            yield Table("Contractions left in float", ("kept in float", "in", "why"), rows)
+            yield Table("Left in float", ("kept in float", "in", "why"), rows)
         if self.simulated:
             simulated = [(kept.consumer, kept.reason) for kept in self.simulated]
             yield Table("Contractions simulated in float", ("simulated", "why"), simulated)
@@ -227,8 +229,20 @@ def _describe_saved_site(quantizer: Quantizer, inputs: Mapping[Node, Node]) -> S
 
 
 def _list_names(nodes: Iterable[Node]) -> str:
-    """Return the operators that read a tensor, each once."""
-    return ", ".join(sorted({str(node.target).removeprefix("aten.").partition(".")[0] for node in nodes}))
+    """Return the operators that read a tensor, through views too, each once."""
+    readers = list(nodes)
+    for node in readers:
+        if _passes_on(node):
+            readers += [user for user in node.users if user not in readers]
+    names = {str(node.target) for node in readers if not _passes_on(node)}
+    return ", ".join(
+        sorted({name.removeprefix("aten.").removeprefix("qcompiler.").partition(".")[0] for name in names})
+    )
+
+
+def _passes_on(node: Node) -> bool:
+    """Return True for a view, and for a copy in other strides."""
+    return is_view(node) or node.target is ops.LAY_OUT
 
 
 def _list_kept(module: GraphModule) -> list[Kept]:

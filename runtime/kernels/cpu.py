@@ -28,9 +28,13 @@ def _explain_int_mm(facts: Facts) -> str:
 def _weigh_int_mm(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
     if 0 < facts.reuse < LEAST_REUSE:
-        return f"float is as fast for patches that {facts.reuse} products read; valid: {LEAST_REUSE}"
+        return f"float is as fast for patches that {facts.reuse} products read; valid: {LEAST_REUSE} or more"
     products = facts.rows * facts.length * facts.columns
-    return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
+    return (
+        ""
+        if products >= LEAST_PRODUCTS
+        else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS} or more"
+    )
 
 
 @functools.cache

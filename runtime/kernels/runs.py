@@ -55,7 +55,11 @@ def _explain_runs(facts: Facts) -> str:
 def _weigh_runs(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
     products = facts.rows * facts.length * facts.columns
-    return "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS}"
+    return (
+        ""
+        if products >= LEAST_PRODUCTS
+        else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS} or more"
+    )
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def test_int_mm_refuses_extents_below_two(shape):
 
 def test_small_products_are_as_fast_in_float():
     assert cpu.INT_MM.weigh(facts(32, 64, 64)) == ""
-    assert cpu.INT_MM.weigh(facts(32, 64, 63)) == "float is as fast for 129024 products; valid: 131072"
+    assert cpu.INT_MM.weigh(facts(32, 64, 63)) == "float is as fast for 129024 products; valid: 131072 or more"
 
 
 def test_a_processor_that_saturates_is_refused(monkeypatch):
