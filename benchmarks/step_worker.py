@@ -2,14 +2,13 @@
 
     python benchmarks/step_worker.py '{"model": "ResNet-20", "contender": "float"}'
 
-If `is_cold`, the worker measures the first steps and memory, prints one line of JSON and ends. Otherwise the worker
-trains some steps and prints such a line; then each line of input runs one step, and prints its seconds.
+With the part "cold" the worker measures the first steps, with "memory" memory, prints one line of JSON and ends.
+Otherwise the worker trains some steps and prints such a line; then each line of input runs one step, and prints its
+seconds.
 """
 
-import ctypes
 import gc
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import qcompiler
 from qcompiler.demo.measure import measure_saved_bytes
 
-#: of mallopt: tensors of at least so many bytes are pages of their own, which go back when freed
-_MMAP_THRESHOLD = -3
 #: steps until everything is compiled: ranges of the past start with a step that is not
 FIRST = 2
 #: steps of SGD after which the loss is read
@@ -51,7 +48,6 @@ def _make_step(contender: Contender, subject: Subject, model: nn.Module) -> Call
 def _measure_peak(step: Callable[[], float]) -> int:
     """Return the bytes that a step needs at most beyond those held before; -1: this system does not tell."""
     gc.collect()
-    _return_memory()
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return -1
@@ -59,14 +55,6 @@ def _measure_peak(step: Callable[[], float]) -> int:
     before = _read_kilobytes(status, "VmRSS")
     step()
     return 1024 * (_read_kilobytes(status, "VmHWM") - before)
-
-
-def _return_memory() -> None:
-    """Tells glibc to give memory back to the system, so that the high-water mark is that of one step."""
-    if platform.libc_ver()[0] == "glibc":
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(_MMAP_THRESHOLD, 65536)
-        glibc.malloc_trim(0)
 
 
 def _measure_memory(
@@ -115,8 +103,9 @@ def main() -> None:
     for _ in range(FIRST):
         step()
     first = time.perf_counter() - start
-    if task.get("is_cold"):
-        print(json.dumps({"cold": first, **_measure_memory(contender, subject, model, step)}), flush=True)
+    if task.get("part"):
+        memory = _measure_memory(contender, subject, model, step) if task["part"] == "memory" else {"cold": first}
+        print(json.dumps(memory), flush=True)
         return
     losses = _train(contender, subject, model, step)
     quantizers = len(model.plan().sites) if isinstance(model, qcompiler.QuantizedModule) else 0

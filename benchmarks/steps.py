@@ -3,9 +3,9 @@
     python benchmarks/steps.py [--models ResNet-20 …] [--contenders float tensor-int8 …] [--threads 1] [--rounds 9]
                                [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--pages]
 
-Every contender is a process of its own, started twice with one cache folder, empty at first: compiled cold, then warm.
-The first measures memory. The second stays: all of these take turns, one step each a round, so that a drift of the
-machine meets all. The results file gets a row for each, and rows that are there already are not measured again.
+Every contender is a process of its own, started three times with one cache folder, empty at first: compiled cold, then
+for memory, then warm. The last stays: all of these take turns, one step each a round, so that a drift of the machine
+meets all. The results file gets a row for each, and rows that are there already are not measured again.
 `--pages` writes the tables of README.md and docs/measurements.md anew from the results.
 """
 
@@ -29,7 +29,9 @@ from step_table import render, render_summary, write_into
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "steps.json"
 
-#: for glibc: memory stays with the process. Otherwise the pages of a step are fetched anew or not, as luck has it: for
+#: for glibc: tensors go back to the system, so that the high-water mark is that of one step
+_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+#: memory stays with the process. Otherwise the pages of a step are fetched anew or not, as luck has it: for
 #: one and the same contender 0.235 or 0.287 s
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
@@ -39,7 +41,8 @@ class Worker:
 
     def __init__(self, task: dict[str, Any], cache: str) -> None:
         # Inductor keeps the header that it compiles once beside the caches of all programs, in the folder of the system
-        own = {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache, **_KEEP_MEMORY}
+        own = {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}
+        own |= _RETURN_MEMORY if task.get("part") == "memory" else _KEEP_MEMORY
         command = [sys.executable, "-W", "ignore", str(HERE / "step_worker.py"), json.dumps(task)]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
@@ -104,14 +107,15 @@ def _find_least(call: Any) -> float:
     return min(times)
 
 
-def start_twice(task: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
+def start_worker(task: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
     """Return a running contender and its row; without a worker if it failed."""
     row: dict[str, Any] = dict(task)
     with tempfile.TemporaryDirectory() as cache:
         try:
-            cold = Worker(task | {"is_cold": True}, cache)
-            row |= cold.read()
-            cold.close()
+            for part in ("cold", "memory"):
+                worker = Worker(task | {"part": part}, cache)
+                row |= worker.read()
+                worker.close()
             warm = Worker(task, cache)
             row |= warm.read()
         except RuntimeError as error:
@@ -125,7 +129,7 @@ def measure_model(tasks: list[dict[str, Any]], rounds: int, progress: Progress) 
     started = []
     for task in tasks:
         progress.update(bar, description=f"{task['model']}: {task['contender']}")
-        started.append(start_twice(task))
+        started.append(start_worker(task))
         progress.advance(bar)
     for _ in range(rounds):
         for worker, row in started:

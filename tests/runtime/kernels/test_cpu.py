@@ -1,5 +1,6 @@
 """The kernels of the CPU against exact sums, and what they refuse."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -58,6 +59,14 @@ def test_int_mm_refuses_extents_below_two(shape):
 def test_small_products_are_as_fast_in_float():
     assert cpu.INT_MM.weigh(facts(32, 64, 64)) == ""
     assert cpu.INT_MM.weigh(facts(32, 64, 63)) == "float is as fast for 129024 products; valid: 131072 or more"
+
+
+@pytest.mark.parametrize(("form", "least"), [("int8", 32), ("affine8", 128)])
+def test_patches_pay_if_many_products_read_them(form, least):
+    large = dataclasses.replace(facts(4096, 64, 64), formats=(parse_format("int8"), parse_format(form)))
+    assert cpu.INT_MM.weigh(dataclasses.replace(large, reuse=least)) == ""
+    text = f"float is as fast for patches that {least - 1} products read; valid: {least} or more"
+    assert cpu.INT_MM.weigh(dataclasses.replace(large, reuse=least - 1)) == text
 
 
 def test_a_processor_that_saturates_is_refused(monkeypatch):
