@@ -94,7 +94,8 @@ def dynamo_backend(module: GraphModule, inputs: Sequence[Any], *, options: dict[
             hint = did_you_mean(name, _OPTIONS)
             raise CompileError(f"options: unknown option {name!r}; valid: {', '.join(_OPTIONS)}{hint}")
     _check_backend(options.get("backend"))
-    _check_save(save := options.pop("save", None))
+    save = options.pop("save", None)
+    _check_save(save)
     _parse_execution(options.get("execution", "simulate"))
     recipe = add_saving(recipes.get(options.pop("recipe", "hyperblock-int8")), save)
     if recipe.has_state:

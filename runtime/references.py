@@ -12,7 +12,7 @@ from qcompiler.runtime import scales
 from qcompiler.runtime.numbers import packing
 from qcompiler.runtime.numbers.blocks import BlockView, view_blocks
 from qcompiler.runtime.numbers.rounding import Rounding, is_finite, random_bits, store_once
-from qcompiler.runtime.ranges.estimator import Ends, Observed, Range
+from qcompiler.runtime.ranges.estimator import Ends, Observed, Range, keep_finite
 from qcompiler.runtime.spec import Ewgs, QuantSpec, parse_spec
 
 
@@ -149,7 +149,7 @@ def update(x: Tensor, state: Tensor, spec: str, layout: str, first: bool = False
     s = parse_spec(spec)
     seen, known, _ = _find_range(x, s, view_blocks(tuple(x.shape), layout, s.block), state, first, False)
     after = s.range.update(seen, known).reshape(state.shape)
-    return torch.where(is_finite(after).all(0, keepdim=True), after, state)
+    return keep_finite(after, state)
 
 
 def range_gradient(grad: Tensor, x: Tensor, scale: Tensor, spec: str) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from qcompiler.runtime import scales
 from qcompiler.runtime.numbers.blocks import view_blocks
-from qcompiler.runtime.numbers.rounding import is_finite
-from qcompiler.runtime.ranges.estimator import Observed, find_reach
+from qcompiler.runtime.ranges.estimator import Observed, find_reach, keep_finite
 from qcompiler.runtime.ranges.past import Hindsight
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
@@ -69,7 +68,7 @@ def move_ranges(states: Sequence[Tensor], measured: Sequence[Tensor], spec: str)
     counts = list(map(_count_blocks, states))
     beside = [torch.cat(list(map(_spread, measured[kind::kinds], counts))) for kind in range(kinds)]
     after = _take_range(parse_spec(spec)).move(known, beside)
-    after = torch.where(is_finite(after).all(0, keepdim=True), after, known)
+    after = keep_finite(after, known)
     return [part.reshape(state.shape).clone() for part, state in zip(after.split(counts, 1), states, strict=True)]
 
 

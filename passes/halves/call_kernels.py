@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import operator
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import has_argument
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_result
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
 from qcompiler.runtime import ops
@@ -110,7 +109,7 @@ def _write_blocks(one: Quantizer) -> None:
     given = {"x": one.tensor, "key": one.key, "spec": one.text, "layout": one.layout, "site": one.site}
     wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers)}
     call = insert_operator(graph, ops.QUANTIZE_BLOCKS, {**given, **wanted}, before=one.scale)
-    codes, scale, floats = (_get_result(call, place) for place in range(3))
+    codes, scale, floats = (insert_result(call, place) for place in range(3))
     _replace_readers(readers, floats)
     one.scale.replace_all_uses_with(scale)
     _replace_codes(one, codes)
@@ -125,13 +124,9 @@ def _write_known(one: Quantizer) -> None:
     shared = {"spec": one.text, "layout": one.layout, "site": one.site}
     wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers), "shows": shows and bool(readers)}
     call = insert_operator(graph, ops.QUANTIZE_BY, {**given, **shared, **wanted}, before=one.codes)
-    codes, floats = (_get_result(call, place) for place in range(2))
+    codes, floats = (insert_result(call, place) for place in range(2))
     _replace_readers(readers, floats)
     _replace_codes(one, codes)
-
-
-def _get_result(call: Node, place: int) -> Node:
-    return insert_call(call.graph, operator.getitem, (call, place), after=call)
 
 
 def _replace_readers(readers: list[Dequantizer], floats: Node) -> None:

@@ -1,14 +1,13 @@
 """Undo `SplitNorms` in the forward half."""
 
 import dataclasses
-import operator
 from typing import ClassVar, cast
 
 from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_result
 from qcompiler.runtime import ops
 
 
@@ -25,7 +24,7 @@ class JoinNorms:
         found = list(halves.forward.graph.find_nodes(op="call_function", target=ops.NORM_AGAIN))
         for again in found:
             norm = cast(Node, get_argument(again, "mean")).all_input_nodes[0]
-            own = insert_call(again.graph, operator.getitem, (norm, 0), after=norm)
+            own = insert_result(norm, 0)
             again.replace_all_uses_with(own)
             again.graph.erase_node(again)
         return len(found)

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import operator
+import itertools
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument, get_arguments, has_argument
-from qcompiler.passes.ir.edit import insert_call, last_placeholder
+from qcompiler.passes.ir.edit import insert_call, insert_result, last_placeholder
 from qcompiler.passes.ir.meta import find_value, get_value
 from qcompiler.passes.ir.quantizer import insert_operator
 from qcompiler.passes.ir.views import aten
@@ -18,8 +18,8 @@ from qcompiler.runtime import ops
 from qcompiler.runtime.spec import parse_spec
 from qcompiler.runtime.stacked import find_hindsight
 
-#: operator → its place among the results of `read_ranges`: scales, reach, zero points
-_READERS = {ops.SCALE: 0, ops.ZERO_POINT: 2}
+#: operators that read a state, in the order of the results of `read_ranges`: an update reads the reach
+_READERS = (ops.SCALE, ops.UPDATE, ops.ZERO_POINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _stack_half(half: GraphModule) -> int:
 
 def _reads_past(node: Node) -> bool:
     """Return True for a call whose range follows from a state that is known to hold one."""
-    if node.target not in (*_READERS, ops.UPDATE) or not has_argument(node, "state") or get_argument(node, "first"):
+    if node.target not in _READERS or not has_argument(node, "state") or get_argument(node, "first"):
         return False
     return find_hindsight(parse_spec(get_argument(node, "spec"))) is not None
 
@@ -60,16 +60,16 @@ def _stack_group(graph: Graph, spec: str, nodes: list[Node]) -> None:
     """Replace all calls of one spec."""
     states = list(dict.fromkeys(get_argument(node, "state") for node in nodes))
     call = insert_operator(graph, ops.READ_RANGES, {"states": states, "spec": spec}, after=last_placeholder(graph))
-    results = [_get_result(call, place) for place in range(len(find_value(call)))]
+    results = [insert_result(call, place) for place in range(len(find_value(call)))]
+    parts = dict(zip(itertools.product(_READERS, states), results, strict=False))  # not all formats have zero points
+    part_of = {node: parts[node.target, get_argument(node, "state")] for node in nodes}
     updates = [node for node in nodes if node.target is ops.UPDATE]
     if updates:
-        reaches = {state: results[len(states) + place] for place, state in enumerate(states)}
-        _move(updates, [number for node in updates for number in _measure(node, reaches[get_argument(node, "state")])])
+        _move(updates, [number for node in updates for number in _measure(node, part_of[node])])
     for node in nodes:
-        if node.target in _READERS:
-            result = results[_READERS[node.target] * len(states) + states.index(get_argument(node, "state"))]
-            shape = list(get_value(node).shape)
-            known = insert_call(graph, aten.view.default, (result, shape), before=node, name=f"{node.name}_known")
+        if node.target is not ops.UPDATE:
+            args = (part_of[node], list(get_value(node).shape))
+            known = insert_call(graph, aten.view.default, args, before=node, name=f"{node.name}_known")
             node.replace_all_uses_with(known)
     for node in reversed(nodes):
         graph.erase_node(node)
@@ -80,7 +80,7 @@ def _measure(update: Node, reach: Node) -> list[Node]:
     x, spec, layout = get_arguments(update, "x", "spec", "layout")
     given = {"x": x, "reach": reach, "spec": spec, "layout": layout}
     call = insert_operator(update.graph, ops.MEASURE, given, before=update)
-    return [_get_result(call, place) for place in range(len(find_value(call)))]
+    return [insert_result(call, place) for place in range(len(find_value(call)))]
 
 
 def _move(updates: list[Node], measured: list[Node]) -> None:
@@ -89,8 +89,4 @@ def _move(updates: list[Node], measured: list[Node]) -> None:
     given = {"states": [get_argument(node, "state") for node in updates], "measured": measured, "spec": spec}
     call = insert_operator(graph, ops.MOVE_RANGES, given, before=graph.output_node())
     for place, node in enumerate(updates):
-        node.replace_all_uses_with(_get_result(call, place))
-
-
-def _get_result(call: Node, place: int) -> Node:
-    return insert_call(call.graph, operator.getitem, (call, place), after=call)
+        node.replace_all_uses_with(insert_result(call, place))

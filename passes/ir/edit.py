@@ -1,5 +1,6 @@
 """Changes of a graph: new calls, inputs and outputs, each with the value inferred."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -124,6 +125,11 @@ def insert_call(
     copy_origin(place, node)
     infer_value(node)
     return node
+
+
+def insert_result(call: Node, place: int) -> Node:
+    """Return one result of a call that has several."""
+    return insert_call(call.graph, operator.getitem, (call, place), after=call)
 
 
 def clean_graph(module: GraphModule) -> None:

@@ -96,10 +96,10 @@ class GraphCompiler:
                 f"recipe {self.recipe.name!r} keeps ranges, which need the values of tensors; got tensors on the meta "
                 "device; valid: another device, or a recipe of the present tensor such as hyperblock-int8"
             )
-        with paused_collector():  # one for all: at the end of each the collector walks through everything
+        with paused_collector():
             captured = capture(module, inputs, names)
-            frame = self.names.frame(names, self._find_order, frozen=self.frozen)
-            captured = dataclasses.replace(captured, frame=frame)
+        captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
+        with paused_collector():
             untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
             finish = self.prepare(captured)
             joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)

@@ -20,7 +20,6 @@ from qcompiler.passes.ir.subgraphs import contractions_inside
 from qcompiler.passes.ir.views import is_view
 from qcompiler.passes.ir.walk import iterate_readers, list_operands
 from qcompiler.passes.rules import Role, Rule, first_match, saves_floats
-from qcompiler.runtime import ops
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec
 from qcompiler.tables import Table, to_text
@@ -232,17 +231,11 @@ def _list_names(nodes: Iterable[Node]) -> str:
     """Return the operators that read a tensor, through views too, each once."""
     readers = list(nodes)
     for node in readers:
-        if _passes_on(node):
+        if is_view(node):
             readers += [user for user in node.users if user not in readers]
-    names = {str(node.target) for node in readers if not _passes_on(node)}
-    return ", ".join(
-        sorted({name.removeprefix("aten.").removeprefix("qcompiler.").partition(".")[0] for name in names})
-    )
-
-
-def _passes_on(node: Node) -> bool:
-    """Return True for a view, and for a copy in other strides."""
-    return is_view(node) or node.target is ops.LAY_OUT
+    targets = (str(node.target) for node in readers if not is_view(node))
+    names = (target.removeprefix("aten.").removeprefix("qcompiler.") for target in targets)
+    return ", ".join(sorted({name.partition(".")[0] for name in names}))
 
 
 def _list_kept(module: GraphModule) -> list[Kept]:

@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from qcompiler.runtime.kernels.kernel import Facts, Kernel
+from qcompiler.runtime.kernels.kernel import Facts, Kernel, weigh_products
 from qcompiler.runtime.numbers.formats import Kind
 
 #: 32·64·64: a layer of this size takes as long in float, with zero points (benchmarks/integer.py; AMD EPYC with VNNI)
@@ -35,12 +35,7 @@ def _weigh_int_mm(facts: Facts) -> str:
     least = LEAST_REUSE_OF_POINTS if has_point else LEAST_REUSE
     if 0 < facts.reuse < least:
         return f"float is as fast for patches that {facts.reuse} products read; valid: {least} or more"
-    products = facts.rows * facts.length * facts.columns
-    return (
-        ""
-        if products >= LEAST_PRODUCTS
-        else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS} or more"
-    )
+    return weigh_products(facts, LEAST_PRODUCTS)
 
 
 @functools.cache

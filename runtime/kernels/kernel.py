@@ -44,3 +44,9 @@ class Kernel(Generic[_Call]):
     #: an empty string, or the reason why the float kernel is faster
     weigh: Callable[[Facts], str]
     call: _Call
+
+
+def weigh_products(facts: Facts, least: int) -> str:
+    """Say that the float kernel is as fast for fewer than `least` products; empty: there are more."""
+    products = facts.rows * facts.length * facts.columns
+    return "" if products >= least else f"float is as fast for {products} products; valid: {least} or more"

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.kernel import Facts, Kernel
+from qcompiler.runtime.kernels.kernel import Facts, Kernel, weigh_products
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.integers import Kind
@@ -54,12 +54,7 @@ def _explain_runs(facts: Facts) -> str:
 
 def _weigh_runs(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    products = facts.rows * facts.length * facts.columns
-    return (
-        ""
-        if products >= LEAST_PRODUCTS
-        else f"float is as fast for {products} products; valid: {LEAST_PRODUCTS} or more"
-    )
+    return weigh_products(facts, LEAST_PRODUCTS)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.formats import Kind
+from qcompiler.runtime.numbers.rounding import is_finite
 
 Ends = tuple[Tensor, Tensor]
 
@@ -198,3 +199,8 @@ def find_reach(ends: Ends, kind: Kind, magnitude_bits: int) -> Ends:
 def mix_states(momentum: float, old: Tensor, new: Tensor) -> Tensor:
     """Return the moving average m·old + (1 − m)·new."""
     return momentum * old + (1 - momentum) * new
+
+
+def keep_finite(after: Tensor, state: Tensor) -> Tensor:
+    """Return the state after a step; the state before, in a block for which the new one would not be finite."""
+    return torch.where(is_finite(after).all(0, keepdim=True), after, state)
