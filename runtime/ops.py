@@ -11,6 +11,14 @@ from typing import Any, Final
 import torch
 
 from qcompiler.runtime import coders, recompute, references, shapes, stacked
+from qcompiler.runtime.convolutions import (
+    convolve_codes,
+    convolve_gradient,
+    convolve_input,
+    fake_convolve_codes,
+    fake_convolve_gradient,
+    fake_convolve_input,
+)
 from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
@@ -95,10 +103,13 @@ INTEGER_BIAS: Final = _define_operator(
     integer_bias,
     integer_bias,
 )
+#: of two tensors of codes
+_PRODUCT: Final = (
+    "Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, Tensor? bias, "
+    "str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype"
+)
 MATMUL_CODES: Final = _define_operator(
-    "matmul_codes(Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, "
-    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel, ScalarType dtype, int a_run=0, "
-    "int b_run=0) -> Tensor",
+    f"matmul_codes({_PRODUCT}, int a_run=0, int b_run=0) -> Tensor",
     matmul_codes,
     fake_matmul_codes,
 )
@@ -111,11 +122,31 @@ MULTIPLY_RUNS: Final = _define_operator(
     multiply_runs,
     fake_multiply_runs,
 )
+#: runtime/patches.py
+_WINDOWS: Final = "int[] start, int[] count, int[] step, int[] taps, int[] dilation"
 PATCHES: Final = _define_operator(
-    "patches(Tensor codes, Tensor? zero_point, str spec, int edge, int[] start, int[] count, int[] step, int[] taps, "
-    "int[] dilation) -> Tensor",
+    f"patches(Tensor codes, Tensor? zero_point, str spec, int edge, {_WINDOWS}) -> Tensor",
     patches,
     fake_patches,
+    torch.Tag.flexible_layout,
+)
+_TAIL: Final = "bool channels_last, int a_run=0, int b_run=0"
+CONVOLVE_CODES: Final = _define_operator(
+    f"convolve_codes({_PRODUCT}, int[] start, int[] count, int[] step, int[] dilation, {_TAIL}) -> Tensor",
+    convolve_codes,
+    fake_convolve_codes,
+    torch.Tag.flexible_layout,
+)
+CONVOLVE_INPUT: Final = _define_operator(
+    f"convolve_input({_PRODUCT}, int[] stride, int[] padding, int[] dilation, int[] space, {_TAIL}) -> Tensor",
+    convolve_input,
+    fake_convolve_input,
+    torch.Tag.flexible_layout,
+)
+CONVOLVE_GRADIENT: Final = _define_operator(
+    f"convolve_gradient({_PRODUCT}, {_WINDOWS}, {_TAIL}) -> Tensor",
+    convolve_gradient,
+    fake_convolve_gradient,
     torch.Tag.flexible_layout,
 )
 TURN_TAPS: Final = _define_operator(
@@ -162,10 +193,12 @@ POOL_INDICES: Final = _define_operator(
     recompute.pool_indices,
 )
 
+#: contractions that are computed on codes
+PRODUCTS_OF_CODES: Final = frozenset({MATMUL_CODES, CONVOLVE_CODES, CONVOLVE_INPUT, CONVOLVE_GRADIENT})
 #: operator → the plain torch code that a compiler traces in its place. These stay calls: `draw_key`, so that it
 #: draws anew; `read_ranges` and `move_ranges`, since small tensors take torch no time and a compiler much;
-#: `multiply_batch` and `multiply_runs`, which call kernels; `patches` and `turn_taps`, since torch copies runs of bytes
-#: and compiled loops copy byte by byte; and what `call-kernels` writes
+#: `multiply_batch`, `multiply_runs`, and `convolve_codes` and its gradients, which call kernels; `patches` and
+#: `turn_taps`, since torch copies runs of bytes and compiled loops copy byte by byte; and what `call-kernels` writes
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Any]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,

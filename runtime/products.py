@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime import scales
-from qcompiler.runtime.kernels.kernel import Facts
+from qcompiler.runtime.kernels.kernel import Facts, is_shifted
 from qcompiler.runtime.kernels.table import multiply
 from qcompiler.runtime.numbers.blocks import BlockView
-from qcompiler.runtime.numbers.formats import Format, IntFormat, Kind
+from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.spec import parse_spec
 
 #: types of a result that one float32 can be rounded to
@@ -108,31 +108,19 @@ def explain_product(facts: Facts, dtype: torch.dtype) -> str:
             return f"{form} is no integer of at most 8 bits"
     if dtype not in DTYPES:
         return f"the result is {str(dtype).removeprefix('torch.')}, and sums are scaled in float32"
-    largest = (facts.run or facts.length) * _find_reach(facts.formats[0]) * _find_reach(facts.formats[1])
-    if largest >= 2**31:
-        return f"a sum of {facts.run or facts.length} products can leave 32 bits"
     return ""
-
-
-def _find_reach(form: Format) -> int:
-    """Return the largest |code − zero point|, and |code| after the shift into int8."""
-    return max(int(form.largest), 128 if _is_shifted(form) else 0)
-
-
-def _is_shifted(form: Format) -> bool:
-    return form.kind is not Kind.SIGNED and form.bits == 8
 
 
 def make_signed(codes: Tensor, spec: str) -> Tensor:
     """Return codes as int8; those of 0 … 255 less 128, unless they are so already."""
-    if codes.dtype is torch.int8 or not _is_shifted(parse_spec(spec).format):
+    if codes.dtype is torch.int8 or not is_shifted(parse_spec(spec).format):
         return codes.to(torch.int8)
     return (codes.to(torch.int32) - 128).to(torch.int8)
 
 
 def find_point(point: Tensor | None, spec: str, extent: int, edge: int) -> Tensor | int | None:
     """Return the int8 code of zero, as int32 [extent] or [1]; None: it is 0."""
-    shift = 128 if _is_shifted(parse_spec(spec).format) else 0
+    shift = 128 if is_shifted(parse_spec(spec).format) else 0
     if point is None:
         return -shift or None
     return _spread(point.to(torch.int32), extent, edge) - shift
@@ -157,11 +145,12 @@ def _add_bias(values: Tensor, bias: Tensor | None) -> Tensor:
 def _subtract_points(
     sums: Tensor, a: Tensor, b: Tensor, a_point: Tensor | int | None, b_point: Tensor | int | None
 ) -> Tensor:
-    """Return Σ(a − p)(b − q) = Σab − p·Σb − q·Σa + length·p·q. The terms can wrap around, the result does not."""
+    """Return Σ(a − p)(b − q) = Σab − p·Σb − q·Σa + length·p·q. Terms of int32 can wrap around, the result does not."""
+    a_point, b_point = (one.to(sums.dtype) if isinstance(one, Tensor) else one for one in (a_point, b_point))
     if a_point is not None:
-        sums = sums - a_point * b.sum(-2, keepdim=True, dtype=torch.int32)
+        sums = sums - a_point * b.sum(-2, keepdim=True, dtype=sums.dtype)
     if b_point is not None:
-        sums = sums - b_point * a.sum(-1, keepdim=True, dtype=torch.int32)
+        sums = sums - b_point * a.sum(-1, keepdim=True, dtype=sums.dtype)
     if a_point is not None and b_point is not None:
         sums = sums + a.shape[-1] * a_point * b_point
     return sums

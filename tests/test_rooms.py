@@ -49,6 +49,7 @@ INSIDE = {
     "runtime.coders": {"runtime.numbers", "runtime.spec", "runtime.references", "runtime.kernels"},
     "runtime.products": {"runtime.numbers", "runtime.spec", "runtime.scales", "runtime.kernels"},
     "runtime.patches": {"runtime.products"},
+    "runtime.convolutions": {"runtime.products", "runtime.patches", "runtime.kernels", "runtime.numbers"},
     "runtime.ops": {
         "runtime.numbers",
         "runtime.references",
@@ -58,6 +59,7 @@ INSIDE = {
         "runtime.stacked",
         "runtime.products",
         "runtime.patches",
+        "runtime.convolutions",
         "runtime.kernels",
     },
     "runtime.quantized": {"runtime.numbers", "runtime.spec", "runtime.references"},

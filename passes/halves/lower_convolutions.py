@@ -14,6 +14,7 @@ from qcompiler.passes.ir.code_matrix import CodeMatrix, explain_runs, read_matri
 from qcompiler.passes.ir.code_product import Side, choose_kernel, insert_product, lower_products
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.facts import Contraction
+from qcompiler.passes.ir.image_product import ImageProduct, read_image_product
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.patch_product import Forward, InputGradient, PatchProduct, WeightGradient
 from qcompiler.passes.ir.strides import get_strides
@@ -24,14 +25,15 @@ from qcompiler.runtime import ops
 
 @dataclasses.dataclass(frozen=True)
 class LowerConvolutions:
-    """convolution(dequantize(X), dequantize(W)) → view(matmul_codes(patches(X), view(W))), in both halves.
+    """convolution(dequantize(X), dequantize(W)) → convolve_codes(X, W), and both gradients, in both halves.
 
-    1. Forward: a row of patches holds what one position reads. Outside of the tensor stands the code of zero.
-    2. The weight gradient is the product of the output gradient and the same patches.
-    3. The input gradient is a product of patches of the output gradient. With a stride, one position holds the
+    1. Where a kernel reads images, the calls are `convolve_codes`, `convolve_input` and `convolve_gradient`.
+    2. Elsewhere a product of patches: view(matmul_codes(patches(X), view(W))). A row of patches holds what one position
+       reads; the code of zero stands outside of the tensor. The weight gradient is a product of the output gradient and
+       the same patches, the input gradient one of patches of the output gradient. With a stride, one position holds the
        gradients of `stride` inputs a dimension, and zeros fill up the taps.
-    4. The sum that makes the bias gradient stays a sum of floats.
-    5. What is not lowered has the reason in its `Contraction`: groups, transposed convolutions, blocks within a sample.
+    3. The sum that makes the bias gradient stays a sum of floats.
+    4. What is not lowered has the reason in its `Contraction`: groups, transposed convolutions, blocks within a sample.
     """
 
     name: ClassVar[str] = "lower-convolutions"
@@ -44,31 +46,45 @@ class LowerConvolutions:
         return lower_products(halves.graphs, self._lower_contraction, convolutions=True)
 
     def _lower_contraction(self, node: Node, fact: Contraction) -> str:
-        product = _read_product(node)
-        chosen = product if isinstance(product, str) else self._choose_kernel(node, product)
-        if isinstance(chosen, str):
-            return chosen
-        _write_product(node, fact, *chosen)
-        return ""
+        tensors = _list_tensors(node)
+        geometry = read_geometry(node, tuple(tuple(get_value(tensor).shape) for tensor in tensors))
+        if isinstance(geometry, str):
+            return geometry
+        image = read_image_product(geometry, *tensors, _get_place(node))
+        if isinstance(image, ImageProduct) and image.choose_kernel(_get_result(node).dtype, faster=False)[0]:
+            return self._lower_image(node, fact, image)
+        product = _read_product(geometry, *tensors, _get_place(node))
+        return product if isinstance(product, str) else self._lower_patches(node, fact, product)
 
-    def _choose_kernel(self, node: Node, product: PatchProduct) -> tuple[PatchProduct, str] | str:
-        """Return a product with the name of a kernel, or the reason why there is none."""
-        faster, dtype = self.execution is Execution.AUTO, _get_result(node).dtype
-        sizes = (product.left, product.right, product.length, dtype)
-        kernel, reason = choose_kernel(*sizes, faster=faster, reuse=product.reuse)
-        return reason or (product, kernel)
+    def _lower_image(self, node: Node, fact: Contraction, product: ImageProduct) -> str:
+        """Case 1: write a call, or return the reason why float is faster."""
+        wanted = _get_result(node)
+        kernel, reason = product.choose_kernel(wanted.dtype, faster=self.execution is Execution.AUTO)
+        if not reason:
+            _replace(node, product.insert(node, fact, _get_bias(node), kernel, wanted))
+        return reason
+
+    def _lower_patches(self, node: Node, fact: Contraction, product: PatchProduct) -> str:
+        """Case 2: write a product of patches, or return the reason why there is none."""
+        sizes = (product.left, product.right, product.length, _get_result(node).dtype)
+        kernel, reason = choose_kernel(*sizes, faster=self.execution is Execution.AUTO, reuse=product.reuse)
+        if not reason:
+            _write_product(node, fact, product, kernel)
+        return reason
 
 
-def _read_product(node: Node) -> PatchProduct | str:
-    """Return a contraction as a product of patches, or the reason why there is none."""
+def _list_tensors(node: Node) -> tuple[Node, Node, Node]:
+    """Return input, weight and output, or the gradient of the output."""
     forward = node.target is aten.convolution.default
-    x, w, y = (cast(Node, arg) for arg in ((*node.args[:2], node) if forward else (*node.args[1:3], node.args[0])))
-    geometry = read_geometry(node, tuple(tuple(get_value(tensor).shape) for tensor in (x, w, y)))
-    if isinstance(geometry, str):
-        return geometry
-    if forward:
+    tensors = (*node.args[:2], node) if forward else (*node.args[1:3], node.args[0])
+    return cast(tuple[Node, Node, Node], tensors)
+
+
+def _read_product(geometry: Geometry, x: Node, w: Node, y: Node, place: int | None) -> PatchProduct | str:
+    """Return a contraction as a product of patches, or the reason why there is none."""
+    if place is None:
         return _read_forward(geometry, x, w)
-    return _read_input_gradient(geometry, w, y) if _get_place(node) == 0 else _read_weight_gradient(geometry, x, w, y)
+    return _read_input_gradient(geometry, w, y) if place == 0 else _read_weight_gradient(geometry, x, w, y)
 
 
 def _read_forward(geometry: Geometry, x: Node, w: Node) -> PatchProduct | str:
@@ -135,25 +151,34 @@ def _join_reasons(*sides: CodeMatrix | str) -> str:
     return next(side for side in sides if isinstance(side, str))
 
 
-def _get_place(node: Node) -> int:
-    """Return which of its results a gradient is computed for: 0 for the input, 1 for the weight."""
+def _get_place(node: Node) -> int | None:
+    """Return which of its results a gradient is computed for: 0 for the input, 1 for the weight; None in forward."""
+    if node.target is aten.convolution.default:
+        return None
     return 0 if cast(list[bool], node.args[-1])[0] else 1
 
 
 def _get_result(node: Node) -> torch.Tensor:
-    value: Any = get_value(node)
-    return cast(torch.Tensor, value if node.target is aten.convolution.default else value[_get_place(node)])
+    value, place = cast(Any, get_value(node)), _get_place(node)
+    return cast(torch.Tensor, value if place is None else value[place])
+
+
+def _get_bias(node: Node) -> Node | None:
+    return cast(Node | None, node.args[2]) if node.target is aten.convolution.default else None
 
 
 def _write_product(node: Node, fact: Contraction, product: PatchProduct, kernel: str) -> None:
     """Write the product of patches in place of a contraction."""
-    forward = node.target is aten.convolution.default
-    bias = cast(Node | None, node.args[2]) if forward else None
     left, right = product.insert_codes(node)
     sides = (product.left, left), (product.right, right)
-    made = insert_product(node, fact, *sides, bias, kernel, _get_result(node).dtype)
-    result = _restore_strides(node, product.insert_result(node, made))
-    if forward:
+    made = insert_product(node, fact, *sides, _get_bias(node), kernel, _get_result(node).dtype)
+    _replace(node, product.insert_result(node, made))
+
+
+def _replace(node: Node, made: Node) -> None:
+    """Make the readers of a contraction read a result, with the strides of the contraction."""
+    result = _restore_strides(node, made)
+    if _get_place(node) is None:
         node.replace_all_uses_with(result)
     else:
         _replace_gradients(node, result)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Target
 
 from qcompiler.passes.ir.code_matrix import CodeMatrix
 from qcompiler.passes.ir.facts import Contraction, Operand
@@ -39,7 +40,7 @@ class Side:
 
 def _list_products_of_codes(graph: Graph) -> list[tuple[Node, Contraction]]:
     """Return every contraction whose operands are both codes that became floats."""
-    found = [(node, fact) for node, fact in iterate_contractions(graph) if node.target is not ops.MATMUL_CODES]
+    found = [(node, fact) for node, fact in iterate_contractions(graph) if node.target not in ops.PRODUCTS_OF_CODES]
     return [(node, fact) for node, fact in found if len(list_operands(node, fact)) == 2]
 
 
@@ -65,7 +66,15 @@ def lower_products(
 
 
 def choose_kernel(
-    left: Side, right: Side, length: int, dtype: torch.dtype, *, faster: bool, reuse: int = 0
+    left: Side,
+    right: Side,
+    length: int,
+    dtype: torch.dtype,
+    *,
+    faster: bool,
+    reuse: int = 0,
+    image: str = "",
+    inner: int = 1,
 ) -> tuple[str, str]:
     """Return the name of a kernel and an empty string, or an empty name and the reason why there is none.
 
@@ -74,11 +83,14 @@ def choose_kernel(
         dtype: of the result.
         faster: only a kernel that is faster than the float kernel.
         reuse: products that read one element of copied patches; 0: nothing is copied.
+        image: the side that is an image, read through windows: left, right, or empty for a product of matrices.
+        inner: elements of a sum for each index that runs count.
     """
     formats = left.tensor.reader.spec.format, right.tensor.reader.spec.format
     device = get_value(left.tensor.reader.codes).device.type
     extents = {"rows": left.extent, "length": length, "columns": right.extent}
-    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, run=math.gcd(left.run, right.run))
+    run = math.gcd(left.run, right.run) * inner
+    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, image=image, run=run)
     found = explain_product(facts, dtype) or find_kernel(facts, faster=faster)
     return ("", found) if isinstance(found, str) else (found.name, "")
 
@@ -91,8 +103,15 @@ def insert_product(
     bias: Node | None,
     kernel: str,
     dtype: torch.dtype,
+    target: Target = ops.MATMUL_CODES,
+    geometry: Mapping[str, Any] | None = None,
 ) -> Node:
-    """Return the product of two matrices of codes in front of a contraction, with the facts of the contraction."""
+    """Return the product of two matrices of codes in front of a contraction, with the facts of the contraction.
+
+    Args:
+        target: the operator; any but `matmul_codes` reads the tensors as the contraction does.
+        geometry: the arguments that the operator has besides those of `matmul_codes`.
+    """
     (a, a_codes), (b, b_codes) = left, right
     given = {
         "a": a_codes,
@@ -109,17 +128,20 @@ def insert_product(
         "kernel": kernel,
         "dtype": dtype,
         **({"a_run": a.run, "b_run": b.run} if a.run or b.run else {}),
+        **(geometry or {}),
     }
-    made = insert_operator(node.graph, ops.MATMUL_CODES, given, before=node, name=f"{node.name}_codes")
+    made = insert_operator(node.graph, target, given, before=node, name=f"{node.name}_codes")
     first = min(operand.arg for operand in fact.operands)
-    batch = "g" * (get_value(a_codes).ndim - 2)
-    operands = tuple(_describe_operand(operand, batch, is_left=operand.arg == first) for operand in fact.operands)
-    set_fact(made, dataclasses.replace(fact, operands=operands))
+    operands = (_describe_operand(one, made, is_left=one.arg == first) for one in fact.operands)
+    set_fact(made, dataclasses.replace(fact, operands=tuple(operands)))
     return made
 
 
-def _describe_operand(operand: Operand, batch: str, *, is_left: bool) -> Operand:
-    """Return an operand as a matrix: the left one is the first argument of the product, the right one the fourth."""
+def _describe_operand(operand: Operand, product: Node, *, is_left: bool) -> Operand:
+    """Return an operand as the product reads it: as the first argument if left, or else as the fourth."""
+    arg = 0 if is_left else 3
+    if product.target is not ops.MATMUL_CODES:
+        return dataclasses.replace(operand, arg=arg)
     summed, free = operand.contracted, _FREE[operand.contracted]
-    layout = batch + (free + summed if is_left else summed + free)
-    return dataclasses.replace(operand, arg=0 if is_left else 3, layout=layout)
+    batch = "g" * (get_value(cast(Node, product.args[arg])).ndim - 2)
+    return dataclasses.replace(operand, arg=arg, layout=batch + (free + summed if is_left else summed + free))

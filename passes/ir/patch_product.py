@@ -134,7 +134,7 @@ def _insert_call(node: Node, tensor: CodeMatrix, zero_point: Node | None, edge: 
         "zero_point": zero_point,
         "spec": tensor.reader.text,
         "edge": edge,
-        **{field: list(numbers) for field, numbers in dataclasses.asdict(windows).items()},
+        **windows.list_arguments(),
     }
     return insert_operator(node.graph, ops.PATCHES, given, before=node, name=f"{node.name}_patches")
 

@@ -19,6 +19,10 @@ class Windows:
     taps: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    def list_arguments(self) -> dict[str, list[int]]:
+        """Return the arguments of an operator that reads windows."""
+        return {field: list(numbers) for field, numbers in dataclasses.asdict(self).items()}
+
     @property
     def positions(self) -> int:
         """Positions of one sample."""

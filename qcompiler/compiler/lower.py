@@ -112,7 +112,7 @@ def _list_products(halves: Halves) -> tuple[int, tuple[Kept, ...]]:
     """Return the number of contractions that are computed as integers, and the others of codes, with reasons."""
     nodes = [pair for half in halves.graphs for pair in iterate_contractions(half.graph)]
     simulated = [Kept(fact.operator, describe_contraction(fact), fact.simulated) for _, fact in nodes if fact.simulated]
-    return sum(node.target is ops.MATMUL_CODES for node, _ in nodes), tuple(simulated)
+    return sum(node.target in ops.PRODUCTS_OF_CODES for node, _ in nodes), tuple(simulated)
 
 
 def split_halves(

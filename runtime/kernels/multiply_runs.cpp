@@ -8,35 +8,28 @@
 // Both operands are packed alike, into groups of 16 rows of a or columns of b: 64 bytes hold 4 neighboring codes of the
 // summed axis of all 16, as vpdpbusd reads them. That instruction multiplies unsigned by signed bytes. So 128 is added
 // to the codes of a, and the sum of a run starts at −128·Σ b.
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "codes.h"
 
 #ifndef __AVX512VNNI__
 extern "C" int can_multiply_runs() { return 0; }
 extern "C" void multiply_runs() {}
 #else
-#include <immintrin.h>
-
-#define INLINE inline __attribute__((always_inline))  // so that sums stay in registers
-
 namespace {
 
-constexpr int64_t LANES = 16, FOUR = 4, ROWS = 8, VECTORS = 3;
+constexpr int64_t ROWS = 8, VECTORS = 3;
 constexpr int64_t DEPTH = 1024;      // codes of the summed axis at a time, with
 constexpr int64_t TASK_GROUPS = 48;  // groups of b: 768 columns, 768 KiB, stay in the second cache for
 constexpr int64_t TASK_ROWS = 64;    // rows of a after each other
 
-// A matrix of codes [outer, length] with strides, and where its packed copy is.
+// A matrix of codes, and where its packed copy is.
 struct Operand {
-  const int8_t *codes;
-  int64_t outer, step, length_step;
+  Matrix matrix;
   const float *factors;  // [blocks of outer, runs]
   int64_t edge;          // neighbors along outer that share a factor
   int8_t *packed;        // [groups, quads, 16, 4]
   float *lanes;          // [groups, runs, 16]: the factor of every row or column
   int32_t *start;        // [groups, runs, 16]: where the sum of a run begins; null: no shift
-  int64_t groups() const { return (outer + LANES - 1) / LANES; }
+  int64_t groups() const { return (matrix.outer + LANES - 1) / LANES; }
 };
 
 struct Sum {
@@ -46,53 +39,19 @@ struct Sum {
   int64_t quads() const { return quads_before(runs - 1) + quads_of(runs - 1); }
 };
 
-// 4 codes of each of 16 rows, code by code: at the borders, and for strides of any kind.
-__m512i read_border(const Operand &x, int64_t first, int64_t k, int64_t count) {
-  alignas(64) int8_t quad[LANES * FOUR] = {};
-  for (int64_t i = 0; i < std::min(LANES, x.outer - first); ++i)
-    for (int64_t j = 0; j < count; ++j) quad[i * FOUR + j] = x.codes[(first + i) * x.step + (k + j) * x.length_step];
-  return _mm512_load_si512(quad);
-}
-
-// The same inside, if rows lie side by side: 4 lines of 16 bytes are interleaved.
-__m512i read_lines(const Operand &x, int64_t first, int64_t k) {
-  __m128i line[FOUR];
-  for (int64_t j = 0; j < FOUR; ++j)
-    line[j] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(x.codes + first + (k + j) * x.length_step));
-  const __m128i low = _mm_unpacklo_epi8(line[0], line[1]), high = _mm_unpackhi_epi8(line[0], line[1]);
-  const __m128i low2 = _mm_unpacklo_epi8(line[2], line[3]), high2 = _mm_unpackhi_epi8(line[2], line[3]);
-  __m512i quad = _mm512_castsi128_si512(_mm_unpacklo_epi16(low, low2));
-  quad = _mm512_inserti32x4(quad, _mm_unpackhi_epi16(low, low2), 1);
-  quad = _mm512_inserti32x4(quad, _mm_unpacklo_epi16(high, high2), 2);
-  return _mm512_inserti32x4(quad, _mm_unpackhi_epi16(high, high2), 3);
-}
-
-// The same inside, if the codes of a row lie side by side: 16 words of 4 bytes.
-__m512i read_words(const Operand &x, int64_t first, int64_t k) {
-  alignas(64) int32_t quad[LANES];
-  for (int64_t i = 0; i < LANES; ++i) std::memcpy(quad + i, x.codes + (first + i) * x.step + k, FOUR);
-  return _mm512_load_si512(quad);
-}
-
-__m512i read_quad(const Operand &x, int64_t first, int64_t k, int64_t count) {
-  if (count < FOUR || first + LANES > x.outer) return read_border(x, first, k, std::min(count, FOUR));
-  if (x.step == 1) return read_lines(x, first, k);
-  return x.length_step == 1 ? read_words(x, first, k) : read_border(x, first, k, FOUR);
-}
-
 void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
   const __m512i shift = _mm512_set1_epi8(-128);
   const int64_t end = std::min((r + 1) * sum.run, sum.length), at = group * sum.runs + r;
   int8_t *to = x.packed + (group * sum.quads() + sum.quads_before(r)) * LANES * FOUR;
   __m512i total = _mm512_setzero_si512();
   for (int64_t k = r * sum.run; k < end; k += FOUR, to += LANES * FOUR) {
-    const __m512i quad = read_quad(x, group * LANES, k, end - k);
+    const __m512i quad = read_quad(x.matrix, group * LANES, k, end - k);
     total = _mm512_dpbusd_epi32(total, shift, quad);  // the byte of −128 is 128 as an unsigned one
     _mm512_storeu_si512(to, x.start ? quad : _mm512_xor_si512(quad, shift));
   }
   if (x.start) _mm512_storeu_si512(x.start + at * LANES, _mm512_sub_epi32(_mm512_setzero_si512(), total));
   for (int64_t i = 0; i < LANES; ++i) {
-    const int64_t row = std::min(group * LANES + i, x.outer - 1);
+    const int64_t row = std::min(group * LANES + i, x.matrix.outer - 1);
     x.lanes[at * LANES + i] = x.factors[row / x.edge * sum.runs + r];
   }
 }
@@ -118,11 +77,6 @@ struct Tile {
 
 template <int64_t N>
 using Total = float[ROWS][N][LANES];
-
-// Add the products of 4 neighbors in every lane. As an intrinsic, GCC 12 copies every sum once in each step.
-INLINE void add_products(__m512i &sum, __m512i unsigned_bytes, __m512i signed_bytes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
-}
 
 // Sum one run of 8 rows and N groups of columns.
 template <int64_t N>
@@ -164,7 +118,7 @@ INLINE void add_run(const Product &p, const Tile &tile, int64_t r, const __m512i
 // Add some runs of 8 rows and N groups of columns to c.
 template <int64_t N, bool IS_SHARED>
 void multiply_tile(const Product &p, const Tile &tile) {
-  const int64_t columns = p.b.outer;
+  const int64_t columns = p.b.matrix.outer;
   float *c = p.c + tile.row * columns + tile.group * LANES;
   alignas(64) Total<N> total = {};
   __mmask16 mask[N];
@@ -191,7 +145,7 @@ void multiply_groups(const Product &p, const Tile &tile, int64_t groups) {
 
 // Multiply some rows and groups of columns, a stretch of the summed axis after the other.
 void multiply_task(const Product &p, int64_t first_row, int64_t first_group) {
-  const int64_t last_row = std::min(first_row + TASK_ROWS, p.a.outer);
+  const int64_t last_row = std::min(first_row + TASK_ROWS, p.a.matrix.outer);
   const int64_t last_group = std::min(first_group + TASK_GROUPS, p.b.groups());
   const int64_t stretch = std::max<int64_t>(1, DEPTH / p.sum.run);
   for (int64_t from = 0; from < p.sum.runs; from += stretch)
@@ -216,8 +170,8 @@ extern "C" void multiply_runs(const int8_t *a, int64_t rows, int64_t a_step, int
                               int64_t run, int64_t threads, int8_t *scratch, float *c) {
   const Sum sum{length, run, (length + run - 1) / run};
   const int64_t bytes = LANES * FOUR;
-  Operand left{a, rows, a_step, a_length_step, a_factors, a_edge, scratch, nullptr, nullptr};
-  Operand right{b, columns, b_step, b_length_step, b_factors, b_edge, nullptr, nullptr, nullptr};
+  Operand left{{a, rows, a_step, a_length_step}, a_factors, a_edge, scratch, nullptr, nullptr};
+  Operand right{{b, columns, b_step, b_length_step}, b_factors, b_edge, nullptr, nullptr, nullptr};
   right.packed = left.packed + left.groups() * sum.quads() * bytes;
   left.lanes = reinterpret_cast<float *>(right.packed + right.groups() * sum.quads() * bytes);
   right.lanes = left.lanes + left.groups() * sum.runs * LANES;

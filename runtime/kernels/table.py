@@ -1,43 +1,60 @@
 """Every kernel, and the choice of one."""
 
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels import cpu, cuda, runs
-from qcompiler.runtime.kernels.kernel import Facts, Kernel, Product, RunProduct
+from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs
+from qcompiler.runtime.kernels.kernel import Convolution, Facts, Kernel, Product, RunProduct, explain_sums
 
 #: whole sums, which are scaled once
 KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM, cuda.INT_MM)
 #: sums of runs, each of which has a scale of its own
 RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS, cuda.RUNS)
+#: sums of what windows of an image hold, without a copy of that; sums of runs are scaled and added run by run
+CONVOLUTIONS: Final[tuple[Kernel[Convolution], ...]] = (convolutions.CONVOLVE, convolutions.CONVOLVE_GRADIENT)
+#: any of them
+AnyKernel: TypeAlias = Kernel[Product] | Kernel[RunProduct] | Kernel[Convolution]
 
 
-def find_kernel(facts: Facts, *, faster: bool) -> Kernel[Product] | Kernel[RunProduct] | str:
+def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     """Return the first kernel that computes a product, or the reason why none does.
 
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
     reasons = []
-    for kernel in RUN_KERNELS if facts.run else KERNELS:
-        if kernel.device == facts.device:
-            reason = kernel.explain(facts) or (kernel.weigh(facts) if faster else "")
+    for kernel in _list_kernels(facts):
+        if (kernel.device, kernel.image) == (facts.device, facts.image):
+            sums = "" if kernel.has_wide_sums else explain_sums(facts)
+            reason = sums or kernel.explain(facts) or (kernel.weigh(facts) if faster else "")
             if not reason:
                 return kernel
             reasons.append(reason)
-    return "; ".join(reasons) or f"there is no integer kernel for {facts.device}"
+    return "; ".join(dict.fromkeys(reasons)) or f"there is no integer kernel for {facts.device}"
+
+
+def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:
+    if facts.image:
+        return CONVOLUTIONS
+    return RUN_KERNELS if facts.run else KERNELS
+
+
+def get_convolution(name: str) -> Convolution:
+    """Return the kernel of a name that convolves codes."""
+    (found,) = (row for row in CONVOLUTIONS if row.name == name)
+    return found.call
 
 
 def multiply(a: Tensor, b: Tensor, kernel: str) -> Tensor:
-    """Return the sums of products of int8 codes as int32, by the kernel of a name, or by the reference (empty)."""
+    """Return the sums of products of int8 codes, int32 by the kernel of a name, int64 by the reference (empty)."""
     if kernel and a.ndim > 2:
         return cast(Tensor, torch.ops.qcompiler.multiply_batch.default(a, b, kernel))
     if kernel:
         return _get_kernel(kernel).call(a, b)
-    # float64 holds every sum that int32 does, on every device
-    return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int32)
+    # float64 holds sums of 53 bits, on every device
+    return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
 
 
 def multiply_batch(a: Tensor, b: Tensor, kernel: str) -> Tensor:

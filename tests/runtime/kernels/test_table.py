@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops  # noqa: F401 (defines the operator of batches)
-from qcompiler.runtime.kernels import table
+from qcompiler.runtime.kernels import convolutions, table
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
 
@@ -33,7 +33,62 @@ def test_reasons_of_all_kernels(monkeypatch):
 
 
 def test_names_are_unique():
-    assert len({row.name for row in table.KERNELS}) == len(table.KERNELS)
+    rows = (*table.KERNELS, *table.RUN_KERNELS, *table.CONVOLUTIONS)
+    assert len({row.name for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("left", ["int8", "affine8"])
+def test_sums_that_leave_32_bits(left, monkeypatch):
+    """Of a product by the formats; kernels with wider sums compute them."""
+    formats = (parse_format(left), FORMATS[1])
+    length = 66312 if left == "affine8" else 133145
+    for most, reason in ((length - 1, ""), (length, f"a sum of {length} products can leave 32 bits")):
+        found = table.find_kernel(dataclasses.replace(LARGE, formats=formats, length=most), faster=False)
+        assert (found if reason else "") == reason
+    rows = (dataclasses.replace(table.KERNELS[0], explain=lambda _: "", has_wide_sums=True),)
+    monkeypatch.setattr(table, "KERNELS", rows)
+    assert table.find_kernel(dataclasses.replace(LARGE, formats=formats, length=length), faster=False) is rows[0]
+
+
+def test_each_image_has_its_kernel_and_its_reasons():
+    """No reason of a kernel that computes another contraction."""
+    for image, row in zip(("left", "right"), table.CONVOLUTIONS, strict=True):
+        facts = dataclasses.replace(LARGE, image=image)
+        reason = row.explain(facts)
+        assert table.find_kernel(facts, faster=True) == (reason or row)
+        small = dataclasses.replace(facts, rows=1, columns=1)
+        wanted = reason or "float is as fast for 512 products; valid: 524288 or more"
+        assert table.find_kernel(small, faster=True) == wanted
+
+
+def test_weights_with_a_zero_point_are_refused():
+    formats = (FORMATS[0], parse_format("affine8"))
+    facts = dataclasses.replace(LARGE, image="left", formats=formats)
+    assert table.find_kernel(facts, faster=False) == "the kernel of convolutions takes signed weights, got affine8"
+
+
+def test_positions_whose_codes_leave_32_bits_are_refused():
+    facts = dataclasses.replace(LARGE, image="right", length=2**23 + 1)
+    wanted = "the kernel of weight gradients takes 8388608 positions at most, got 8388609"
+    assert table.find_kernel(facts, faster=False) == wanted
+
+
+@pytest.mark.parametrize("row", table.CONVOLUTIONS)
+def test_small_convolutions_are_as_fast_in_float(row):
+    """Each run is a call of its own."""
+    least = convolutions.LEAST_PRODUCTS
+    for run, kind in ((0, "products"), (least // 16, "products of a run")):
+        facts = dataclasses.replace(LARGE, rows=2, columns=8, length=least // (1 if run else 16), run=run)
+        assert row.weigh(facts) == ""
+        less = dataclasses.replace(facts, length=facts.length - (not run), run=run and run - 1)
+        assert row.weigh(less) == f"float is as fast for {least - 16} {kind}; valid: {least} or more"
+
+
+def test_without_a_compiler_no_kernel_reads_images(monkeypatch):
+    monkeypatch.setattr(convolutions, "load_forward", lambda: "no compiler")
+    monkeypatch.setattr(convolutions, "load_gradient", lambda: "no compiler")
+    for image in ("left", "right"):
+        assert "no compiler" in table.find_kernel(dataclasses.replace(LARGE, image=image), faster=False)
 
 
 @pytest.mark.parametrize("kernel", ["", *(row.name for row in table.KERNELS if row.device == "cpu")])

@@ -1,0 +1,350 @@
+"""Convolutions of codes whose kernel reads the image itself; the references multiply patches of the image."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.kernels.convolutions import order_image
+from qcompiler.runtime.kernels.kernel import Codes, Windows
+from qcompiler.runtime.kernels.table import get_convolution
+from qcompiler.runtime.numbers.blocks import BlockView
+from qcompiler.runtime.patches import patches, turn_taps
+from qcompiler.runtime.products import matmul_codes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Operand:
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    spec: str
+    edge: int
+    run: int
+
+    def __post_init__(self) -> None:
+        if self.codes.element_size() > 1:  # as `unpack` returns those of 7 bits at most
+            object.__setattr__(self, "codes", self.codes.to(torch.int8))
+
+    def cut(self, dim: int, first: int, run: int) -> "_Operand":
+        """Return some indices of the summed dimension, throughout which no scale changes."""
+        extent = self.codes.shape[dim]
+        codes = self.codes.narrow(dim, first, min(run, extent - first))
+        if not self.run:
+            return dataclasses.replace(self, codes=codes)
+        scale = self.scale.reshape(-1, -(-extent // self.run))[:, first // self.run]
+        return dataclasses.replace(self, codes=codes, scale=scale, run=0)
+
+    def describe(self, codes: Tensor) -> Codes:
+        """Return codes with dense scales and zero points, for a kernel."""
+        point = None if self.zero_point is None else self.zero_point.contiguous()
+        return Codes(codes, self.scale.contiguous(), point, self.edge if self.scale.numel() > 1 else codes.numel())
+
+    def describe_image(self) -> Codes:
+        """Return the codes of an image, whose channels or whose last dimension lie side by side."""
+        is_dense = 1 in (self.codes.stride(1), self.codes.stride(-1))
+        return self.describe(self.codes if is_dense else self.codes.contiguous())
+
+    def spread_scale(self, extent: int, times: int) -> tuple[Tensor, int]:
+        """Return the scales of `times` · extent columns, the extent innermost, and how many columns share one."""
+        if self.scale.numel() == 1:
+            return self.scale.reshape(1), times * extent
+        return BlockView((extent,), (extent,), (self.edge,)).spread(self.scale.reshape(-1)).repeat(times), 1
+
+
+def convolve_codes(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
+    bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
+    kernel: str,
+    dtype: torch.dtype,
+    start: Sequence[int],
+    count: Sequence[int],
+    step: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+    a_run: int = 0,
+    b_run: int = 0,
+) -> Tensor:
+    """Return [samples, columns, *count]: `matmul_codes` of the patches of `a` and of `b`.
+
+    With runs every run of channels is a convolution of its own. The results are added in float32 in ascending order,
+    then the bias.
+
+    Args:
+        a: codes [samples, channels, *space]; `patches` says what `start` to `dilation` read of them, with the
+            taps of `b`.
+        a_edge: samples that share a scale.
+        b: codes [columns, channels, *taps].
+        b_edge: columns that share a scale.
+        bias: one value for every column.
+        kernel: the name of a kernel of convolutions (runtime/kernels/table.py); empty: the reference.
+        channels_last: whether columns are the innermost dimension in memory.
+        a_run: channels that share a scale, without zero points; `a_scale` then has a row of values for every block of
+            samples. 0: all of them.
+        b_run: that of `b`.
+    """
+    windows = (start, count, step, b.shape[2:], dilation)
+    left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
+    right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
+    result = _make_result(a, (len(a), len(b), *count), torch.float32, channels_last)
+    for x, w, is_first, is_last in _list_runs(left, right, (1, 1)):
+        _convolve(x, w, bias if is_last else None, kernel, windows, result, is_first)
+    return result.to(dtype)
+
+
+def _list_runs(a: _Operand, b: _Operand, dims: tuple[int, int]) -> Iterator[tuple[_Operand, _Operand, bool, bool]]:
+    """Yield both operands run by run, and whether a run is the first and the last; `dims` are summed."""
+    run, extent = math.gcd(a.run, b.run), a.codes.shape[dims[0]]
+    if not run:
+        yield a, b, True, True
+        return
+    for first in range(0, extent, run):
+        yield a.cut(dims[0], first, run), b.cut(dims[1], first, run), first == 0, first + run >= extent
+
+
+def _convolve(
+    a: _Operand, b: _Operand, bias: Tensor | None, kernel: str, windows: Windows, result: Tensor, is_first: bool
+) -> None:
+    """Write [samples, columns, *count] of operands without runs, or add it; then the bias."""
+    samples, columns, count = len(a.codes), len(b.codes), windows[1]
+    if kernel and a.codes.numel() * b.codes.numel() * math.prod(count):
+        sides = a.describe_image(), b.describe(order_image(b.codes))
+        get_convolution(kernel)(*sides, _make_dense(bias, columns), windows, result, is_first)
+        return
+    rows = patches(a.codes, a.zero_point, a.spec, a.edge, *windows)
+    matrix = b.codes.movedim(1, -1).reshape(columns, -1).t()
+    given = (rows, a.scale, a.zero_point, matrix, b.scale, b.zero_point, None, a.spec, b.spec)
+    values = matmul_codes(*given, a.edge * math.prod(count), b.edge, "", torch.float32)
+    _write(result, values.reshape(samples, *count, columns).movedim(-1, 1), is_first)
+    if bias is not None:
+        result.add_(bias.reshape(-1, *(1,) * len(count)))
+
+
+def _write(result: Tensor, values: Tensor, is_first: bool) -> None:
+    """Write the values of a run, or add them."""
+    if is_first:
+        result.copy_(values)
+    else:
+        result.add_(values)
+
+
+def fake_convolve_codes(a: Tensor, *given: object) -> Tensor:
+    """Return an empty result."""
+    b, dtype, count, channels_last = given[2], given[11], given[13], given[16]
+    assert isinstance(b, Tensor)
+    assert isinstance(dtype, torch.dtype)
+    assert isinstance(count, Sequence)
+    return _make_result(a, (len(a), len(b), *count), dtype, bool(channels_last))
+
+
+def convolve_input(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
+    bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
+    kernel: str,
+    dtype: torch.dtype,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    space: Sequence[int],
+    channels_last: bool,
+    a_run: int = 0,
+    b_run: int = 0,
+) -> Tensor:
+    """Return [samples, channels, *space], the gradient of the input of a convolution.
+
+    Input y meets output o at tap i if y + padding = stride·o + dilation·i. So the inputs whose y + padding have the
+    same remainder by the stride are a convolution of the output gradient with every stride-th tap, in reverse. The
+    reference is `matmul_codes` of patches and of `turn_taps`, where zeros fill up the taps. Runs of rows are added as
+    in `convolve_codes`.
+
+    Args:
+        a: codes [samples, rows, *positions] of the output gradient.
+        a_edge: samples that share a scale.
+        b: codes [rows, channels, *taps] of the weight; without a zero point if the stride is above 1.
+        b_edge: channels that share a scale.
+        bias: None, as gradients have none.
+        kernel: the name of a kernel of convolutions (runtime/kernels/table.py); empty: the reference.
+        stride: of the convolution, for each dimension of space; above 1 only with a dilation of 1.
+        space: inputs.
+        channels_last: whether channels are the innermost dimension in memory.
+        a_run: rows that share a scale; 0: all of them.
+        b_run: that of `b`.
+    """
+    geometry = stride, padding, dilation, space
+    left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
+    right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
+    result = _make_result(a, (len(a), b.shape[1], *space), torch.float32, channels_last)
+    for y, w, is_first, _ in _list_runs(left, right, (1, 0)):
+        _convolve_input(y, w, kernel, geometry, result, is_first)
+    return result.to(dtype)
+
+
+def _convolve_input(a: _Operand, b: _Operand, kernel: str, geometry: Windows, result: Tensor, is_first: bool) -> None:
+    """Write [samples, channels, *space] of operands without runs, or add it."""
+    stride, padding, dilation, space = geometry
+    if not kernel or not a.codes.numel() * b.codes.numel() * math.prod(space):
+        _write(result, _multiply_turned(a, b, geometry), is_first)
+        return
+    left, weight = a.describe_image(), order_image(b.codes)
+    for rest in itertools.product(*map(range, stride)):
+        taken = _take_rest(weight, rest, stride)
+        windows, part = _cut_rest(result, rest, taken.shape[2:], stride, padding, dilation)
+        right = dataclasses.replace(b.describe(taken), is_reversed=True)
+        if part.numel():
+            get_convolution(kernel)(left, right, None, windows, part, is_first)
+
+
+def _multiply_turned(a: _Operand, b: _Operand, geometry: Windows) -> Tensor:
+    """Return the input gradient as a product of patches: a position holds the gradients of `stride` inputs."""
+    stride, padding, dilation, space = geometry
+    samples, channels, dims = len(a.codes), b.codes.shape[1], len(space)
+    first = [p // s for p, s in zip(padding, stride, strict=True)]
+    turned = [-(-k // s) for k, s in zip(b.codes.shape[2:], stride, strict=True)]
+    count = [(p + n - 1) // s - t + 1 for p, n, s, t in zip(padding, space, stride, first, strict=True)]
+    start = [t - d * (u - 1) for t, d, u in zip(first, dilation, turned, strict=True)]
+    rows = patches(a.codes, a.zero_point, a.spec, a.edge, start, count, [1] * dims, turned, dilation)
+    scale, edge = b.spread_scale(channels, math.prod(stride))
+    given = (turn_taps(b.codes, stride), scale, b.zero_point, None, a.spec, b.spec)
+    values = matmul_codes(rows, a.scale, a.zero_point, *given, a.edge * math.prod(count), edge, "", torch.float32)
+    pairs = (place for dim in range(dims) for place in (1 + dim, 1 + dims + dim))
+    whole = [n * s for n, s in zip(count, stride, strict=True)]
+    values = values.reshape(samples, *count, *stride, channels).permute(0, 1 + 2 * dims, *pairs)
+    border = [p - s * t for p, s, t in zip(padding, stride, first, strict=True)]
+    inside = (slice(low, low + extent) for low, extent in zip(border, space, strict=True))
+    return values.reshape(samples, channels, *whole)[(slice(None), slice(None), *inside)]
+
+
+def _take_rest(b: Tensor, rest: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Return [channels, rows, *taps], the taps that inputs of one remainder meet; a tap of zeros if there is none."""
+    taken: Any = (slice(None), slice(None), *(slice(r, None, s) for r, s in zip(rest, stride, strict=True)))
+    part = b[taken] if b[taken].numel() else b.new_zeros((*b.shape[:2], *(1,) * len(rest)))
+    return part.transpose(0, 1)
+
+
+def _cut_rest(
+    result: Tensor,
+    rest: Sequence[int],
+    taps: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Windows, Tensor]:
+    """Return what inputs read whose index plus padding has a remainder by the stride, and the place of these inputs."""
+    first = [-(-(p - r) // s) for p, r, s in zip(padding, rest, stride, strict=True)]
+    places = [s * t + r - p for s, t, r, p in zip(stride, first, rest, padding, strict=True)]
+    part = result[(slice(None), slice(None), *(slice(place, None, s) for place, s in zip(places, stride, strict=True)))]
+    start = [t - d * (k - 1) for t, d, k in zip(first, dilation, taps, strict=True)]
+    return (start, part.shape[2:], (1,) * len(taps), taps, dilation), part
+
+
+def fake_convolve_input(a: Tensor, *given: object) -> Tensor:
+    """Return an empty result."""
+    b, dtype, space, channels_last = given[2], given[11], given[15], given[16]
+    assert isinstance(b, Tensor)
+    assert isinstance(dtype, torch.dtype)
+    assert isinstance(space, Sequence)
+    return _make_result(a, (len(a), b.shape[1], *space), dtype, bool(channels_last))
+
+
+def convolve_gradient(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
+    bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
+    kernel: str,
+    dtype: torch.dtype,
+    start: Sequence[int],
+    count: Sequence[int],
+    step: Sequence[int],
+    taps: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+    a_run: int = 0,
+    b_run: int = 0,
+) -> Tensor:
+    """Return [rows, channels, *taps]: `matmul_codes` of `a`, turned, and of the patches of `b`.
+
+    Runs of samples are added as in `convolve_codes`.
+
+    Args:
+        a: codes [samples, rows, *count].
+        a_edge: rows that share a scale.
+        b: codes [samples, channels, *space]; `patches` says what `start` to `dilation` read of them. A zero point is
+            one value.
+        bias: None, as gradients have none.
+        b_edge: channels that share a scale.
+        kernel: the name of a kernel of convolutions (runtime/kernels/table.py); empty: the reference.
+        channels_last: whether channels are the innermost dimension in memory.
+        a_run: samples that share a scale; 0: all of them.
+        b_run: that of `b`.
+    """
+    windows = (start, count, step, taps, dilation)
+    left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
+    right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
+    result = _make_result(a, (a.shape[1], b.shape[1], *taps), torch.float32, channels_last)
+    for y, x, is_first, _ in _list_runs(left, right, (0, 0)):
+        _convolve_gradient(y, x, kernel, windows, result, is_first)
+    return result.to(dtype)
+
+
+def _convolve_gradient(a: _Operand, b: _Operand, kernel: str, windows: Windows, result: Tensor, is_first: bool) -> None:
+    """Write [rows, channels, *taps] of operands without runs, or add it."""
+    rows, channels, taps = a.codes.shape[1], b.codes.shape[1], windows[3]
+    if kernel and a.codes.numel() * b.codes.numel() * math.prod(taps):
+        get_convolution(kernel)(a.describe_image(), b.describe_image(), None, windows, result, is_first)
+        return
+    matrix = a.codes.movedim(1, -1).reshape(-1, rows).t()
+    columns = patches(b.codes, b.zero_point, b.spec, len(b.codes), *windows)
+    scale, edge = b.spread_scale(channels, math.prod(taps))
+    given = (columns, scale, b.zero_point, None, a.spec, b.spec)
+    values = matmul_codes(matrix, a.scale, a.zero_point, *given, a.edge, edge, "", torch.float32)
+    _write(result, values.reshape(rows, *taps, channels).movedim(-1, 1), is_first)
+
+
+def fake_convolve_gradient(a: Tensor, *given: object) -> Tensor:
+    """Return an empty result."""
+    b, dtype, taps, channels_last = given[2], given[11], given[15], given[17]
+    assert isinstance(b, Tensor)
+    assert isinstance(dtype, torch.dtype)
+    assert isinstance(taps, Sequence)
+    return _make_result(a, (a.shape[1], b.shape[1], *taps), dtype, bool(channels_last))
+
+
+def _make_result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Return an empty [first, second, *others], in memory as it is or with the second dimension innermost."""
+    if not channels_last:
+        return like.new_empty(shape, dtype=dtype)
+    return like.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 1)
+
+
+def _make_dense(bias: Tensor | None, columns: int) -> Tensor | None:
+    return None if bias is None else bias.to(torch.float32).expand(columns).contiguous()

@@ -1,0 +1,225 @@
+"""Calls of convolve.cpp and convolve_gradient.cpp: convolutions of codes that copy no patches."""
+
+import ctypes
+import functools
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows
+from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.numbers.formats import Kind
+
+#: the files in C++
+LIBRARIES: Final = ("convolve", "convolve_gradient")
+#: 16·16 positions, 8 → 16 channels, 3×3 take 30 µs, as in float; four times as many 35 µs, and 43 in float
+LEAST_PRODUCTS: Final = 2**19
+#: 2^31 / 255: int32 holds the sum of the codes of a row
+MOST_POSITIONS: Final = 2**23
+#: dimensions of space that the kernels know; the first ones have one element where an image has fewer
+_DIMS: Final = 3
+_SIZES: Final = ctypes.c_int64 * _DIMS
+#: between codes of −128 … 127 and bytes of 0 … 255
+_SHIFT: Final = 128
+#: of values: what codes.h calls kinds
+_FLOATS, _EXPONENTS, _BYTES, _NOTHING = range(4)
+
+
+class _Image(ctypes.Structure):
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("samples", "channels")),
+        ("space", _SIZES),
+        ("stride", ctypes.c_int64 * (2 + _DIMS)),
+        ("flip", ctypes.c_int64),
+    )
+
+
+class _Windows(ctypes.Structure):
+    _fields_ = tuple((name, _SIZES) for name in ("start", "count", "step", "taps", "dilation"))
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("columns", "rows", "step", "row_step")),
+        ("tap_step", _SIZES),
+    )
+
+
+class _Values(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("kind", "edge")))
+
+
+class _Forward(ctypes.Structure):
+    _fields_ = (
+        ("x", _Image),
+        ("windows", _Windows),
+        ("w", _Weight),
+        *((name, _Values) for name in ("x_scale", "x_point", "w_scale")),
+        ("bias", ctypes.c_void_p),
+        ("stride", ctypes.c_int64 * (2 + _DIMS)),
+        *((name, ctypes.c_int64) for name in ("is_added", "threads")),
+        *((name, ctypes.c_void_p) for name in ("scratch", "y")),
+    )
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = (
+        *((name, _Image) for name in ("a", "x")),
+        ("windows", _Windows),
+        *((name, _Values) for name in ("a_scale", "a_point", "x_scale", "x_point")),
+        *((name, ctypes.c_int64) for name in ("is_channels_last", "is_added", "threads")),
+        *((name, ctypes.c_void_p) for name in ("scratch", "result")),
+    )
+
+
+def _explain_forward(facts: Facts) -> str:
+    """Say why the kernel cannot convolve codes; empty: it can."""
+    if facts.formats[1].kind is not Kind.SIGNED:
+        return f"the kernel of convolutions takes signed weights, got {facts.formats[1]}"
+    library = load_forward()
+    return library if isinstance(library, str) else ""
+
+
+def _explain_gradient(facts: Facts) -> str:
+    """Say why the kernel cannot compute a weight gradient; empty: it can."""
+    if facts.length > MOST_POSITIONS:
+        return f"the kernel of weight gradients takes {MOST_POSITIONS} positions at most, got {facts.length}"
+    library = load_gradient()
+    return library if isinstance(library, str) else ""
+
+
+def _weigh(facts: Facts) -> str:
+    """Say why the float kernel is faster; empty: it is not. Every run is a call of its own."""
+    products = facts.rows * (facts.run or facts.length) * facts.columns
+    kind = "products of a run" if facts.run else "products"
+    return (
+        "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} {kind}; valid: {LEAST_PRODUCTS} or more"
+    )
+
+
+@functools.cache
+def load_forward() -> ctypes.CDLL | str:
+    """Return the library of convolutions, or the reason why this processor has none."""
+    library = _load(LIBRARIES[0], _Forward)
+    if isinstance(library, ctypes.CDLL):
+        library.copy_image.argtypes = (ctypes.POINTER(_Image), ctypes.c_int64, ctypes.c_void_p)
+    return library
+
+
+@functools.cache
+def load_gradient() -> ctypes.CDLL | str:
+    """Return the library of weight gradients, or the reason why this processor has none."""
+    return _load(LIBRARIES[1], _Gradient)
+
+
+def _load(name: str, call: type[ctypes.Structure]) -> ctypes.CDLL | str:
+    library = load_library(name)
+    if isinstance(library, str):
+        return library
+    if not library.can_convolve():
+        return "the kernels of convolutions need a processor with AVX-512 VNNI"
+    getattr(library, name).argtypes = library.count_scratch.argtypes = (ctypes.POINTER(call),)
+    library.count_scratch.restype = ctypes.c_int64
+    return library
+
+
+def _convolve(a: Codes, b: Codes, bias: Tensor | None, windows: Windows, result: Tensor, is_first: bool) -> None:
+    """Write or add [samples, columns, *count], in any memory order (arguments: `convolve_codes`)."""
+    call = _Forward(
+        x=_describe_image(a.codes, flip=torch.int8),
+        windows=_describe_windows(windows),
+        w=_describe_weight(b),
+        x_scale=_describe_scale(a),
+        x_point=_describe_point(a),
+        w_scale=_describe_scale(b),
+        bias=None if bias is None else bias.data_ptr(),
+        stride=_spread_strides(result),
+        is_added=not is_first,
+    )
+    _run(load_forward(), "convolve", call, "y", result)
+
+
+def _convolve_gradient(
+    a: Codes, b: Codes, bias: Tensor | None, windows: Windows, result: Tensor, is_first: bool
+) -> None:
+    """Write or add a dense [rows, channels, *taps] (arguments: `convolve_gradient`)."""
+    call = _Gradient(
+        a=_describe_image(a.codes, flip=torch.int8),
+        x=_describe_image(b.codes, flip=torch.uint8),
+        windows=_describe_windows(windows),
+        a_scale=_describe_scale(a),
+        a_point=_describe_point(a),
+        x_scale=_describe_scale(b),
+        x_point=_describe_point(b),
+        is_channels_last=result.stride(1) == 1,
+        is_added=not is_first,
+    )
+    _run(load_gradient(), "convolve_gradient", call, "result", result)
+
+
+def order_image(codes: Tensor) -> Tensor:
+    """Return codes [first, second, *others] with the second dimension innermost: by the kernel, torch takes long."""
+    library = load_forward()
+    if codes.stride(1) == 1 or codes.stride(-1) != 1 or isinstance(library, str):
+        return codes
+    made = codes.new_empty((codes.shape[0], *codes.shape[2:], codes.shape[1]))
+    library.copy_image(_describe_image(codes, flip=torch.bool), torch.get_num_threads(), made.data_ptr())
+    return made.movedim(-1, 1)
+
+
+def _run(library: ctypes.CDLL | str, name: str, call: _Forward | _Gradient, output: str, result: Tensor) -> None:
+    """Call a library, with memory for packed codes."""
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    call.threads = torch.get_num_threads()
+    setattr(call, output, result.data_ptr())
+    scratch = result.new_empty(library.count_scratch(call), dtype=torch.uint8)
+    call.scratch = scratch.data_ptr()
+    getattr(library, name)(call)
+
+
+def _describe_image(codes: Tensor, *, flip: torch.dtype) -> _Image:
+    """Return an image, whose bytes are turned between signed and unsigned ones if they are of type `flip`."""
+    space = (*(1,) * (2 + _DIMS - codes.ndim), *codes.shape[2:])
+    return _Image(codes.data_ptr(), *codes.shape[:2], space, _spread_strides(codes), _SHIFT * (codes.dtype is flip))
+
+
+def _spread_strides(image: Tensor) -> tuple[int, ...]:
+    """Return strides of samples, channels and all dimensions of space that the kernels know."""
+    return (*image.stride()[:2], *(0,) * (2 + _DIMS - image.ndim), *image.stride()[2:])
+
+
+def _describe_weight(weight: Codes) -> _Weight:
+    codes, (columns, rows, *taps) = weight.codes, weight.codes.shape
+    step, row_step, *tap_step = codes.stride()
+    first = codes.data_ptr()
+    if weight.is_reversed:
+        first += sum((k - 1) * s for k, s in zip(taps, tap_step, strict=True))
+        tap_step = [-s for s in tap_step]
+    return _Weight(first, columns, rows, step, row_step, (*(0,) * (_DIMS - len(taps)), *tap_step))
+
+
+def _describe_windows(windows: Windows) -> _Windows:
+    start, *others = windows
+    missing = _DIMS - len(start)
+    return _Windows((*(0,) * missing, *start), *((*(1,) * missing, *numbers) for numbers in others))
+
+
+def _describe_scale(side: Codes) -> _Values:
+    kind = _EXPONENTS if side.scale.dtype is torch.uint8 else _FLOATS
+    return _Values(side.scale.data_ptr(), kind, side.edge)
+
+
+def _describe_point(side: Codes) -> _Values:
+    if side.zero_point is None:
+        return _Values(None, _NOTHING, 1)
+    return _Values(side.zero_point.data_ptr(), _BYTES, side.edge)
+
+
+CONVOLVE: Final = Kernel("convolve", "cpu", _explain_forward, _weigh, _convolve, image="left")
+CONVOLVE_GRADIENT: Final = Kernel(
+    "convolve-gradient", "cpu", _explain_gradient, _weigh, _convolve_gradient, image="right", has_wide_sums=True
+)

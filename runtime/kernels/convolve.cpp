@@ -1,0 +1,290 @@
+// Convolutions of int8 codes, without a copy of what each position reads.
+//
+//     y[n, p] = float(Σ (x[p, k] − x's zero)·w[k, n]) · min(x's factor, w's factor) · max(…) + bias[n]
+//
+// Sums are exact in int32; every operation on floats is rounded by itself. Rows of the image are copied, channel by
+// channel beside each other and with the border, so that what one position reads lies in few stretches: for every row of
+// taps one. 128 is added to signed codes of the image, as vpdpbusd takes unsigned bytes, and a sum starts at
+// −(zero + 128)·Σ w.
+#include "codes.h"
+#include "images.h"
+
+#include <vector>
+
+#ifndef __AVX512VNNI__
+extern "C" int can_convolve() { return 0; }
+extern "C" void convolve() {}
+extern "C" void copy_image() {}
+extern "C" void count_scratch() {}
+#else
+
+namespace {
+
+constexpr int64_t BYTES = 131072;    // of rows that are copied at a time: they stay in the second cache
+constexpr int64_t PAD = 64;          // bytes behind the rows, which words of 4 may reach
+
+// Codes [columns, taps, rows] with strides, whose taps can be in reverse.
+struct Weight {
+  const int8_t *codes;  // of the first tap
+  int64_t columns, rows, step, row_step, tap_step[DIMS];
+};
+
+struct Call {
+  Image x;  // unsigned after the copy
+  Windows windows;
+  Weight w;
+  Values x_scale, x_point;     // of samples
+  Values w_scale;              // of columns
+  const float *bias;           // for every column, or null
+  int64_t stride[2 + DIMS];    // of y: samples, columns, positions
+  int64_t is_added;            // to y, instead of written
+  int64_t threads;
+  uint8_t *scratch;
+  float *y;
+};
+
+// Sizes that follow from a call.
+struct Plan {
+  int64_t groups, rows, chunks, row_bytes, slice_bytes, image_bytes, quads;
+  int64_t length;           // codes of a stretch
+  std::vector<int64_t> at;  // from the first byte that a position reads to each stretch
+};
+
+Plan make_plan(const Call &call) {
+  const Windows &win = call.windows;
+  Plan plan{};
+  plan.groups = (call.w.columns + LANES - 1) / LANES;
+  plan.row_bytes = win.reach(2, win.count[2]) * call.x.channels;
+  const int64_t fit = BYTES / (plan.row_bytes * win.taps[0]) - win.reach(1, 1);
+  const int64_t most = std::clamp<int64_t>(fit / win.step[1] + 1, 1, win.count[1]);
+  plan.chunks = (win.count[1] + most - 1) / most;
+  plan.rows = (win.count[1] + plan.chunks - 1) / plan.chunks;
+  plan.slice_bytes = win.reach(1, plan.rows) * plan.row_bytes;
+  plan.image_bytes = (win.taps[0] * plan.slice_bytes + PAD + 63) / 64 * 64;
+  const bool is_joined = win.dilation[2] == 1;  // taps of one row lie side by side
+  plan.length = (is_joined ? win.taps[2] : 1) * call.x.channels;
+  for (int64_t slice = 0; slice < win.taps[0]; ++slice)
+    for (int64_t row = 0; row < win.taps[1]; ++row)
+      for (int64_t tap = 0; tap < (is_joined ? 1 : win.taps[2]); ++tap)
+        plan.at.push_back(slice * plan.slice_bytes + row * win.dilation[1] * plan.row_bytes +
+                          tap * win.dilation[2] * call.x.channels);
+  plan.quads = int64_t(plan.at.size()) * ((plan.length + FOUR - 1) / FOUR);
+  return plan;
+}
+
+int64_t count_weights(const Plan &plan) { return plan.groups * plan.quads * LANES * FOUR; }
+
+// 4 rows of 16 columns, from the row `k` of a stretch on. A stretch can have some taps.
+__m512i read_weight(const Call &call, const Plan &plan, int64_t group, int64_t stretch, int64_t k) {
+  const Weight &w = call.w;
+  const int64_t *taps = call.windows.taps;
+  const auto find_tap = [&](int64_t row) {
+    const int64_t tap = (stretch * plan.length + row) / w.rows, slice = tap / (taps[1] * taps[2]);
+    return w.codes + slice * w.tap_step[0] + tap / taps[2] % taps[1] * w.tap_step[1] + tap % taps[2] * w.tap_step[2];
+  };
+  const int64_t count = std::min(FOUR, plan.length - k), first = group * LANES;
+  if (k % w.rows + count <= w.rows) {  // of one tap
+    const Matrix matrix{find_tap(k) + k % w.rows * w.row_step, w.columns, w.step, w.row_step};
+    return read_quad(matrix, first, 0, count);
+  }
+  alignas(64) int8_t quad[LANES * FOUR] = {};
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t i = 0; i < std::min(LANES, w.columns - first); ++i)
+      quad[i * FOUR + j] = find_tap(k + j)[(first + i) * w.step + (k + j) % w.rows * w.row_step];
+  return _mm512_load_si512(quad);
+}
+
+// Pack one group of columns: [quads, 16, 4] and Σ w of every column.
+void pack_group(const Call &call, const Plan &plan, int64_t group, int8_t *packed, int32_t *totals) {
+  int8_t *to = packed + group * plan.quads * LANES * FOUR;
+  const int64_t stretches = plan.at.size();
+  __m512i total = _mm512_setzero_si512();
+  for (int64_t s = 0; s < stretches; ++s)
+    for (int64_t k = 0; k < plan.length; k += FOUR, to += LANES * FOUR) {
+      const __m512i quad = read_weight(call, plan, group, s, k);
+      add_products(total, _mm512_set1_epi8(1), quad);
+      _mm512_storeu_si512(to, quad);
+    }
+  _mm512_storeu_si512(totals + group * LANES, total);
+}
+
+struct Task {
+  const Call &call;
+  const Plan &plan;
+  const int8_t *packed;
+  const int32_t *totals;
+  const float *factors;  // of columns
+  float factor;
+  int32_t zero;
+};
+
+// Write or add some positions of one column, then its bias.
+INLINE void write_line(const Call &call, float *to, __mmask16 mask, __m512 values, __m512 bias) {
+  const int64_t step = call.stride[4];
+  const __m512i places = scale_lanes(step);
+  if (call.is_added) {
+    const __m512 before = step == 1 ? _mm512_maskz_loadu_ps(mask, to)
+                                    : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, to, sizeof(float));
+    values = _mm512_add_ps(before, values);
+  }
+  if (call.bias) values = _mm512_add_ps(values, bias);
+  if (step == 1)
+    store_lanes(to, mask, values);
+  else
+    _mm512_mask_i32scatter_ps(to, mask, places, values, sizeof(float));
+}
+
+// N positions beside each other, V groups of columns.
+template <int N, int V, bool IS_TURNED>
+INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int64_t group, float *y) {
+  const Plan &plan = task.plan;
+  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], skip = plan.quads * LANES * FOUR;
+  const int8_t *w = task.packed + group * skip;
+  __m512i sums[N * V];
+  each<V>([&](auto v) __attribute__((always_inline)) {
+    const __m512i total = _mm512_loadu_si512(task.totals + (group + v) * LANES);
+    const __m512i start = _mm512_mullo_epi32(total, _mm512_set1_epi32(-task.zero));
+    each<N>([&](auto i) __attribute__((always_inline)) { sums[i * V + v] = start; });
+  });
+  for (const int64_t stretch : plan.at) {
+    const uint8_t *at = x + stretch;
+    for (int64_t k = plan.length; k > 0; k -= FOUR, at += FOUR, w += LANES * FOUR) {
+      __m512i weights[V];
+      each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = _mm512_loadu_si512(w + v * skip); });
+      each<N>([&](auto i) __attribute__((always_inline)) {
+        int32_t word;
+        std::memcpy(&word, at + i * step, FOUR);
+        const __m512i four = _mm512_set1_epi32(word);
+        each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], four, weights[v]); });
+      });
+    }
+  }
+  const __m512 factor = _mm512_set1_ps(task.factor);
+  each<V>([&](auto v) __attribute__((always_inline)) {
+    const int64_t first = (group + v) * LANES;
+    const __mmask16 mask = first_lanes(columns - first);
+    const __m512 own = _mm512_loadu_ps(task.factors + first);
+    // a comparison with NaN returns the second operand: a NaN of either factor stays in one of both
+    const __m512 low = _mm512_min_ps(factor, own), high = _mm512_max_ps(own, factor);
+    const __m512 bias = task.call.bias ? _mm512_maskz_loadu_ps(mask, task.call.bias + first) : _mm512_setzero_ps();
+    __m512 values[LANES];
+    each<N>([&](auto i) __attribute__((always_inline)) {
+      values[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[i * V + v]), low), high);
+    });
+    if (IS_TURNED) {
+      for (int64_t i = N; i < LANES; ++i) values[i] = _mm512_setzero_ps();
+      turn_floats(values);
+      for (int64_t i = 0; i < std::min(LANES, columns - first); ++i)
+        write_line(task.call, y + (first + i) * task.call.stride[1], first_lanes(N), values[i],
+                   task.call.bias ? _mm512_set1_ps(task.call.bias[first + i]) : bias);
+    } else {
+      each<N>([&](auto i) __attribute__((always_inline)) {
+        float *to = y + i * y_step + first;
+        if (task.call.is_added) values[i] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), values[i]);
+        store_lanes(to, mask, task.call.bias ? _mm512_add_ps(values[i], bias) : values[i]);
+      });
+    }
+  });
+}
+
+// A row of positions. The last tile starts early, and computes some of them twice; to add them twice would be wrong.
+template <int N, int V, bool IS_TURNED>
+void convolve_tiles(const Task &task, const uint8_t *x, int64_t group, float *y) {
+  const Windows &win = task.call.windows;
+  const int64_t step = win.step[2] * task.call.x.channels, count = win.count[2];
+  int64_t i = 0;
+  for (; i + N <= count; i += N)
+    convolve_tile<N, V, IS_TURNED>(task, x + i * step, step, group, y + i * task.call.stride[4]);
+  if (i == count) return;
+  if (task.call.is_added) {
+    for (; i < count; ++i)
+      convolve_tile<1, V, IS_TURNED>(task, x + i * step, step, group, y + i * task.call.stride[4]);
+  } else {
+    const int64_t at = count - N;
+    convolve_tile<N, V, IS_TURNED>(task, x + at * step, step, group, y + at * task.call.stride[4]);
+  }
+}
+
+template <int V, bool IS_TURNED>
+void convolve_row(const Task &task, const uint8_t *x, int64_t group, float *y) {
+  constexpr int MOST = V == 1 ? 16 : 8;
+  const int64_t count = task.call.windows.count[2];
+  if (count >= MOST) return convolve_tiles<MOST, V, IS_TURNED>(task, x, group, y);
+  if (count >= 4) return convolve_tiles<4, V, IS_TURNED>(task, x, group, y);
+  convolve_tiles<1, V, IS_TURNED>(task, x, group, y);
+}
+
+template <bool IS_TURNED>
+void convolve_groups(const Task &task, const uint8_t *x, int64_t group, int64_t width, float *y) {
+  const auto convolve = width == 1   ? convolve_row<1, IS_TURNED>
+                        : width == 2 ? convolve_row<2, IS_TURNED>
+                                     : convolve_row<3, IS_TURNED>;
+  convolve(task, x, group, y);
+}
+
+// Some rows of positions: the image is copied once, then a few columns of w after the other pass over it.
+void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t first, uint8_t *image) {
+  const Windows &win = task.call.windows;
+  const Plan &plan = task.plan;
+  const int64_t rows = std::min(plan.rows, win.count[1] - first), reach = win.reach(1, rows);
+  for (int64_t slice = 0; slice < win.taps[0]; ++slice)
+    for (int64_t row = 0; row < reach; ++row)
+      copy_row(task.call.x, task.zero, sample, win.start[0] + depth * win.step[0] + slice * win.dilation[0],
+               win.start[1] + first * win.step[1] + row, win.start[2], plan.row_bytes / task.call.x.channels,
+               task.call.x.channels, image + slice * plan.slice_bytes + row * plan.row_bytes);
+  const int64_t *stride = task.call.stride;
+  float *y = task.call.y + sample * stride[0] + depth * stride[2] + first * stride[3];
+  const bool is_scattered = stride[1] != 1 && stride[4] != 1;  // 8 positions take 5 times as long as 16 of fewer columns
+  for (int64_t group = 0, width = 0; group < plan.groups; group += width) {
+    width = is_scattered ? 1 : std::min<int64_t>(plan.groups - group, plan.groups % 3 == 0 ? 3 : 2);
+    for (int64_t row = 0; row < rows; ++row) {
+      const uint8_t *x = image + row * win.step[1] * plan.row_bytes;
+      (stride[1] == 1 ? convolve_groups<false> : convolve_groups<true>)(task, x, group, width, y + row * stride[3]);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int can_convolve() { return 1; }
+
+// Copy an image as [samples, space, channels].
+extern "C" void copy_image(const Image *given, int64_t threads, uint8_t *to) {
+  const Image &x = *given;
+  const int64_t rows = x.samples * x.space[0] * x.space[1];
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t at = 0; at < rows; ++at)
+    copy_row(x, 0, at / (x.space[0] * x.space[1]), at / x.space[1] % x.space[0], at % x.space[1], 0, x.space[2], x.channels,
+             to + at * x.space[2] * x.channels);
+}
+
+// Bytes of scratch: packed weights, their sums and factors, and the rows of each thread.
+extern "C" int64_t count_scratch(const Call *call) {
+  const Plan plan = make_plan(*call);
+  return count_weights(plan) + 2 * plan.groups * LANES * FOUR + call->threads * plan.image_bytes;
+}
+
+extern "C" void convolve(const Call *given) {
+  const Call &call = *given;
+  const Windows &win = call.windows;
+  const Plan plan = make_plan(call);
+  int8_t *packed = reinterpret_cast<int8_t *>(call.scratch);
+  int32_t *totals = reinterpret_cast<int32_t *>(call.scratch + count_weights(plan));
+  float *factors = reinterpret_cast<float *>(totals + plan.groups * LANES);
+  uint8_t *images = reinterpret_cast<uint8_t *>(factors + plan.groups * LANES);
+  const int64_t tasks = call.x.samples * win.count[0] * plan.chunks, columns = call.w.columns;
+  for (int64_t i = 0; i < plan.groups * LANES; ++i) factors[i] = i < columns ? call.w_scale.get_factor(i) : 0;
+#pragma omp parallel for num_threads(call.threads) schedule(static)
+  for (int64_t group = 0; group < plan.groups; ++group) pack_group(call, plan, group, packed, totals);
+#pragma omp parallel for num_threads(call.threads) schedule(static)
+  for (int64_t thread = 0; thread < call.threads; ++thread)
+    for (int64_t at = thread * tasks / call.threads; at < (thread + 1) * tasks / call.threads; ++at) {
+      const int64_t sample = at / plan.chunks / win.count[0];
+      const float factor = call.x_scale.get_factor(sample);
+      const int32_t zero = call.x_point.get_point(sample) + int32_t(call.x.flip);
+      const Task task{call, plan, packed, totals, factors, factor, zero};
+      convolve_chunk(task, sample, at / plan.chunks % win.count[0], at % plan.chunks * plan.rows,
+                     images + thread * plan.image_bytes);
+    }
+}
+#endif
