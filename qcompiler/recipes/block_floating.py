@@ -5,7 +5,7 @@ from typing import Final
 from qcompiler.passes.rules import Position, Role, Rule
 from qcompiler.recipes.integer_papers import FLEXPOINT_PAPER
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.numbers.blocks import TENSOR, Block
+from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE, Block
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.spec import QuantSpec, Scale, Vjp
@@ -49,10 +49,11 @@ _TENSOR_PAPER: Final = f"One exponent a tensor, as in {FLEXPOINT_PAPER} (there w
 #: contractions of a layer meets a block edge, so each tensor is quantized once. 16 elements an exponent, as below.
 #: The edges are our choice, by the error of gradients (docs/measurements.md).
 HYPERBLOCK: Final = Block(batch=2, channel=8, out=4, in_=4)
-#: As legal as above, and made for integers: every sum of a linear layer has runs of 64 products under one scale, which
-#: the integer kernel adds before it scales (docs/integer.md). The edges are the shortest with which scaling costs less
-#: than a third of the products, and cost no more accuracy of gradients than 32 (docs/measurements.md).
-WIDE_HYPERBLOCK: Final = Block(batch=64, channel=64, out=64, in_=64)
+#: As legal as above, and made for integers: every sum of a layer has runs of 64 products, or of 64 channels, under one
+#: scale, which the integer kernels add before they scale (docs/integer.md). The edges are the shortest with which
+#: scaling costs less than a third of the products, and cost no more accuracy of gradients than 32. All of space shares
+#: a scale: otherwise it would change from tap to tap of a convolution (docs/measurements.md).
+WIDE_HYPERBLOCK: Final = Block(batch=64, channel=64, space=WHOLE, out=64, in_=64)
 #: 16 channels share an exponent: legal for the forward contraction only, so each tensor is quantized a second time
 _CHANNELWISE: Final = Block(channel=16, in_=16)
 

@@ -105,10 +105,9 @@ def test_small_blocks_are_simulated_with_the_reason():
         train("integer", "hyperblock-int8")
 
 
-def test_convolutions_are_simulated_with_the_reason():
-    """Runs of channels in patches have no kernel."""
+def test_blocks_within_an_image_are_simulated_with_the_reason():
     model = nn.Sequential(nn.Conv2d(80, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
-    qmodel = qcompiler.compile(model, WIDE, backend="eager", execution="integer")
+    qmodel = qcompiler.compile(model, blocks("int8", "max", 64), backend="eager", execution="integer")
     qmodel(torch.randn(70, 80, 4, 4)).sum().backward()
     rows = {row.consumer: row.reason for row in qmodel.plan().simulated}
     assert rows["0 forward"] == "the scale of block b64c64o64i64 changes along the summed axis"

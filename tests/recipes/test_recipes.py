@@ -22,7 +22,7 @@ from qcompiler.runtime.ranges.store import PREFIX
 from qcompiler.runtime.spec import Scale
 
 HYPERBLOCK = Block(batch=2, channel=8, out=4, in_=4)
-WIDE_HYPERBLOCK = Block(batch=64, channel=64, out=64, in_=64)
+WIDE_HYPERBLOCK = Block(batch=64, channel=64, space=0, out=64, in_=64)
 CHANNELWISE = Block(channel=16, in_=16)
 
 #: name → (bits in the first and the last contraction, bits in between, block)
