@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import qcompiler
+from qcompiler import recipes
+from qcompiler.compiler import graph_compiler
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -42,3 +44,27 @@ def test_compiled_steps_are_the_eager_ones(recipe, calls):
     assert plan.in_kernels == calls
     assert f"compiled quantizers: {calls} in kernels of their own" in str(plan)
     assert "compiled quantizers" not in str(other)
+
+
+LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "backend", "execution", "names"),
+    [
+        (LINEAR, None, "simulate", ("quantize_blocks",)),
+        (LINEAR, "inductor", "auto", ("quantize_blocks",)),
+        (LINEAR, "eager", "auto", None),
+        (CONVOLUTION, "eager", "simulate", None),
+        (CONVOLUTION, "eager", "integer", ("convolve", "convolve_gradient")),
+        (CONVOLUTION, None, "auto", ("quantize_blocks", "convolve", "convolve_gradient")),
+        (nn.Conv2d(3, 4, 3, device="meta"), None, "auto", None),
+        (nn.ReLU(), None, "auto", None),
+    ],
+)
+def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execution, names, monkeypatch):
+    started = []
+    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given: started.append(given))
+    compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
+    with compiler.calling(model, (), {}):
+        assert started == ([] if names is None else [names])
