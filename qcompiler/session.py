@@ -182,7 +182,10 @@ class Session:
         compiler = self.get_compiler(training)
         self.follow()
         if not compiler.plans and not compiler.breaks:
-            raise CompileError(f"plan: {_explain_missing(training)}")
+            hint = f"; plan(training={not training}) shows {'eval()' if training else 'train()'} mode"
+            raise CompileError(
+                f"plan: {_explain_missing(training)}{hint if self.get_compiler(not training).plans else ''}"
+            )
         plans = [make() for make in compiler.plans.values()]
         empty = bool(self.recipe.rules) and bool(plans) and not any(plan.sites for plan in plans)
         nothing = ["nothing was quantized: no contraction of the model matches a rule"] if empty else []

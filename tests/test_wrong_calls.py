@@ -123,7 +123,9 @@ def test_plan_before_the_call(models, eager):
         compiled.plan()
     compiled(torch.randn(6, 12))
     assert compiled.plan().sites == ()
-    with pytest.raises(qcompiler.CompileError, match=r"call the model once in eval\(\) mode$"):
+    with pytest.raises(
+        qcompiler.CompileError, match=r"once in eval\(\) mode; plan\(training=True\) shows train\(\) mode$"
+    ):
         compiled.plan(training=False)
 
 
