@@ -6,7 +6,8 @@
 FOLDER holds `cifar10-small.npz` (10,000 images to train on) and `cifar10.npz` (its 10,000 test images to judge by).
 Every finished run is appended to the results file, and a run that is there already is not repeated: stop and start at
 will. A seed fixes initialization, order and augmentation, so that recipes are compared in pairs with float.
-`RECIPE+int8` and `RECIPE+int4` are the recipe with `save="int8"` and `save="int4"`.
+`RECIPE+int8` and `RECIPE+int4` are the recipe with `save="int8"` and `save="int4"`, `RECIPE+auto` with
+`execution="auto"`.
 `--one-edge` leaves out the evaluation with the blocks of training, which is a compilation of its own.
 """
 
@@ -59,8 +60,9 @@ def run(
         train(torch.compile(plain, dynamic=False), *data, epochs, seed)
         score = measure_accuracy(plain, *test)
         return {"per sample": score, "training blocks": score}
-    name, _, save = recipe.partition("+")
-    model = qcompiler.compile(plain, name, save=save or None)
+    name, _, option = recipe.partition("+")
+    given = {"execution": option} if option == "auto" else {"save": option or None}
+    model = qcompiler.compile(plain, name, **given)
     train(model, *data, epochs, seed, LOSS_SCALES.get(recipe, 1))
     score = measure_accuracy(model, *test)
     if model.recipe.has_state:  # ranges of the past do not depend on the batch
