@@ -106,7 +106,8 @@ def test_what_the_program_keeps_frozen_stays_frozen(monkeypatch):
         frozen = gc.get_freeze_count()
         with paused_collector():
             kept = [Circle() for _ in range(5000)]
-        assert gc.get_freeze_count() == frozen > 0
+        # other threads, such as that of a parallel test run, may free a few; the 5000 would count if they were frozen
+        assert 0 <= frozen - gc.get_freeze_count() < 100 < frozen
         assert len(kept) == 5000
     finally:
         gc.unfreeze()
