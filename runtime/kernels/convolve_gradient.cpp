@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t UNIT = 1024;   // positions at most of one sample that are packed as one stretch
 constexpr int64_t BATCH = 2048;  // positions at most that are packed at a time: they stay in the second cache
+constexpr int64_t PIECE = 8192;  // quads of a unit at most whose sums stay in int32: 4·8192·255·128 is half of it
 constexpr int64_t MOST = 33025;  // positions whose products, of at most 255², int32 holds
 constexpr int ROWS = 8, VECTORS = 3;
 
@@ -154,10 +155,10 @@ const int8_t *find_column(const Call &call, const Plan &plan, const Scratch &fro
   return from.x + (copy * plan.batch * plan.x_unit + turned * plan.quads) * LANES * FOUR;
 }
 
-// Units of a batch, and how many quads each of them has. The sums begin with the first batch.
+// Units of a batch, and how many quads of each are added, after some that were. The sums begin with the first batch.
 struct Batch {
   bool is_first;
-  int64_t units;
+  int64_t units, skip;
   std::vector<int64_t> quads;
 };
 
@@ -183,8 +184,8 @@ INLINE void add_tile(const Plan &plan, const Batch &batch, const uint8_t *a, con
   __m512i total[M * V];
   each<M * V>([&](auto i) __attribute__((always_inline)) { total[i] = _mm512_setzero_si512(); });
   for (int64_t unit = 0; unit < batch.units; ++unit) {
-    const uint8_t *row = a + unit * plan.a_unit * LANES * FOUR;
-    int64_t at = unit * plan.x_unit * LANES * FOUR;
+    const uint8_t *row = a + (unit * plan.a_unit + batch.skip) * LANES * FOUR;
+    int64_t at = (unit * plan.x_unit + batch.skip) * LANES * FOUR;
     for (int64_t quad = batch.quads[unit]; quad > 0; --quad, row += LANES * FOUR, at += LANES * FOUR) {
       __m512i column[V];
       each<V>([&](auto v) __attribute__((always_inline)) { column[v] = _mm512_loadu_si512(x[v] + at); });
@@ -217,31 +218,39 @@ void add_rows(const Plan &plan, const Batch &batch, const Scratch &scratch, int6
   __m512i total = batch.is_first ? _mm512_setzero_si512() : _mm512_loadu_si512(scratch.of_rows + group * LANES);
   for (int64_t unit = 0; unit < batch.units; ++unit)
     for (int64_t quad = 0; quad < batch.quads[unit]; ++quad) {
-      const int64_t at = (group * plan.batch + unit) * plan.a_unit + quad;
+      const int64_t at = (group * plan.batch + unit) * plan.a_unit + batch.skip + quad;
       add_products(total, _mm512_loadu_si512(scratch.a + at * LANES * FOUR), _mm512_set1_epi8(1));
     }
   _mm512_storeu_si512(scratch.of_rows + group * LANES, total);
 }
 
-void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64_t first) {
-  Batch batch{first == 0, std::min(plan.batch, plan.units - first), {}};
-  for (int64_t unit = 0; unit < batch.units; ++unit)
-    batch.quads.push_back(find_place(call, plan, first + unit).rows * plan.quads);
-#pragma omp parallel for num_threads(call.threads) schedule(static)
-  for (int64_t thread = 0; thread < call.threads; ++thread) {
-    uint8_t *line = scratch.line + thread * std::max(plan.a_line, plan.x_line);
-    for (int64_t unit = thread; unit < batch.units; unit += call.threads) {
-      const Place place = find_place(call, plan, first + unit);
-      pack_a(call, plan, scratch, place, unit, line);
-      pack_x(call, plan, scratch, place, unit, line);
-    }
-  }
+// Add what is packed of a batch.
+void add_packed(const Call &call, const Plan &plan, const Batch &batch, const Scratch &scratch) {
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic)
   for (int64_t column = 0; column < plan.columns; column += VECTORS) {
     const int64_t width = std::min<int64_t>(VECTORS, plan.columns - column);
     (width == 1 ? add_columns<1> : width == 2 ? add_columns<2> : add_columns<VECTORS>)(call, plan, batch, scratch, column);
   }
   for (int64_t group = 0; group < plan.row_groups; ++group) add_rows(plan, batch, scratch, group);
+}
+
+void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64_t first) {
+  const int64_t units = std::min(plan.batch, plan.units - first);
+#pragma omp parallel for num_threads(call.threads) schedule(static)
+  for (int64_t thread = 0; thread < call.threads; ++thread) {
+    uint8_t *line = scratch.line + thread * std::max(plan.a_line, plan.x_line);
+    for (int64_t unit = thread; unit < units; unit += call.threads) {
+      const Place place = find_place(call, plan, first + unit);
+      pack_a(call, plan, scratch, place, unit, line);
+      pack_x(call, plan, scratch, place, unit, line);
+    }
+  }
+  for (int64_t skip = 0; skip < plan.a_unit; skip += PIECE) {  // once, unless a row of positions is very long
+    Batch batch{first == 0 && skip == 0, units, skip, {}};
+    for (int64_t unit = 0; unit < units; ++unit)
+      batch.quads.push_back(std::min(PIECE, find_place(call, plan, first + unit).rows * plan.quads - skip));
+    add_packed(call, plan, batch, scratch);
+  }
 }
 
 // The sums of a row and of 16 columns, less what the zero points add, as floats that are rounded once.

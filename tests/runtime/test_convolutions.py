@@ -232,6 +232,21 @@ def test_weight_gradients_of_extreme_codes_leave_32_bits(kernel, form):
     assert torch.equal(found, scaled(sums, y.factor.movedim(1, 0), get_factor(x.scale)))
 
 
+@with_kernel("convolve-gradient")
+@pytest.mark.parametrize("code", [0, 255])
+def test_a_row_of_positions_whose_sum_leaves_32_bits(code, kernel):
+    """140,000 positions beside each other, as in sound: 140,000·255·128 is above 2³¹."""
+    length = 140_000
+    y, x = Side.draw("affine8", (1, 3, length), 1, 3, 0), Side.draw("affine8", (1, 2, length), 1, 2, 1)
+    y.codes.fill_(255), x.codes.fill_(code)
+    for side in (x, y):
+        side.point.zero_()
+    windows = {"start": [0], "count": [length], "step": [1], "taps": [1], "dilation": [1]}
+    found = call(ops.CONVOLVE_GRADIENT, y, x, kernel, channels_last=False, **windows)
+    sums = torch.full((3, 2, 1), length * 255.0 * code, dtype=torch.float64)
+    assert torch.equal(found, scaled(sums, y.factor.movedim(1, 0), x.factor))
+
+
 @dataclasses.dataclass
 class Blocks:
     """Codes with a scale for each block of `edge` free and of `run` summed indices."""
