@@ -1,4 +1,4 @@
-// What the kernels of codes share: dot products of bytes, and images whose rows are copied into one memory order.
+// What the kernels of codes share: dot products of bytes, and groups of 4 codes of 16 rows.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +12,8 @@
 namespace {
 
 constexpr int64_t LANES = 16, FOUR = 4, DIMS = 3;
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Add the products of 4 neighbors in every lane. As an intrinsic, GCC 12 copies every sum once in each step.
 INLINE void add_products(__m512i &sum, __m512i unsigned_bytes, __m512i signed_bytes) {
@@ -27,22 +29,6 @@ INLINE __m512i interleave(const __m128i (&line)[FOUR]) {
   quad = _mm512_inserti32x4(quad, _mm_unpacklo_epi16(high, high2), 2);
   return _mm512_inserti32x4(quad, _mm_unpackhi_epi16(high, high2), 3);
 }
-
-// One value for every `edge` rows, as the graph holds them.
-struct Values {
-  const void *data;
-  int64_t kind, edge;  // 0: floats; 1: exponents of 8 bits, 255 for NaN; 2: bytes; 3: none, which is zero
-  float get_factor(int64_t row) const {
-    if (kind == 0) return static_cast<const float *>(data)[row / edge];
-    const uint32_t code = static_cast<const uint8_t *>(data)[row / edge], bits = code == 255 ? 0x7fc00000 : code << 23;
-    float factor;
-    std::memcpy(&factor, &bits, sizeof(factor));
-    return factor;
-  }
-  int32_t get_point(int64_t row) const {
-    return kind == 3 ? 0 : kind == 2 ? static_cast<const uint8_t *>(data)[row / edge] : static_cast<const int32_t *>(data)[row / edge];
-  }
-};
 
 // Codes [outer, length] with strides.
 struct Matrix {

@@ -22,7 +22,7 @@ _DIMS: Final = 3
 _SIZES: Final = ctypes.c_int64 * _DIMS
 #: between codes of −128 … 127 and bytes of 0 … 255
 _SHIFT: Final = 128
-#: of values: what codes.h calls kinds
+#: of values: what images.h calls kinds
 _FLOATS, _EXPONENTS, _BYTES, _NOTHING = range(4)
 
 

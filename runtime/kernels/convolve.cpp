@@ -53,14 +53,14 @@ struct Plan {
 Plan make_plan(const Call &call) {
   const Windows &win = call.windows;
   Plan plan{};
-  plan.groups = (call.w.columns + LANES - 1) / LANES;
+  plan.groups = divide_up(call.w.columns, LANES);
   plan.row_bytes = win.reach(2, win.count[2]) * call.x.channels;
   const int64_t fit = BYTES / (plan.row_bytes * win.taps[0]) - win.reach(1, 1);
   const int64_t most = std::clamp<int64_t>(fit / win.step[1] + 1, 1, win.count[1]);
-  plan.chunks = (win.count[1] + most - 1) / most;
-  plan.rows = (win.count[1] + plan.chunks - 1) / plan.chunks;
+  plan.chunks = divide_up(win.count[1], most);
+  plan.rows = divide_up(win.count[1], plan.chunks);
   plan.slice_bytes = win.reach(1, plan.rows) * plan.row_bytes;
-  plan.image_bytes = (win.taps[0] * plan.slice_bytes + PAD + 63) / 64 * 64;
+  plan.image_bytes = divide_up(win.taps[0] * plan.slice_bytes + PAD, 64) * 64;
   const bool is_joined = win.dilation[2] == 1;  // taps of one row lie side by side
   plan.length = (is_joined ? win.taps[2] : 1) * call.x.channels;
   for (int64_t slice = 0; slice < win.taps[0]; ++slice)
@@ -68,7 +68,7 @@ Plan make_plan(const Call &call) {
       for (int64_t tap = 0; tap < (is_joined ? 1 : win.taps[2]); ++tap)
         plan.at.push_back(slice * plan.slice_bytes + row * win.dilation[1] * plan.row_bytes +
                           tap * win.dilation[2] * call.x.channels);
-  plan.quads = int64_t(plan.at.size()) * ((plan.length + FOUR - 1) / FOUR);
+  plan.quads = int64_t(plan.at.size()) * divide_up(plan.length, FOUR);
   return plan;
 }
 
@@ -118,20 +118,10 @@ struct Task {
   int32_t zero;
 };
 
-// Write or add some positions of one column, then its bias.
-INLINE void write_line(const Call &call, float *to, __mmask16 mask, __m512 values, __m512 bias) {
-  const int64_t step = call.stride[4];
-  const __m512i places = scale_lanes(step);
-  if (call.is_added) {
-    const __m512 before = step == 1 ? _mm512_maskz_loadu_ps(mask, to)
-                                    : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, to, sizeof(float));
-    values = _mm512_add_ps(before, values);
-  }
-  if (call.bias) values = _mm512_add_ps(values, bias);
-  if (step == 1)
-    store_lanes(to, mask, values);
-  else
-    _mm512_mask_i32scatter_ps(to, mask, places, values, sizeof(float));
+// Write or add a line of values, `step` apart in memory, then the bias.
+INLINE void write_line(const Call &call, float *to, int64_t step, __mmask16 mask, __m512 values, __m512 bias) {
+  if (call.is_added) values = _mm512_add_ps(load_lanes(to, step, mask), values);
+  store_lanes(to, step, mask, call.bias ? _mm512_add_ps(values, bias) : values);
 }
 
 // N positions beside each other, V groups of columns.
@@ -164,24 +154,20 @@ INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int6
     const int64_t first = (group + v) * LANES;
     const __mmask16 mask = first_lanes(columns - first);
     const __m512 own = _mm512_loadu_ps(task.factors + first);
-    // a comparison with NaN returns the second operand: a NaN of either factor stays in one of both
-    const __m512 low = _mm512_min_ps(factor, own), high = _mm512_max_ps(own, factor);
     const __m512 bias = task.call.bias ? _mm512_maskz_loadu_ps(mask, task.call.bias + first) : _mm512_setzero_ps();
     __m512 values[LANES];
     each<N>([&](auto i) __attribute__((always_inline)) {
-      values[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[i * V + v]), low), high);
+      values[i] = scale_sums(_mm512_cvtepi32_ps(sums[i * V + v]), factor, own);
     });
     if (IS_TURNED) {
       for (int64_t i = N; i < LANES; ++i) values[i] = _mm512_setzero_ps();
       turn_floats(values);
       for (int64_t i = 0; i < std::min(LANES, columns - first); ++i)
-        write_line(task.call, y + (first + i) * task.call.stride[1], first_lanes(N), values[i],
+        write_line(task.call, y + (first + i) * task.call.stride[1], y_step, first_lanes(N), values[i],
                    task.call.bias ? _mm512_set1_ps(task.call.bias[first + i]) : bias);
     } else {
       each<N>([&](auto i) __attribute__((always_inline)) {
-        float *to = y + i * y_step + first;
-        if (task.call.is_added) values[i] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), values[i]);
-        store_lanes(to, mask, task.call.bias ? _mm512_add_ps(values[i], bias) : values[i]);
+        write_line(task.call, y + i * y_step + first, 1, mask, values[i], bias);
       });
     }
   });

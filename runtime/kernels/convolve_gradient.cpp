@@ -3,9 +3,9 @@
 //     g[r, c, tap] = float(Σ (a[r, p] − a's zero)·(x[p, k] − x's zero)) · min(a's factor, x's factor) · max(…)
 //
 // Sums run over positions p of all samples and are exact: in int32 those of a batch of positions, and all of them if they
-// fit, or else in int64. Codes are packed so that vpdpbusd reads 4 neighbors of
-// a row of positions: once for a, and for x once for every tap of a row, as a tap moves the neighbors. Taps along the
-// other dimensions read the same copy from another row on. For the zero points, with u = a + 128 unsigned:
+// fit, or else in int64. Codes are packed so that vpdpbusd reads 4 neighbors of a row of positions: once for a, and for x
+// once for every tap of a row, as a tap moves the neighbors. Taps along the other dimensions read the same copy from
+// another row on. For the zero points, with u = a + 128 unsigned:
 //     Σ (u − p)·(s − q) = Σ u·s − p·Σ s − q·Σ u + positions·p·q.
 #include "codes.h"
 #include "images.h"
@@ -43,7 +43,7 @@ struct Call {
 struct Plan {
   int64_t row_groups, groups, columns;   // of 16 rows; of 16 channels; vectors of 16 columns
   int64_t quads, rows, chunks, units, batch;  // of a row of positions; of a unit; of a sample; of all; at a time
-  int64_t a_unit, x_unit, x_turn;        // quads of a unit; rows of x that have the same rest by the step
+  int64_t a_unit, x_unit, x_turn;        // quads of a unit; rows of x that have the same remainder by the step
   int64_t a_line, x_line;                // bytes of a copied row
   int64_t a_bytes, x_bytes, sum_bytes;
   bool is_wide;                          // whether sums are int64
@@ -52,8 +52,6 @@ struct Plan {
 int64_t count_positions(const Call &call) {
   return call.a.samples * call.windows.count[0] * call.windows.count[1] * call.windows.count[2];
 }
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Plan make_plan(const Call &call) {
   const Windows &win = call.windows;
@@ -279,25 +277,15 @@ void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64
   const int64_t p = call.a_point.get_point(row) + call.a.flip, q = get_x_point(call);
   const int64_t own = count_positions(call) * p * q - q * scratch.of_rows[row];
   const __m512 factor = _mm512_set1_ps(call.a_scale.get_factor(row));
-  const __m512i places = scale_lanes(taps);
   for (int64_t column = 0; column < plan.columns; ++column) {
     const int64_t tap = column / plan.groups, channel = column % plan.groups * LANES;
     const __m512 other = _mm512_loadu_ps(scratch.factors + channel);
-    // a comparison with NaN returns the second operand: a NaN of either factor stays in one of both
-    const __m512 low = _mm512_min_ps(factor, other), high = _mm512_max_ps(other, factor);
-    __m512 value = _mm512_mul_ps(_mm512_mul_ps(finish_sums(plan, scratch, row, column, p, own), low), high);
+    __m512 value = scale_sums(finish_sums(plan, scratch, row, column, p, own), factor, other);
     const __mmask16 mask = first_lanes(channels - channel);
-    float *to = call.result + row * taps * channels;
-    if (call.is_channels_last) {
-      to += tap * channels + channel;
-      store_lanes(to, mask, call.is_added ? _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value) : value);
-    } else {
-      to += channel * taps + tap;
-      const __m512 zero = _mm512_setzero_ps();
-      if (call.is_added)
-        value = _mm512_add_ps(_mm512_mask_i32gather_ps(zero, mask, places, to, sizeof(float)), value);
-      _mm512_mask_i32scatter_ps(to, mask, places, value, sizeof(float));
-    }
+    const int64_t step = call.is_channels_last ? 1 : taps;
+    float *to = call.result + row * taps * channels + (call.is_channels_last ? tap * channels : tap) + channel * step;
+    if (call.is_added) value = _mm512_add_ps(load_lanes(to, step, mask), value);
+    store_lanes(to, step, mask, value);
   }
 }
 

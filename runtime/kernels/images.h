@@ -18,6 +18,21 @@ struct Windows {
   }
 };
 
+// One value for every `edge` rows, as the graph holds them.
+struct Values {
+  const void *data;
+  int64_t kind, edge;  // 0: floats; 1: exponents of 8 bits, 255 for NaN; 2: bytes; 3: none, which is zero
+  float get_factor(int64_t row) const {
+    if (kind == 0) return static_cast<const float *>(data)[row / edge];
+    const uint32_t code = get_byte(row), bits = code == 255 ? 0x7fc00000 : code << 23;
+    float factor;
+    std::memcpy(&factor, &bits, sizeof(factor));
+    return factor;
+  }
+  int32_t get_point(int64_t row) const { return kind == 3 ? 0 : get_byte(row); }
+  uint8_t get_byte(int64_t row) const { return static_cast<const uint8_t *>(data)[row / edge]; }
+};
+
 // Call f with the constants 0 … N − 1. Sums that loops index would leave the registers.
 template <typename F, int... I>
 INLINE void each_of(F f, std::integer_sequence<int, I...>) {
@@ -28,32 +43,32 @@ INLINE void each(F f) {
   each_of(f, std::make_integer_sequence<int, N>{});
 }
 
-// 16 lines of 16 floats → the 16 columns.
-INLINE void turn_floats(__m512 (&line)[LANES]) {
-  // the same steps as below: each pairs line i with line i + 8
-  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+// 16 lines of 16 elements → the 16 columns. A step interleaves line i with line i + 8, which halves the distance of
+// neighbors: four of them turn the square.
+template <typename Line, typename Low, typename High>
+INLINE void turn_square(Line (&line)[LANES], Low interleave_low, High interleave_high) {
   each<4>([&](auto) __attribute__((always_inline)) {
-    __m512 next[LANES];
+    Line next[LANES];
     each<8>([&](auto i) __attribute__((always_inline)) {
-      next[2 * i] = _mm512_permutex2var_ps(line[i], low, line[i + 8]);
-      next[2 * i + 1] = _mm512_permutex2var_ps(line[i], high, line[i + 8]);
+      next[2 * i] = interleave_low(line[i], line[i + 8]);
+      next[2 * i + 1] = interleave_high(line[i], line[i + 8]);
     });
     each<16>([&](auto i) __attribute__((always_inline)) { line[i] = next[i]; });
   });
 }
 
-// 16 lines of 16 bytes → the 16 columns.
-INLINE void turn(__m128i (&line)[LANES]) {
-  // one step pairs line i with line i + 8, and halves the distance of neighbors: four of them turn the square
-  each<4>([&](auto) __attribute__((always_inline)) {
-    __m128i next[LANES];
-    each<8>([&](auto i) __attribute__((always_inline)) {
-      next[2 * i] = _mm_unpacklo_epi8(line[i], line[i + 8]);
-      next[2 * i + 1] = _mm_unpackhi_epi8(line[i], line[i + 8]);
-    });
-    each<16>([&](auto i) __attribute__((always_inline)) { line[i] = next[i]; });
-  });
+INLINE void turn_floats(__m512 (&line)[LANES]) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+  turn_square(
+      line, [&](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_permutex2var_ps(a, low, b); },
+      [&](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_permutex2var_ps(a, high, b); });
+}
+
+INLINE void turn_bytes(__m128i (&line)[LANES]) {
+  turn_square(
+      line, [](__m128i a, __m128i b) __attribute__((always_inline)) { return _mm_unpacklo_epi8(a, b); },
+      [](__m128i a, __m128i b) __attribute__((always_inline)) { return _mm_unpackhi_epi8(a, b); });
 }
 
 // 0, step, 2·step …
@@ -64,12 +79,25 @@ inline __m512i scale_lanes(int64_t step) {
 
 inline __mmask16 first_lanes(int64_t count) { return count >= LANES ? 0xffff : (1u << std::max<int64_t>(count, 0)) - 1; }
 
-// Store the first floats of a line.
-INLINE void store_lanes(float *to, __mmask16 mask, __m512 values) {
-  if (mask == 0xffff)
+// Floats that are `step` apart in memory, and the way back.
+INLINE __m512 load_lanes(const float *from, int64_t step, __mmask16 mask) {
+  if (step == 1) return _mm512_maskz_loadu_ps(mask, from);
+  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, scale_lanes(step), from, sizeof(float));
+}
+
+INLINE void store_lanes(float *to, int64_t step, __mmask16 mask, __m512 values) {
+  if (step != 1)
+    _mm512_mask_i32scatter_ps(to, mask, scale_lanes(step), values, sizeof(float));
+  else if (mask == 0xffff)
     _mm512_storeu_ps(to, values);
   else
     _mm512_mask_storeu_ps(to, mask, values);
+}
+
+// Sums times two factors, the smaller one first: two roundings.
+INLINE __m512 scale_sums(__m512 sums, __m512 a, __m512 b) {
+  // a comparison with NaN returns the second operand: a NaN of either factor stays in one of both
+  return _mm512_mul_ps(_mm512_mul_ps(sums, _mm512_min_ps(a, b)), _mm512_max_ps(b, a));
 }
 
 // Copy neighbors of a row whose channels lie side by side.
@@ -81,11 +109,12 @@ inline void copy_lines(const Image &x, const int8_t *from, int64_t count, int64_
     for (int64_t c = 0; c < length; c += 64) {
       const int8_t *bytes = from + i * x.stride[4] + c;
       uint8_t *copy = to + i * pitch + c;
-      const __mmask64 mask = length - c >= 64 ? ~0ull : (1ull << (length - c)) - 1;
-      if (length - c >= 64)  // masks take the processor several times as long
+      if (length - c >= 64) {  // masks take the processor several times as long
         _mm512_storeu_si512(copy, _mm512_xor_si512(_mm512_loadu_si512(bytes), flip));
-      else
+      } else {
+        const __mmask64 mask = (1ull << (length - c)) - 1;
         _mm512_mask_storeu_epi8(copy, mask, _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, bytes), flip));
+      }
     }
 }
 
@@ -98,7 +127,7 @@ inline void turn_lines(const Image &x, const int8_t *from, int64_t count, int64_
       const __mmask16 inner = first_lanes(count - i), outer = first_lanes(x.channels - c);
       for (int64_t k = 0; k < LANES; ++k)
         line[k] = outer >> k & 1 ? _mm_maskz_loadu_epi8(inner, from + (c + k) * x.stride[1] + i) : _mm_setzero_si128();
-      turn(line);
+      turn_bytes(line);
       for (int64_t k = 0; k < std::min(LANES, count - i); ++k) {
         uint8_t *copy = to + (i + k) * pitch + c;
         if (outer == 0xffff)

@@ -29,13 +29,13 @@ struct Operand {
   int8_t *packed;        // [groups, quads, 16, 4]
   float *lanes;          // [groups, runs, 16]: the factor of every row or column
   int32_t *start;        // [groups, runs, 16]: where the sum of a run begins; null: no shift
-  int64_t groups() const { return (matrix.outer + LANES - 1) / LANES; }
+  int64_t groups() const { return divide_up(matrix.outer, LANES); }
 };
 
 struct Sum {
   int64_t length, run, runs;
-  int64_t quads_of(int64_t r) const { return (std::min(run, length - r * run) + FOUR - 1) / FOUR; }
-  int64_t quads_before(int64_t r) const { return r * ((run + FOUR - 1) / FOUR); }
+  int64_t quads_of(int64_t r) const { return divide_up(std::min(run, length - r * run), FOUR); }
+  int64_t quads_before(int64_t r) const { return r * divide_up(run, FOUR); }
   int64_t quads() const { return quads_before(runs - 1) + quads_of(runs - 1); }
 };
 
@@ -168,7 +168,7 @@ extern "C" void multiply_runs(const int8_t *a, int64_t rows, int64_t a_step, int
                               const float *a_factors, int64_t a_edge, const int8_t *b, int64_t columns, int64_t b_step,
                               int64_t b_length_step, const float *b_factors, int64_t b_edge, int64_t length,
                               int64_t run, int64_t threads, int8_t *scratch, float *c) {
-  const Sum sum{length, run, (length + run - 1) / run};
+  const Sum sum{length, run, divide_up(length, run)};
   const int64_t bytes = LANES * FOUR;
   Operand left{{a, rows, a_step, a_length_step}, a_factors, a_edge, scratch, nullptr, nullptr};
   Operand right{{b, columns, b_step, b_length_step}, b_factors, b_edge, nullptr, nullptr, nullptr};
@@ -179,7 +179,7 @@ extern "C" void multiply_runs(const int8_t *a, int64_t rows, int64_t a_step, int
   pack(left, sum, threads);
   pack(right, sum, threads);
   const Product product{left, right, sum, c};
-  const int64_t down = (rows + TASK_ROWS - 1) / TASK_ROWS, across = (right.groups() + TASK_GROUPS - 1) / TASK_GROUPS;
+  const int64_t down = divide_up(rows, TASK_ROWS), across = divide_up(right.groups(), TASK_GROUPS);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < down * across; ++task)
     multiply_task(product, task % down * TASK_ROWS, task / down * TASK_GROUPS);
