@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import references
+from qcompiler.runtime import references, stacked
 from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.kernels import quantize_measured as measured
 from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.spec import parse_spec
 
@@ -86,6 +87,53 @@ def fake_quantize_by(
     return _make_results(x, spec, codes, floats)
 
 
+def quantize_measured(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    reach: Tensor,
+    key: Tensor | None,
+    spec: str,
+    layout: str,
+    site: str,
+    codes: bool,
+    floats: bool,
+    shows: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return codes, floats, then what `measure` returns, then what `checked` returns, for one scale that is known.
+
+    Args:
+        reach: float32 [2, 1], from `read_ranges`.
+        shows: the floats are NaN also where `x` is not finite.
+    """
+    made = fake_quantize_measured(x, scale, zero_point, reach, key, spec, layout, site, codes, floats, shows)
+    job = _Job(x, spec, layout, site, made[0] if codes else None, made[1] if floats else None, shows)
+    if not job.run_measured(scale, zero_point, key, reach.contiguous(), measured.Seen(*made[2:])):
+        job.run_references(scale, zero_point, key)
+        seen = *stacked.measure(x, reach, spec, layout), references.checked(scale, x, spec, layout)
+        for place, found in zip(made[2:], seen, strict=True):
+            place.copy_(found)
+    return made
+
+
+def fake_quantize_measured(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    reach: Tensor,
+    key: Tensor | None,
+    spec: str,
+    layout: str,
+    site: str,
+    codes: bool,
+    floats: bool,
+    shows: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return empty results of the shape and strides of `x`, and of one number each."""
+    low, high, outside = (x.new_empty(shape, dtype=torch.float32) for shape in (scale.shape, scale.shape, ()))
+    return *_make_results(x, spec, codes, floats), low, high, outside, torch.empty_like(scale)
+
+
 def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
     """Return what `dequantize` returns, in float32."""
     floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout)
@@ -138,13 +186,27 @@ class _Job:
 
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
-        made, quantize = self.floats if self.codes is None else self.codes, find_kernel(self.x.device.type)
-        if made is None or quantize is None or self.x.dtype is not torch.float32:
+        quantize, prepared = find_kernel(self.x.device.type), self._prepare(scale)
+        if quantize is None or prepared is None:
             return False
-        dense = _make_dense(self.x, made)
+        return not quantize(*prepared, key, zero_point, finds=finds)
+
+    def run_measured(
+        self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, reach: Tensor, seen: measured.Seen
+    ) -> bool:
+        """Let the kernel write the results, and what the tensor shows; return False if the kernel cannot."""
+        prepared = self._prepare(scale)
+        if prepared is None or not self.x.is_cpu or scale.numel() != 1:
+            return False
+        return not measured.quantize(*prepared, key, zero_point, reach, seen)
+
+    def _prepare(self, scale: Tensor) -> tuple[kernel.Call, Tensor, kernel.Results] | None:
+        """Return what every kernel reads and writes; None: kernels cannot."""
+        made = self.floats if self.codes is None else self.codes
+        if made is None or self.x.dtype is not torch.float32:
+            return None
         call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site, self.shows)
-        results = kernel.Results(scale, self.codes, self.floats)
-        return not quantize(call, dense, results, key, zero_point, finds=finds)
+        return call, _make_dense(self.x, made), kernel.Results(scale, self.codes, self.floats)
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""

@@ -166,6 +166,13 @@ QUANTIZE_BY: Final = _define_operator(
     coders.fake_quantize_by,
     torch.Tag.flexible_layout,
 )
+QUANTIZE_MEASURED: Final = _define_operator(
+    "quantize_measured(Tensor x, Tensor scale, Tensor? zero_point, Tensor reach, Tensor? key, str spec, str layout, "
+    "str site, bool codes, bool floats, bool shows) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    coders.quantize_measured,
+    coders.fake_quantize_measured,
+    torch.Tag.flexible_layout,
+)
 DEQUANTIZE_BLOCKS: Final = _define_operator(
     "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout) -> Tensor",
     coders.dequantize_blocks,

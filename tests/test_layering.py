@@ -41,6 +41,7 @@ ALLOWED_PRIVATE = {
     ("runtime/ops.py", "torch._ops"),
     ("runtime/kernels/loader.py", "torch._inductor.codecache"),
     ("runtime/kernels/loader.py", "torch._inductor.codecache.CppCodeCache"),
+    ("runtime/kernels/loader.py", "torch._inductor.codecache.CppPythonBindingsCodeCache"),
 }
 LINES = 400
 

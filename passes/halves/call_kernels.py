@@ -2,18 +2,21 @@
 
 import collections
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import Target
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.arguments import has_argument
+from qcompiler.passes.ir.arguments import get_argument, get_arguments, has_argument, pack_arguments
 from qcompiler.passes.ir.edit import insert_result
-from qcompiler.passes.ir.meta import get_value
+from qcompiler.passes.ir.meta import get_contraction, get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
+from qcompiler.passes.ir.views import is_view, list_views
 from qcompiler.runtime import ops
-from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.numbers.rounding import Rounding
 
 
 @dataclasses.dataclass
@@ -33,7 +36,9 @@ class CallKernels:
     1. The last pass over the copy of a half that a compiler gets: afterwards nobody looks for quantizers.
     2. Of a scale that is known, or that other loops find: quantize(X, scale) → quantize_by(X, scale).
     3. A dequantizer of codes that come from elsewhere: dequantize(codes, scale) → dequantize_blocks(codes, scale).
-    4. A quantizer that stays a loop is counted with the reason.
+    4. Of a scale in hindsight, with what the range learns: quantize(X, scale), measure(X, reach), checked(scale, X) →
+       quantize_measured(X, scale, reach).
+    5. A quantizer that stays a loop is counted with the reason.
     """
 
     name: ClassVar[str] = "call-kernels"
@@ -48,14 +53,16 @@ class CallKernels:
         return calls + sum(self._call_dequantizer(one) for one in list_dequantizers(half.graph))
 
     def _call_quantizer(self, one: Quantizer) -> bool:
-        facts = _describe(one.tensor, one)
+        facts, measure = _describe(one.tensor, one), _find_measure(one)
         if not _explain_blocks(one, facts):
             _write_blocks(one)
+        elif measure is not None and not explain_quantizer(MEASURED, facts):
+            _write_measured(one, measure)
         elif reason := explain_quantizer(KNOWN, facts):
             self.tally.reasons[reason] += 1
             return False
         else:
-            _write_known(one)
+            _write_call(one, ops.QUANTIZE_BY, {})
         self.tally.called += 1
         return True
 
@@ -68,8 +75,7 @@ class CallKernels:
         made = insert_operator(
             one.floats.graph, ops.DEQUANTIZE_BLOCKS, {"codes": one.codes, **shared}, before=one.floats
         )
-        one.floats.replace_all_uses_with(made)
-        one.floats.graph.erase_node(one.floats)
+        _replace_node(one.floats, made)
         return True
 
 
@@ -112,29 +118,60 @@ def _write_blocks(one: Quantizer) -> None:
     codes, scale, floats = (insert_result(call, place) for place in range(3))
     _replace_readers(readers, floats)
     one.scale.replace_all_uses_with(scale)
-    _replace_codes(one, codes)
+    _replace_node(one.codes, codes)
 
 
-def _write_known(one: Quantizer) -> None:
-    """Write one call in place of codes and floats."""
-    readers, graph = _list_floats(one, None), one.codes.graph
-    shows = not readers
-    readers = readers or _list_floats(one, one.tensor)
-    given = {"x": one.tensor, "scale": one.scale, "zero_point": one.zero_point, "key": one.key}
+def _find_measure(one: Quantizer) -> Node | None:
+    """Return the call that measures the same tensor for the same range."""
+    found = (user for user in one.tensor.users if user.target is ops.MEASURE)
+    return next((user for user in found if get_arguments(user, "spec", "layout") == (one.text, one.layout)), None)
+
+
+def _write_measured(one: Quantizer, measure: Node) -> None:
+    """Write one call in place of codes, floats and what is learned from the tensor."""
+    shared = {"x": one.tensor, "spec": one.text, "layout": one.layout}
+    args = pack_arguments(ops.CHECKED, {"scale": one.scale, **shared})
+    checks = [user for user in one.tensor.users if user.target is ops.CHECKED and user.args == args]
+    call = _write_call(one, ops.QUANTIZE_MEASURED, {"reach": get_argument(measure, "reach")})
+    for place in range(3):
+        for reader in [user for user in measure.users if user.args == (measure, place)]:
+            _replace_node(reader, insert_result(call, 2 + place))
+    measure.graph.erase_node(measure)
+    for check in checks:
+        _replace_node(check, insert_result(call, 5))
+
+
+def _write_call(one: Quantizer, target: Target, more: dict[str, Any]) -> Node:
+    """Write one call in place of codes and floats; return the call.
+
+    Floats that loops read stay loops if a loop computes them as fast: of codes, which take a byte in place of four.
+    """
+    shown = next((None for reader in one.dequantizers if reader.shown is None), one.tensor)
+    readers, graph = _list_floats(one, shown), one.codes.graph
+    if one.spec.rounding is Rounding.NEAREST:
+        readers = [reader for reader in readers if _is_read_by_calls(reader.floats)]
+    shows = shown is not None and bool(readers)
+    given = {"x": one.tensor, "scale": one.scale, "zero_point": one.zero_point, "key": one.key, **more}
     shared = {"spec": one.text, "layout": one.layout, "site": one.site}
-    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers), "shows": shows and bool(readers)}
-    call = insert_operator(graph, ops.QUANTIZE_BY, {**given, **shared, **wanted}, before=one.codes)
+    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers), "shows": shows}
+    call = insert_operator(graph, target, {**given, **shared, **wanted}, before=one.codes)
     codes, floats = (insert_result(call, place) for place in range(2))
     _replace_readers(readers, floats)
-    _replace_codes(one, codes)
+    _replace_node(one.codes, codes)
+    return call
+
+
+def _is_read_by_calls(floats: Node) -> bool:
+    """Return True if contractions alone read a tensor, which no loop computes."""
+    readers = {user for view in list_views(floats) for user in view.users if not is_view(user)}
+    return all(get_contraction(reader) for reader in readers)
 
 
 def _replace_readers(readers: list[Dequantizer], floats: Node) -> None:
     for reader in readers:
-        reader.floats.replace_all_uses_with(floats)
-        reader.floats.graph.erase_node(reader.floats)
+        _replace_node(reader.floats, floats)
 
 
-def _replace_codes(one: Quantizer, codes: Node) -> None:
-    one.codes.replace_all_uses_with(codes)
-    one.codes.graph.erase_node(one.codes)
+def _replace_node(node: Node, other: Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step
-from qcompiler.runtime.kernels import convolutions, quantize_blocks
+from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_measured, runs
 from qcompiler.runtime.kernels.loader import start_loading
 from qcompiler.runtime.ranges.store import RangeStore
 
@@ -70,8 +69,8 @@ class GraphCompiler:
         self.misses = 0
         #: captures that no recorded call has followed yet; at the start the first call is recorded
         self._unrecorded = 1
-        #: compiles the libraries that the first graph needs
-        self._loading: threading.Thread | None = None
+        #: the libraries that the first graph needs are compiled in another thread
+        self._is_loading = False
         #: captures and steps in progress, whose operators are not the model's own
         self._inside = 0
         self._call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
@@ -110,8 +109,6 @@ class GraphCompiler:
             joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
             plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
-        if self._loading is not None:
-            self._loading.join()
         lowered = finish()
         self._refuse_simulation(lowered)
         self.captures[names.key] = untouched
@@ -148,8 +145,9 @@ class GraphCompiler:
         self._call = (args, kwargs)
         watched = bool(self._unrecorded and self.recipe.rules)
         recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
-        if watched and self._loading is None:
-            self._loading = self._start_loading(model)
+        if watched and not self._is_loading:
+            self._is_loading = True
+            self._start_loading(model)
         try:
             with contextlib.ExitStack() as stack:
                 if recorder is not None:
@@ -162,15 +160,20 @@ class GraphCompiler:
             self._unrecorded = 0
             self._add_outside([kept for kept in recorder.found if kept not in self.outside])
 
-    def _start_loading(self, model: nn.Module) -> threading.Thread | None:
-        """Compile kernels while Dynamo traces: g++ takes 2 s for each library, and 5 s to try the processor."""
+    def _start_loading(self, model: nn.Module) -> None:
+        """Compile kernels while Dynamo traces: g++ takes 2 s for each library, and Inductor 10 s to start."""
         parameters = list(model.parameters())
         if not any(parameter.device.type == "cpu" for parameter in parameters):
-            return None
-        names = [quantize_blocks.NAME] if self.backend in (None, "inductor") else []
-        if self.execution is not Execution.SIMULATE and any(parameter.ndim > 2 for parameter in parameters):
-            names += convolutions.LIBRARIES
-        return start_loading(*names) if names else None
+            return
+        inductor = self.backend in (None, "inductor")
+        names = [quantize_blocks.NAME] if inductor else []
+        if inductor and self.recipe.has_state:
+            names += [quantize_measured.NAME]
+        if self.execution is not Execution.SIMULATE:
+            names += [runs.LIBRARY]
+            names += convolutions.LIBRARIES if any(parameter.ndim > 2 for parameter in parameters) else ()
+        if names:
+            start_loading(*names, inductor=inductor)
 
     def give_up(self, code: types.CodeType, reason: str) -> None:
         """Notes that the parts of a function are captured alone from now on."""

@@ -129,9 +129,9 @@ def kernel_pipeline(tally: Tally | None = None) -> Pipeline[Halves]:
     """Return the passes over the copy of a half that a compiler gets; a tally counts the quantizers."""
     return Pipeline(
         (
+            StackRanges(),  # in hindsight, of all sites at once
             CallKernels(tally or Tally()),  # quantizers in one pass through memory
             JoinGradients(),  # both of a convolution in one call
-            StackRanges(),  # in hindsight, of all sites at once
         ),
         clean_halves,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows
-from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.kernels.loader import explain_vnni, load_library
 from qcompiler.runtime.numbers.formats import Kind
 
 #: the files in C++
@@ -79,16 +79,14 @@ def _explain_forward(facts: Facts) -> str:
     """Say why the kernel cannot convolve codes; empty: it can."""
     if facts.formats[1].kind is not Kind.SIGNED:
         return f"the kernel of convolutions takes signed weights, got {facts.formats[1]}"
-    library = load_forward()
-    return library if isinstance(library, str) else ""
+    return explain_vnni()
 
 
 def _explain_gradient(facts: Facts) -> str:
     """Say why the kernel cannot compute a weight gradient; empty: it can."""
     if facts.length > MOST_POSITIONS:
         return f"the kernel of weight gradients takes {MOST_POSITIONS} positions at most, got {facts.length}"
-    library = load_gradient()
-    return library if isinstance(library, str) else ""
+    return explain_vnni()
 
 
 def _weigh(facts: Facts) -> str:
@@ -116,11 +114,9 @@ def load_gradient() -> ctypes.CDLL | str:
 
 
 def _load(name: str, call: type[ctypes.Structure]) -> ctypes.CDLL | str:
-    library = load_library(name)
+    library = explain_vnni() or load_library(name)
     if isinstance(library, str):
         return library
-    if not library.can_convolve():
-        return "the kernels of convolutions need a processor with AVX-512 VNNI"
     getattr(library, name).argtypes = library.count_scratch.argtypes = (ctypes.POINTER(call),)
     library.count_scratch.restype = ctypes.c_int64
     return library

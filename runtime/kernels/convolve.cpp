@@ -12,7 +12,6 @@
 #include <vector>
 
 #ifndef __AVX512VNNI__
-extern "C" int can_convolve() { return 0; }
 extern "C" void convolve() {}
 extern "C" void copy_image() {}
 extern "C" void count_scratch() {}
@@ -231,8 +230,6 @@ void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t fir
 }
 
 }  // namespace
-
-extern "C" int can_convolve() { return 1; }
 
 // Copy an image as [samples, space, channels].
 extern "C" void copy_image(const Image *given, int64_t threads, uint8_t *to) {

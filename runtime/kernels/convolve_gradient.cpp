@@ -13,7 +13,6 @@
 #include <vector>
 
 #ifndef __AVX512VNNI__
-extern "C" int can_convolve() { return 0; }
 extern "C" void convolve_gradient() {}
 extern "C" void count_scratch() {}
 #else
@@ -290,8 +289,6 @@ void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64
 }
 
 }  // namespace
-
-extern "C" int can_convolve() { return 1; }
 
 extern "C" int64_t count_scratch(const Call *call) {
   const Plan plan = make_plan(*call);

@@ -3,37 +3,102 @@
 The library is kept in the cache folder of Inductor, so that one machine compiles it once.
 """
 
+import contextvars
 import ctypes
 import functools
+import logging
 import re
 import threading
 from importlib import resources
 from typing import Final, cast
 
+logger = logging.getLogger("qcompiler")
+
 #: a·b + c stays two roundings, as in the reference; the other two let gcc vectorize loops, which Inductor does itself
 _FLAGS: Final = ("-ffp-contract=off", "-fno-trapping-math", "-ftree-loop-vectorize")
+#: a kernel of Inductor that does nothing
+_EMPTY_KERNEL: Final = (
+    "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+    'extern "C" void kernel(float* x) { at::vec::Vectorized<float>::loadu(x).store(x); }\n'
+)
+#: held while a library is compiled, so that no other thread compiles it too
+_COMPILING: Final = threading.Lock()
+
+
+def load_library(name: str) -> ctypes.CDLL | str:
+    """Return the functions of `name`.cpp, or the reason why this machine has none, which is logged."""
+    with _COMPILING:
+        return _load(name)
 
 
 @functools.cache
-def load_library(name: str) -> ctypes.CDLL | str:
-    """Return the functions of `name`.cpp, or the reason why this machine has none: for example no C++ compiler."""
+def _load(name: str) -> ctypes.CDLL | str:
+    library = _compile(name)
+    if isinstance(library, str):
+        logger.warning("%s", library)
+    return library
+
+
+def _compile(name: str) -> ctypes.CDLL | str:
     try:
         return compile_source(read_source(f"{name}.cpp"))
-    except Exception as error:  # no compiler, a folder that allows no programs, a processor without the instructions
+    except Exception as error:  # no compiler, a folder that allows no programs
         return f"{name}.cpp does not compile here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @functools.cache
-def start_loading(*names: str) -> threading.Thread:
-    """Load libraries in a thread, which waits for the compiler while this one traces; later calls find them loaded."""
+def explain_compiler() -> str:
+    """Say why this machine compiles no kernels; empty: it does.
+
+    The answer takes 0.4 s. A library takes up to 4 s, and may be on its way in another thread.
+    """
+    library = _ask_processor()
+    return library if isinstance(library, str) else ""
+
+
+@functools.cache
+def explain_vnni() -> str:
+    """Say why kernels that multiply codes do not run here; empty: they do."""
+    library = _ask_processor()
+    if isinstance(library, str):
+        return library
+    return "" if library.has_vnni() else "kernels that multiply codes need a processor with AVX-512 VNNI"
+
+
+@functools.cache
+def _ask_processor() -> ctypes.CDLL | str:
+    return _compile("processor")
+
+
+@functools.cache
+def start_loading(*names: str, inductor: bool) -> threading.Thread:
+    """Load libraries in a thread, while this one traces; later calls find them loaded, or wait.
+
+    Args:
+        inductor: first let Inductor prepare itself, which takes 10 s on a new machine.
+    """
 
     def load() -> None:
+        if inductor and not explain_compiler():
+            prepare_inductor()
         for name in names:
             load_library(name)
 
-    thread = threading.Thread(target=load, name="qcompiler-libraries")
+    # with the configuration of this thread: Inductor's is that of a context
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(load,), name="qcompiler-libraries")
     thread.start()
     return thread
+
+
+def prepare_inductor() -> None:
+    """Compile an empty kernel as Inductor does: that tries the processor, and compiles the header of all kernels.
+
+    Raises:
+        Exception: of Inductor, if the kernel does not compile.
+    """
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    CppPythonBindingsCodeCache.load_pybinding(["float*"], _EMPTY_KERNEL)
 
 
 def read_source(file: str) -> str:

@@ -11,7 +11,6 @@
 #include "codes.h"
 
 #ifndef __AVX512VNNI__
-extern "C" int can_multiply_runs() { return 0; }
 extern "C" void multiply_runs() {}
 #else
 namespace {
@@ -159,8 +158,6 @@ void multiply_task(const Product &p, int64_t first_row, int64_t first_group) {
 }
 
 }  // namespace
-
-extern "C" int can_multiply_runs() { return 1; }
 
 // Write c. `scratch` holds the packed copies: 64 bytes for each group and quad, and 64 bytes for each group and run,
 // once for a (factors) and twice for b (factors and starts).

@@ -95,7 +95,7 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
     Returns:
         The reason why nothing is done; empty: it is.
     """
-    prepared = _prepare(call, results.scale, finds_scale=finds)
+    prepared = prepare(call, results.scale, NAME, finds_scale=finds)
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
@@ -116,7 +116,7 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
 
 def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, floats: Tensor) -> str:
     """Write the floats of dense codes; return the reason why nothing is done, or an empty string."""
-    prepared = _prepare(call, scale, finds_scale=False)
+    prepared = prepare(call, scale, NAME, finds_scale=False)
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
@@ -133,9 +133,9 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
     return ""
 
 
-def _prepare(call: Call, scale: Tensor, *, finds_scale: bool) -> tuple[Task, ctypes.CDLL] | str:
-    """Return what the C++ is told, and the library, or the reason why there is no call."""
-    task, library = make_task(call, scale.stride(), finds_scale=finds_scale), load_library(NAME)
+def prepare(call: Call, scale: Tensor, name: str, *, finds_scale: bool) -> tuple[Task, ctypes.CDLL] | str:
+    """Return what the C++ is told, and the library of a name, or the reason why there is no call."""
+    task, library = make_task(call, scale.stride(), finds_scale=finds_scale), load_library(name)
     if isinstance(task, str):
         return task
     return library if isinstance(library, str) else (task, library)

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from qcompiler.runtime.kernels import quantize_blocks
-from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.kernels.loader import explain_compiler
 from qcompiler.runtime.kernels.triton_support import MOST_ELEMENTS, MOST_IN_PROGRAM, explain_triton
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
@@ -83,8 +83,7 @@ def _count_elements(facts: QuantizerFacts) -> int:
 
 
 def _explain_cpu(facts: QuantizerFacts) -> str:
-    library = load_library(quantize_blocks.NAME)
-    return _explain_numbers(facts) or (library if isinstance(library, str) else "")
+    return _explain_numbers(facts) or explain_compiler()
 
 
 def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
@@ -106,6 +105,12 @@ def _explain_cuda_blocks(facts: QuantizerFacts) -> str:
         reason = f"a block of {size} elements does not fit into one program; valid: {MOST_IN_PROGRAM}"
         return _explain_range(facts) or reason
     return _explain_range(facts) or _explain_cuda(facts) or _explain_order(facts)
+
+
+def _explain_measured(facts: QuantizerFacts) -> str:
+    if facts.spec.block != TENSOR:
+        return f"the kernel that measures takes one block for the tensor, got {facts.spec.block}"
+    return _explain_cpu(facts)
 
 
 def _weigh_known(facts: QuantizerFacts) -> str:
@@ -142,5 +147,7 @@ KNOWN: Final = (
     QuantizerKernel("known", "cpu", _explain_cpu, _weigh_known),
     QuantizerKernel("triton-known", "cuda", _explain_cuda, _weigh_cuda),
 )
+#: codes and floats by one scale that is known, and what the range learns: a compiler makes loops of its own for that
+MEASURED: Final = (QuantizerKernel("measured", "cpu", _explain_measured, _always),)
 #: floats of codes; on CUDA the compiler writes this into the loop that reads them
 FLOATS: Final = (QuantizerKernel("floats", "cpu", _explain_cpu, _weigh_floats),)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Facts, Kernel, weigh_products
-from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.kernels.loader import explain_vnni, load_library
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.integers import Kind
 
+LIBRARY: Final = "multiply_runs"
 #: scaling takes a third of the time with runs of 32, and longer than the products with runs of 8
 LEAST_RUN: Final = 32
 #: 64·128·64: a product of this size takes 11 µs in float, and 12 µs here, of which the call takes 9
@@ -48,8 +49,7 @@ def _explain_runs(facts: Facts) -> str:
     for form in facts.formats:
         if form.kind is not Kind.SIGNED:
             return f"the kernel of sums with several scales takes signed integers, got {form}"
-    library = _load_kernel()
-    return library if isinstance(library, str) else ""
+    return explain_vnni()
 
 
 def _weigh_runs(facts: Facts) -> str:
@@ -60,12 +60,9 @@ def _weigh_runs(facts: Facts) -> str:
 @functools.cache
 def _load_kernel() -> ctypes.CDLL | str:
     """Return the library, or the reason why this processor has none."""
-    library = load_library("multiply_runs")
-    if isinstance(library, str):
-        return library
-    if not library.can_multiply_runs():
-        return "the kernel of sums with several scales needs a processor with AVX-512 VNNI"
-    library.multiply_runs.argtypes = _ARGUMENTS
+    library = explain_vnni() or load_library(LIBRARY)
+    if isinstance(library, ctypes.CDLL):
+        library.multiply_runs.argtypes = _ARGUMENTS
     return library
 
 

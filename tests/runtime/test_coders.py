@@ -13,9 +13,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qcompiler.runtime import coders, references
+from qcompiler.runtime import coders, references, stacked
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.spec import parse_spec
 
 KEY = torch.tensor([123456789, -987654321], dtype=torch.int32)
@@ -181,6 +182,62 @@ def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, w
     assert same(codes, expected) if wanted[0] else codes.numel() == 0
     assert same(floats, shown) if wanted[1] else floats.numel() == 0
     assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
+
+
+def add_large_measured(test):
+    """Several tiles, in two threads; and bounds of the range in the tensor itself."""
+    image = torch.randn(70, 24, 30, 30)
+    for x in (image, lay(image, "last first")):
+        for rounding in ROUNDINGS:
+            test = example((x, "bcss", ""), "affine8", "real", rounding, (True, True), True, 2)(test)
+    return test
+
+
+@add_large_measured
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    tensors(),
+    st.sampled_from(["int8", "int4", "uint8", "uint3", "affine8", "affine4"]),
+    st.sampled_from(["max", "fit", "real"]),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+    st.booleans(),
+    st.integers(1, 2),
+)
+def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, rounding, wanted, shows, threads):
+    x, layout, _ = case
+    rule = "real" if form.startswith("affine") else rule
+    spec = str(parse_spec(f"{form}:{rule}:tensor:{rounding}:pass:hindsight"))
+    key = KEY if rounding == "stochastic" else None
+    counts = view_blocks(tuple(x.shape), layout, parse_spec(spec).block).counts
+    numbers = torch.tensor([0.0 if form.startswith("uint") else -2.5, 3.0, 0.0])
+    state = numbers.reshape(3, *[1] * len(counts)).expand(3, *counts)
+    scale, reach, *points = stacked.read_ranges([state], spec)
+    scale, zero = scale.reshape(counts), points[0].reshape(counts) if points else None
+    torch.set_num_threads(threads)
+    try:
+        codes, floats, *seen = coders.quantize_measured(
+            x, scale, zero, reach, key, spec, layout, "site", *wanted, shows
+        )
+    finally:
+        torch.set_num_threads(1)
+    expected = references.quantize(x, scale, zero, key, spec, layout, "site")
+    shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
+    assert same(codes, expected) if wanted[0] else codes.numel() == 0
+    assert same(floats, shown) if wanted[1] else floats.numel() == 0
+    for found, known in zip(seen, stacked.measure(x, reach, spec, layout), strict=False):
+        assert same(found + 0.0, known + 0.0)  # 0 and −0 are one end
+    assert same(seen[3], references.checked(scale, x, spec, layout))
+
+
+def test_the_references_measure_what_the_kernel_cannot():
+    x, spec = torch.randn(4, 6, dtype=torch.bfloat16), str(parse_spec("int8:real:tensor:nearest:pass:hindsight"))
+    scale, reach = stacked.read_ranges([torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1)], spec)
+    scale = scale.reshape(1, 1)
+    codes, floats, *seen = coders.quantize_measured(x, scale, None, reach, None, spec, "bc", "site", True, False, False)
+    assert same(codes, references.quantize(x, scale, None, None, spec, "bc", "site"))
+    assert floats.numel() == 0
+    assert all(map(same, seen, (*stacked.measure(x, reach, spec, "bc"), scale)))
 
 
 @pytest.mark.parametrize("rule", ["max", "fit", "ceil", "round", "one", "real"])

@@ -220,6 +220,7 @@ def test_compiled_code_has_no_call_of_ours_inside_a_loop():
         ops.PATCHES,
         ops.QUANTIZE_BLOCKS,
         ops.QUANTIZE_BY,
+        ops.QUANTIZE_MEASURED,
         ops.READ_RANGES,
         ops.TURN_TAPS,
     }

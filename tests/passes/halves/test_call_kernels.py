@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qcompiler.passes.halves.call_kernels import CallKernels
+from qcompiler.passes.halves.stack_ranges import StackRanges
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.runtime import ops
 from qcompiler.runtime.kernels import quantizers
@@ -41,6 +42,47 @@ def test_no_bit_changes(recipe, compiled_halves, run_halves, same_bits):
     assert step(halves[1]) > 0
     assert step.tally.called > 0
     assert same_bits(*map(run_halves, halves))
+
+
+def measured(compiled_halves, model, x):
+    """The halves for a compiler, with ranges side by side, before and after the pass."""
+    halves = [compiled_halves("in-hindsight-w8a8g8", model, x) for _ in range(2)]
+    for one in halves:
+        StackRanges()(one)
+    CallKernels()(halves[1])
+    return halves
+
+
+def test_golden_ranges_that_learn(compiled_halves, settle_compiled, text, golden):
+    halves = compiled_halves("in-hindsight-w8a8g8", nn.Linear(8, 4, bias=False), leaf())
+    StackRanges()(halves)
+    before = text(halves)
+    assert settle_compiled(halves, CallKernels()) > 0
+    assert count(halves, (ops.MEASURE, ops.CHECKED)) == 0
+    golden(before=before, after=text(halves))
+
+
+def test_no_bit_of_a_range_changes(compiled_halves, run_halves, same_bits):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    halves = measured(compiled_halves, model, torch.randn(2, 4, 9, 9, requires_grad=True))
+    assert count(halves[1], (ops.QUANTIZE_MEASURED,)) == count(halves[0], (ops.MEASURE,)) > 0
+    assert same_bits(*map(run_halves, halves))
+
+
+def test_loops_take_floats_in_and_calls_get_them(compiled_halves):
+    """The norm reads codes; a convolution, which no loop computes, reads floats that the kernel has written."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    _, halves = measured(compiled_halves, model, torch.randn(2, 4, 9, 9, requires_grad=True))
+    wanted = {
+        get_argument(call, "site"): (get_argument(call, "codes"), get_argument(call, "floats"))
+        for call in halves.forward.graph.find_nodes(op="call_function", target=ops.QUANTIZE_MEASURED)
+    }
+    assert wanted == {
+        "0/input": (True, True),
+        "0/output": (True, False),
+        "3/input": (True, True),
+        "3/output": (True, False),
+    }
 
 
 def test_codes_that_nothing_reads_are_not_written(compiled_halves):
@@ -86,7 +128,7 @@ def test_a_loop_takes_the_floats_of_one_scale_in(recipe, stays, compiled_halves)
 
 
 def test_without_a_compiler_nothing_changes(compiled_halves, text, monkeypatch):
-    monkeypatch.setattr(quantizers, "load_library", lambda name: "no compiler")
+    monkeypatch.setattr(quantizers, "explain_compiler", lambda: "no compiler")
     halves, step = compiled_halves("hyperblock-int8", network(), leaf()), CallKernels()
     before = text(halves)
     assert step(halves) == 0

@@ -1,5 +1,7 @@
 """C++ through torch's loader."""
 
+import threading
+
 import pytest
 
 from qcompiler.runtime.kernels import loader
@@ -18,11 +20,72 @@ def test_code_that_does_not_compile_is_an_error():
 
 def test_a_thread_loads_libraries_once():
     name = "multiply_runs"
-    thread = loader.start_loading(name)
+    thread = loader.start_loading(name, inductor=True)
     thread.join()
-    assert loader.start_loading(name) is thread
-    assert loader.load_library.cache_info().currsize >= 1
+    assert loader.start_loading(name, inductor=True) is thread
+    assert loader._load.cache_info().currsize >= 1
     assert not thread.is_alive()
+
+
+def test_a_library_on_its_way_is_waited_for(monkeypatch):
+    """Not compiled twice, and no kernel is refused meanwhile."""
+    compiled, waits = [], threading.Event()
+
+    def compile_source(source):
+        compiled.append(source)
+        assert waits.wait(60)
+        return "library"
+
+    monkeypatch.setattr(loader, "compile_source", compile_source)
+    loader._load.cache_clear()
+    thread = loader.start_loading("convolve", inductor=False)
+    try:
+        assert loader.explain_compiler() == ""
+    finally:
+        waits.set()
+    thread.join()
+    assert loader.load_library("convolve") == "library"
+    loader._load.cache_clear()
+    assert len(compiled) == 1
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A machine without a compiler."""
+    caches = (loader._load, loader._ask_processor, loader.explain_compiler, loader.explain_vnni)
+
+    def refuse(source):
+        raise RuntimeError("no g++\nat all")
+
+    monkeypatch.setattr(loader, "compile_source", refuse)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_without_a_compiler_the_reason_is_asked_for_quietly(broken, caplog):
+    reason = "processor.cpp does not compile here: RuntimeError: no g++"
+    assert loader.explain_compiler() == loader.explain_vnni() == reason
+    assert not caplog.records
+
+
+def test_a_library_that_does_not_compile_is_logged(broken, caplog):
+    reason = "convolve.cpp does not compile here: RuntimeError: no g++"
+    assert loader.load_library("convolve") == loader.load_library("convolve") == reason
+    assert [record.message for record in caplog.records] == [reason]
+
+
+def test_a_processor_without_the_instructions(monkeypatch):
+    class Library:
+        has_vnni = staticmethod(lambda: 0)
+
+    monkeypatch.setattr(loader, "_ask_processor", Library)
+    loader.explain_vnni.cache_clear()
+    found = loader.explain_vnni()
+    loader.explain_vnni.cache_clear()
+    assert found == "kernels that multiply codes need a processor with AVX-512 VNNI"
 
 
 def test_headers_of_ours_stand_in_the_source():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompiler.runtime.kernels import quantizers
-from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
 from qcompiler.runtime.spec import parse_spec
 
 #: of a kernel on CUDA that could run
@@ -98,6 +98,16 @@ def test_known_scales():
     assert explain_quantizer(KNOWN, facts("affine8:real:tensor:nearest:pass:hindsight")) == reason
 
 
+def test_scales_of_tensors_that_are_measured(monkeypatch):
+    spec = "affine8:real:{}:nearest:pass:hindsight"
+    assert explain_quantizer(MEASURED, facts(spec.format("tensor"))) == ""
+    reason = "the kernel that measures takes one block for the tensor, got each"
+    assert explain_quantizer(MEASURED, facts(spec.format("c1"))) == reason
+    assert explain_quantizer(MEASURED, facts(spec.format("tensor"), device="cuda")) == (
+        "no kernel of a quantizer runs on cuda"
+    )
+
+
 def test_floats():
     assert explain_quantizer(FLOATS, facts("int8:max:b2c8:nearest:pass")) == ""
     reason = "a compiled loop multiplies by one scale as fast"
@@ -105,7 +115,7 @@ def test_floats():
 
 
 def test_a_machine_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(quantizers, "load_library", lambda name: f"{name}.cpp does not compile here")
-    for kernel in (BLOCKS, FLOATS):
-        found = explain_quantizer(kernel, facts("int8:max:b2c8:nearest:pass"))
-        assert found == "quantize_blocks.cpp does not compile here"
+    monkeypatch.setattr(quantizers, "explain_compiler", lambda: "processor.cpp does not compile here")
+    for kernel, block in ((BLOCKS, "b2c8"), (FLOATS, "b2c8"), (MEASURED, "tensor")):
+        found = explain_quantizer(kernel, facts(f"int8:max:{block}:nearest:pass"))
+        assert found == "processor.cpp does not compile here"

@@ -1,0 +1,147 @@
+// Quantize a dense tensor by one scale that is known, and measure what a range of the past learns, in one pass; the
+// numbers are those of runtime/references.py, bit for bit.
+
+#include "tiles.h"
+
+namespace {
+
+constexpr uint32_t INFINITE = 0x7F800000;
+constexpr float INFINITY_ = __builtin_inff(), NAN_ = __builtin_nanf("");
+
+enum Kind : int64_t { SIGNED, UNSIGNED, AFFINE };  // of the format: what its range is made of
+
+struct Data {
+    const float* x;
+    uint8_t* codes;             // null: not wanted
+    float* floats;              // null: not wanted
+    const void* scale;          // float or uint8_t
+    const uint8_t* zero_point;  // null: 0
+    const int32_t* key;         // null: to nearest
+    const float* reach;         // the smallest and the largest value that is not clipped
+    int64_t threads, kind;
+    float *low, *high, *outside;
+    void* checked;  // the scale, NaN if an element is NaN or infinite
+};
+
+// What a part of the tensor has shown; NaN counts in `largest` alone.
+struct Seen {
+    float low = INFINITY_, high = -INFINITY_;
+    uint32_t largest = 0;
+    int64_t outside = 0;
+
+    void add(const Seen& other) {
+        low = other.low < low ? other.low : low;
+        high = other.high > high ? other.high : high;
+        largest = larger(largest, other.largest);
+        outside += other.outside;
+    }
+};
+
+struct Space : Walk {
+    Seen seen;
+
+    explicit Space(int64_t lanes) : Walk(lanes) {}
+};
+
+// The numbers of the quantizer.
+struct Rule {
+    float factor, zero, low, high;
+};
+
+template <bool STOCHASTIC, bool CODES, bool FLOATS>
+[[gnu::noinline]] void write_row(const Task& task, const Rule& rule, int64_t lanes, const float* __restrict x,
+                                 const uint32_t* __restrict index, uint32_t seed, uint8_t* __restrict codes,
+                                 float* __restrict floats, Seen& seen) {
+    const float lowest = task.lowest, most = task.largest;
+    const uint32_t limit = task.limit;
+    const auto [factor, zero, reach_low, reach_high] = rule;
+    float low = seen.low, high = seen.high;
+    uint32_t largest = seen.largest;
+    int32_t outside = 0;
+#pragma omp simd reduction(min : low) reduction(max : high, largest) reduction(+ : outside)
+    for (int64_t i = 0; i < lanes; ++i) {
+        const float value = x[i], real = value / factor;
+        low = value < low ? value : low;
+        high = value > high ? value : high;
+        largest = larger(largest, magnitude(value));
+        outside += (value < reach_low) | (value > reach_high);
+        float rounded;
+        if constexpr (STOCHASTIC) {
+            const float floor = std::floor(real);
+            const float threshold = (real - floor) * 0x1p24f;
+            const float number = static_cast<float>(static_cast<int32_t>(mix_bits(seed + index[i]) >> 8));
+            rounded = floor + (number < threshold ? 1.0f : 0.0f);
+        } else {
+            rounded = std::rint(real);
+        }
+        rounded = (rounded == rounded ? rounded : 0.0f) + zero;
+        rounded = rounded > lowest ? rounded : lowest;
+        rounded = rounded < most ? rounded : most;
+        const int32_t code = static_cast<int32_t>(rounded);
+        if (CODES) codes[i] = static_cast<uint8_t>(code);
+        if (FLOATS) {
+            const float made = (static_cast<float>(code) - zero) * factor;
+            const uint32_t keeps = magnitude(value) >= limit ? 0 : ~0u;
+            floats[i] = as_float((as_bits(made) & keeps) | (0x7FC00000u & ~keeps));
+        }
+    }
+    seen.add(Seen{low, high, largest, outside});
+}
+
+template <bool STOCHASTIC, bool CODES, bool FLOATS>
+Seen quantize(const Task& task, const Data& data, const Rule& rule) {
+    const uint32_t seed = STOCHASTIC ? make_seed(task, data.key) : 0;
+    Seen all;
+    const auto work = [&](const Corner& corner, Space& space) {
+        if (STOCHASTIC) number_lanes(task, corner, space);
+        write_row<STOCHASTIC, CODES, FLOATS>(task, rule, corner.strips * corner.lanes_a_strip, data.x + corner.place,
+                                             space.index.data(), seed + corner.logical * SPREAD,
+                                             data.codes + corner.place, data.floats + corner.place, space.seen);
+    };
+    run_tiles<Space>(task, data.threads, work, [&](const Space& space) { all.add(space.seen); });
+    return all;
+}
+
+template <bool STOCHASTIC>
+Seen quantize_into(const Task& task, const Data& data, const Rule& rule) {
+    if (data.codes && data.floats) return quantize<STOCHASTIC, true, true>(task, data, rule);
+    if (data.codes) return quantize<STOCHASTIC, true, false>(task, data, rule);
+    return quantize<STOCHASTIC, false, true>(task, data, rule);
+}
+
+float read_factor(const Data& data, bool is_real) {
+    if (is_real) return *static_cast<const float*>(data.scale);
+    const uint32_t exponent = *static_cast<const uint8_t*>(data.scale);
+    return exponent == 255 ? NAN_ : as_float(exponent << 23);
+}
+
+// The ends of the range of the present tensor, by the kind of the format.
+void store_ends(const Data& data, const Seen& seen, int64_t elements) {
+    const float largest = as_float(seen.largest);
+    float low = std::fmin(seen.low, 0.0f), high = std::fmax(seen.high, 0.0f);
+    if (data.kind == SIGNED) low = -largest, high = largest;
+    if (data.kind == UNSIGNED) high = low == -INFINITY_ ? INFINITY_ : high, low = 0;
+    if (seen.largest > INFINITE) high = NAN_, low = data.kind == UNSIGNED ? 0 : NAN_;
+    *data.low = elements ? low : 0, *data.high = elements ? high : 0;
+}
+
+void store_checked(const Data& data, const Seen& seen, bool is_real) {
+    const bool is_finite = seen.largest < INFINITE;
+    if (is_real)
+        *static_cast<float*>(data.checked) = is_finite ? *static_cast<const float*>(data.scale) : NAN_;
+    else
+        *static_cast<uint8_t*>(data.checked) = is_finite ? *static_cast<const uint8_t*>(data.scale) : 255;
+}
+
+}  // namespace
+
+extern "C" void quantize_measured(const Task* task, const Data* data, bool is_real) {
+    const float factor = read_factor(*data, is_real);
+    const Rule rule{factor, data->zero_point ? *data->zero_point : 0.0f, data->reach[0], data->reach[1]};
+    int64_t elements = 1;
+    for (int64_t i = 0; i < task->axes; ++i) elements *= task->axis[i].extent;
+    const Seen seen = data->key ? quantize_into<true>(*task, *data, rule) : quantize_into<false>(*task, *data, rule);
+    store_ends(*data, seen, elements);
+    *data->outside = static_cast<float>(seen.outside) / static_cast<float>(std::max<int64_t>(1, elements));
+    store_checked(*data, seen, is_real);
+}
