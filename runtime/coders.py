@@ -5,46 +5,44 @@ The results are those of runtime/references.py, bit for bit. Scales that are fou
 
 import dataclasses
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from qcompiler.runtime import references, stacked
 from qcompiler.runtime.kernels import quantize_blocks as kernel
-from qcompiler.runtime.kernels import quantize_measured as measured
+from qcompiler.runtime.kernels import quantize_whole as whole
 from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.spec import parse_spec
 
 
 def quantize_blocks(
     x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the codes, the scale and the floats of `x`: `quantize`, `scale` and `dequantize` at once.
+) -> list[Tensor]:
+    """Return the codes and the floats of `x`, each if it is wanted, then the scale.
 
     Args:
         x: a floating tensor, any shape.
         key: int32 [2] from `draw_key`, for stochastic rounding.
         spec: of the range of the present tensor.
-        codes: False: the codes are empty.
-        floats: False: the floats are empty.
+        codes: whether codes are wanted: what `quantize` returns.
+        floats: whether floats are wanted: what `dequantize` returns.
     """
-    made = made_codes, scale, made_floats = fake_quantize_blocks(x, key, spec, layout, site, codes, floats)
-    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None)
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats)
+    scale = job.make_scale()
     if not job.run_kernel(scale, None, key, finds=True):
         scale.copy_(references.scale(x, spec, layout))
         job.run_references(scale, None, key)
-    return made
+    return [*job.results, scale]
 
 
 def fake_quantize_blocks(
     x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """Return empty results of the shape and strides of `x`, and scales in the order of the blocks in memory."""
-    made_codes, made_floats = _make_results(x, spec, codes, floats)
-    order = (made_codes if codes else made_floats).stride()
-    counts, strides = kernel.find_scale_stride(kernel.Call(tuple(x.shape), order, spec, layout))
-    scale = torch.empty_strided(counts, strides, dtype=parse_spec(spec).scale.dtype, device=x.device)
-    return made_codes, scale, made_floats
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats)
+    return [*job.results, job.make_scale()]
 
 
 def quantize_by(
@@ -58,17 +56,16 @@ def quantize_by(
     codes: bool,
     floats: bool,
     shows: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the codes and the floats of `x` by a scale that is known: `quantize` and `dequantize` at once.
+) -> list[Tensor]:
+    """Return the codes and the floats of `x`, each if it is wanted, by a scale that is known.
 
     Args:
         shows: the floats are NaN also where `x` is not finite.
     """
-    made = made_codes, made_floats = _make_results(x, spec, codes, floats)
-    job = _Job(x, spec, layout, site, made_codes if codes else None, made_floats if floats else None, shows)
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats, shows=shows)
     if not job.run_kernel(scale, zero_point, key, finds=False):
         job.run_references(scale, zero_point, key)
-    return made
+    return job.results
 
 
 def fake_quantize_by(
@@ -82,9 +79,9 @@ def fake_quantize_by(
     codes: bool,
     floats: bool,
     shows: bool,
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     """Return empty results of the shape and strides of `x`."""
-    return _make_results(x, spec, codes, floats)
+    return _Job.start(x, spec, layout, site, codes=codes, floats=floats).results
 
 
 def quantize_measured(
@@ -99,21 +96,22 @@ def quantize_measured(
     codes: bool,
     floats: bool,
     shows: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return codes, floats, then what `measure` returns, then what `checked` returns, for one scale that is known.
+    checks: bool,
+) -> list[Tensor]:
+    """Return what `quantize_by` returns for one scale, then what `measure` and, if it is wanted, `checked` return.
 
     Args:
         reach: float32 [2, 1], from `read_ranges`.
         shows: the floats are NaN also where `x` is not finite.
+        checks: whether the scale that is NaN for a tensor that is not finite is wanted.
     """
-    made = fake_quantize_measured(x, scale, zero_point, reach, key, spec, layout, site, codes, floats, shows)
-    job = _Job(x, spec, layout, site, made[0] if codes else None, made[1] if floats else None, shows)
-    if not job.run_measured(scale, zero_point, key, reach.contiguous(), measured.Seen(*made[2:])):
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats, shows=shows)
+    measured, checked = _make_seen(x, scale, reach)
+    if not job.run_measured(scale, zero_point, key, whole.Measured(reach.contiguous(), measured, checked)):
         job.run_references(scale, zero_point, key)
-        seen = *stacked.measure(x, reach, spec, layout), references.checked(scale, x, spec, layout)
-        for place, found in zip(made[2:], seen, strict=True):
-            place.copy_(found)
-    return made
+        measured.copy_(stacked.measure(x, reach, spec, layout))
+        checked.copy_(references.checked(scale, x, spec, layout))
+    return [*job.results, measured, *[checked] * checks]
 
 
 def fake_quantize_measured(
@@ -128,10 +126,12 @@ def fake_quantize_measured(
     codes: bool,
     floats: bool,
     shows: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return empty results of the shape and strides of `x`, and of one number each."""
-    low, high, outside = (x.new_empty(shape, dtype=torch.float32) for shape in (scale.shape, scale.shape, ()))
-    return *_make_results(x, spec, codes, floats), low, high, outside, torch.empty_like(scale)
+    checks: bool,
+) -> list[Tensor]:
+    """Return empty results of the shape and strides of `x`, numbers and a scale."""
+    measured, checked = _make_seen(x, scale, reach)
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats)
+    return [*job.results, measured, *[checked] * checks]
 
 
 def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
@@ -155,7 +155,15 @@ def find_kernel(device: str) -> Callable[..., str] | None:
         from qcompiler.runtime.kernels import triton_quantizers  # needs Triton
 
         return triton_quantizers.quantize
-    return kernel.quantize if device == "cpu" else None
+    return _quantize_on_cpu if device == "cpu" else None
+
+
+def _quantize_on_cpu(
+    call: kernel.Call, x: Tensor, results: kernel.Results, key: Tensor | None, zero: Tensor | None, *, finds: bool
+) -> str:
+    if finds and results.scale.numel() == 1:
+        return whole.quantize(call, x, results, key)
+    return kernel.quantize(call, x, results, key, zero, finds=finds)
 
 
 def _make_dense(x: Tensor, made: Tensor) -> Tensor:
@@ -163,13 +171,9 @@ def _make_dense(x: Tensor, made: Tensor) -> Tensor:
     return x if x.stride() == made.stride() else torch.empty_like(x).copy_(x)
 
 
-def _make_results(x: Tensor, spec: str, codes: bool, floats: bool) -> tuple[Tensor, Tensor]:
-    """Return memory for codes and floats, of the strides of `x` if it is dense."""
-    kind = parse_spec(spec).format.dtype
-    return (
-        torch.empty_like(x, dtype=kind) if codes else x.new_empty(0, dtype=kind),
-        torch.empty_like(x, dtype=torch.float32) if floats else x.new_empty(0, dtype=torch.float32),
-    )
+def _make_seen(x: Tensor, scale: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Return memory for what `measure` and `checked` return."""
+    return x.new_empty((3, reach.shape[1]), dtype=torch.float32), torch.empty_like(scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +188,26 @@ class _Job:
     floats: Tensor | None
     shows: bool = False
 
+    @classmethod
+    def start(
+        cls, x: Tensor, spec: str, layout: str, site: str, *, codes: bool, floats: bool, shows: bool = False
+    ) -> Self:
+        """Return a job with memory for what is wanted, of the strides of `x` if it is dense."""
+        made_codes = torch.empty_like(x, dtype=parse_spec(spec).format.dtype) if codes else None
+        made_floats = torch.empty_like(x, dtype=torch.float32) if floats else None
+        return cls(x, spec, layout, site, made_codes, made_floats, shows)
+
+    @property
+    def results(self) -> list[Tensor]:
+        """The memory for codes and floats, as far as they are wanted."""
+        return [made for made in (self.codes, self.floats) if made is not None]
+
+    def make_scale(self) -> Tensor:
+        """Return memory for a scale of each block."""
+        call = kernel.Call(tuple(self.x.shape), self.results[0].stride(), self.spec, self.layout)
+        counts, strides = kernel.find_scale_stride(call)
+        return torch.empty_strided(counts, strides, dtype=parse_spec(self.spec).scale.dtype, device=self.x.device)
+
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
         quantize, prepared = find_kernel(self.x.device.type), self._prepare(scale)
@@ -192,21 +216,21 @@ class _Job:
         return not quantize(*prepared, key, zero_point, finds=finds)
 
     def run_measured(
-        self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, reach: Tensor, seen: measured.Seen
+        self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, measured: whole.Measured
     ) -> bool:
         """Let the kernel write the results, and what the tensor shows; return False if the kernel cannot."""
         prepared = self._prepare(scale)
         if prepared is None or not self.x.is_cpu or scale.numel() != 1:
             return False
-        return not measured.quantize(*prepared, key, zero_point, reach, seen)
+        return not whole.quantize_measured(*prepared, key, zero_point, measured)
 
     def _prepare(self, scale: Tensor) -> tuple[kernel.Call, Tensor, kernel.Results] | None:
         """Return what every kernel reads and writes; None: kernels cannot."""
-        made = self.floats if self.codes is None else self.codes
-        if made is None or self.x.dtype is not torch.float32:
+        if not self.results or self.x.dtype is not torch.float32:
             return None
-        call = kernel.Call(tuple(self.x.shape), made.stride(), self.spec, self.layout, self.site, self.shows)
-        return call, _make_dense(self.x, made), kernel.Results(scale, self.codes, self.floats)
+        order = self.results[0]
+        call = kernel.Call(tuple(self.x.shape), order.stride(), self.spec, self.layout, self.site, self.shows)
+        return call, _make_dense(self.x, order), kernel.Results(scale, self.codes, self.floats)
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""

@@ -70,10 +70,10 @@ UPDATE: Final = _define_operator(
     "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", references.update, shapes.update
 )
 READ_RANGES: Final = _define_operator(
-    "read_ranges(Tensor[] states, str spec) -> Tensor[]", stacked.read_ranges, stacked.read_ranges
+    "read_ranges(Tensor[] states, str spec, int[] dims=[]) -> Tensor[]", stacked.read_ranges, stacked.read_ranges
 )
 MEASURE: Final = _define_operator(
-    "measure(Tensor x, Tensor reach, str spec, str layout) -> Tensor[]", stacked.measure, stacked.measure
+    "measure(Tensor x, Tensor reach, str spec, str layout) -> Tensor", stacked.measure, stacked.measure
 )
 MOVE_RANGES: Final = _define_operator(
     "move_ranges(Tensor[] states, Tensor[] measured, str spec) -> Tensor[]", stacked.move_ranges, stacked.move_ranges
@@ -153,22 +153,21 @@ TURN_TAPS: Final = _define_operator(
     "turn_taps(Tensor codes, int[] stride) -> Tensor", turn_taps, fake_turn_taps, torch.Tag.flexible_layout
 )
 QUANTIZE_BLOCKS: Final = _define_operator(
-    "quantize_blocks(Tensor x, Tensor? key, str spec, str layout, str site, bool codes, bool floats) "
-    "-> (Tensor, Tensor, Tensor)",
+    "quantize_blocks(Tensor x, Tensor? key, str spec, str layout, str site, bool codes, bool floats) -> Tensor[]",
     coders.quantize_blocks,
     coders.fake_quantize_blocks,
     torch.Tag.flexible_layout,
 )
 QUANTIZE_BY: Final = _define_operator(
     "quantize_by(Tensor x, Tensor scale, Tensor? zero_point, Tensor? key, str spec, str layout, str site, bool codes, "
-    "bool floats, bool shows) -> (Tensor, Tensor)",
+    "bool floats, bool shows) -> Tensor[]",
     coders.quantize_by,
     coders.fake_quantize_by,
     torch.Tag.flexible_layout,
 )
 QUANTIZE_MEASURED: Final = _define_operator(
     "quantize_measured(Tensor x, Tensor scale, Tensor? zero_point, Tensor reach, Tensor? key, str spec, str layout, "
-    "str site, bool codes, bool floats, bool shows) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "str site, bool codes, bool floats, bool shows, bool checks) -> Tensor[]",
     coders.quantize_measured,
     coders.fake_quantize_measured,
     torch.Tag.flexible_layout,

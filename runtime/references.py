@@ -73,9 +73,9 @@ def _real_codes(x: Tensor, scale: Tensor, s: QuantSpec, view: BlockView) -> Tens
     """x / factor before rounding, of the shape of `x`; NaN throughout a NaN block."""
     values = x.to(torch.float32)
     if s.scale.dtype.is_floating_point:
-        return values / view.spread(scale)
+        return values / view.meet(scale)
     # 1 / 2^k is exact, so a power-of-two scale costs a product instead of a division
-    return values * view.spread(scales.get_inverse(scale))
+    return values * view.meet(scales.get_inverse(scale))
 
 
 def quantize(
@@ -101,7 +101,7 @@ def quantize(
             raise ValueError(f"quantize: {site}: spec {spec} rounds stochastically and needs a key")
         index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
         noise = random_bits(key, site, index)
-    zero = None if zero_point is None else view.spread(zero_point).to(torch.float32)
+    zero = None if zero_point is None else view.meet(zero_point).to(torch.float32)
     return s.format.encode(real, noise, zero)
 
 
@@ -126,8 +126,8 @@ def dequantize(
     view = view_blocks(tuple(codes.shape), layout, s.block)
     values = s.format.decode(codes)
     if zero_point is not None:
-        values = values - view.spread(zero_point).to(torch.float32)
-    values = values * view.spread(scales.get_factor(scale))
+        values = values - view.meet(zero_point).to(torch.float32)
+    values = values * view.meet(scales.get_factor(scale))
     return (values if x is None else torch.where(is_finite(x), values, torch.nan)).to(dtype)
 
 
@@ -140,7 +140,7 @@ def in_range(x: Tensor, scale: Tensor, spec: str, layout: str, zero_point: Tenso
     view = view_blocks(tuple(x.shape), layout, s.block)
     real = _real_codes(x, scale, s, view)
     if zero_point is not None:
-        real = real + view.spread(zero_point).to(torch.float32)
+        real = real + view.meet(zero_point).to(torch.float32)
     return ~((real < s.format.lowest) | (real > s.format.largest))
 
 

@@ -16,6 +16,8 @@ from qcompiler.runtime.spec import QuantSpec, Scale
 
 NAN_EXPONENT = 255
 _MANTISSA = (1 << 23) - 1
+#: the bits of NaN
+_NAN = 0x7FC00000
 
 
 def power_of_two(amax: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
@@ -120,7 +122,8 @@ def get_factor(scale: torch.Tensor) -> torch.Tensor:
     if scale.dtype != torch.uint8:
         return scale
     code = scale.to(torch.int32)
-    return store_once(torch.where(code == NAN_EXPONENT, torch.nan, (code << 23).view(torch.float32)))
+    # a choice of integers: of two NaN that it traces, a compiler does not know that they are one
+    return store_once(torch.where(code == NAN_EXPONENT, _NAN, code << 23).view(torch.float32))
 
 
 def get_inverse(scale: torch.Tensor) -> torch.Tensor:

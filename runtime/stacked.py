@@ -22,16 +22,17 @@ def find_hindsight(spec: QuantSpec) -> Hindsight | None:
     return spec.range if isinstance(spec.range, Hindsight) and spec.scale is not Scale.TWO_LEVEL else None
 
 
-def read_ranges(states: Sequence[Tensor], spec: str) -> list[Tensor]:
+def read_ranges(states: Sequence[Tensor], spec: str, dims: Sequence[int] = ()) -> list[Tensor]:
     """Return the scales of every site, then the reach, then the zero points, if the format has them.
 
     Args:
         states: [3, *blocks along each axis], at least one.
         spec: `str` of a `QuantSpec` with a range in hindsight.
+        dims: of each site the dimensions of scale and zero point, if it has one block; else 0, and they are [blocks].
 
     Returns:
-        For each site a scale and a zero point [blocks]; the reach is float32 [2, blocks]: the smallest and the largest
-        value that is not clipped.
+        For each site a scale and a zero point; the reach is float32 [2, blocks]: the smallest and the largest value
+        that is not clipped.
     """
     s = parse_spec(spec)
     known = _put_beside(states)
@@ -39,12 +40,17 @@ def read_ranges(states: Sequence[Tensor], spec: str) -> list[Tensor]:
     scale = scales.from_ends(low, high, s)
     beside = [scale, torch.stack(find_reach((low, high), s.format.kind, s.format.magnitude_bits))]
     beside += [scales.find_zero_point(low, scale, s)] if s.has_zero_point else []
-    counts = list(map(_count_blocks, states))
-    return [part.clone() for numbers in beside for part in numbers.split(counts, -1)]
+    counts, dims = list(map(_count_blocks, states)), dims or [0] * len(states)
+    parts = [numbers.split(counts, -1) for numbers in beside]
+    shaped = [
+        [part.reshape([1] * dim) if dim and part.ndim == 1 else part for part, dim in zip(row, dims, strict=True)]
+        for row in parts
+    ]
+    return [part.clone() for row in shaped for part in row]
 
 
-def measure(x: Tensor, reach: Tensor, spec: str, layout: str) -> list[Tensor]:
-    """Return what the next state takes from `x`: float32, each by block or, without dimensions, one for all blocks.
+def measure(x: Tensor, reach: Tensor, spec: str, layout: str) -> Tensor:
+    """Return what the next state takes from `x`: float32 [numbers, blocks].
 
     Args:
         x: a floating tensor, any shape.
@@ -53,7 +59,8 @@ def measure(x: Tensor, reach: Tensor, spec: str, layout: str) -> list[Tensor]:
     s = parse_spec(spec)
     seen = Observed(x, view_blocks(tuple(x.shape), layout, s.block), s.format.kind, s.format.magnitude_bits)
     low, high = reach.reshape(2, *seen.view.counts).unbind()
-    return _take_range(s).measure(seen, (low, high))
+    numbers = _take_range(s).measure(seen, (low, high))
+    return torch.stack([number.reshape(-1).expand(reach.shape[1]) for number in numbers])
 
 
 def move_ranges(states: Sequence[Tensor], measured: Sequence[Tensor], spec: str) -> list[Tensor]:
@@ -61,15 +68,12 @@ def move_ranges(states: Sequence[Tensor], measured: Sequence[Tensor], spec: str)
 
     Args:
         states: as for `read_ranges`.
-        measured: for each state, in the order of the states, what `measure` returned.
+        measured: for each state what `measure` returned.
     """
     known = _put_beside(states)
-    kinds = len(measured) // len(states)
-    counts = list(map(_count_blocks, states))
-    beside = [torch.cat(list(map(_spread, measured[kind::kinds], counts))) for kind in range(kinds)]
-    after = _take_range(parse_spec(spec)).move(known, beside)
-    after = keep_finite(after, known)
-    return [part.reshape(state.shape).clone() for part, state in zip(after.split(counts, 1), states, strict=True)]
+    after = _take_range(parse_spec(spec)).move(known, torch.cat(list(measured), 1).unbind())
+    parts = keep_finite(after, known).split(list(map(_count_blocks, states)), 1)
+    return [part.reshape(state.shape).clone() for part, state in zip(parts, states, strict=True)]
 
 
 def _take_range(s: QuantSpec) -> Hindsight:
@@ -85,8 +89,3 @@ def _count_blocks(state: Tensor) -> int:
 
 def _put_beside(states: Sequence[Tensor]) -> Tensor:
     return torch.cat([state.flatten(1) for state in states], 1)
-
-
-def _spread(measured: Tensor, count: int) -> Tensor:
-    """Return one number for each block of a site."""
-    return measured.reshape(-1).expand(count)

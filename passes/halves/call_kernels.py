@@ -11,7 +11,7 @@ from torch.fx.node import Target
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument, get_arguments, has_argument, pack_arguments
 from qcompiler.passes.ir.edit import insert_result
-from qcompiler.passes.ir.meta import get_contraction, get_value
+from qcompiler.passes.ir.meta import find_value, get_contraction, get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.views import is_view, list_views
 from qcompiler.runtime import ops
@@ -62,7 +62,7 @@ class CallKernels:
             self.tally.reasons[reason] += 1
             return False
         else:
-            _write_call(one, ops.QUANTIZE_BY, {})
+            _write_known(one, ops.QUANTIZE_BY, {})
         self.tally.called += 1
         return True
 
@@ -111,14 +111,9 @@ def _list_floats(one: Quantizer, shown: Node | None) -> list[Dequantizer]:
 
 def _write_blocks(one: Quantizer) -> None:
     """Write one call in place of scale, codes and floats."""
-    readers, graph = _list_floats(one, None), one.codes.graph
-    given = {"x": one.tensor, "key": one.key, "spec": one.text, "layout": one.layout, "site": one.site}
-    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers)}
-    call = insert_operator(graph, ops.QUANTIZE_BLOCKS, {**given, **wanted}, before=one.scale)
-    codes, scale, floats = (insert_result(call, place) for place in range(3))
-    _replace_readers(readers, floats)
-    one.scale.replace_all_uses_with(scale)
-    _replace_node(one.codes, codes)
+    readers, scale = _list_floats(one, None), one.scale
+    call = _write_call(one, ops.QUANTIZE_BLOCKS, readers, {}, before=scale)
+    scale.replace_all_uses_with(insert_result(call, len(find_value(call)) - 1))
 
 
 def _find_measure(one: Quantizer) -> Node | None:
@@ -132,32 +127,38 @@ def _write_measured(one: Quantizer, measure: Node) -> None:
     shared = {"x": one.tensor, "spec": one.text, "layout": one.layout}
     args = pack_arguments(ops.CHECKED, {"scale": one.scale, **shared})
     checks = [user for user in one.tensor.users if user.target is ops.CHECKED and user.args == args]
-    call = _write_call(one, ops.QUANTIZE_MEASURED, {"reach": get_argument(measure, "reach")})
-    for place in range(3):
-        for reader in [user for user in measure.users if user.args == (measure, place)]:
-            _replace_node(reader, insert_result(call, 2 + place))
-    measure.graph.erase_node(measure)
+    call = _write_known(one, ops.QUANTIZE_MEASURED, {"reach": get_argument(measure, "reach"), "checks": bool(checks)})
+    last = len(find_value(call)) - 1
+    _replace_node(measure, insert_result(call, last - bool(checks)))
     for check in checks:
-        _replace_node(check, insert_result(call, 5))
+        _replace_node(check, insert_result(call, last))
 
 
-def _write_call(one: Quantizer, target: Target, more: dict[str, Any]) -> Node:
-    """Write one call in place of codes and floats; return the call.
+def _write_known(one: Quantizer, target: Target, more: dict[str, Any]) -> Node:
+    """Write one call in place of codes and floats, by a scale that is known.
 
     Floats that loops read stay loops if a loop computes them as fast: of codes, which take a byte in place of four.
     """
     shown = next((None for reader in one.dequantizers if reader.shown is None), one.tensor)
-    readers, graph = _list_floats(one, shown), one.codes.graph
+    readers = _list_floats(one, shown)
     if one.spec.rounding is Rounding.NEAREST:
         readers = [reader for reader in readers if _is_read_by_calls(reader.floats)]
-    shows = shown is not None and bool(readers)
-    given = {"x": one.tensor, "scale": one.scale, "zero_point": one.zero_point, "key": one.key, **more}
-    shared = {"spec": one.text, "layout": one.layout, "site": one.site}
-    wanted = {"codes": len(readers) < len(one.codes.users), "floats": bool(readers), "shows": shows}
-    call = insert_operator(graph, target, {**given, **shared, **wanted}, before=one.codes)
-    codes, floats = (insert_result(call, place) for place in range(2))
-    _replace_readers(readers, floats)
-    _replace_node(one.codes, codes)
+    known = {"scale": one.scale, "zero_point": one.zero_point, "shows": shown is not None and bool(readers)}
+    return _write_call(one, target, readers, {**known, **more}, before=one.codes)
+
+
+def _write_call(one: Quantizer, target: Target, readers: list[Dequantizer], more: dict[str, Any], before: Node) -> Node:
+    """Write a call, the codes first, if something reads them, then the floats of the readers; return the call."""
+    codes, floats = len(readers) < len(one.codes.users), bool(readers)
+    given = {"x": one.tensor, "key": one.key, "spec": one.text, "layout": one.layout, "site": one.site}
+    call = insert_operator(one.codes.graph, target, {**given, **more, "codes": codes, "floats": floats}, before=before)
+    if floats:
+        made = insert_result(call, int(codes))
+        for reader in readers:
+            _replace_node(reader.floats, made)
+    if codes:
+        one.codes.replace_all_uses_with(insert_result(call, 0))
+    one.codes.graph.erase_node(one.codes)
     return call
 
 
@@ -165,11 +166,6 @@ def _is_read_by_calls(floats: Node) -> bool:
     """Return True if contractions alone read a tensor, which no loop computes."""
     readers = {user for view in list_views(floats) for user in view.users if not is_view(user)}
     return all(get_contraction(reader) for reader in readers)
-
-
-def _replace_readers(readers: list[Dequantizer], floats: Node) -> None:
-    for reader in readers:
-        _replace_node(reader.floats, floats)
 
 
 def _replace_node(node: Node, other: Node) -> None:

@@ -59,28 +59,44 @@ def _reads_past(node: Node) -> bool:
 def _stack_group(graph: Graph, spec: str, nodes: list[Node]) -> None:
     """Replace all calls of one spec."""
     states = list(dict.fromkeys(get_argument(node, "state") for node in nodes))
-    call = insert_operator(graph, ops.READ_RANGES, {"states": states, "spec": spec}, after=last_placeholder(graph))
+    given = {"states": states, "spec": spec, "dims": _list_dims(states, nodes)}
+    call = insert_operator(graph, ops.READ_RANGES, given, after=last_placeholder(graph))
     results = [insert_result(call, place) for place in range(len(find_value(call)))]
     parts = dict(zip(itertools.product(_READERS, states), results, strict=False))  # not all formats have zero points
     part_of = {node: parts[node.target, get_argument(node, "state")] for node in nodes}
     updates = [node for node in nodes if node.target is ops.UPDATE]
     if updates:
-        _move(updates, [number for node in updates for number in _measure(node, part_of[node])])
+        _move(updates, [_measure(node, part_of[node]) for node in updates])
     for node in nodes:
         if node.target is not ops.UPDATE:
-            args = (part_of[node], list(get_value(node).shape))
-            known = insert_call(graph, aten.view.default, args, before=node, name=f"{node.name}_known")
-            node.replace_all_uses_with(known)
+            node.replace_all_uses_with(_shape_known(node, part_of[node]))
     for node in reversed(nodes):
         graph.erase_node(node)
 
 
-def _measure(update: Node, reach: Node) -> list[Node]:
+def _list_dims(states: list[Node], nodes: list[Node]) -> list[int]:
+    """Return the dimensions of the scale of each site with one block; 0 for others, and if readers differ."""
+    found: dict[Node, set[tuple[int, ...]]] = {state: set() for state in states}
+    for node in nodes:
+        if node.target is not ops.UPDATE:
+            found[get_argument(node, "state")].add(tuple(get_value(node).shape))
+    shapes = [shapes.pop() if len(shapes) == 1 else () for shapes in found.values()]
+    return [len(shape) * (set(shape) == {1}) for shape in shapes]
+
+
+def _shape_known(node: Node, known: Node) -> Node:
+    """Return a known scale or zero point in the shape of the node that it replaces."""
+    shape = list(get_value(node).shape)
+    if list(get_value(known).shape) == shape:
+        return known
+    return insert_call(node.graph, aten.view.default, (known, shape), before=node, name=f"{node.name}_known")
+
+
+def _measure(update: Node, reach: Node) -> Node:
     """Return what the next state takes from one tensor."""
     x, spec, layout = get_arguments(update, "x", "spec", "layout")
     given = {"x": x, "reach": reach, "spec": spec, "layout": layout}
-    call = insert_operator(update.graph, ops.MEASURE, given, before=update)
-    return [insert_result(call, place) for place in range(len(find_value(call)))]
+    return insert_operator(update.graph, ops.MEASURE, given, before=update)
 
 
 def _move(updates: list[Node], measured: list[Node]) -> None:

@@ -24,7 +24,7 @@ from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step
-from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_measured, runs
+from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
 from qcompiler.runtime.kernels.loader import start_loading
 from qcompiler.runtime.ranges.store import RangeStore
 
@@ -166,9 +166,7 @@ class GraphCompiler:
         if not any(parameter.device.type == "cpu" for parameter in parameters):
             return
         inductor = self.backend in (None, "inductor")
-        names = [quantize_blocks.NAME] if inductor else []
-        if inductor and self.recipe.has_state:
-            names += [quantize_measured.NAME]
+        names = [quantize_blocks.NAME, quantize_whole.NAME] if inductor else []
         if self.execution is not Execution.SIMULATE:
             names += [runs.LIBRARY]
             names += convolutions.LIBRARIES if any(parameter.ndim > 2 for parameter in parameters) else ()

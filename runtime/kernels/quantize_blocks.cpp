@@ -4,11 +4,11 @@
 // small arrays.
 
 #include "tiles.h"
+#include "scales.h"
 
 namespace {
 
 constexpr size_t MOST_STREAMS = 4;  // rows that the processor fetches ahead by itself
-constexpr uint32_t NAN_EXPONENT = 255;
 
 struct Data {
     const float* x;
@@ -20,26 +20,6 @@ struct Data {
     const int32_t* key;         // null: to nearest
     int64_t threads;
 };
-
-inline uint32_t find_exponent(const Task& task, uint32_t bits) {
-    const int32_t field = bits >> 23, mantissa = bits & 0x7FFFFF;
-    const int32_t code = field + 1 - task.magnitude_bits + (mantissa > task.up) - (mantissa <= task.down);
-    const int32_t clamped = code < task.low ? task.low : code > task.high ? task.high : code;
-    return field == 255 ? NAN_EXPONENT : clamped;
-}
-
-inline float find_real_scale(const Task& task, uint32_t bits) {
-    const float scale = as_float(bits) / task.reach;
-    return bits >= 0x7F800000u ? as_float(0x7FC00000u) : scale < 0x1p-126f ? 0x1p-126f : scale;
-}
-
-inline float get_factor(uint32_t exponent) {
-    return as_float(exponent == NAN_EXPONENT ? 0x7FC00000u : exponent << 23);
-}
-
-inline float get_inverse(uint32_t exponent) {  // 2^(127 - exponent), of which 2^-127 is subnormal
-    return as_float(exponent == NAN_EXPONENT ? 0x7FC00000u : exponent == 254 ? 0x00400000u : (254 - exponent) << 23);
-}
 
 // The work space of a thread. Of a block: `value`, the exponent or the bits of the real scale, and its consequences.
 struct Tile : Walk {

@@ -88,7 +88,7 @@ def _explain_cpu(facts: QuantizerFacts) -> str:
 
 def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
     size = _count_elements(facts)
-    if size > MOST_IN_CACHE:
+    if size > MOST_IN_CACHE and facts.spec.block != TENSOR:
         return _explain_range(facts) or f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}"
     return _explain_range(facts) or _explain_cpu(facts) or _explain_order(facts)
 

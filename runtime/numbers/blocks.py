@@ -132,6 +132,10 @@ class BlockView:
             x = F.pad(x, [pad for fill in reversed(missing) for pad in (0, fill)])
         return x.reshape([n for pair in zip(self.counts, self.edges, strict=True) for n in pair])
 
+    def meet(self, scale: torch.Tensor) -> torch.Tensor:
+        """[count₀, count₁, …] → a tensor that broadcasts to `shape`: for each element the value of the block."""
+        return scale.reshape([1] * len(self.shape)) if self.is_whole else self.spread(scale)
+
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
         """[count₀, count₁, …] → [*shape]: for each element the value of the block.
 

@@ -69,7 +69,7 @@ class Observed:
 
     def outside(self, ends: Ends) -> Tensor:
         """Return the fraction of all elements that lie outside of the ends of the block: a scalar."""
-        low, high = (self.view.spread(end) for end in ends)
+        low, high = (self.view.meet(end) for end in ends)
         x = self.x.to(torch.float32)
         return ((x < low) | (x > high)).to(torch.int32).sum() / max(1, x.numel())
 

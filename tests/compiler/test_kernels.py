@@ -52,12 +52,17 @@ LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
 @pytest.mark.parametrize(
     ("model", "backend", "execution", "names"),
     [
-        (LINEAR, None, "simulate", ("quantize_blocks",)),
-        (LINEAR, "inductor", "auto", ("quantize_blocks", "multiply_runs")),
+        (LINEAR, None, "simulate", ("quantize_blocks", "quantize_whole")),
+        (LINEAR, "inductor", "auto", ("quantize_blocks", "quantize_whole", "multiply_runs")),
         (LINEAR, "eager", "auto", ("multiply_runs",)),
         (CONVOLUTION, "eager", "simulate", None),
         (CONVOLUTION, "eager", "integer", ("multiply_runs", "convolve", "convolve_gradient")),
-        (CONVOLUTION, None, "auto", ("quantize_blocks", "multiply_runs", "convolve", "convolve_gradient")),
+        (
+            CONVOLUTION,
+            None,
+            "auto",
+            ("quantize_blocks", "quantize_whole", "multiply_runs", "convolve", "convolve_gradient"),
+        ),
         (nn.Conv2d(3, 4, 3, device="meta"), None, "auto", None),
         (nn.ReLU(), None, "auto", None),
     ],
@@ -68,11 +73,3 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
     compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
     with compiler.calling(model, (), {}):
         assert started == ([] if names is None else [(names, backend != "eager")])
-
-
-def test_ranges_of_the_past_have_a_library_of_their_own(monkeypatch):
-    started = []
-    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))
-    compiler = graph_compiler.GraphCompiler(recipes.get("in-hindsight-w8a8g8"), None)
-    with compiler.calling(LINEAR, (), {}):
-        assert started == [("quantize_blocks", "quantize_measured")]

@@ -130,6 +130,13 @@ def tensors(draw):
     return lay(x, draw(st.sampled_from(ORDERS))), layout, named
 
 
+def assert_wanted(made, wanted, expected):
+    """Codes and floats, each if it is wanted."""
+    known = [one for one, is_wanted in zip(expected, wanted, strict=True) if is_wanted]
+    assert len(made) == len(known)
+    assert all(map(same, made, known))
+
+
 @add_large_examples
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
@@ -146,17 +153,16 @@ def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
     key = KEY if rounding == "stochastic" else None
     torch.set_num_threads(threads)
     try:
-        codes, scale, floats = coders.quantize_blocks(x, key, spec, layout, "site", *wanted)
+        *made, scale = coders.quantize_blocks(x, key, spec, layout, "site", *wanted)
     finally:
         torch.set_num_threads(1)
     expected = references.scale(x, spec, layout)
     expected_codes = references.quantize(x, expected, None, key, spec, layout, "site")
     assert same(scale, expected)
-    assert same(codes, expected_codes) if wanted[0] else codes.numel() == 0
-    if wanted[1]:
-        assert same(floats, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+    expected_floats = references.dequantize(expected_codes, expected, None, spec, layout, torch.float32)
+    assert_wanted(made, wanted, (expected_codes, expected_floats))
     if wanted[0]:
-        again = coders.dequantize_blocks(codes, scale, None, spec, layout)
+        again = coders.dequantize_blocks(made[0], scale, None, spec, layout)
         assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
 
 
@@ -175,12 +181,11 @@ def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, w
     key = KEY if rounding == "stochastic" else None
     scale = references.scale(make_tensor(x.shape, 7, 1), spec, layout)
     zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
-    codes, floats = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted, shows)
+    made = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted, shows)
     expected = references.quantize(x, scale, zero, key, spec, layout, "site")
     shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
     expected_floats = references.dequantize(expected, scale, zero, spec, layout, torch.float32)
-    assert same(codes, expected) if wanted[0] else codes.numel() == 0
-    assert same(floats, shown) if wanted[1] else floats.numel() == 0
+    assert_wanted(made, wanted, (expected, shown))
     assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
 
 
@@ -189,7 +194,7 @@ def add_large_measured(test):
     image = torch.randn(70, 24, 30, 30)
     for x in (image, lay(image, "last first")):
         for rounding in ROUNDINGS:
-            test = example((x, "bcss", ""), "affine8", "real", rounding, (True, True), True, 2)(test)
+            test = example((x, "bcss", ""), "affine8", "real", rounding, (True, True), True, True, 2)(test)
     return test
 
 
@@ -202,9 +207,10 @@ def add_large_measured(test):
     st.sampled_from(ROUNDINGS),
     st.sampled_from([(True, True), (True, False), (False, True)]),
     st.booleans(),
+    st.booleans(),
     st.integers(1, 2),
 )
-def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, rounding, wanted, shows, threads):
+def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, rounding, wanted, shows, checks, threads):
     x, layout, _ = case
     rule = "real" if form.startswith("affine") else rule
     spec = str(parse_spec(f"{form}:{rule}:tensor:{rounding}:pass:hindsight"))
@@ -216,28 +222,26 @@ def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, ro
     scale, zero = scale.reshape(counts), points[0].reshape(counts) if points else None
     torch.set_num_threads(threads)
     try:
-        codes, floats, *seen = coders.quantize_measured(
-            x, scale, zero, reach, key, spec, layout, "site", *wanted, shows
-        )
+        found = coders.quantize_measured(x, scale, zero, reach, key, spec, layout, "site", *wanted, shows, checks)
     finally:
         torch.set_num_threads(1)
+    made, (measured, *checked) = found[: sum(wanted)], found[sum(wanted) :]
     expected = references.quantize(x, scale, zero, key, spec, layout, "site")
     shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
-    assert same(codes, expected) if wanted[0] else codes.numel() == 0
-    assert same(floats, shown) if wanted[1] else floats.numel() == 0
-    for found, known in zip(seen, stacked.measure(x, reach, spec, layout), strict=False):
-        assert same(found + 0.0, known + 0.0)  # 0 and −0 are one end
-    assert same(seen[3], references.checked(scale, x, spec, layout))
+    assert_wanted(made, wanted, (expected, shown))
+    assert same(measured + 0.0, stacked.measure(x, reach, spec, layout) + 0.0)  # 0 and −0 are one end
+    assert all(same(one, references.checked(scale, x, spec, layout)) for one in checked)
+    assert len(checked) == checks
 
 
 def test_the_references_measure_what_the_kernel_cannot():
     x, spec = torch.randn(4, 6, dtype=torch.bfloat16), str(parse_spec("int8:real:tensor:nearest:pass:hindsight"))
     scale, reach = stacked.read_ranges([torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1)], spec)
     scale = scale.reshape(1, 1)
-    codes, floats, *seen = coders.quantize_measured(x, scale, None, reach, None, spec, "bc", "site", True, False, False)
-    assert same(codes, references.quantize(x, scale, None, None, spec, "bc", "site"))
-    assert floats.numel() == 0
-    assert all(map(same, seen, (*stacked.measure(x, reach, spec, "bc"), scale)))
+    found = coders.quantize_measured(x, scale, None, reach, None, spec, "bc", "site", True, False, False, True)
+    expected = references.quantize(x, scale, None, None, spec, "bc", "site")
+    assert all(map(same, found, (expected, stacked.measure(x, reach, spec, "bc"), scale)))
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("rule", ["max", "fit", "ceil", "round", "one", "real"])
@@ -250,7 +254,7 @@ def test_exponents_beside_the_numbers_at_which_they_move(form, rule):
     )
     sides = [torch.nextafter(middle, torch.tensor(end)) for end in (-math.inf, math.inf)]
     x = torch.cat([middle, *sides])
-    codes, scale, floats = coders.quantize_blocks(x, None, str(spec), "bc", "site", True, True)
+    codes, floats, scale = coders.quantize_blocks(x, None, str(spec), "bc", "site", True, True)
     expected = references.scale(x, str(spec), "bc")
     expected_codes = references.quantize(x, expected, None, None, str(spec), "bc", "site")
     assert same(scale, expected)

@@ -42,7 +42,7 @@ def check_beside(spec, layout, sites):
         if parse_spec(spec).has_zero_point:
             point = ops.ZERO_POINT(x, scale, spec, layout, state, False)
             assert torch.equal(results[2 * count + place].reshape(point.shape), point)
-        measured += ops.MEASURE(x, reaches[place], spec, layout)
+        measured.append(ops.MEASURE(x, reaches[place], spec, layout))
     for x, state, after in zip(tensors, states, ops.MOVE_RANGES(list(states), measured, spec), strict=True):
         alone = ops.UPDATE(x, state, spec, layout, False)
         assert after.shape == state.shape
@@ -79,7 +79,7 @@ def test_a_state_that_would_not_be_finite_stays():
     spec = text("int8:real", "tensor", "hindsight(0.9,0.01)")
     x, state = make_site(spec, "bc", 1.0, 0)
     measured = ops.MEASURE(torch.full_like(x, NAN), ops.READ_RANGES([state], spec)[1], spec, "bc")
-    (after,) = ops.MOVE_RANGES([state], measured, spec)
+    (after,) = ops.MOVE_RANGES([state], [measured], spec)
     assert torch.equal(after, state)
     assert after.data_ptr() != state.data_ptr()
 

@@ -25,7 +25,10 @@ def facts(spec, **changes):
     return dataclasses.replace(given, **changes)
 
 
-@pytest.mark.parametrize("spec", ["int8:max:b2c8o4i4:nearest:pass", "int4:real:b1c*s*:stochastic:clip"])
+@pytest.mark.parametrize(
+    "spec",
+    ["int8:max:b2c8o4i4:nearest:pass", "int4:real:b1c*s*:stochastic:clip", "int8:max:tensor:nearest:pass"],
+)
 def test_blocks(spec):
     assert explain_quantizer(BLOCKS, facts(spec)) == ""
 
@@ -33,7 +36,7 @@ def test_blocks(spec):
 @pytest.mark.parametrize(
     ("spec", "changes", "reason"),
     [
-        ("int8:max:tensor:nearest:pass", {}, "a block of 131072 elements does not stay in the cache; valid: 65536"),
+        ("int8:max:b*c*s*:nearest:pass", {}, "a block of 131072 elements does not stay in the cache; valid: 65536"),
         ("uint8:max:b2c8:nearest:pass", {}, "kernels find the scales of signed integers, got uint8 and max"),
         ("int8:two-level:b2c8:nearest:pass", {}, "kernels find the scales of signed integers, got int8 and two-level"),
         ("int8:max:b2c8:nearest:pass:percentile(99)", {}, "the range percentile(99) is not that of the present block"),

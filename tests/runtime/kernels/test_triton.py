@@ -80,7 +80,7 @@ def sum_runs():
 
 def quantize(spec, key, *, finds):
     x = torch.zeros(8, 16, 8, 8)
-    codes, scale, floats = coders.fake_quantize_blocks(x, key, spec, "bcss", "site", True, True)
+    codes, floats, scale = coders.fake_quantize_blocks(x, key, spec, "bcss", "site", True, True)
     call = Call(tuple(x.shape), x.stride(), spec, "bcss", "site", not finds)
     assert coders.find_kernel("cuda")(call, x, Results(scale, codes, floats), key, None, finds=finds) == ""
 
