@@ -4,13 +4,14 @@ The results are those of runtime/references.py, bit for bit. Scales that are fou
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime import references, stacked
+from qcompiler.runtime import references, shapes, stacked
+from qcompiler.runtime.kernels import packing
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels import quantize_whole as whole
 from qcompiler.runtime.kernels.triton_support import explain_triton
@@ -147,6 +148,38 @@ def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, s
 def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
     """Return floats of the shape and strides of the codes."""
     return torch.empty_like(codes, dtype=torch.float32)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Return what `pack` returns, of int8 or uint8."""
+    packed = fake_pack_codes(codes, bits)
+    dense = codes if codes.stride() == torch.empty_like(codes).stride() else torch.empty_like(codes).copy_(codes)
+    if not codes.is_cpu or packing.pack(dense, bits, packed):
+        packed.copy_(references.pack(codes, bits))
+    return packed
+
+
+def fake_pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Return empty bytes."""
+    return shapes.pack(codes, bits)
+
+
+def unpack_codes(packed: Tensor, shape: Sequence[int], bits: int, signed: bool) -> Tensor:
+    """Return what `unpack` returns, as int8, or uint8 without a sign, in the order of the bytes in memory."""
+    codes = fake_unpack_codes(packed, shape, bits, signed)
+    if not packed.is_cpu or packing.unpack(packed, bits, codes):
+        codes.copy_(references.unpack(packed, list(shape), bits, signed))
+    return codes
+
+
+def fake_unpack_codes(packed: Tensor, shape: Sequence[int], bits: int, signed: bool) -> Tensor:
+    """Return empty codes."""
+    dtype = torch.int8 if signed else torch.uint8
+    if packed.ndim != len(shape):  # filled up with zeros
+        return packed.new_empty(shape, dtype=dtype)
+    order = sorted(range(packed.ndim), key=lambda dim: (packed.stride(dim), dim), reverse=True)
+    made = packed.new_empty([shape[dim] for dim in order], dtype=dtype)
+    return made.permute([order.index(dim) for dim in range(packed.ndim)])
 
 
 def find_kernel(device: str) -> Callable[..., str] | None:

@@ -178,6 +178,18 @@ DEQUANTIZE_BLOCKS: Final = _define_operator(
     coders.fake_dequantize_blocks,
     torch.Tag.flexible_layout,
 )
+PACK_CODES: Final = _define_operator(
+    "pack_codes(Tensor codes, int bits) -> Tensor",
+    coders.pack_codes,
+    coders.fake_pack_codes,
+    torch.Tag.flexible_layout,
+)
+UNPACK_CODES: Final = _define_operator(
+    "unpack_codes(Tensor packed, int[] shape, int bits, bool signed) -> Tensor",
+    coders.unpack_codes,
+    coders.fake_unpack_codes,
+    torch.Tag.flexible_layout,
+)
 DRAW_KEY: Final = _define_operator(
     "draw_key(Device device) -> Tensor", references.draw_key, shapes.draw_key, torch.Tag.nondeterministic_seeded
 )

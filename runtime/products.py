@@ -1,20 +1,22 @@
 """The product of two matrices of codes, or of a batch of those: integers are summed, and each sum is scaled once."""
 
 import math
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from qcompiler.runtime import scales
 from qcompiler.runtime.kernels.kernel import Facts, is_shifted
-from qcompiler.runtime.kernels.table import multiply
+from qcompiler.runtime.kernels.table import SCALED, multiply
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.spec import parse_spec
 
 #: types of a result that one float32 can be rounded to
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+#: kernels of convolutions, which scale sums too (runtime/kernels/table.py)
+_IMAGES: Final = tuple(row.name for row in SCALED)
 _Point = TypeVar("_Point", Tensor, Tensor | int | None)
 
 
@@ -61,6 +63,9 @@ def matmul_codes(
             row of values for every block of rows; 0: the scale does not change.
         b_run: that of a column of `b`; `b_scale` then has a row of values for every block of columns.
     """
+    if kernel in _IMAGES:
+        numbers = a_scale, a_zero_point, b_scale, b_zero_point
+        return _multiply_as_image(a, b, numbers, (a_spec, b_spec, a_edge, b_edge), bias, kernel).to(dtype)
     left, right = make_signed(a, a_spec), make_signed(b, b_spec)
     if a_run or b_run:
         run = math.gcd(a_run, b_run)
@@ -78,6 +83,45 @@ def matmul_codes(
     # the smaller one first: neither the product of both scales nor the first step leaves the range of float32 alone
     values = sums.to(torch.float32) * torch.minimum(a_factor, b_factor) * torch.maximum(a_factor, b_factor)
     return _add_bias(values, bias).to(dtype)
+
+
+def _multiply_as_image(
+    a: Tensor,
+    b: Tensor,
+    numbers: tuple[Tensor | None, ...],
+    formats: tuple[Any, ...],
+    bias: Tensor | None,
+    kernel: str,
+) -> Tensor:
+    """Return float32 [rows, columns], of a convolution with one tap: `a` is the image, or both are, summed over space.
+
+    Args:
+        numbers: scale and zero point of `a`, then of `b`.
+        formats: both specs, then both edges.
+        bias: broadcast to the result.
+    """
+    (rows, length), columns = a.shape, b.shape[1]
+    if kernel == "convolve":
+        count = 1 if formats[2] >= rows else -(-rows // formats[2])
+        if count > 1:
+            raise ValueError(f"matmul_codes: {kernel}: got {count} scales of the left matrix; valid: 1")
+        space = _fold(rows)
+        image, weight = a.reshape(1, *space, length).movedim(-1, 1), b.t().reshape(columns, length, 1, 1)
+        own = bias if bias is not None and bias.shape == (columns,) else None
+        given = (image, *numbers[:2], weight, *numbers[2:], own, *formats[:2], 1, formats[3], kernel, torch.float32)
+        made = torch.ops.qcompiler.convolve_codes.default(*given, [0, 0], space, [1, 1], [1, 1], True)
+        return _add_bias(made.movedim(1, -1).reshape(rows, columns), None if own is bias else bias)
+    space = _fold(length)
+    images = a.reshape(1, rows, *space), b.t().reshape(1, columns, *space)
+    given = (images[0], *numbers[:2], images[1], *numbers[2:], None, *formats, kernel, torch.float32)
+    made = torch.ops.qcompiler.convolve_gradient.default(*given, [0, 0], space, [1, 1], [1, 1], [1, 1], True)
+    return _add_bias(made.reshape(rows, columns), bias)
+
+
+def _fold(extent: int) -> list[int]:
+    """Return two dimensions for one: kernels copy row by row, and share rows among threads."""
+    inner = next((size for size in range(64, 7, -1) if extent % size == 0), extent)
+    return [extent // inner, inner]
 
 
 def fake_matmul_codes(

@@ -50,6 +50,7 @@ INSIDE = {
         "runtime.numbers",
         "runtime.spec",
         "runtime.references",
+        "runtime.shapes",
         "runtime.stacked",
         "runtime.kernels",
     },

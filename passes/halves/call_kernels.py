@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import operator
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from qcompiler.passes.ir.meta import find_value, get_contraction, get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.views import is_view, list_views
 from qcompiler.runtime import ops
+from qcompiler.runtime.kernels.packing import explain_packing
 from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
 from qcompiler.runtime.numbers.rounding import Rounding
 
@@ -38,7 +40,8 @@ class CallKernels:
     3. A dequantizer of codes that come from elsewhere: dequantize(codes, scale) → dequantize_blocks(codes, scale).
     4. Of a scale in hindsight, with what the range learns: quantize(X, scale), measure(X, reach), checked(scale, X) →
        quantize_measured(X, scale, reach).
-    5. A quantizer that stays a loop is counted with the reason.
+    5. Codes of such calls, and codes that such calls read, are packed and unpacked by calls: pack_codes, unpack_codes.
+    6. A quantizer that stays a loop is counted with the reason.
     """
 
     name: ClassVar[str] = "call-kernels"
@@ -50,6 +53,8 @@ class CallKernels:
 
     def _call_half(self, half: GraphModule) -> int:
         calls = sum(self._call_quantizer(one) for one in list_quantizers(half.graph))
+        calls += sum(map(_call_packing, half.graph.find_nodes(op="call_function", target=ops.PACK)))
+        calls += sum(map(_call_unpacking, half.graph.find_nodes(op="call_function", target=ops.UNPACK)))
         return calls + sum(self._call_dequantizer(one) for one in list_dequantizers(half.graph))
 
     def _call_quantizer(self, one: Quantizer) -> bool:
@@ -67,9 +72,7 @@ class CallKernels:
         return True
 
     def _call_dequantizer(self, one: Dequantizer) -> bool:
-        if one.shown is not None or one.dtype is not torch.float32 or get_value(one.codes).element_size() > 1:
-            return False
-        if one.codes.target is ops.QUANTIZE or explain_quantizer(FLOATS, _describe(one.codes, one)):
+        if get_value(one.codes).element_size() > 1 or one.codes.target is ops.QUANTIZE or _explain_floats(one):
             return False
         shared = {"scale": one.scale, "zero_point": one.zero_point, "spec": one.text, "layout": one.layout}
         made = insert_operator(
@@ -77,6 +80,37 @@ class CallKernels:
         )
         _replace_node(one.floats, made)
         return True
+
+
+def _call_packing(node: Node) -> bool:
+    """Replace the packing of codes that a kernel has written, which no loop makes."""
+    codes, bits = get_arguments(node, "codes", "bits")
+    if codes.target is not operator.getitem or explain_packing(get_value(codes).shape, bits):
+        return False
+    _replace_node(node, insert_operator(node.graph, ops.PACK_CODES, {"codes": codes, "bits": bits}, before=node))
+    return True
+
+
+def _call_unpacking(node: Node) -> bool:
+    """Replace the unpacking of codes that kernels read alone."""
+    packed, shape, bits, signed = get_arguments(node, "packed", "shape", "bits", "signed")
+    readers = [Dequantizer(user) for user in node.users if user.target is ops.DEQUANTIZE]
+    if len(readers) < len(node.users) or explain_packing(shape, bits) or any(map(_explain_floats, readers)):
+        return False
+    given = {"packed": packed, "shape": shape, "bits": bits, "signed": signed}
+    made = insert_operator(node.graph, ops.UNPACK_CODES, given, before=node)
+    if get_value(made).stride() != get_value(node).stride():
+        node.graph.erase_node(made)
+        return False
+    _replace_node(node, made)
+    return True
+
+
+def _explain_floats(one: Dequantizer) -> str:
+    """Say why floats are not computed by a kernel; empty: they are."""
+    if one.shown is not None or one.dtype is not torch.float32:
+        return "the kernel writes float32, and shows what the scale shows"
+    return explain_quantizer(FLOATS, _describe(one.codes, one))
 
 
 def _describe(tensor: Node, one: Quantizer | Dequantizer) -> QuantizerFacts:

@@ -73,7 +73,7 @@ def _read_product(node: Node, *, faster: bool) -> tuple[Side, Side, str] | str:
         return explain_runs(left) or explain_runs(right)
     sides = Side(left, rows, left.edge, left.run), Side(right, columns, right.edge, right.run)
     length = get_value(left.reader.codes).numel() // max(1, left.extent)
-    kernel, reason = choose_kernel(*sides, length, get_value(node).dtype, faster=faster)
+    kernel, reason = choose_kernel(*sides, length, get_value(node).dtype, faster=faster, is_batch=bool(batch))
     return reason or (*sides, kernel)
 
 

@@ -75,6 +75,7 @@ def choose_kernel(
     reuse: int = 0,
     image: str = "",
     inner: int = 1,
+    is_batch: bool = False,
 ) -> tuple[str, str]:
     """Return the name of a kernel and an empty string, or an empty name and the reason why there is none.
 
@@ -85,14 +86,20 @@ def choose_kernel(
         reuse: products that read one element of copied patches; 0: nothing is copied.
         image: the side that is an image, read through windows: left, right, or empty for a product of matrices.
         inner: elements of a sum for each index that runs count.
+        is_batch: whether several pairs of matrices are multiplied.
     """
     formats = left.tensor.reader.spec.format, right.tensor.reader.spec.format
     device = get_value(left.tensor.reader.codes).device.type
     extents = {"rows": left.extent, "length": length, "columns": right.extent}
     run = math.gcd(left.run, right.run) * inner
-    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, image=image, run=run)
+    scales = (0, 0) if is_batch or reuse else (_count_scales(left), _count_scales(right))
+    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, image=image, run=run, scales=scales)
     found = explain_product(facts, dtype) or find_kernel(facts, faster=faster)
     return ("", found) if isinstance(found, str) else (found.name, "")
+
+
+def _count_scales(side: Side) -> int:
+    return -(-side.extent // max(1, side.edge))
 
 
 def insert_product(

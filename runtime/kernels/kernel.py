@@ -55,6 +55,8 @@ class Facts:
     image: str = ""
     #: elements of a sum after which a scale changes; 0: no scale changes within a sum
     run: int = 0
+    #: how many scales the rows have, and the columns; of a batch of matrices 0
+    scales: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

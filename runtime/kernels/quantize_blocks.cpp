@@ -5,6 +5,7 @@
 
 #include "tiles.h"
 #include "scales.h"
+#include "packing.h"
 
 namespace {
 

@@ -1,5 +1,6 @@
 """Every kernel, and the choice of one."""
 
+from collections.abc import Sequence
 from typing import Final, TypeAlias, cast
 
 import torch
@@ -7,11 +8,14 @@ from torch import Tensor
 
 from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs
 from qcompiler.runtime.kernels.kernel import Convolution, Facts, Kernel, Product, RunProduct, explain_sums
+from qcompiler.runtime.numbers.formats import Kind
 
 #: whole sums, which are scaled once
 KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM, cuda.INT_MM)
 #: sums of runs, each of which has a scale of its own
 RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS, cuda.RUNS)
+#: products of two matrices that are scaled at once, zero points included: where those are faster than whole sums
+SCALED: Final[tuple[Kernel[Convolution], ...]] = (convolutions.MULTIPLY, convolutions.MULTIPLY_POINTS)
 #: sums of what windows of an image hold, without a copy of that; sums of runs are scaled and added run by run
 CONVOLUTIONS: Final[tuple[Kernel[Convolution], ...]] = (convolutions.CONVOLVE, convolutions.CONVOLVE_GRADIENT)
 #: any of them
@@ -24,8 +28,13 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
+    scaled = _choose(SCALED, facts, faster=True) if _has_points(facts) else ""
+    return _choose(_list_kernels(facts), facts, faster=faster) if isinstance(scaled, str) else scaled
+
+
+def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyKernel | str:
     reasons = []
-    for kernel in _list_kernels(facts):
+    for kernel in kernels:
         if (kernel.device, kernel.image) == (facts.device, facts.image):
             sums = "" if kernel.has_wide_sums else explain_sums(facts)
             reason = sums or kernel.explain(facts) or (kernel.weigh(facts) if faster else "")
@@ -33,6 +42,11 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
                 return kernel
             reasons.append(reason)
     return "; ".join(dict.fromkeys(reasons)) or f"there is no integer kernel for {facts.device}"
+
+
+def _has_points(facts: Facts) -> bool:
+    """Return True for a product whose zero points, or codes of 0 … 255, `_int_mm` needs loops around it for."""
+    return not facts.run and any(form.kind is not Kind.SIGNED for form in facts.formats)
 
 
 def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:

@@ -87,6 +87,42 @@ def test_against_exact_sums(left, right, rows, length, columns, a_edge, b_edge, 
     assert (np.abs(found - exact) <= bound).all()
 
 
+def lay(codes, turned):
+    """The same codes, with the second dimension outermost in memory."""
+    return codes.t().contiguous().t() if turned else codes
+
+
+@given(
+    *(st.sampled_from(FORMATS),) * 2,
+    *(st.integers(1, 140),) * 3,
+    st.integers(1, 45),
+    *(st.booleans(),) * 2,
+    st.sampled_from([None, (), ("columns",), ("rows", 1)]),
+    st.integers(0, 2**32),
+)
+@PROPERTY
+def test_kernels_of_images_multiply_as_the_reference_does(
+    left, right, rows, length, columns, edge, a_turned, b_turned, bias, seed
+):
+    """Bit for bit: sums are exact, and scaled and rounded in the same order."""
+    signed = not right.startswith(("uint", "affine"))
+    a = Side.draw(left, rows, length, rows if signed else min(edge, rows), seed)
+    b = Side.draw(right, columns, length, min(edge, columns) if signed else columns, seed + 1)
+    a.codes, b.codes = lay(a.codes, a_turned), lay(b.codes, b_turned)
+    extents = {"rows": rows, "columns": columns}
+    shape = bias if bias is None else [extents.get(name, name) for name in bias]
+    given = None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    expected = multiply(a, b, "", bias=given)
+    for kernel in ("convolve",) * signed + ("convolve-gradient",) * (b.edge == columns):
+        assert torch.equal(multiply(a, b, kernel, bias=given), expected)
+
+
+def test_several_scales_of_an_image_are_refused():
+    a, b = Side.draw("affine8", 8, 16, 4, 0), Side.draw("int8", 4, 16, 4, 1)
+    with pytest.raises(ValueError, match="matmul_codes: convolve: got 2 scales of the left matrix; valid: 1"):
+        multiply(a, b, "convolve")
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("length", [2, 7, 1040])
@@ -217,10 +253,12 @@ def test_compiled_code_has_no_call_of_ours_inside_a_loop():
         ops.MOVE_RANGES,
         ops.MULTIPLY_BATCH,
         ops.MULTIPLY_RUNS,
+        ops.PACK_CODES,
         ops.PATCHES,
         ops.QUANTIZE_BLOCKS,
         ops.QUANTIZE_BY,
         ops.QUANTIZE_MEASURED,
         ops.READ_RANGES,
         ops.TURN_TAPS,
+        ops.UNPACK_CODES,
     }

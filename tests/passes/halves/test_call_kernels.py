@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from qcompiler import recipes
 from qcompiler.passes.halves.call_kernels import CallKernels
 from qcompiler.passes.halves.stack_ranges import StackRanges
 from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.recipes.saving import add_saving
 from qcompiler.runtime import ops
 from qcompiler.runtime.kernels import quantizers
 
@@ -41,6 +43,18 @@ def test_no_bit_changes(recipe, compiled_halves, run_halves, same_bits):
     step = CallKernels()
     assert step(halves[1]) > 0
     assert step.tally.called > 0
+    assert same_bits(*map(run_halves, halves))
+
+
+def test_codes_of_calls_are_packed_by_calls(compiled_halves, run_halves, same_bits):
+    """A mask, which a loop makes and reads, is packed by loops."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5))
+    recipe = add_saving(recipes.get("hyperblock-int4"), "int4")
+    halves = [compiled_halves(recipe, model, leaf()) for _ in range(2)]
+    assert CallKernels()(halves[1]) > 0
+    for call, loop in ((ops.PACK_CODES, ops.PACK), (ops.UNPACK_CODES, ops.UNPACK)):
+        assert count(halves[1], (call,)) == count(halves[0], (loop,)) - 1 > 0
+        assert count(halves[1], (loop,)) == 1
     assert same_bits(*map(run_halves, halves))
 
 

@@ -32,6 +32,29 @@ def test_reasons_of_all_kernels(monkeypatch):
     assert table.find_kernel(LARGE, faster=False) is rows[1]
 
 
+@pytest.mark.parametrize(
+    ("formats", "scales", "name"),
+    [
+        (("int8", "int8"), (1, 1), "int-mm"),
+        (("affine8", "int8"), (1, 1), "convolve"),
+        (("affine8", "int8"), (1, 4), "convolve"),
+        (("affine8", "int8"), (4, 1), "convolve-gradient"),
+        (("affine8", "affine8"), (1, 1), "convolve-gradient"),
+        (("int8", "affine8"), (1, 1), "convolve-gradient"),
+        (("int8", "uint4"), (1, 1), "convolve-gradient"),
+        (("affine8", "affine8"), (1, 4), "int-mm"),
+        (("affine8", "int8"), (0, 0), "int-mm"),  # a batch
+    ],
+)
+def test_zero_points_have_kernels_of_their_own(formats, scales, name):
+    facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), scales=scales)
+    for faster in (True, False):
+        assert table.find_kernel(facts, faster=faster).name == name
+    small = dataclasses.replace(facts, rows=4, columns=4)
+    assert isinstance(table.find_kernel(small, faster=True), str)
+    assert not isinstance(table.find_kernel(small, faster=False), str)
+
+
 def test_names_are_unique():
     rows = (*table.KERNELS, *table.RUN_KERNELS, *table.CONVOLUTIONS)
     assert len({row.name for row in rows}) == len(rows)
