@@ -170,7 +170,7 @@ def _check_quantizer(spec: str, setting: Setting) -> Row:
     for order in (torch.contiguous_format, torch.channels_last):
         given = x.to(setting.device, memory_format=order)
         own_key = None if key is None else key.to(setting.device)
-        codes, scale, floats = ops.QUANTIZE_BLOCKS(given, own_key, spec, "bcss", "site", True, True)
+        codes, floats, scale = ops.QUANTIZE_BLOCKS(given, own_key, spec, "bcss", "site", True, True)
         found = {"scale": scale, "codes": codes, "floats": floats}
         known = ops.QUANTIZE_BY(given, scale.contiguous(), None, own_key, spec, "bcss", "site", True, True, False)
         different += [f"{name}, {order}" for name in _list_different(found, expected)]

@@ -25,7 +25,7 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step
 from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
-from qcompiler.runtime.kernels.loader import start_loading
+from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
@@ -109,6 +109,7 @@ class GraphCompiler:
             joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
             plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
+        wait_for_processor()
         lowered = finish()
         self._refuse_simulation(lowered)
         self.captures[names.key] = untouched
@@ -156,6 +157,7 @@ class GraphCompiler:
                 yield
         finally:
             self._call = None
+            wait_for_processor()  # whatever the user compiles next
         if recorder is not None:
             self._unrecorded = 0
             self._add_outside([kept for kept in recorder.found if kept not in self.outside])

@@ -6,6 +6,7 @@ The library is kept in the cache folder of Inductor, so that one machine compile
 import contextvars
 import ctypes
 import functools
+import importlib
 import logging
 import re
 import threading
@@ -22,7 +23,7 @@ _EMPTY_KERNEL: Final = (
     'extern "C" void kernel(float* x) { at::vec::Vectorized<float>::loadu(x).store(x); }\n'
 )
 #: held while a library is compiled, so that no other thread compiles it too
-_COMPILING: Final = threading.Lock()
+_COMPILING: Final = threading.RLock()
 
 
 def load_library(name: str) -> ctypes.CDLL | str:
@@ -50,7 +51,8 @@ def _compile(name: str) -> ctypes.CDLL | str:
 def explain_compiler() -> str:
     """Say why this machine compiles no kernels; empty: it does.
 
-    The answer takes 0.4 s. A library takes up to 4 s, and may be on its way in another thread.
+    The answer takes 0.4 s, and 5 s more on a new machine, whose processor torch tries. A library takes up to 4 s, and
+    may be on its way in another thread.
     """
     library = _ask_processor()
     return library if isinstance(library, str) else ""
@@ -67,7 +69,8 @@ def explain_vnni() -> str:
 
 @functools.cache
 def _ask_processor() -> ctypes.CDLL | str:
-    return _compile("processor")
+    with _COMPILING:
+        return _compile("processor")
 
 
 @functools.cache
@@ -75,11 +78,16 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
     """Load libraries in a thread, while this one traces; later calls find them loaded, or wait.
 
     Args:
-        inductor: first let Inductor prepare itself, which takes 10 s on a new machine.
+        inductor: first let Inductor compile the header of all kernels, which takes 5 s on a new machine.
     """
+    _import_compiler()
+    ready = threading.Event()
 
     def load() -> None:
-        if inductor and not explain_compiler():
+        with _COMPILING:
+            ready.set()
+            works = not explain_compiler()
+        if inductor and works:
             prepare_inductor()
         for name in names:
             load_library(name)
@@ -87,11 +95,24 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
     # with the configuration of this thread: Inductor's is that of a context
     thread = threading.Thread(target=contextvars.copy_context().run, args=(load,), name="qcompiler-libraries")
     thread.start()
+    ready.wait()
     return thread
 
 
+def wait_for_processor() -> None:
+    """Wait until a thread that was started has tried the processor: two threads that do so at once break the flags."""
+    with _COMPILING:
+        pass
+
+
+def _import_compiler() -> None:
+    """Import what compiles in this thread: imports of large packages in two threads at once can fail."""
+    for module in ("codecache", "cpp_builder", "cpu_vec_isa"):
+        importlib.import_module(f"torch._inductor.{module}")
+
+
 def prepare_inductor() -> None:
-    """Compile an empty kernel as Inductor does: that tries the processor, and compiles the header of all kernels.
+    """Compile an empty kernel as Inductor does, with the header of all kernels.
 
     Raises:
         Exception: of Inductor, if the kernel does not compile.

@@ -36,11 +36,12 @@ def test_a_library_on_its_way_is_waited_for(monkeypatch):
         assert waits.wait(60)
         return "library"
 
+    assert loader.explain_compiler() == ""
     monkeypatch.setattr(loader, "compile_source", compile_source)
     loader._load.cache_clear()
     thread = loader.start_loading("convolve", inductor=False)
     try:
-        assert loader.explain_compiler() == ""
+        assert loader.explain_compiler() == loader.explain_vnni() == ""
     finally:
         waits.set()
     thread.join()
