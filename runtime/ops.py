@@ -70,13 +70,15 @@ UPDATE: Final = _define_operator(
     "update(Tensor x, Tensor state, str spec, str layout, bool first=False) -> Tensor", references.update, shapes.update
 )
 READ_RANGES: Final = _define_operator(
-    "read_ranges(Tensor[] states, str spec, int[] dims=[]) -> Tensor[]", stacked.read_ranges, stacked.read_ranges
+    "read_ranges(Tensor[] states, str spec, int[] dims=[]) -> Tensor[]", stacked.read_ranges, stacked.fake_read_ranges
 )
 MEASURE: Final = _define_operator(
     "measure(Tensor x, Tensor reach, str spec, str layout) -> Tensor", stacked.measure, stacked.measure
 )
 MOVE_RANGES: Final = _define_operator(
-    "move_ranges(Tensor[] states, Tensor[] measured, str spec) -> Tensor[]", stacked.move_ranges, stacked.move_ranges
+    "move_ranges(Tensor[] states, Tensor[] measured, str spec) -> Tensor[]",
+    stacked.move_ranges,
+    stacked.fake_move_ranges,
 )
 RANGE_GRADIENT: Final = _define_operator(
     "range_gradient(Tensor grad, Tensor x, Tensor scale, str spec) -> Tensor",

@@ -49,6 +49,20 @@ def read_ranges(states: Sequence[Tensor], spec: str, dims: Sequence[int] = ()) -
     return [part.clone() for row in shaped for part in row]
 
 
+def fake_read_ranges(states: Sequence[Tensor], spec: str, dims: Sequence[int] = ()) -> list[Tensor]:
+    """Return empty results: of many sites the arithmetic takes as long as all other shapes of a graph."""
+    s, counts = parse_spec(spec), list(map(_count_blocks, states))
+    shapes = [[1] * dim if dim else [count] for dim, count in zip(dims or [0] * len(states), counts, strict=True)]
+    reach = [[2, count] for count in counts]
+    kinds = [(shapes, s.scale.dtype), (reach, torch.float32), *[(shapes, s.format.dtype)] * s.has_zero_point]
+    return [states[0].new_empty(shape, dtype=dtype) for sizes, dtype in kinds for shape in sizes]
+
+
+def fake_move_ranges(states: Sequence[Tensor], measured: Sequence[Tensor], spec: str) -> list[Tensor]:
+    """Return empty states."""
+    return [torch.empty_like(state, memory_format=torch.contiguous_format) for state in states]
+
+
 def measure(x: Tensor, reach: Tensor, spec: str, layout: str) -> Tensor:
     """Return what the next state takes from `x`: float32 [numbers, blocks].
 

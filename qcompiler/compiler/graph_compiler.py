@@ -26,6 +26,7 @@ from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step
 from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
+from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
@@ -163,17 +164,27 @@ class GraphCompiler:
             self._add_outside([kept for kept in recorder.found if kept not in self.outside])
 
     def _start_loading(self, model: nn.Module) -> None:
-        """Compile kernels while Dynamo traces: g++ takes 2 s for each library, and Inductor 10 s to start."""
+        """Compile kernels while Dynamo traces: g++ takes 1 to 4 s for each library, and Inductor 10 s to start."""
         parameters = list(model.parameters())
         if not any(parameter.device.type == "cpu" for parameter in parameters):
             return
-        inductor = self.backend in (None, "inductor")
-        names = [quantize_blocks.NAME, quantize_whole.NAME] if inductor else []
-        if self.execution is not Execution.SIMULATE:
-            names += [runs.LIBRARY]
-            names += convolutions.LIBRARIES if any(parameter.ndim > 2 for parameter in parameters) else ()
+        names = self._list_libraries(has_images=any(parameter.ndim > 2 for parameter in parameters))
         if names:
-            start_loading(*names, inductor=inductor)
+            start_loading(*names, inductor=self._is_compiled)
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self.backend in (None, "inductor")
+
+    def _list_libraries(self, *, has_images: bool) -> list[str]:
+        """Return the libraries that the first graph will probably call; others are compiled at their first call."""
+        specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None]
+        names = [quantize_blocks.NAME, quantize_whole.NAME] if self._is_compiled else []
+        if self.execution is Execution.SIMULATE:
+            return names
+        if has_images or any(spec.has_zero_point for spec in specs):
+            names += convolutions.LIBRARIES
+        return names + [runs.LIBRARY] * any(spec.block != TENSOR for spec in specs)
 
     def give_up(self, code: types.CodeType, reason: str) -> None:
         """Notes that the parts of a function are captured alone from now on."""

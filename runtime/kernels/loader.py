@@ -3,6 +3,7 @@
 The library is kept in the cache folder of Inductor, so that one machine compiles it once.
 """
 
+import contextlib
 import contextvars
 import ctypes
 import functools
@@ -23,11 +24,14 @@ _EMPTY_KERNEL: Final = (
     'extern "C" void kernel(float* x) { at::vec::Vectorized<float>::loadu(x).store(x); }\n'
 )
 #: held while a library is compiled, so that no other thread compiles it too
-_COMPILING: Final = threading.RLock()
+_COMPILING: Final = threading.Lock()
+#: held while torch tries the processor, whose flags it changes meanwhile: two threads at once would leave wrong ones
+_TRYING: Final = threading.RLock()
 
 
 def load_library(name: str) -> ctypes.CDLL | str:
     """Return the functions of `name`.cpp, or the reason why this machine has none, which is logged."""
+    explain_compiler()  # one thread tries the processor, before any compiles
     with _COMPILING:
         return _load(name)
 
@@ -69,7 +73,7 @@ def explain_vnni() -> str:
 
 @functools.cache
 def _ask_processor() -> ctypes.CDLL | str:
-    with _COMPILING:
+    with _TRYING:
         return _compile("processor")
 
 
@@ -84,11 +88,12 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
     ready = threading.Event()
 
     def load() -> None:
-        with _COMPILING:
+        with _TRYING:
             ready.set()
             works = not explain_compiler()
         if inductor and works:
-            prepare_inductor()
+            with contextlib.suppress(Exception):  # Inductor raises it again where the user sees it
+                prepare_inductor()
         for name in names:
             load_library(name)
 
@@ -100,8 +105,8 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
 
 
 def wait_for_processor() -> None:
-    """Wait until a thread that was started has tried the processor: two threads that do so at once break the flags."""
-    with _COMPILING:
+    """Wait until the thread that was started has tried the processor."""
+    with _TRYING:
         pass
 
 

@@ -53,15 +53,15 @@ LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
     ("model", "backend", "execution", "names"),
     [
         (LINEAR, None, "simulate", ("quantize_blocks", "quantize_whole")),
-        (LINEAR, "inductor", "auto", ("quantize_blocks", "quantize_whole", "multiply_runs")),
-        (LINEAR, "eager", "auto", ("multiply_runs",)),
+        (LINEAR, "inductor", "auto", ("quantize_blocks", "quantize_whole")),
+        (LINEAR, "eager", "auto", None),
         (CONVOLUTION, "eager", "simulate", None),
-        (CONVOLUTION, "eager", "integer", ("multiply_runs", "convolve", "convolve_gradient")),
+        (CONVOLUTION, "eager", "integer", ("convolve", "convolve_gradient")),
         (
             CONVOLUTION,
             None,
             "auto",
-            ("quantize_blocks", "quantize_whole", "multiply_runs", "convolve", "convolve_gradient"),
+            ("quantize_blocks", "quantize_whole", "convolve", "convolve_gradient"),
         ),
         (nn.Conv2d(3, 4, 3, device="meta"), None, "auto", None),
         (nn.ReLU(), None, "auto", None),
@@ -73,3 +73,20 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
     compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
     with compiler.calling(model, (), {}):
         assert started == ([] if names is None else [(names, backend != "eager")])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        ("tensor-int8", ()),
+        ("hyperblock-int8-wide", ("multiply_runs",)),
+        ("in-hindsight-w8a8g8", ("convolve", "convolve_gradient")),
+    ],
+)
+def test_libraries_follow_the_recipe(recipe, names, monkeypatch):
+    """Of linear layers: blocks have runs, and zero points the kernels of convolutions."""
+    started = []
+    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))
+    compiler = graph_compiler.GraphCompiler(recipes.get(recipe), "inductor", execution="auto")
+    with compiler.calling(LINEAR, (), {}):
+        assert started == [("quantize_blocks", "quantize_whole", *names)]

@@ -43,6 +43,12 @@ def check_beside(spec, layout, sites):
             point = ops.ZERO_POINT(x, scale, spec, layout, state, False)
             assert torch.equal(results[2 * count + place].reshape(point.shape), point)
         measured.append(ops.MEASURE(x, reaches[place], spec, layout))
+    dims = [(place % 3) * (state[0].numel() == 1) for place, state in enumerate(states)]
+    shaped = ops.READ_RANGES(list(states), spec, dims)
+    assert [one.ndim for one in shaped[:count]] == [dim or 1 for dim in dims]
+    assert all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(shaped, results, strict=True))
+    for op, rest in ((ops.READ_RANGES, (spec, dims)), (ops.MOVE_RANGES, (measured, spec))):
+        torch.library.opcheck(op, (list(states), *rest), test_utils=("test_schema", "test_faketensor"))
     for x, state, after in zip(tensors, states, ops.MOVE_RANGES(list(states), measured, spec), strict=True):
         alone = ops.UPDATE(x, state, spec, layout, False)
         assert after.shape == state.shape

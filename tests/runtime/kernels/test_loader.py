@@ -50,6 +50,30 @@ def test_a_library_on_its_way_is_waited_for(monkeypatch):
     assert len(compiled) == 1
 
 
+def test_one_thread_tries_the_processor(monkeypatch):
+    """Torch changes the flags of a processor while it tries them: two threads would keep wrong ones."""
+    asked, answers, waited = threading.Event(), threading.Event(), threading.Event()
+
+    def ask():
+        asked.set()
+        assert answers.wait(60)
+        return "no compiler"
+
+    monkeypatch.setattr(loader, "_ask_processor", ask)
+    loader.explain_compiler.cache_clear()
+    thread = loader.start_loading(inductor=True)
+    waits = threading.Thread(target=lambda: (loader.wait_for_processor(), waited.set()))
+    waits.start()
+    assert asked.wait(60)
+    assert not waited.wait(0.2)
+    answers.set()
+    for one in (thread, waits):
+        one.join()
+    assert waited.is_set()
+    for cache in (loader.explain_compiler, loader.start_loading):
+        cache.cache_clear()
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """A machine without a compiler."""
