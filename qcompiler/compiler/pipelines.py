@@ -35,6 +35,7 @@ from qcompiler.passes.halves.save_codes import SaveCodes
 from qcompiler.passes.halves.save_derivatives import SaveDerivatives
 from qcompiler.passes.halves.save_masks import SaveMasks
 from qcompiler.passes.halves.save_pool_windows import SavePoolWindows
+from qcompiler.passes.halves.sink_floats import SinkFloats
 from qcompiler.passes.halves.split_norms import SplitNorms
 from qcompiler.passes.halves.stack_ranges import StackRanges
 from qcompiler.passes.halves.start_ranges import StartRanges
@@ -132,6 +133,7 @@ def kernel_pipeline(tally: Tally | None = None) -> Pipeline[Halves]:
             StackRanges(),  # in hindsight, of all sites at once
             CallKernels(tally or Tally()),  # quantizers in one pass through memory
             JoinGradients(),  # both of a convolution in one call
+            SinkFloats(),  # of codes, to where they are read
         ),
         clean_halves,
     )
