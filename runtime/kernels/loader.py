@@ -31,13 +31,15 @@ _TRYING: Final = threading.RLock()
 
 def load_library(name: str) -> ctypes.CDLL | str:
     """Return the functions of `name`.cpp, or the reason why this machine has none, which is logged."""
-    explain_compiler()  # one thread tries the processor, before any compiles
+    explain_compiler()  # outside of the lock: one thread tries the processor, before any compiles
     with _COMPILING:
         return _load(name)
 
 
 @functools.cache
 def _load(name: str) -> ctypes.CDLL | str:
+    if reason := explain_compiler():  # the plan says so, once for all libraries
+        return reason
     library = _compile(name)
     if isinstance(library, str):
         logger.warning("%s", library)
