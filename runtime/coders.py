@@ -152,16 +152,10 @@ def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | No
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Return what `pack` returns, of int8 or uint8."""
-    packed = fake_pack_codes(codes, bits)
-    dense = codes if codes.stride() == torch.empty_like(codes).stride() else torch.empty_like(codes).copy_(codes)
-    if not codes.is_cpu or packing.pack(dense, bits, packed):
+    packed = shapes.pack(codes, bits)
+    if not codes.is_cpu or packing.pack(_make_dense(codes, torch.empty_like(codes)), bits, packed):
         packed.copy_(references.pack(codes, bits))
     return packed
-
-
-def fake_pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Return empty bytes."""
-    return shapes.pack(codes, bits)
 
 
 def unpack_codes(packed: Tensor, shape: Sequence[int], bits: int, signed: bool) -> Tensor:

@@ -183,7 +183,7 @@ DEQUANTIZE_BLOCKS: Final = _define_operator(
 PACK_CODES: Final = _define_operator(
     "pack_codes(Tensor codes, int bits) -> Tensor",
     coders.pack_codes,
-    coders.fake_pack_codes,
+    shapes.pack,
     torch.Tag.flexible_layout,
 )
 UNPACK_CODES: Final = _define_operator(

@@ -11,10 +11,10 @@ from torch.fx.node import Target
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument, get_arguments, has_argument, pack_arguments
-from qcompiler.passes.ir.edit import insert_result
+from qcompiler.passes.ir.edit import insert_result, replace_node
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
-from qcompiler.passes.ir.views import is_view, list_views
+from qcompiler.passes.ir.views import list_readers
 from qcompiler.runtime import ops
 from qcompiler.runtime.kernels.packing import explain_packing
 from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
@@ -78,7 +78,7 @@ class CallKernels:
         made = insert_operator(
             one.floats.graph, ops.DEQUANTIZE_BLOCKS, {"codes": one.codes, **shared}, before=one.floats
         )
-        _replace_node(one.floats, made)
+        replace_node(one.floats, made)
         return True
 
 
@@ -87,7 +87,7 @@ def _call_packing(node: Node) -> bool:
     codes, bits = get_arguments(node, "codes", "bits")
     if codes.target is not operator.getitem or explain_packing(get_value(codes).shape, bits):
         return False
-    _replace_node(node, insert_operator(node.graph, ops.PACK_CODES, {"codes": codes, "bits": bits}, before=node))
+    replace_node(node, insert_operator(node.graph, ops.PACK_CODES, {"codes": codes, "bits": bits}, before=node))
     return True
 
 
@@ -102,7 +102,7 @@ def _call_unpacking(node: Node) -> bool:
     if get_value(made).stride() != get_value(node).stride():
         node.graph.erase_node(made)
         return False
-    _replace_node(node, made)
+    replace_node(node, made)
     return True
 
 
@@ -163,9 +163,9 @@ def _write_measured(one: Quantizer, measure: Node) -> None:
     checks = [user for user in one.tensor.users if user.target is ops.CHECKED and user.args == args]
     call = _write_known(one, ops.QUANTIZE_MEASURED, {"reach": get_argument(measure, "reach"), "checks": bool(checks)})
     last = len(find_value(call)) - 1
-    _replace_node(measure, insert_result(call, last - bool(checks)))
+    replace_node(measure, insert_result(call, last - bool(checks)))
     for check in checks:
-        _replace_node(check, insert_result(call, last))
+        replace_node(check, insert_result(call, last))
 
 
 def _write_known(one: Quantizer, target: Target, more: dict[str, Any]) -> Node:
@@ -189,7 +189,7 @@ def _write_call(one: Quantizer, target: Target, readers: list[Dequantizer], more
     if floats:
         made = insert_result(call, int(codes))
         for reader in readers:
-            _replace_node(reader.floats, made)
+            replace_node(reader.floats, made)
     if codes:
         one.codes.replace_all_uses_with(insert_result(call, 0))
     one.codes.graph.erase_node(one.codes)
@@ -198,10 +198,4 @@ def _write_call(one: Quantizer, target: Target, readers: list[Dequantizer], more
 
 def _is_read_by_calls(floats: Node) -> bool:
     """Return True if contractions alone read a tensor, which no loop computes."""
-    readers = {user for view in list_views(floats) for user in view.users if not is_view(user)}
-    return all(get_contraction(reader) for reader in readers)
-
-
-def _replace_node(node: Node, other: Node) -> None:
-    node.replace_all_uses_with(other)
-    node.graph.erase_node(node)
+    return all(map(get_contraction, list_readers(floats)))

@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.runtime import ops
 
 
@@ -27,8 +28,7 @@ class DropPacking:
             if _get_packed(node).target is ops.PACK
         ]
         for node in found:
-            node.replace_all_uses_with(cast(Node, get_argument(_get_packed(node), "codes")))
-            node.graph.erase_node(node)
+            replace_node(node, cast(Node, get_argument(_get_packed(node), "codes")))
         return len(found)
 
 

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
-from qcompiler.passes.ir.edit import insert_result
+from qcompiler.passes.ir.edit import insert_result, replace_node
 from qcompiler.runtime import ops
 
 
@@ -25,6 +25,5 @@ class JoinNorms:
         for again in found:
             norm = cast(Node, get_argument(again, "mean")).all_input_nodes[0]
             own = insert_result(norm, 0)
-            again.replace_all_uses_with(own)
-            again.graph.erase_node(again)
+            replace_node(again, own)
         return len(found)

@@ -10,6 +10,7 @@ from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import get_argument
 from qcompiler.passes.ir.code_matrix import explain_runs, read_matrix
 from qcompiler.passes.ir.code_product import Side, choose_kernel, insert_product, lower_products
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.meta import get_value
 from qcompiler.passes.ir.views import aten
@@ -82,5 +83,4 @@ def _write_product(node: Node, fact: Contraction, left: Side, right: Side, kerne
     bias = cast(Node, node.args[0]) if node.target in (aten.addmm.default, aten.baddbmm.default) else None
     sides = (left, left.tensor.insert_codes(node)), (right, right.tensor.insert_codes(node))
     made = insert_product(node, fact, *sides, bias, kernel, get_value(node).dtype)
-    node.replace_all_uses_with(made)
-    node.graph.erase_node(node)
+    replace_node(node, made)

@@ -10,7 +10,7 @@ from torch.fx import Node
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
 from qcompiler.passes.ir.arguments import get_argument, get_arguments
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.meta import find_value
 from qcompiler.passes.ir.saved_floats import iterate_saved
 from qcompiler.passes.ir.saved_reads import MASKED, list_dependents, list_gradients
@@ -140,8 +140,7 @@ def _fill(node: Node, grad: Any, comparisons: list[tuple[Any, tuple[Any, ...]]])
 
 
 def _replace(node: Node, made: Node) -> None:
-    node.replace_all_uses_with(made)
-    node.graph.erase_node(node)
+    replace_node(node, made)
 
 
 #: gradient of two pieces → what writes it out, and returns the nodes that compute the mask

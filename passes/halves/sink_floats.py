@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch.fx import Graph, Node
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.views import is_view, list_views
+from qcompiler.passes.ir.views import list_readers, list_views
 from qcompiler.runtime import ops
 
 #: calls of kernels, which a compiler does not move
@@ -36,12 +36,11 @@ def _sink_calls(graph: Graph) -> int:
 
 def _sink_node(node: Node) -> int:
     """Move a node and its views in front of the first node that computes with them; return how many moved."""
-    moving = list_views(node)
-    readers = [user for one in moving for user in one.users if not is_view(user)]
+    readers, moved = list_readers(node), 0
     if not readers:
         return 0
-    first, moved = min(readers), 0
-    for one in reversed(moving):
+    first = min(readers)
+    for one in reversed(list_views(node)):
         if one.next is not first:
             first.prepend(one)
             moved += 1

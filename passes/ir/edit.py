@@ -132,6 +132,12 @@ def insert_result(call: Node, place: int) -> Node:
     return insert_call(call.graph, operator.getitem, (call, place), after=call)
 
 
+def replace_node(node: Node, other: Node) -> None:
+    """Make all readers of a node read another one, and erase the node."""
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
 def clean_graph(module: GraphModule) -> None:
     """Drop unread nodes, and check the links; the code of the module stays old until `recompile`."""
     graph = module.graph

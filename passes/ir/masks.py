@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch.fx import Node
 
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.facts import Contraction, InputKind, Operand
 from qcompiler.passes.ir.meta import get_contraction, get_input, get_value, has_value, is_backward, set_fact
 from qcompiler.passes.ir.views import aten, is_view
@@ -56,8 +56,7 @@ def split_mask(node: Node, fact: Contraction) -> Node:
         addend = insert_call(graph, aten.mul.Tensor, (addend, beta), before=node)
     if beta != 0:
         total = insert_call(graph, aten.add.Tensor, (total, addend), before=node)
-    node.replace_all_uses_with(total)
-    graph.erase_node(node)
+    replace_node(node, total)
     return alone
 
 

@@ -54,6 +54,11 @@ def list_views(root: Node) -> list[Node]:
     return found
 
 
+def list_readers(root: Node) -> list[Node]:
+    """Return every node that reads a tensor, or a view of it, and is no view itself."""
+    return [user for view in list_views(root) for user in view.users if not is_view(user)]
+
+
 def view_root(node: Node) -> Node:
     """Return the tensor that a chain of views starts from."""
     while is_view(node):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.meta import (
     get_value,
     is_backward,
@@ -114,8 +114,7 @@ def _save_clip_mask(node: Node) -> int:
 def _mask_gradient(node: Node, mask: Node) -> None:
     """Replace the gradient of a function by zero under the mask, and by the gradient of the result elsewhere."""
     masked = insert_call(node.graph, aten.where.ScalarSelf, (mask, 0.0, node.args[0]), before=node)
-    node.replace_all_uses_with(masked)
-    node.graph.erase_node(node)
+    replace_node(node, masked)
 
 
 def _save_mask(mask: Node) -> int:

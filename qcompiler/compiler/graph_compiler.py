@@ -70,8 +70,6 @@ class GraphCompiler:
         self.misses = 0
         #: captures that no recorded call has followed yet; at the start the first call is recorded
         self._unrecorded = 1
-        #: the libraries that the first graph needs are compiled in another thread
-        self._is_loading = False
         #: captures and steps in progress, whose operators are not the model's own
         self._inside = 0
         self._call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
@@ -147,8 +145,7 @@ class GraphCompiler:
         self._call = (args, kwargs)
         watched = bool(self._unrecorded and self.recipe.rules)
         recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
-        if watched and not self._is_loading:
-            self._is_loading = True
+        if watched:
             self._start_loading(model)
         try:
             with contextlib.ExitStack() as stack:

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows
+from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows, weigh_products
 from qcompiler.runtime.kernels.loader import explain_vnni, load_library
 from qcompiler.runtime.numbers.formats import Kind
 
@@ -90,12 +90,8 @@ def _explain_gradient(facts: Facts) -> str:
 
 
 def _weigh(facts: Facts) -> str:
-    """Say why the float kernel is faster; empty: it is not. Every run is a call of its own."""
-    products = facts.rows * (facts.run or facts.length) * facts.columns
-    kind = "products of a run" if facts.run else "products"
-    return (
-        "" if products >= LEAST_PRODUCTS else f"float is as fast for {products} {kind}; valid: {LEAST_PRODUCTS} or more"
-    )
+    """Say why the float kernel is faster; empty: it is not."""
+    return weigh_products(facts, LEAST_PRODUCTS, by_run=True)
 
 
 @functools.cache

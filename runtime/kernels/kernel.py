@@ -93,7 +93,12 @@ def is_shifted(form: Format) -> bool:
     return form.kind is not Kind.SIGNED and form.bits == 8
 
 
-def weigh_products(facts: Facts, least: int) -> str:
-    """Say that the float kernel is as fast for fewer than `least` products; empty: there are more."""
-    products = facts.rows * facts.length * facts.columns
-    return "" if products >= least else f"float is as fast for {products} products; valid: {least} or more"
+def weigh_products(facts: Facts, least: int, *, by_run: bool = False) -> str:
+    """Say that the float kernel is as fast for fewer than `least` products; empty: there are more.
+
+    Args:
+        by_run: count the products of one run, since every run is a call of its own.
+    """
+    run = facts.run if by_run else 0
+    products, kind = facts.rows * (run or facts.length) * facts.columns, "products of a run" if run else "products"
+    return "" if products >= least else f"float is as fast for {products} {kind}; valid: {least} or more"

@@ -25,20 +25,18 @@ def explain_packing(shape: Sequence[int], bits: int) -> str:
 
 def pack(codes: Tensor, bits: int, packed: Tensor) -> str:
     """Write the bytes that hold dense codes; return the reason why nothing is done, or an empty string."""
-    library = load_library(NAME)
-    reason = library if isinstance(library, str) else explain_packing(codes.shape, bits)
-    if reason or isinstance(library, str):
-        return reason
+    library = explain_packing(codes.shape, bits) or load_library(NAME)
+    if isinstance(library, str):
+        return library
     library.pack_codes(ctypes.byref(_describe(codes, packed, bits)), _point_to(codes), _point_to(packed))
     return ""
 
 
 def unpack(packed: Tensor, bits: int, codes: Tensor) -> str:
     """Write dense codes that bytes hold; return the reason why nothing is done, or an empty string."""
-    library = load_library(NAME)
-    reason = library if isinstance(library, str) else explain_packing(codes.shape, bits)
-    if reason or isinstance(library, str):
-        return reason
+    library = explain_packing(codes.shape, bits) or load_library(NAME)
+    if isinstance(library, str):
+        return library
     parts, is_signed = _describe(codes, packed, bits), codes.dtype is torch.int8
     library.unpack_codes(ctypes.byref(parts), is_signed, _point_to(packed), _point_to(codes))
     return ""

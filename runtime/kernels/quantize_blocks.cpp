@@ -223,26 +223,9 @@ template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
 #pragma omp simd
     for (int64_t i = 0; i < lanes; ++i) {
         const float real = REAL ? x[i] / step[i] : x[i] * step[i];
-        float rounded;
-        if constexpr (STOCHASTIC) {
-            const float floor = std::floor(real);
-            const float threshold = (real - floor) * 0x1p24f;
-            const float number = static_cast<float>(static_cast<int32_t>(mix_bits(seed + index[i]) >> 8));
-            rounded = floor + (number < threshold ? 1.0f : 0.0f);
-        } else {
-            rounded = std::rint(real);
-        }
-        rounded = (rounded == rounded ? rounded : 0.0f) + zero[i];
-        rounded = rounded > lowest ? rounded : lowest;
-        rounded = rounded < largest ? rounded : largest;
-        const int32_t code = static_cast<int32_t>(rounded);
+        const int32_t code = round_code<STOCHASTIC>(real, seed + index[i], zero[i], lowest, largest);
         if (CODES) codes[i] = static_cast<uint8_t>(code);
-        if (FLOATS) {
-            const float value = (static_cast<float>(code) - zero[i]) * factor[i];
-            // by bits: the compiler does not vectorize a choice of floats here
-            const uint32_t keeps = magnitude(x[i]) >= limit ? 0 : ~0u;
-            floats[i] = as_float((as_bits(value) & keeps) | (0x7FC00000u & ~keeps));
-        }
+        if (FLOATS) floats[i] = show_code(code, zero[i], factor[i], x[i], limit);
     }
 }
 

@@ -68,25 +68,9 @@ template <bool MEASURES, bool STOCHASTIC, bool CODES, bool FLOATS>
             largest = larger(largest, magnitude(value));
             outside += (value < reach_low) | (value > reach_high);
         }
-        float rounded;
-        if constexpr (STOCHASTIC) {
-            const float floor = std::floor(real);
-            const float threshold = (real - floor) * 0x1p24f;
-            const float number = static_cast<float>(static_cast<int32_t>(mix_bits(seed + index[i]) >> 8));
-            rounded = floor + (number < threshold ? 1.0f : 0.0f);
-        } else {
-            rounded = std::rint(real);
-        }
-        rounded = (rounded == rounded ? rounded : 0.0f) + zero;
-        rounded = rounded > lowest ? rounded : lowest;
-        rounded = rounded < most ? rounded : most;
-        const int32_t code = static_cast<int32_t>(rounded);
+        const int32_t code = round_code<STOCHASTIC>(real, seed + index[i], zero, lowest, most);
         if (CODES) codes[i] = static_cast<uint8_t>(code);
-        if (FLOATS) {
-            const float made = (static_cast<float>(code) - zero) * factor;
-            const uint32_t keeps = magnitude(value) >= limit ? 0 : ~0u;
-            floats[i] = as_float((as_bits(made) & keeps) | (NOT_A_NUMBER & ~keeps));
-        }
+        if (FLOATS) floats[i] = show_code(code, zero, factor, value, limit);
     }
     seen.add(Seen{low, high, largest, outside});
 }
@@ -115,12 +99,6 @@ Seen quantize_into(const Task& task, const Data& data, const Rule& rule) {
 template <bool MEASURES>
 Seen quantize_by(const Task& task, const Data& data, const Rule& rule) {
     return data.key ? quantize_into<MEASURES, true>(task, data, rule) : quantize_into<MEASURES, false>(task, data, rule);
-}
-
-int64_t count_elements(const Task& task) {
-    int64_t elements = 1;
-    for (int64_t i = 0; i < task.axes; ++i) elements *= task.axis[i].extent;
-    return elements;
 }
 
 float read_factor(const Data& data, bool is_real) {

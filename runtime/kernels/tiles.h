@@ -32,6 +32,12 @@ struct Task {
     uint32_t limit;  // magnitudes, as bits, from which a float is NaN: those of infinity and NaN, or none
 };
 
+inline int64_t count_elements(const Task& task) {
+    int64_t elements = 1;
+    for (int64_t i = 0; i < task.axes; ++i) elements *= task.axis[i].extent;
+    return elements;
+}
+
 inline float as_float(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
@@ -178,8 +184,7 @@ inline void prefetch(const float* row, int64_t lanes) {
 // work(corner, space) for every tile, with a work space for each thread, which join(space) sees at the end
 template <typename Space, typename Work, typename Join>
 void run_tiles(const Task& task, int64_t threads, Work work, Join join) {
-    int64_t elements = 1;
-    for (int64_t i = 0; i < task.axes; ++i) elements *= task.axis[i].extent;
+    const int64_t elements = count_elements(task);
     if (elements == 0) return;
     const Plan plan = make_plan(task);
     const int64_t tiles = plan.outer_blocks * plan.tiles_across * plan.tiles_along;

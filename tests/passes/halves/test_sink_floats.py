@@ -8,7 +8,7 @@ from qcompiler import recipes
 from qcompiler.passes.halves.call_kernels import CallKernels
 from qcompiler.passes.halves.sink_floats import SinkFloats
 from qcompiler.passes.ir.edit import last_placeholder
-from qcompiler.passes.ir.views import is_view, list_views
+from qcompiler.passes.ir.views import list_readers, list_views
 from qcompiler.recipes.saving import add_saving
 from qcompiler.runtime import ops
 
@@ -41,8 +41,7 @@ def count_alive(graph):
     order = {node: place for place, node in enumerate(graph.nodes)}
     spans = []
     for node in graph.find_nodes(op="call_function", target=ops.DEQUANTIZE_BLOCKS):
-        users = [user for view in list_views(node) for user in view.users if not is_view(user)]
-        spans.append((order[node], max(map(order.get, users))))
+        spans.append((order[node], max(map(order.get, list_readers(node)))))
     return max(sum(first <= place < last for first, last in spans) for place in order.values())
 
 
