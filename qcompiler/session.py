@@ -121,6 +121,7 @@ class Session:
             torch_compat.plain_encoder_layers(plain_layers),
             compiler.calling(self.model, args, kwargs),
         ):
+            dynamo_compat.wait_for_captures()
             result = function(*args, **kwargs)
         breaks = [reason for reason, count in dynamo_compat.graph_breaks().items() if count > before.get(reason, 0)]
         notes = [f"graph break: {' '.join(reason.split())}" for reason in breaks]

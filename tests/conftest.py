@@ -19,6 +19,7 @@ from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import qcompiler
+from qcompiler.runtime.kernels import cpu
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,6 +116,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def show_page(browser: Any) -> Callable[[Path], None]:
     """show_page(path): opens a page of draw(), and waits until its picture is there."""
     return functools.partial(sys.modules["qcompiler_tests_browsing"].show_page, browser)
+
+
+@pytest.fixture
+def fast_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor for which torch has an integer kernel."""
+    monkeypatch.setattr(cpu, "_is_fast", lambda: True)
 
 
 @pytest.fixture(params=_MODELS.CASES)

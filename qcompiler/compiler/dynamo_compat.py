@@ -44,6 +44,15 @@ from qcompiler.passes.ir.meta import get_graph_argument
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _OWN: Final = os.path.dirname(__file__) + os.sep
+#: held by Dynamo while it captures and compiles a function; others that do so hold it too, as torch keeps the state of
+#: a capture for the whole process
+CAPTURING: Final = compile_lock
+
+
+def wait_for_captures() -> None:
+    """Wait until no other thread captures: torch refuses calls of captured functions meanwhile."""
+    with CAPTURING:
+        pass
 
 
 def capture_statically(reason: str) -> None:
@@ -323,7 +332,7 @@ class _Retrying:
         wrapper = self._torchdynamo_orig_backend
         if not _is_layer(frame.f_code) or is_foreign_context():
             return wrapper(frame, cache_entry, frame_state)
-        with compile_lock, _disable_current_modes():
+        with CAPTURING, _disable_current_modes():
             return wrapper._torchdynamo_orig_backend(frame, cache_entry, wrapper.hooks, frame_state, skip=1)
 
     def _watch_growth(self, code: types.CodeType, reasons: Sequence[Any]) -> None:

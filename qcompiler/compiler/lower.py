@@ -1,5 +1,6 @@
 """From a quantized graph to a `Step` that runs: partition, retrace, compile each half."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcompiler.collector import paused_collector
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler import dynamo_compat, torch_compat
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import halves_pipeline, kernel_pipeline, start_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan, describe_contraction, describe_saved
@@ -202,9 +203,10 @@ def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, n
     compiled: list[Half] = []
 
     def run(args: list[Any]) -> Sequence[Any]:
-        if not compiled:
-            inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
-            compiled.append(_compile_half(module, inputs, captured, backend, notes, tally, is_backward=True))
+        with contextlib.nullcontext() if compiled else dynamo_compat.CAPTURING:
+            if not compiled:  # another thread may have been first
+                inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
+                compiled.append(_compile_half(module, inputs, captured, backend, notes, tally, is_backward=True))
         return compiled[0](args)
 
     return run

@@ -7,6 +7,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from qcompiler.collector import paused_collector
+from qcompiler.compiler import dynamo_compat
 from qcompiler.compiler.capture import Captured, SharedMemoryError
 from qcompiler.compiler.shared_memory import NONE, Sharing, check_shared, find_shared, join_inputs, merge_shared
 from qcompiler.passes.ir.edit import copy_graph
@@ -51,10 +52,15 @@ class Variants:
             return captured.numbers.to_ints(step(*join_inputs(tensors, sharing)))
 
     def _make(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Captured, Step]:
+        with dynamo_compat.CAPTURING:
+            if sharing not in self._made:  # another thread may have been first
+                self._made[sharing] = self._capture(sharing, inputs)
+            return self._made[sharing]
+
+    def _capture(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Captured, Step]:
         with paused_collector():
             module = copy_graph(self._module)
         if sharing:
             check_shared(inputs, [node.name for node in module.graph.find_nodes(op="placeholder")], sharing)
             merge_shared(module, sharing)
-        self._made[sharing] = self._build(module, join_inputs(inputs, sharing))
-        return self._made[sharing]
+        return self._build(module, join_inputs(inputs, sharing))

@@ -35,13 +35,21 @@ def make_runner(module: GraphModule, hooks: Hooks | None = None) -> Half:
         given = list(args)
         args.clear()
         with torch.no_grad():
-            runner = Interpreter(module) if hooks is None else _HookedInterpreter(module, hooks)
+            runner = _Runner(module) if hooks is None else _HookedInterpreter(module, hooks)
             return runner.boxed_run(given)  # type: ignore[no-any-return]
 
     return run
 
 
-class _HookedInterpreter(Interpreter):
+class _Runner(Interpreter):
+    """Runs nodes without noting which: torch notes it for the whole process, and captures of other threads read it."""
+
+    def run_node(self, n: Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+
+class _HookedInterpreter(_Runner):
     def __init__(self, module: GraphModule, hooks: Hooks) -> None:
         super().__init__(module)
         self.hooks = hooks

@@ -115,6 +115,7 @@ struct Task {
   const float *factors;  // of columns
   float factor;
   int32_t zero;
+  bool is_turned;  // columns of a position lie apart
 };
 
 // Write or add a line of values, `step` apart in memory, then the bias.
@@ -123,12 +124,21 @@ INLINE void write_line(const Call &call, float *to, int64_t step, __mmask16 mask
   store_lanes(to, step, mask, call.bias ? _mm512_add_ps(values, bias) : values);
 }
 
-// N positions beside each other, V groups of columns.
-template <int N, int V, bool IS_TURNED>
-INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int64_t group, float *y) {
+// Write 16 columns of at most 16 positions, whose values lie far from column to column: a call, as the square is long.
+void write_turned(const Task &task, __m512 (&values)[LANES], int64_t first, __mmask16 positions, float *y) {
+  const Call &call = task.call;
+  turn_floats(values);
+  for (int64_t i = 0; i < std::min(LANES, call.w.columns - first); ++i)
+    write_line(call, y + (first + i) * call.stride[1], call.stride[4], positions, values[i],
+               call.bias ? _mm512_set1_ps(call.bias[first + i]) : _mm512_setzero_ps());
+}
+
+// N positions beside each other, V groups of columns. The first `skip` positions are not written.
+template <int N, int V>
+INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int64_t group, int64_t skip, float *y) {
   const Plan &plan = task.plan;
-  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], skip = plan.quads * LANES * FOUR;
-  const int8_t *w = task.packed + group * skip;
+  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], size = plan.quads * LANES * FOUR;
+  const int8_t *w = task.packed + group * size;
   __m512i sums[N * V];
   each<V>([&](auto v) __attribute__((always_inline)) {
     const __m512i total = _mm512_loadu_si512(task.totals + (group + v) * LANES);
@@ -139,7 +149,7 @@ INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int6
     const uint8_t *at = x + stretch;
     for (int64_t k = plan.length; k > 0; k -= FOUR, at += FOUR, w += LANES * FOUR) {
       __m512i weights[V];
-      each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = _mm512_loadu_si512(w + v * skip); });
+      each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = _mm512_loadu_si512(w + v * size); });
       each<N>([&](auto i) __attribute__((always_inline)) {
         int32_t word;
         std::memcpy(&word, at + i * step, FOUR);
@@ -153,58 +163,38 @@ INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int6
     const int64_t first = (group + v) * LANES;
     const __mmask16 mask = first_lanes(columns - first);
     const __m512 own = _mm512_loadu_ps(task.factors + first);
-    const __m512 bias = task.call.bias ? _mm512_maskz_loadu_ps(mask, task.call.bias + first) : _mm512_setzero_ps();
-    __m512 values[LANES];
-    each<N>([&](auto i) __attribute__((always_inline)) {
-      values[i] = scale_sums(_mm512_cvtepi32_ps(sums[i * V + v]), factor, own);
-    });
-    if (IS_TURNED) {
-      for (int64_t i = N; i < LANES; ++i) values[i] = _mm512_setzero_ps();
-      turn_floats(values);
-      for (int64_t i = 0; i < std::min(LANES, columns - first); ++i)
-        write_line(task.call, y + (first + i) * task.call.stride[1], y_step, first_lanes(N), values[i],
-                   task.call.bias ? _mm512_set1_ps(task.call.bias[first + i]) : bias);
+    const auto scale = [&](auto i) __attribute__((always_inline)) {
+      return scale_sums(_mm512_cvtepi32_ps(sums[i * V + v]), factor, own);
+    };
+    if (task.is_turned) {
+      __m512 values[LANES] = {};
+      each<N>([&](auto i) __attribute__((always_inline)) { values[i] = scale(i); });
+      write_turned(task, values, first, first_lanes(N) & ~first_lanes(skip), y);
     } else {
+      const __m512 bias = task.call.bias ? _mm512_maskz_loadu_ps(mask, task.call.bias + first) : _mm512_setzero_ps();
       each<N>([&](auto i) __attribute__((always_inline)) {
-        write_line(task.call, y + i * y_step + first, 1, mask, values[i], bias);
+        if (i >= skip) write_line(task.call, y + i * y_step + first, 1, mask, scale(i), bias);
       });
     }
   });
 }
 
-// A row of positions. The last tile starts early, and computes some of them twice; to add them twice would be wrong.
-template <int N, int V, bool IS_TURNED>
+// A row of positions. The last tile starts early, and computes some of them twice, but writes them once.
+template <int N, int V>
 void convolve_tiles(const Task &task, const uint8_t *x, int64_t group, float *y) {
   const Windows &win = task.call.windows;
   const int64_t step = win.step[2] * task.call.x.channels, count = win.count[2];
-  int64_t i = 0;
-  for (; i + N <= count; i += N)
-    convolve_tile<N, V, IS_TURNED>(task, x + i * step, step, group, y + i * task.call.stride[4]);
-  if (i == count) return;
-  if (task.call.is_added) {
-    for (; i < count; ++i)
-      convolve_tile<1, V, IS_TURNED>(task, x + i * step, step, group, y + i * task.call.stride[4]);
-  } else {
-    const int64_t at = count - N;
-    convolve_tile<N, V, IS_TURNED>(task, x + at * step, step, group, y + at * task.call.stride[4]);
+  for (int64_t i = 0; i < count; i += N) {
+    const int64_t at = std::min(i, count - N);
+    convolve_tile<N, V>(task, x + at * step, step, group, i - at, y + at * task.call.stride[4]);
   }
 }
 
-template <int V, bool IS_TURNED>
+template <int V>
 void convolve_row(const Task &task, const uint8_t *x, int64_t group, float *y) {
   constexpr int MOST = V == 1 ? 16 : 8;
   const int64_t count = task.call.windows.count[2];
-  if (count >= MOST) return convolve_tiles<MOST, V, IS_TURNED>(task, x, group, y);
-  if (count >= 4) return convolve_tiles<4, V, IS_TURNED>(task, x, group, y);
-  convolve_tiles<1, V, IS_TURNED>(task, x, group, y);
-}
-
-template <bool IS_TURNED>
-void convolve_groups(const Task &task, const uint8_t *x, int64_t group, int64_t width, float *y) {
-  const auto convolve = width == 1   ? convolve_row<1, IS_TURNED>
-                        : width == 2 ? convolve_row<2, IS_TURNED>
-                                     : convolve_row<3, IS_TURNED>;
-  convolve(task, x, group, y);
+  (count >= MOST ? convolve_tiles<MOST, V> : count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>)(task, x, group, y);
 }
 
 // Some rows of positions: the image is copied once, then a few columns of w after the other pass over it.
@@ -224,7 +214,7 @@ void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t fir
     width = is_scattered ? 1 : std::min<int64_t>(plan.groups - group, plan.groups % 3 == 0 ? 3 : 2);
     for (int64_t row = 0; row < rows; ++row) {
       const uint8_t *x = image + row * win.step[1] * plan.row_bytes;
-      (stride[1] == 1 ? convolve_groups<false> : convolve_groups<true>)(task, x, group, width, y + row * stride[3]);
+      (width == 1 ? convolve_row<1> : width == 2 ? convolve_row<2> : convolve_row<3>)(task, x, group, y + row * stride[3]);
     }
   }
 }
@@ -265,7 +255,7 @@ extern "C" void convolve(const Call *given) {
       const int64_t sample = at / plan.chunks / win.count[0];
       const float factor = call.x_scale.get_factor(sample);
       const int32_t zero = call.x_point.get_point(sample) + int32_t(call.x.flip);
-      const Task task{call, plan, packed, totals, factors, factor, zero};
+      const Task task{call, plan, packed, totals, factors, factor, zero, call.stride[1] != 1};
       convolve_chunk(task, sample, at / plan.chunks % win.count[0], at % plan.chunks * plan.rows,
                      images + thread * plan.image_bytes);
     }

@@ -15,6 +15,10 @@ AFTER, EXPORTED, YAML, NAMES = (
     for name in ("after", "exported", "recipes", "names")
 )
 
+#: another processor adds the 36 products of the last layer in another order, if a recipe keeps that layer in float:
+#: each of 36 sums is rounded by at most 2⁻²⁴ of Σ|x·w| < 1
+MOVED = 36 * 2**-24
+
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
@@ -35,9 +39,10 @@ def test_a_checkpoint_with_ranges_goes_on_as_it_would_have(recipe, made):
     qmodel.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     with torch.no_grad():
-        assert qmodel.eval()(made.batch(9)[0]).tolist() == then["evaluated"]
+        assert torch.allclose(qmodel.eval()(made.batch(9)[0]), torch.tensor(then["evaluated"]), rtol=0, atol=MOVED)
     qmodel.train()
-    assert made.train(qmodel, optimizer, range(3, 6)) == then["losses"]
+    # a loss moves by at most twice what its logits move by
+    assert made.train(qmodel, optimizer, range(3, 6)) == pytest.approx(then["losses"], rel=0, abs=2 * MOVED)
     assert list(qmodel.state_dict()) == then["keys"]
     plan = qmodel.plan()
     assert [[site.name, str(site.spec), list(site.consumers)] for site in plan.sites] == then["sites"]

@@ -207,7 +207,7 @@ def test_weights_with_a_zero_point_are_read_as_patches(in_front_of, settle_halve
     assert [count_calls(halves, one) for one in (ops.MATMUL_CODES, ops.CONVOLVE_GRADIENT)] == [2, 1]
 
 
-@pytest.mark.usefixtures("only_patches")
+@pytest.mark.usefixtures("only_patches", "fast_integers")
 def test_auto_leaves_narrow_convolutions(in_front_of, settle_halves):
     """Copying an element takes as long as the 16 products in float that read it."""
     model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))

@@ -13,6 +13,7 @@ from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
+from qcompiler.runtime.kernels import cpu
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.kernels.runs import RUNS
 from qcompiler.runtime.numbers.formats import parse_format
@@ -148,6 +149,15 @@ def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle
     assert reason in reasons(halves)[0]
 
 
+def test_auto_leaves_all_products_on_a_processor_without_integer_kernels(in_front_of, settle_halves, monkeypatch):
+    monkeypatch.setattr(cpu, "_is_fast", lambda: False)
+    halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(64, 64), leaf(64, 64))
+    assert settle_halves(halves, LowerInteger(Execution.AUTO)) == 0
+    assert all("float is faster on this processor" in reason for reason in reasons(halves))
+    assert settle_halves(halves, LOWER) == 3
+
+
+@pytest.mark.usefixtures("fast_integers")
 def test_auto_leaves_small_products(in_front_of, settle_halves):
     """32·64·64 products are enough, 32·64·63 are not; the gradients of a layer have as many as its output."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 63))

@@ -56,11 +56,13 @@ def test_int_mm_refuses_extents_below_two(shape):
     assert text in cpu.INT_MM.explain(facts(*shape))
 
 
+@pytest.mark.usefixtures("fast_integers")
 def test_small_products_are_as_fast_in_float():
     assert cpu.INT_MM.weigh(facts(32, 64, 64)) == ""
     assert cpu.INT_MM.weigh(facts(32, 64, 63)) == "float is as fast for 129024 products; valid: 131072 or more"
 
 
+@pytest.mark.usefixtures("fast_integers")
 @pytest.mark.parametrize(("form", "least"), [("int8", 32), ("affine8", 128)])
 def test_patches_pay_if_many_products_read_them(form, least):
     large = dataclasses.replace(facts(4096, 64, 64), formats=(parse_format("int8"), parse_format(form)))
@@ -72,3 +74,27 @@ def test_patches_pay_if_many_products_read_them(form, least):
 def test_a_processor_that_saturates_is_refused(monkeypatch):
     monkeypatch.setattr(cpu, "_sums_are_exact", lambda: False)
     assert cpu.INT_MM.explain(facts(4, 4, 4)) == "the integer kernel of this processor saturates within a sum"
+
+
+@pytest.mark.parametrize(("integers", "is_fast"), [(0.9, True), (3.9, True), (4.1, False), (22.0, False)])
+def test_a_processor_without_an_integer_kernel_multiplies_floats(integers, is_fast, monkeypatch):
+    """Measured: torch runs plain loops where it has no kernel."""
+    times = iter((integers, 1.0))
+    monkeypatch.setattr(cpu, "_measure", lambda run: next(times))
+    cpu._is_fast.cache_clear()
+    try:
+        large = facts(512, 1024, 4096)
+        reason = "" if is_fast else "float is faster on this processor: torch multiplies codes one by one"
+        assert cpu.INT_MM.weigh(large).startswith(reason)
+        assert bool(cpu.INT_MM.weigh(large)) is not is_fast
+        assert cpu.INT_MM.explain(large) == ""  # it computes them all the same, if somebody asks
+    finally:
+        cpu._is_fast.cache_clear()
+
+
+def test_what_is_measured_is_what_a_processor_takes():
+    """The choice agrees with a product that is much larger than the measured one."""
+    codes = torch.ones(384, 384, dtype=torch.int8)
+    floats = codes.float()
+    taken = cpu._measure(lambda: torch.ops.aten._int_mm(codes, codes))
+    assert cpu._is_fast() is (taken < 4 * cpu._measure(lambda: floats @ floats))

@@ -14,6 +14,7 @@ FORMATS = (parse_format("int8"), parse_format("int8"))
 LARGE = Facts(device="cpu", formats=FORMATS, rows=512, length=512, columns=512)
 
 
+@pytest.mark.usefixtures("fast_integers")
 def test_the_kernel_of_the_device():
     assert table.find_kernel(LARGE, faster=True) is table.find_kernel(LARGE, faster=False)
     assert table.find_kernel(LARGE, faster=True).device == "cpu"
@@ -46,7 +47,9 @@ def test_reasons_of_all_kernels(monkeypatch):
         (("affine8", "int8"), (0, 0), "int-mm"),  # a batch
     ],
 )
-def test_zero_points_have_kernels_of_their_own(formats, scales, name):
+def test_zero_points_have_kernels_of_their_own(formats, scales, name, fast_integers, monkeypatch):
+    """On a processor that has all of them."""
+    monkeypatch.setattr(convolutions, "explain_vnni", lambda: "")
     facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), scales=scales)
     for faster in (True, False):
         assert table.find_kernel(facts, faster=faster).name == name
