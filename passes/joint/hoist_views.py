@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
 from torch.fx import GraphModule, Node
 
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.meta import get_value, is_backward, pin_to_backward
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten, is_view
@@ -31,46 +32,54 @@ class HoistViews:
 
     def __call__(self, module: GraphModule) -> int:
         """Returns the number of views that quantizers moved above."""
-        moved = 0
-        for quantizer in list_quantizers(module.graph):
-            above = _hoist_quantizer(quantizer)
-            while above is not None:
-                moved += 1
-                above = _hoist_quantizer(above)
-        return moved
+        return sum(map(_hoist_quantizer, list_quantizers(module.graph)))
 
 
-def _hoist_quantizer(quantizer: Quantizer) -> Quantizer | None:
-    """Moves one quantizer above one view and returns it; None if there is no view, or none that may move (case 4)."""
-    view, scale = quantizer.tensor, quantizer.scale
-    above = layout_above(view, quantizer.layout, quantizer.spec.block) if is_view(view) else None
-    if above is None:
-        return None
-    hoisted = quantizer.write_beside(view.all_input_nodes[0], above)
-    # codes that were packed lie in memory as new: a view of them may need a copy
-    target = aten.reshape.default if view.target in _RESHAPES else view.target
+def _hoist_quantizer(quantizer: Quantizer) -> int:
+    """Move one quantizer above all views that it may pass; return how many."""
+    scale = quantizer.scale
+    views, source, layout = _find_source(quantizer)
+    if not views:
+        return 0
+    hoisted = quantizer.write_beside(source, layout)
     for reader in quantizer.dequantizers:
         plain = hoisted.insert_dequantizer(reader.dtype, reader.floats)
-        reader.floats.replace_all_uses_with(_view_like(plain, view, target, reader.floats))
-        view.graph.erase_node(reader.floats)
+        replace_node(reader.floats, _view_like(plain, views, reader.floats))
     for mask in [user for user in scale.users if user.target is ops.IN_RANGE]:
         whole = hoisted.insert_mask()
         for node in list(mask.users):
-            node.replace_input_with(mask, _view_like(whole, view, target, node))
-        view.graph.erase_node(mask)
+            node.replace_input_with(mask, _view_like(whole, views, node))
+        mask.graph.erase_node(mask)
     # of one scale a tensor, which no view changes
     for gradient in [user for user in scale.users if user.target in (ops.RANGE_GRADIENT, ops.SCALE_GRADIENT)]:
         gradient.replace_input_with(scale, hoisted.scale)
     quantizer.remove()
-    return hoisted
+    return len(views)
 
 
-def _view_like(source: Node, like: Node, target: Any, reader: Node) -> Node:
-    """Return the view `like` of another tensor, in front of a reader and in the same half."""
-    view = insert_call(source.graph, target, (source, *like.args[1:]), dict(like.kwargs), before=reader)
-    if is_backward(reader):
-        pin_to_backward(view)
-    return view
+def _find_source(quantizer: Quantizer) -> tuple[list[Node], Node, str]:
+    """Return the views that a quantizer may move above, the uppermost first, and their source with its layout."""
+    views: list[Node] = []
+    source, layout = quantizer.tensor, quantizer.layout
+    while is_view(source):
+        above = layout_above(source, layout, quantizer.spec.block)
+        if above is None:
+            break
+        views.insert(0, source)
+        source, layout = source.all_input_nodes[0], above
+    return views, source, layout
+
+
+def _view_like(source: Node, like: Sequence[Node], reader: Node) -> Node:
+    """Return the same views of another tensor, in front of a reader and in the same half."""
+    for view in like:
+        # codes that were packed lie in memory as new: a view of them may need a copy
+        target = aten.reshape.default if view.target in _RESHAPES else view.target
+        args = (source, *view.args[1:])
+        source = insert_call(source.graph, target, args, dict(view.kwargs), before=reader)
+        if is_backward(reader):
+            pin_to_backward(source)
+    return source
 
 
 _RESHAPES: Final = (aten.view.default, aten._unsafe_view.default)

@@ -176,7 +176,10 @@ class GraphCompiler:
     def _list_libraries(self, *, has_images: bool) -> list[str]:
         """Return the libraries that the first graph will probably call; others are compiled at their first call."""
         specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None]
-        names = [quantize_blocks.NAME, quantize_whole.NAME] if self._is_compiled else []
+        whole = [spec.block == TENSOR for spec in specs]
+        packed = any(spec.format.bits < 8 for spec in specs)  # codes of several in a byte
+        names = [quantize_blocks.NAME] * (packed or not all(whole)) + [quantize_whole.NAME] * any(whole)
+        names = names if self._is_compiled else []
         if self.execution is Execution.SIMULATE:
             return names
         if has_images or any(spec.has_zero_point for spec in specs):

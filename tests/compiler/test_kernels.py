@@ -52,17 +52,12 @@ LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
 @pytest.mark.parametrize(
     ("model", "backend", "execution", "names"),
     [
-        (LINEAR, None, "simulate", ("quantize_blocks", "quantize_whole")),
-        (LINEAR, "inductor", "auto", ("quantize_blocks", "quantize_whole")),
+        (LINEAR, None, "simulate", ("quantize_whole",)),
+        (LINEAR, "inductor", "auto", ("quantize_whole",)),
         (LINEAR, "eager", "auto", None),
         (CONVOLUTION, "eager", "simulate", None),
         (CONVOLUTION, "eager", "integer", ("convolve", "convolve_gradient")),
-        (
-            CONVOLUTION,
-            None,
-            "auto",
-            ("quantize_blocks", "quantize_whole", "convolve", "convolve_gradient"),
-        ),
+        (CONVOLUTION, None, "auto", ("quantize_whole", "convolve", "convolve_gradient")),
         (nn.Conv2d(3, 4, 3, device="meta"), None, "auto", None),
         (nn.ReLU(), None, "auto", None),
     ],
@@ -78,15 +73,17 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
 @pytest.mark.parametrize(
     ("recipe", "names"),
     [
-        ("tensor-int8", ()),
-        ("hyperblock-int8-wide", ("multiply_runs",)),
-        ("in-hindsight-w8a8g8", ("convolve", "convolve_gradient")),
+        ("tensor-int8", ("quantize_whole",)),
+        ("hyperblock-int8", ("quantize_blocks", "multiply_runs")),
+        ("hyperblock-int8-wide", ("quantize_blocks", "multiply_runs")),
+        ("in-hindsight-w8a8g8", ("quantize_whole", "convolve", "convolve_gradient")),
+        ("int4-large-hindsight", ("quantize_blocks", "quantize_whole")),
     ],
 )
 def test_libraries_follow_the_recipe(recipe, names, monkeypatch):
-    """Of linear layers: blocks have runs, and zero points the kernels of convolutions."""
+    """Of linear layers: blocks have runs, zero points the kernels of convolutions, and small codes are packed."""
     started = []
     monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))
     compiler = graph_compiler.GraphCompiler(recipes.get(recipe), "inductor", execution="auto")
     with compiler.calling(LINEAR, (), {}):
-        assert started == [("quantize_blocks", "quantize_whole", *names)]
+        assert started == [names]
