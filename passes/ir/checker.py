@@ -1,19 +1,23 @@
 """The check after each pass of a pipeline, of graphs that a pass has changed."""
 
 import operator
-from typing import Any
+from typing import Any, Final
 
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.passes.ir.meta import list_facts
-from qcompiler.passes.ir.verify import clean_and_verify
+from qcompiler.passes.ir.verify import clean_and_verify, find_affected
+
+#: lists that a state has: nodes, names, targets, arguments, keywords, and three facts
+_PARTS: Final = 8
 
 
 class GraphChecker:
     """Drop unread nodes, and check every rule on the rest, unless nothing has changed since the last check.
 
     Half of the passes change nothing in a given graph, and others change one half alone. The checker does not ask the
-    pass: it compares everything that rules read. A pipeline has a checker of its own.
+    pass: it compares everything that rules read, and checks the rules around nodes that changed. A
+    pipeline has a checker of its own.
     """
 
     def __init__(self) -> None:
@@ -28,7 +32,7 @@ class GraphChecker:
         state, before = list_state(module.graph), self._accepted.pop(module, [])
         if not _are_same(state, before):
             nodes = len(module.graph.nodes)
-            clean_and_verify(module)
+            clean_and_verify(module, lambda: find_affected(list_changed(state, before)) if before else None)
             if len(module.graph.nodes) != nodes:
                 state = list_state(module.graph)
         self._accepted[module] = state
@@ -42,6 +46,19 @@ def list_state(graph: Graph) -> list[Any]:
     nodes = list(graph.nodes)
     calls = [node.target for node in nodes] + [node.args for node in nodes] + [node.kwargs for node in nodes]
     return nodes + [node.name for node in nodes] + calls + list_facts(nodes)
+
+
+def list_changed(state: list[Any], before: list[Any]) -> list[Node]:
+    """Return the nodes of a graph that are new, or of which something changed that rules read."""
+    count, earlier = len(state) // _PARTS, len(before) // _PARTS
+    parts = [(state[i * count : (i + 1) * count], before[i * earlier : (i + 1) * earlier]) for i in range(1, _PARTS)]
+    places = {node: place for place, node in enumerate(before[:earlier])}
+    changed = []
+    for place, node in enumerate(state[:count]):
+        old = places.get(node)
+        if old is None or any(now[place] is not then[old] for now, then in parts):
+            changed.append(node)
+    return changed
 
 
 def _are_same(state: list[Any], before: list[Any]) -> bool:

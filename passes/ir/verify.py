@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from torch.fx import GraphModule, Node
@@ -10,10 +10,10 @@ from torch.fx import GraphModule, Node
 from qcompiler.passes.ir.arguments import get_argument, get_arguments
 from qcompiler.passes.ir.edit import clean_graph, finish_graph
 from qcompiler.passes.ir.facts import InputKind
-from qcompiler.passes.ir.meta import get_input, get_value, has_value, is_backward, iterate_contractions, strides_read
+from qcompiler.passes.ir.meta import get_contraction, get_input, get_value, has_value, is_backward, strides_read
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer
 from qcompiler.passes.ir.strides import changed_reads, get_strides, may_read_any
-from qcompiler.passes.ir.views import is_view, view_root
+from qcompiler.passes.ir.views import is_view, list_views, view_root
 from qcompiler.passes.ir.walk import find_dequantizer
 from qcompiler.runtime import ops
 from qcompiler.runtime.errors import QCompilerError
@@ -27,14 +27,19 @@ class VerifyError(QCompilerError):
     """The graph breaks a rule; the message names the node, the present state and a legal one."""
 
 
-def verify_graph(module: GraphModule) -> None:
+def verify_graph(module: GraphModule, among: Collection[Node] | None = None) -> None:
     """Checks every rule on one graph, whole or half.
+
+    Args:
+        module: the graph.
+        among: the nodes whose rules can have broken; None: all.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
     _check_inputs(module)
-    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    nodes = module.graph.nodes if among is None else [node for node in module.graph.nodes if node in among]
+    calls = [node for node in nodes if node.op == "call_function"]
     for node in calls:
         if not has_value(node) and returns_something(node):
             raise VerifyError(f"{node.name}: no value inferred for {node.target}")
@@ -44,8 +49,9 @@ def verify_graph(module: GraphModule) -> None:
     for node in calls:
         if node.target is ops.DEQUANTIZE:
             _check_rules(node, Dequantizer(node), _DEQUANTIZER)
-    for node, fact in iterate_contractions(module.graph):
-        for operand in fact.operands:
+    for node in calls:
+        fact = get_contraction(node)
+        for operand in () if fact is None else fact.operands:
             tensor = node.args[operand.arg]
             if isinstance(tensor, Node) and len(operand.layout) != get_value(tensor).ndim:
                 raise VerifyError(
@@ -74,14 +80,30 @@ def returns_something(node: Node) -> bool:
     return schema is None or bool(schema.returns)
 
 
-def clean_and_verify(module: GraphModule) -> None:
+def find_affected(changed: Collection[Node]) -> set[Node]:
+    """Return the nodes whose rules can have broken when these nodes changed.
+
+    Rules read arguments, arguments of those, and the halves of readers; views between them do not count.
+    """
+    affected, level = set(changed), set(changed)
+    for _ in range(2):
+        level = {reader for node in level for view in list_views(node) for reader in (view, *view.users)}
+        affected |= level
+    return affected | {view_root(source) for node in changed for source in node.all_input_nodes}
+
+
+def clean_and_verify(module: GraphModule, list_among: Callable[[], Collection[Node] | None] = lambda: None) -> None:
     """Do as `finish_and_verify`, but leave the code of the module, which takes longer to write than all checks.
+
+    Args:
+        module: the graph.
+        list_among: asked after unread nodes are gone: see `verify_graph`.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
     clean_graph(module)
-    verify_graph(module)
+    verify_graph(module, list_among())
 
 
 def finish_and_verify(module: GraphModule) -> None:

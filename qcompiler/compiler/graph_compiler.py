@@ -15,7 +15,7 @@ from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
-from qcompiler.compiler.outside import Recorder, forward_order, recording_threads
+from qcompiler.compiler.outside import Recorder, forward_order, is_working, recording_threads, working
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan
 from qcompiler.compiler.variants import Variants
@@ -70,8 +70,6 @@ class GraphCompiler:
         self.misses = 0
         #: captures that no recorded call has followed yet; at the start the first call is recorded
         self._unrecorded = 1
-        #: captures and steps in progress, whose operators are not the model's own
-        self._inside = 0
         self._call: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
         #: the module path of each contraction of a whole forward, if a part of the model had to be placed
         self._order: list[str] | None = None
@@ -83,7 +81,7 @@ class GraphCompiler:
         # only `strict` captures such graphs; without it Dynamo breaks them there
         if (found := dynamo_graphs.find_data_number(module)) is not None:
             raise CompileError(f"strict: graph break: a number depends on the data of a tensor: {found}")
-        with self._working():
+        with working():
             names = self.names.of(dynamo_compat.traced_frame(module))
             if not names.is_whole:
                 dynamo_compat.guard_instances(names.parts, module, lambda value: id(value) in names.modules)
@@ -144,7 +142,7 @@ class GraphCompiler:
             return
         self._call = (args, kwargs)
         watched = bool(self._unrecorded and self.recipe.rules)
-        recorder = Recorder(model, is_paused=lambda: self._inside > 0) if watched else None
+        recorder = Recorder(model, is_paused=is_working) if watched else None
         if watched:
             self._start_loading(model)
         try:
@@ -231,13 +229,5 @@ class GraphCompiler:
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         self.runs += 1
-        with self._working():
+        with working():
             yield
-
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1

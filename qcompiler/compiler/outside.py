@@ -3,6 +3,7 @@
 import concurrent.futures.thread
 import contextlib
 import copy
+import dataclasses
 import io
 import os
 import random
@@ -29,11 +30,30 @@ _LIBRARIES: Final = (
     *(os.path.dirname(str(library.__file__)) + os.sep for library in (torch, qcompiler)),
     *(threading.__file__, concurrent.futures.thread.__file__, "<eval_with_key>"),
 )
-#: the functions that run a thread, and a task of a pool of threads
-_THREADS: Final[tuple[tuple[Any, str], ...]] = (
-    (threading.Thread, "_bootstrap_inner"),
-    (concurrent.futures.thread._WorkItem, "run"),
-)
+
+
+class _Working(threading.local):
+    """Captures and steps in progress in this thread, of any model: their operators are not those of a forward."""
+
+    depth = 0
+
+
+_WORKING: Final = _Working()
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """A context around a capture or a step."""
+    _WORKING.depth += 1
+    try:
+        yield
+    finally:
+        _WORKING.depth -= 1
+
+
+def is_working() -> bool:
+    """Return True inside of a capture or a step of this thread."""
+    return _WORKING.depth > 0
 
 
 class Recorder(torch_compat.DispatchMode):
@@ -98,28 +118,85 @@ class Recorder(torch_compat.DispatchMode):
         return path
 
 
-@contextlib.contextmanager
-def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Note contractions in other threads too: modes, and Dynamo, see one thread alone."""
-    is_over, before = False, [getattr(kind, name) for kind, name in _THREADS]
+@dataclasses.dataclass
+class _Watch:
+    """A call of a model whose threads are watched."""
 
-    def recorded(run: Callable[..., None]) -> Callable[..., None]:
-        def start(*args: Any) -> None:
-            inner = Recorder(model, is_paused=lambda: is_over)
-            inner.found, inner.elsewhere = recorder.found, "the start of a thread"
-            with contextlib.nullcontext() if is_over else inner:
-                run(*args)
+    model: nn.Module
+    recorder: Recorder
+    #: the threads that run parts of the forward
+    threads: set[int]
+    is_over: bool = False
+
+    def follow(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what a thread runs, as a part of the forward that started the thread."""
+
+        def start(*args: Any, **kwargs: Any) -> Any:
+            if self.is_over:
+                return run(*args, **kwargs)
+            inner = Recorder(self.model, is_paused=lambda: self.is_over or is_working())
+            inner.found, inner.elsewhere = self.recorder.found, "the start of a thread"
+            own = threading.get_ident()
+            self.threads.add(own)
+            try:
+                with inner:
+                    return run(*args, **kwargs)
+            finally:
+                self.threads.discard(own)  # a thread of a pool goes on to work for others
 
         return start
 
-    for (kind, name), run in zip(_THREADS, before, strict=True):
-        setattr(kind, name, recorded(run))
+
+@contextlib.contextmanager
+def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Note contractions in threads that forward starts, too: modes, and Dynamo, see one thread alone."""
+    watch = _Watch(model, recorder, {threading.get_ident()})
+    with _CHANGING:
+        if not _WATCHES:
+            _PLAIN[:] = [getattr(kind, name) for kind, name, _ in _STARTS]
+            for kind, name, ours in _STARTS:
+                setattr(kind, name, ours)
+        _WATCHES.append(watch)
     try:
         yield
     finally:
-        is_over = True
-        for (kind, name), run in zip(_THREADS, before, strict=True):
-            setattr(kind, name, run)
+        watch.is_over = True
+        with _CHANGING:
+            _WATCHES.remove(watch)
+            if not _WATCHES:
+                for (kind, name, _), plain in zip(_STARTS, _PLAIN, strict=True):
+                    setattr(kind, name, plain)
+
+
+def _start_thread(thread: threading.Thread) -> None:
+    """Start a thread, in the place of `Thread.start`."""
+    _follow_run(thread)
+    _PLAIN[0](thread)
+
+
+def _make_task(task: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a task of a pool of threads, in the place of `_WorkItem.__init__`."""
+    _PLAIN[1](task, *args, **kwargs)
+    _follow_run(task)
+
+
+def _follow_run(given: Any) -> None:
+    """Watch what a thread or a task runs, if this thread is a part of a forward."""
+    own = threading.get_ident()
+    for watch in [watch for watch in _WATCHES if own in watch.threads]:
+        given.run = watch.follow(given.run)
+
+
+_WATCHES: Final[list[_Watch]] = []
+#: held while the functions of `_STARTS` come and go
+_CHANGING: Final = threading.Lock()
+#: where threads and tasks of pools begin, and what stands there while a forward is watched
+_STARTS: Final[tuple[tuple[Any, str, Callable[..., None]], ...]] = (
+    (threading.Thread, "start", _start_thread),
+    (concurrent.futures.thread._WorkItem, "__init__", _make_task),
+)
+#: what stood there before
+_PLAIN: Final[list[Callable[..., None]]] = []
 
 
 def forward_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def in_old_pool(function, x):
 @pytest.mark.parametrize("run", [in_thread, in_new_pool, in_old_pool])
 def test_a_layer_in_a_thread_is_in_the_plan(models, eager, caplog, run):
     in_old_pool(abs, 1)  # its thread is there before the model
-    before = threading.Thread._bootstrap_inner
+    before = threading.Thread.start
     compiled = eager(network(models, lambda self, x: run(self.b, self.a(x))), "hyperblock-int8")
     compiled(torch.randn(3, 8)).sum().backward()
     (kept,) = compiled.plan().kept
@@ -140,7 +140,7 @@ def test_a_layer_in_a_thread_is_in_the_plan(models, eager, caplog, run):
     assert kept.reason.startswith("runs outside of the captured graphs")
     assert "left in float: b" in caplog.text
     assert {site.name.partition("/")[0] for site in compiled.plan().sites} == {"a"}
-    assert threading.Thread._bootstrap_inner is before
+    assert threading.Thread.start is before
 
 
 def test_gradients_inside_of_forward(models, eager):

@@ -36,9 +36,9 @@ def checks(monkeypatch):
     """The graphs that were checked whole."""
     found = []
 
-    def check(module):
+    def check(module, list_among):
         found.append(module)
-        clean_and_verify(module)
+        clean_and_verify(module, list_among)
 
     monkeypatch.setattr(checker, "clean_and_verify", check)
     return found

@@ -10,10 +10,11 @@ from torch import nn
 from qcompiler import recipes
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.passes.ir.checker import list_changed, list_state
 from qcompiler.passes.ir.edit import insert_call
 from qcompiler.passes.ir.meta import get_contraction, get_value, iterate_contractions, set_fact
 from qcompiler.passes.ir.quantizer import list_dequantizers, list_quantizers
-from qcompiler.passes.ir.verify import VerifyError, verify_graph, verify_saved
+from qcompiler.passes.ir.verify import VerifyError, find_affected, verify_graph, verify_saved
 from qcompiler.passes.ir.views import aten
 from qcompiler.runtime import ops
 
@@ -172,6 +173,28 @@ def test_refuses(name, placed):
     how(Parts.of(captured.module))
     with pytest.raises(VerifyError, match=f"^{re.escape(complaint)}"):
         verify_graph(captured.module)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_rules_around_what_changed_refuse_the_same(name, placed):
+    how, complaint = BROKEN[name]
+    module = placed(SPEC, nn.Linear(4, 3, bias=False), leaf(4, 4)).module
+    before = list_state(module.graph)
+    how(Parts.of(module))
+    affected = find_affected(list_changed(list_state(module.graph), before))
+    with pytest.raises(VerifyError, match=f"^{re.escape(complaint)}"):
+        verify_graph(module, affected)
+
+
+def test_rules_of_other_layers_are_not_checked_again(placed):
+    module = placed(SPEC, nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()), leaf(4, 4)).module
+    before = list_state(module.graph)
+    assert list_changed(before, before) == []
+    quantizers = list_quantizers(module.graph)
+    quantizers[0].codes.update_arg(4, "int8")
+    affected = find_affected(list_changed(list_state(module.graph), before))
+    assert quantizers[0].codes in affected
+    assert 0 < sum(one.codes in affected for one in quantizers) < len(quantizers) / 2
 
 
 @pytest.mark.parametrize(
