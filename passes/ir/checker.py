@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch.fx import Graph, GraphModule, Node
 
-from qcompiler.passes.ir.meta import list_facts
+from qcompiler.passes.ir.meta import has_value, list_facts
 from qcompiler.passes.ir.verify import clean_and_verify, find_affected
 
 #: lists that a state has: nodes, names, targets, arguments, keywords, and three facts
@@ -32,7 +32,7 @@ class GraphChecker:
         state, before = list_state(module.graph), self._accepted.pop(module, [])
         if not _are_same(state, before):
             nodes = len(module.graph.nodes)
-            clean_and_verify(module, lambda: find_affected(list_changed(state, before)) if before else None)
+            clean_and_verify(module, lambda: _list_affected(state, before))
             if len(module.graph.nodes) != nodes:
                 state = list_state(module.graph)
         self._accepted[module] = state
@@ -59,6 +59,13 @@ def list_changed(state: list[Any], before: list[Any]) -> list[Node]:
         if old is None or any(now[place] is not then[old] for now, then in parts):
             changed.append(node)
     return changed
+
+
+def _list_affected(state: list[Any], before: list[Any]) -> set[Node] | None:
+    """Return the nodes whose rules can have broken; None: all, at the first check, or if calls have no value."""
+    changed = list_changed(state, before) if before else []
+    is_known = all(has_value(node) for node in changed if node.op == "call_function")
+    return find_affected(changed) if changed and is_known else None
 
 
 def _are_same(state: list[Any], before: list[Any]) -> bool:

@@ -8,7 +8,7 @@ from qcompiler import recipes
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.passes.ir import checker
 from qcompiler.passes.ir.checker import GraphChecker
-from qcompiler.passes.ir.edit import copy_graph, insert_call
+from qcompiler.passes.ir.edit import add_output, copy_graph, insert_call
 from qcompiler.passes.ir.meta import (
     get_contraction,
     get_value,
@@ -116,6 +116,16 @@ def test_a_graph_that_lost_unread_nodes_is_not_checked_again(module, checks):
         check(module)
     assert len(module.graph.nodes) == nodes - 1
     assert checks == [module]
+
+
+def test_a_view_without_a_value_is_named(module):
+    check = GraphChecker()
+    check(module)
+    view = insert_call(module.graph, aten.t.default, (product(module),), after=product(module))
+    add_output(module.graph, insert_call(module.graph, aten.neg.default, (view,), after=view))
+    view.meta.pop("val")
+    with pytest.raises(VerifyError, match=r"^t.*: no value inferred for aten.t.default"):
+        check(module)
 
 
 def test_graphs_are_told_apart(module, checks):
