@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,7 @@ def _list_lines(path: str) -> list[str]:
 
 
 def _find_least(call: Any) -> float:
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(call, number=1, repeat=9))
 
 
 def start_worker(task: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.passes.ir.layers import BATCH_NORMS
 from qcompiler.passes.ir.meta import get_value, module_path
 from qcompiler.passes.ir.quantizer import Quantizer
@@ -71,8 +72,7 @@ def _fold_or_explain(subject: FrozenGraph, norm: Node) -> str:
     numbers = (before * gain + offset).to(get_value(layer).dtype)
     layer.update_arg(2, subject.add_constant(numbers, f"{quantizer.site}#bias"))
     for result in list(norm.users):
-        result.replace_all_uses_with(layer)
-        subject.graph.erase_node(result)
+        replace_node(result, layer)
     subject.graph.erase_node(norm)
     return ""
 

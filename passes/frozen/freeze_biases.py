@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.runtime import ops
 
 
@@ -23,6 +24,5 @@ class FreezeBiases:
         for bias in rounded:
             value = subject.get_value(bias)
             assert value is not None
-            bias.replace_all_uses_with(subject.add_constant(value, f"{bias.name}#rounded"))
-            subject.graph.erase_node(bias)
+            replace_node(bias, subject.add_constant(value, f"{bias.name}#rounded"))
         return len(rounded)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.passes.frozen.frozen_graph import FrozenGraph
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.passes.ir.inference import infer_value
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
 from qcompiler.passes.ir.views import aten
@@ -47,8 +48,7 @@ def _transpose_weight(subject: FrozenGraph, quantizer: Quantizer) -> bool:
             return False
         _turn_codes(subject, quantizer)
         for source, view in readers:
-            view.replace_all_uses_with(source)
-            subject.graph.erase_node(view)
+            replace_node(view, source)
         return True
     if all(_is_right(reader, source) and not _reads_static(subject, reader, source) for source, reader in readers):
         _turn_codes(subject, quantizer)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch.fx import Graph, Node
 
 from qcompiler.passes.halves.halves import Halves
-from qcompiler.passes.ir.edit import add_output, insert_input
+from qcompiler.passes.ir.edit import add_output, insert_input, replace_node
 from qcompiler.passes.ir.meta import copy_meta
 from qcompiler.runtime import ops
 
@@ -37,8 +37,7 @@ def _move_key(key: Node, forward: Graph, backward: Graph) -> None:
     with backward.inserting_before(_find_first_given(backward)):
         saved = insert_input(backward, key.name)
     copy_meta(key, saved)
-    key.replace_all_uses_with(saved)
-    backward.erase_node(key)
+    replace_node(key, saved)
 
 
 def _find_first_given(backward: Graph) -> Node:

@@ -12,7 +12,7 @@ from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.code_matrix import CodeMatrix, explain_runs, read_matrix
 from qcompiler.passes.ir.code_product import Side, choose_kernel, insert_product, lower_products
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.facts import Contraction
 from qcompiler.passes.ir.image_product import ImageProduct, read_image_product
 from qcompiler.passes.ir.meta import get_value
@@ -199,8 +199,7 @@ def _replace_gradients(node: Node, result: Node) -> None:
     """Make readers of the gradients read a result, and a sum as the bias gradient."""
     for item in list(node.users):
         assert item.target is operator.getitem
-        item.replace_all_uses_with(_insert_sum(node) if item.args[1] == 2 else result)
-        node.graph.erase_node(item)
+        replace_node(item, _insert_sum(node) if item.args[1] == 2 else result)
 
 
 def _insert_sum(node: Node) -> Node:

@@ -9,7 +9,7 @@ from torch.fx import Node
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.saved_table import SavedTable
 from qcompiler.passes.ir.arguments import get_argument, get_arguments, iterate_arguments, pack_arguments
-from qcompiler.passes.ir.edit import insert_call
+from qcompiler.passes.ir.edit import insert_call, replace_node
 from qcompiler.passes.ir.quantizer import write_quantizer
 from qcompiler.passes.ir.saved_floats import SavedFloat, find_codes, iterate_saved
 from qcompiler.passes.ir.views import aten
@@ -117,8 +117,7 @@ def _save_derivative(table: SavedTable, saved: SavedFloat, gradient: Node) -> No
     factor = table.dequantize(quantizer, gradient, derivative)
     grad = get_argument(gradient, "grad_output")
     made = insert_call(table.backward, aten.mul.Tensor, (grad, factor), before=gradient)
-    gradient.replace_all_uses_with(made)
-    table.backward.erase_node(gradient)
+    replace_node(gradient, made)
 
 
 def _list_forward_arguments(table: SavedTable, gradient: Node) -> dict[str, Any]:

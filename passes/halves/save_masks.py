@@ -110,7 +110,7 @@ def _write_leaky(node: Node) -> set[Node]:
     grad, x, slope = get_arguments(node, "grad_output", "self", "negative_slope")
     mask = insert_call(node.graph, aten.gt.Scalar, (x, 0), before=node)
     small = insert_call(node.graph, aten.mul.Scalar, (grad, slope), before=node)
-    _replace(node, insert_call(node.graph, aten.where.self, (mask, grad, small), before=node))
+    replace_node(node, insert_call(node.graph, aten.where.self, (mask, grad, small), before=node))
     return {mask}
 
 
@@ -125,7 +125,7 @@ def _write_prelu(node: Node) -> set[Node]:
         insert_call(graph, aten.masked_fill.Scalar, (product, mask, 0), before=node),
     )
     for part in list(node.users):
-        _replace(part, made[0 if part.args[1] == 0 else 1])
+        replace_node(part, made[0 if part.args[1] == 0 else 1])
     return {mask}
 
 
@@ -135,12 +135,8 @@ def _fill(node: Node, grad: Any, comparisons: list[tuple[Any, tuple[Any, ...]]])
     mask = masks[0]
     if len(masks) > 1:
         mask = insert_call(node.graph, aten.logical_or.default, tuple(masks), before=node)
-    _replace(node, insert_call(node.graph, aten.masked_fill.Scalar, (grad, mask, 0), before=node))
+    replace_node(node, insert_call(node.graph, aten.masked_fill.Scalar, (grad, mask, 0), before=node))
     return {*masks, mask}
-
-
-def _replace(node: Node, made: Node) -> None:
-    replace_node(node, made)
 
 
 #: gradient of two pieces → what writes it out, and returns the nodes that compute the mask

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.arguments import pack_arguments
-from qcompiler.passes.ir.edit import insert_call, insert_input, list_outputs, set_outputs
+from qcompiler.passes.ir.edit import insert_call, insert_input, list_outputs, replace_node, set_outputs
 from qcompiler.passes.ir.meta import copy_meta, get_value, set_half
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator
 from qcompiler.runtime import ops
@@ -46,8 +46,7 @@ class SavedTable:
         A node that computes the same again gets the name of the saved one, as everything that runs in both halves.
         """
         given = self.inputs.pop(node)
-        given.replace_all_uses_with(made)
-        self.backward.erase_node(given)
+        replace_node(given, made)
         if made.target is node.target:
             made.name = given.name
 

@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from torch.fx import Graph, GraphModule, Node
 
+from qcompiler.passes.ir.edit import clean_graph
 from qcompiler.passes.ir.meta import has_value, list_facts
-from qcompiler.passes.ir.verify import clean_and_verify, find_affected
+from qcompiler.passes.ir.verify import find_affected, verify_graph
 
 #: lists that a state has: nodes, names, targets, arguments, keywords, and three facts
 _PARTS: Final = 8
@@ -16,8 +17,8 @@ class GraphChecker:
     """Drop unread nodes, and check every rule on the rest, unless nothing has changed since the last check.
 
     Half of the passes change nothing in a given graph, and others change one half alone. The checker does not ask the
-    pass: it compares everything that rules read, and checks the rules around nodes that changed. A
-    pipeline has a checker of its own.
+    pass: it compares everything that rules read, and checks the rules around nodes that changed. A pipeline
+    has a checker of its own.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,8 @@ class GraphChecker:
         state, before = list_state(module.graph), self._accepted.pop(module, [])
         if not _are_same(state, before):
             nodes = len(module.graph.nodes)
-            clean_and_verify(module, lambda: _list_affected(state, before))
+            clean_graph(module)
+            verify_graph(module, _list_affected(state, before))
             if len(module.graph.nodes) != nodes:
                 state = list_state(module.graph)
         self._accepted[module] = state

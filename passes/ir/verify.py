@@ -92,18 +92,14 @@ def find_affected(changed: Collection[Node]) -> set[Node]:
     return affected | {view_root(source) for node in changed for source in node.all_input_nodes}
 
 
-def clean_and_verify(module: GraphModule, list_among: Callable[[], Collection[Node] | None] = lambda: None) -> None:
+def clean_and_verify(module: GraphModule) -> None:
     """Do as `finish_and_verify`, but leave the code of the module, which takes longer to write than all checks.
-
-    Args:
-        module: the graph.
-        list_among: asked after unread nodes are gone: see `verify_graph`.
 
     Raises:
         VerifyError: with the first node that breaks a rule.
     """
     clean_graph(module)
-    verify_graph(module, list_among())
+    verify_graph(module)
 
 
 def finish_and_verify(module: GraphModule) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 from torch.fx import GraphModule, Node
 
 from qcompiler.passes.ir.arguments import iterate_arguments
+from qcompiler.passes.ir.edit import replace_node
 from qcompiler.passes.ir.quantizer import Quantizer
 from qcompiler.runtime import ops
 
@@ -36,8 +37,7 @@ class DedupeQuantizers:
             if kept is not node:
                 if node.target is ops.QUANTIZE and min(node.users) < min(kept.users):
                     Quantizer(kept).rename(Quantizer(node).site)
-                node.replace_all_uses_with(kept)
-                module.graph.erase_node(node)
+                replace_node(node, kept)
                 merged += node.target is ops.QUANTIZE
         return merged
 

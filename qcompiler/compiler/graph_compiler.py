@@ -174,15 +174,17 @@ class GraphCompiler:
     def _list_libraries(self, *, has_images: bool) -> list[str]:
         """Return the libraries that the first graph will probably call; others are compiled at their first call."""
         specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None]
-        whole = [spec.block == TENSOR for spec in specs]
-        packed = any(spec.format.bits < 8 for spec in specs)  # codes of several in a byte
-        names = [quantize_blocks.NAME] * (packed or not all(whole)) + [quantize_whole.NAME] * any(whole)
-        names = names if self._is_compiled else []
+        has_blocks = any(spec.block != TENSOR for spec in specs)
+        packs = any(spec.format.bits < 8 for spec in specs)  # several codes in a byte
+        names: list[str] = []
+        if self._is_compiled:
+            names += [quantize_blocks.NAME] * (has_blocks or packs)
+            names += [quantize_whole.NAME] * any(spec.block == TENSOR for spec in specs)
         if self.execution is Execution.SIMULATE:
             return names
         if has_images or any(spec.has_zero_point for spec in specs):
             names += convolutions.LIBRARIES
-        return names + [runs.LIBRARY] * any(spec.block != TENSOR for spec in specs)
+        return names + [runs.LIBRARY] * has_blocks
 
     def give_up(self, code: types.CodeType, reason: str) -> None:
         """Notes that the parts of a function are captured alone from now on."""

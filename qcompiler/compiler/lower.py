@@ -1,6 +1,5 @@
 """From a quantized graph to a `Step` that runs: partition, retrace, compile each half."""
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
@@ -202,11 +201,15 @@ def _make_lazy_half(module: GraphModule, captured: Captured, backend: Backend, n
     """Return the backward half, compiled at its first call for the strides that forward really returned."""
     compiled: list[Half] = []
 
-    def run(args: list[Any]) -> Sequence[Any]:
-        with contextlib.nullcontext() if compiled else dynamo_compat.CAPTURING:
+    def compile_once(args: list[Any]) -> None:
+        with dynamo_compat.CAPTURING:
             if not compiled:  # another thread may have been first
                 inputs = [fake_mode(module.graph).from_tensor(arg.detach(), static_shapes=True) for arg in args]
                 compiled.append(_compile_half(module, inputs, captured, backend, notes, tally, is_backward=True))
+
+    def run(args: list[Any]) -> Sequence[Any]:
+        if not compiled:
+            compile_once(args)
         return compiled[0](args)
 
     return run

@@ -190,12 +190,12 @@ def _follow_run(given: Any) -> None:
 _WATCHES: Final[list[_Watch]] = []
 #: held while the functions of `_STARTS` come and go
 _CHANGING: Final = threading.Lock()
-#: where threads and tasks of pools begin, and what stands there while a forward is watched
+#: where threads and tasks of pools begin, and our functions in those places while a forward is watched
 _STARTS: Final[tuple[tuple[Any, str, Callable[..., None]], ...]] = (
     (threading.Thread, "start", _start_thread),
     (concurrent.futures.thread._WorkItem, "__init__", _make_task),
 )
-#: what stood there before
+#: the functions that stood there before
 _PLAIN: Final[list[Callable[..., None]]] = []
 
 
