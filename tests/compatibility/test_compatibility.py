@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,23 @@ def made():
     return module
 
 
+def number_nodes(text):
+    """Take what may change out of the text of a graph: a node's number is its place among nodes of its name.
+
+    Marks of pinned nodes go: the partitioner decides which codes are saved.
+    """
+    numbered, names = {}, Counter()
+
+    def number_node(match):
+        node, name = match.group(0, 1)
+        if node not in numbered:
+            names[name] += 1
+            numbered[node] = f"%{name}_{names[name]}"
+        return numbered[node]
+
+    return re.sub(r"%([a-z_]\w*?)(?:_\d+)?\b", number_node, text.replace("! %", "  %"))
+
+
 @pytest.mark.parametrize("recipe", AFTER)
 def test_a_checkpoint_with_ranges_goes_on_as_it_would_have(recipe, made):
     then = AFTER[recipe]
@@ -48,8 +67,7 @@ def test_a_checkpoint_with_ranges_goes_on_as_it_would_have(recipe, made):
     assert [[site.name, str(site.spec), list(site.consumers)] for site in plan.sites] == then["sites"]
     assert plan.placed == then["placed"]
     assert 0 < plan.saved_bytes < then["saved"][0]  # codes of weights are no longer saved
-    # the partitioner decides which codes are saved: the marks of pinned nodes are others, nothing else is
-    assert qmodel.graph_text().replace("! %", "  %") == then["graph"].replace("! %", "  %")
+    assert number_nodes(qmodel.graph_text()) == number_nodes(then["graph"])
 
 
 @pytest.mark.parametrize("recipe", EXPORTED)
