@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows, weigh_products
-from qcompiler.runtime.kernels.loader import explain_vnni, load_library
+from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
 from qcompiler.runtime.numbers.formats import Kind
 
 #: the files in C++
 LIBRARIES: Final = ("convolve", "convolve_gradient")
-#: 16·16 positions, 8 → 16 channels, 3×3 take 30 µs, as in float; four times as many 35 µs, and 43 in float
-LEAST_PRODUCTS: Final = 2**19
+#: with AVX2, and with AVX-512 VNNI: 16·16 positions, 8 → 16 channels, 3×3 take 30 µs, as in float; four times as many
+#: 35 µs, and 43 in float. With AVX2 4 samples take 249 µs, in float 221; 16 of them 380 and 397
+LEAST_PRODUCTS: Final = (2**22, 2**19)
+#: of two matrices; with AVX2 256·256·256 take 0.86 ms, in float 0.74; twice as many 1.36 and 1.47
+LEAST_OF_MATRICES: Final = (2**25, 2**19)
 #: 2^31 / 255: int32 holds the sum of the codes of a row
 MOST_POSITIONS: Final = 2**23
 #: dimensions of space that the kernels know; the first ones have one element where an image has fewer
@@ -79,19 +82,20 @@ def _explain_forward(facts: Facts) -> str:
     """Say why the kernel cannot convolve codes; empty: it can."""
     if facts.formats[1].kind is not Kind.SIGNED:
         return f"the kernel of convolutions takes signed weights, got {facts.formats[1]}"
-    return explain_vnni()
+    return explain_vectors()
 
 
 def _explain_gradient(facts: Facts) -> str:
     """Say why the kernel cannot compute a weight gradient; empty: it can."""
     if facts.length > MOST_POSITIONS:
         return f"the kernel of weight gradients takes {MOST_POSITIONS} positions at most, got {facts.length}"
-    return explain_vnni()
+    return explain_vectors()
 
 
 def _weigh(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    return weigh_products(facts, LEAST_PRODUCTS, by_run=True)
+    least = LEAST_PRODUCTS if facts.image else LEAST_OF_MATRICES
+    return weigh_products(facts, least[has_wide_vectors()], by_run=True)
 
 
 @functools.cache
@@ -110,7 +114,7 @@ def load_gradient() -> ctypes.CDLL | str:
 
 
 def _load(name: str, call: type[ctypes.Structure]) -> ctypes.CDLL | str:
-    library = explain_vnni() or load_library(name)
+    library = explain_vectors() or load_library(name)
     if isinstance(library, str):
         return library
     getattr(library, name).argtypes = library.count_scratch.argtypes = (ctypes.POINTER(call),)

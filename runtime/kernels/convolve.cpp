@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#ifndef __AVX512VNNI__
+#ifndef HAS_VECTORS
 extern "C" void convolve() {}
 extern "C" void copy_image() {}
 extern "C" void count_scratch() {}
@@ -19,8 +19,9 @@ extern "C" void count_scratch() {}
 
 namespace {
 
-constexpr int64_t BYTES = 131072;    // of rows that are copied at a time: they stay in the second cache
-constexpr int64_t PAD = 64;          // bytes behind the rows, which words of 4 may reach
+constexpr int64_t MOST = 131072 / sizeof(Code);  // codes of rows that are copied at a time: they stay in the second cache
+constexpr int64_t PAD = 64;                      // codes behind the rows, which words may reach
+constexpr int MOST_GROUPS = LANES == 16 ? 3 : 2;  // of columns that a tile has
 
 // Codes [columns, taps, rows] with strides, whose taps can be in reverse.
 struct Weight {
@@ -44,7 +45,7 @@ struct Call {
 
 // Sizes that follow from a call.
 struct Plan {
-  int64_t groups, rows, chunks, row_bytes, slice_bytes, image_bytes, quads;
+  int64_t groups, rows, chunks, row_codes, slice_codes, image_codes, words;
   int64_t length;           // codes of a stretch
   std::vector<int64_t> at;  // from the first byte that a position reads to each stretch
 };
@@ -53,64 +54,64 @@ Plan make_plan(const Call &call) {
   const Windows &win = call.windows;
   Plan plan{};
   plan.groups = divide_up(call.w.columns, LANES);
-  plan.row_bytes = win.reach(2, win.count[2]) * call.x.channels;
-  const int64_t fit = BYTES / (plan.row_bytes * win.taps[0]) - win.reach(1, 1);
+  plan.row_codes = win.reach(2, win.count[2]) * call.x.channels;
+  const int64_t fit = MOST / (plan.row_codes * win.taps[0]) - win.reach(1, 1);
   const int64_t most = std::clamp<int64_t>(fit / win.step[1] + 1, 1, win.count[1]);
   plan.chunks = divide_up(win.count[1], most);
   plan.rows = divide_up(win.count[1], plan.chunks);
-  plan.slice_bytes = win.reach(1, plan.rows) * plan.row_bytes;
-  plan.image_bytes = divide_up(win.taps[0] * plan.slice_bytes + PAD, 64) * 64;
+  plan.slice_codes = win.reach(1, plan.rows) * plan.row_codes;
+  plan.image_codes = divide_up(win.taps[0] * plan.slice_codes + PAD, 64) * 64;
   const bool is_joined = win.dilation[2] == 1;  // taps of one row lie side by side
   plan.length = (is_joined ? win.taps[2] : 1) * call.x.channels;
   for (int64_t slice = 0; slice < win.taps[0]; ++slice)
     for (int64_t row = 0; row < win.taps[1]; ++row)
       for (int64_t tap = 0; tap < (is_joined ? 1 : win.taps[2]); ++tap)
-        plan.at.push_back(slice * plan.slice_bytes + row * win.dilation[1] * plan.row_bytes +
+        plan.at.push_back(slice * plan.slice_codes + row * win.dilation[1] * plan.row_codes +
                           tap * win.dilation[2] * call.x.channels);
-  plan.quads = int64_t(plan.at.size()) * divide_up(plan.length, FOUR);
+  plan.words = int64_t(plan.at.size()) * divide_up(plan.length, WORD);
   return plan;
 }
 
-int64_t count_weights(const Plan &plan) { return plan.groups * plan.quads * LANES * FOUR; }
+int64_t count_weights(const Plan &plan) { return plan.groups * plan.words * BYTES; }
 
-// 4 rows of 16 columns, from the row `k` of a stretch on. A stretch can have some taps.
-__m512i read_weight(const Call &call, const Plan &plan, int64_t group, int64_t stretch, int64_t k) {
+// Words of columns, from the row `k` of a stretch on. A stretch can have some taps.
+Ints read_weight(const Call &call, const Plan &plan, int64_t group, int64_t stretch, int64_t k) {
   const Weight &w = call.w;
   const int64_t *taps = call.windows.taps;
   const auto find_tap = [&](int64_t row) {
     const int64_t tap = (stretch * plan.length + row) / w.rows, slice = tap / (taps[1] * taps[2]);
     return w.codes + slice * w.tap_step[0] + tap / taps[2] % taps[1] * w.tap_step[1] + tap % taps[2] * w.tap_step[2];
   };
-  const int64_t count = std::min(FOUR, plan.length - k), first = group * LANES;
+  const int64_t count = std::min(WORD, plan.length - k), first = group * LANES;
   if (k % w.rows + count <= w.rows) {  // of one tap
     const Matrix matrix{find_tap(k) + k % w.rows * w.row_step, w.columns, w.step, w.row_step};
-    return read_quad(matrix, first, 0, count);
+    return read_words(matrix, first, 0, count);
   }
-  alignas(64) int8_t quad[LANES * FOUR] = {};
+  alignas(64) int8_t words[CODES] = {};
   for (int64_t j = 0; j < count; ++j)
     for (int64_t i = 0; i < std::min(LANES, w.columns - first); ++i)
-      quad[i * FOUR + j] = find_tap(k + j)[(first + i) * w.step + (k + j) % w.rows * w.row_step];
-  return _mm512_load_si512(quad);
+      words[i * WORD + j] = find_tap(k + j)[(first + i) * w.step + (k + j) % w.rows * w.row_step];
+  return read_codes(words);
 }
 
-// Pack one group of columns: [quads, 16, 4] and Σ w of every column.
-void pack_group(const Call &call, const Plan &plan, int64_t group, int8_t *packed, int32_t *totals) {
-  int8_t *to = packed + group * plan.quads * LANES * FOUR;
+// Pack one group of columns: its words, and Σ w of every column.
+void pack_group(const Call &call, const Plan &plan, int64_t group, uint8_t *packed, int32_t *totals) {
+  uint8_t *to = packed + group * plan.words * BYTES;
   const int64_t stretches = plan.at.size();
-  __m512i total = _mm512_setzero_si512();
+  Ints total{};
   for (int64_t s = 0; s < stretches; ++s)
-    for (int64_t k = 0; k < plan.length; k += FOUR, to += LANES * FOUR) {
-      const __m512i quad = read_weight(call, plan, group, s, k);
-      add_products(total, _mm512_set1_epi8(1), quad);
-      _mm512_storeu_si512(to, quad);
+    for (int64_t k = 0; k < plan.length; k += WORD, to += BYTES) {
+      const Ints words = read_weight(call, plan, group, s, k);
+      add_products(total, spread_code(1), words);
+      store(to, words);
     }
-  _mm512_storeu_si512(totals + group * LANES, total);
+  store(totals + group * LANES, total);
 }
 
 struct Task {
   const Call &call;
   const Plan &plan;
-  const int8_t *packed;
+  const uint8_t *packed;
   const int32_t *totals;
   const float *factors;  // of columns
   float factor;
@@ -119,59 +120,56 @@ struct Task {
 };
 
 // Write or add a line of values, `step` apart in memory, then the bias.
-INLINE void write_line(const Call &call, float *to, int64_t step, __mmask16 mask, __m512 values, __m512 bias) {
-  if (call.is_added) values = _mm512_add_ps(load_lanes(to, step, mask), values);
-  store_lanes(to, step, mask, call.bias ? _mm512_add_ps(values, bias) : values);
+INLINE void write_line(const Call &call, float *to, int64_t step, Mask mask, Floats values, Floats bias) {
+  if (call.is_added) values = load_lanes(to, step, mask) + values;
+  store_lanes(to, step, mask, call.bias ? values + bias : values);
 }
 
-// Write 16 columns of at most 16 positions, whose values lie far from column to column: a call, as the square is long.
-void write_turned(const Task &task, __m512 (&values)[LANES], int64_t first, __mmask16 positions, float *y) {
+// Write a group of columns whose values lie far from column to column: a call, as the square of positions is long.
+void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask positions, float *y) {
   const Call &call = task.call;
   turn_floats(values);
   for (int64_t i = 0; i < std::min(LANES, call.w.columns - first); ++i)
     write_line(call, y + (first + i) * call.stride[1], call.stride[4], positions, values[i],
-               call.bias ? _mm512_set1_ps(call.bias[first + i]) : _mm512_setzero_ps());
+               call.bias ? spread(call.bias[first + i]) : Floats{});
 }
 
 // N positions beside each other, V groups of columns. The first `skip` positions are not written.
 template <int N, int V>
-INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int64_t group, int64_t skip, float *y) {
+INLINE void convolve_tile(const Task &task, const Code *x, int64_t step, int64_t group, int64_t skip, float *y) {
   const Plan &plan = task.plan;
-  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], size = plan.quads * LANES * FOUR;
-  const int8_t *w = task.packed + group * size;
-  __m512i sums[N * V];
+  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], size = plan.words * BYTES;
+  const uint8_t *w = task.packed + group * size;
+  Ints sums[N * V];
   each<V>([&](auto v) __attribute__((always_inline)) {
-    const __m512i total = _mm512_loadu_si512(task.totals + (group + v) * LANES);
-    const __m512i start = _mm512_mullo_epi32(total, _mm512_set1_epi32(-task.zero));
+    const Ints start = load<Ints>(task.totals + (group + v) * LANES) * spread(-task.zero);
     each<N>([&](auto i) __attribute__((always_inline)) { sums[i * V + v] = start; });
   });
   for (const int64_t stretch : plan.at) {
-    const uint8_t *at = x + stretch;
-    for (int64_t k = plan.length; k > 0; k -= FOUR, at += FOUR, w += LANES * FOUR) {
-      __m512i weights[V];
-      each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = _mm512_loadu_si512(w + v * size); });
+    const Code *at = x + stretch;
+    for (int64_t k = plan.length; k > 0; k -= WORD, at += WORD, w += BYTES) {
+      Ints weights[V];
+      each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = load_words(w + v * size); });
       each<N>([&](auto i) __attribute__((always_inline)) {
-        int32_t word;
-        std::memcpy(&word, at + i * step, FOUR);
-        const __m512i four = _mm512_set1_epi32(word);
-        each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], four, weights[v]); });
+        const Ints word = spread_word(at + i * step);
+        each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], word, weights[v]); });
       });
     }
   }
-  const __m512 factor = _mm512_set1_ps(task.factor);
+  const Floats factor = spread(task.factor);
   each<V>([&](auto v) __attribute__((always_inline)) {
     const int64_t first = (group + v) * LANES;
-    const __mmask16 mask = first_lanes(columns - first);
-    const __m512 own = _mm512_loadu_ps(task.factors + first);
+    const Mask mask = first_lanes(columns - first);
+    const Floats own = load<Floats>(task.factors + first);
     const auto scale = [&](auto i) __attribute__((always_inline)) {
-      return scale_sums(_mm512_cvtepi32_ps(sums[i * V + v]), factor, own);
+      return scale_sums(to_floats(sums[i * V + v]), factor, own);
     };
     if (task.is_turned) {
-      __m512 values[LANES] = {};
+      Floats values[LANES] = {};
       each<N>([&](auto i) __attribute__((always_inline)) { values[i] = scale(i); });
-      write_turned(task, values, first, first_lanes(N) & ~first_lanes(skip), y);
+      write_turned(task, values, first, lanes_between(skip, N), y);
     } else {
-      const __m512 bias = task.call.bias ? _mm512_maskz_loadu_ps(mask, task.call.bias + first) : _mm512_setzero_ps();
+      const Floats bias = task.call.bias ? load_floats(mask, task.call.bias + first) : Floats{};
       each<N>([&](auto i) __attribute__((always_inline)) {
         if (i >= skip) write_line(task.call, y + i * y_step + first, 1, mask, scale(i), bias);
       });
@@ -181,7 +179,7 @@ INLINE void convolve_tile(const Task &task, const uint8_t *x, int64_t step, int6
 
 // A row of positions. The last tile starts early, and computes some of them twice, but writes them once.
 template <int N, int V>
-void convolve_tiles(const Task &task, const uint8_t *x, int64_t group, float *y) {
+void convolve_tiles(const Task &task, const Code *x, int64_t group, float *y) {
   const Windows &win = task.call.windows;
   const int64_t step = win.step[2] * task.call.x.channels, count = win.count[2];
   for (int64_t i = 0; i < count; i += N) {
@@ -190,31 +188,37 @@ void convolve_tiles(const Task &task, const uint8_t *x, int64_t group, float *y)
   }
 }
 
+// Positions of a wide tile, whose sums and weights fill the registers, and the fewest that a row has for it: a row of 8
+// would compute tiles of 6 twice.
 template <int V>
-void convolve_row(const Task &task, const uint8_t *x, int64_t group, float *y) {
-  constexpr int MOST = V == 1 ? 16 : 8;
+constexpr int WIDE = V == 1 ? LANES : LANES == 16 ? 8 : 6;
+template <int V>
+constexpr int FEWEST = LANES % WIDE<V> ? 4 * WIDE<V> : WIDE<V>;
+
+template <int V>
+void convolve_row(const Task &task, const Code *x, int64_t group, float *y) {
   const int64_t count = task.call.windows.count[2];
-  (count >= MOST ? convolve_tiles<MOST, V> : count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>)(task, x, group, y);
+  (count >= FEWEST<V> ? convolve_tiles<WIDE<V>, V> : count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>)(task, x, group, y);
 }
 
 // Some rows of positions: the image is copied once, then a few columns of w after the other pass over it.
-void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t first, uint8_t *image) {
+void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t first, Code *image) {
   const Windows &win = task.call.windows;
   const Plan &plan = task.plan;
   const int64_t rows = std::min(plan.rows, win.count[1] - first), reach = win.reach(1, rows);
   for (int64_t slice = 0; slice < win.taps[0]; ++slice)
     for (int64_t row = 0; row < reach; ++row)
-      copy_row(task.call.x, task.zero, sample, win.start[0] + depth * win.step[0] + slice * win.dilation[0],
-               win.start[1] + first * win.step[1] + row, win.start[2], plan.row_bytes / task.call.x.channels,
-               task.call.x.channels, image + slice * plan.slice_bytes + row * plan.row_bytes);
+      copy_row<uint8_t>(task.call.x, task.zero, sample, win.start[0] + depth * win.step[0] + slice * win.dilation[0],
+               win.start[1] + first * win.step[1] + row, win.start[2], plan.row_codes / task.call.x.channels,
+               task.call.x.channels, image + slice * plan.slice_codes + row * plan.row_codes);
   const int64_t *stride = task.call.stride;
   float *y = task.call.y + sample * stride[0] + depth * stride[2] + first * stride[3];
   const bool is_scattered = stride[1] != 1 && stride[4] != 1;  // 8 positions take 5 times as long as 16 of fewer columns
   for (int64_t group = 0, width = 0; group < plan.groups; group += width) {
-    width = is_scattered ? 1 : std::min<int64_t>(plan.groups - group, plan.groups % 3 == 0 ? 3 : 2);
+    width = is_scattered ? 1 : std::min<int64_t>(plan.groups - group, plan.groups % 3 == 0 ? MOST_GROUPS : 2);
     for (int64_t row = 0; row < rows; ++row) {
-      const uint8_t *x = image + row * win.step[1] * plan.row_bytes;
-      (width == 1 ? convolve_row<1> : width == 2 ? convolve_row<2> : convolve_row<3>)(task, x, group, y + row * stride[3]);
+      const Code *x = image + row * win.step[1] * plan.row_codes;
+      (width == 1 ? convolve_row<1> : width == 2 ? convolve_row<2> : convolve_row<MOST_GROUPS>)(task, x, group, y + row * stride[3]);
     }
   }
 }
@@ -227,24 +231,24 @@ extern "C" void copy_image(const Image *given, int64_t threads, uint8_t *to) {
   const int64_t rows = x.samples * x.space[0] * x.space[1];
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t at = 0; at < rows; ++at)
-    copy_row(x, 0, at / (x.space[0] * x.space[1]), at / x.space[1] % x.space[0], at % x.space[1], 0, x.space[2], x.channels,
+    copy_row<int8_t>(x, 0, at / (x.space[0] * x.space[1]), at / x.space[1] % x.space[0], at % x.space[1], 0, x.space[2], x.channels,
              to + at * x.space[2] * x.channels);
 }
 
 // Bytes of scratch: packed weights, their sums and factors, and the rows of each thread.
 extern "C" int64_t count_scratch(const Call *call) {
   const Plan plan = make_plan(*call);
-  return count_weights(plan) + 2 * plan.groups * LANES * FOUR + call->threads * plan.image_bytes;
+  return count_weights(plan) + 2 * plan.groups * BYTES + call->threads * plan.image_codes * sizeof(Code);
 }
 
 extern "C" void convolve(const Call *given) {
   const Call &call = *given;
   const Windows &win = call.windows;
   const Plan plan = make_plan(call);
-  int8_t *packed = reinterpret_cast<int8_t *>(call.scratch);
-  int32_t *totals = reinterpret_cast<int32_t *>(call.scratch + count_weights(plan));
+  uint8_t *packed = call.scratch;
+  int32_t *totals = reinterpret_cast<int32_t *>(packed + count_weights(plan));
   float *factors = reinterpret_cast<float *>(totals + plan.groups * LANES);
-  uint8_t *images = reinterpret_cast<uint8_t *>(factors + plan.groups * LANES);
+  Code *images = reinterpret_cast<Code *>(factors + plan.groups * LANES);
   const int64_t tasks = call.x.samples * win.count[0] * plan.chunks, columns = call.w.columns;
   for (int64_t i = 0; i < plan.groups * LANES; ++i) factors[i] = i < columns ? call.w_scale.get_factor(i) : 0;
 #pragma omp parallel for num_threads(call.threads) schedule(static)
@@ -257,7 +261,7 @@ extern "C" void convolve(const Call *given) {
       const int32_t zero = call.x_point.get_point(sample) + int32_t(call.x.flip);
       const Task task{call, plan, packed, totals, factors, factor, zero, call.stride[1] != 1};
       convolve_chunk(task, sample, at / plan.chunks % win.count[0], at % plan.chunks * plan.rows,
-                     images + thread * plan.image_bytes);
+                     images + thread * plan.image_codes);
     }
 }
 #endif

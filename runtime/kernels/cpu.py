@@ -33,7 +33,7 @@ def _explain_int_mm(facts: Facts) -> str:
 
 def _weigh_int_mm(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    if not _is_fast():
+    if not is_fast():
         return "float is faster on this processor: torch multiplies codes one by one without AVX-512 VNNI"
     has_point = any(form.kind is Kind.AFFINE for form in facts.formats)
     least = LEAST_REUSE_OF_POINTS if has_point else LEAST_REUSE
@@ -51,7 +51,7 @@ def _sums_are_exact() -> bool:
 
 
 @functools.cache
-def _is_fast() -> bool:
+def is_fast() -> bool:
     """Return False on a processor for which torch has no integer kernel, and runs plain loops instead.
 
     Measured once, in about 20 ms, as no list of processors stays complete. Without AVX-512 VNNI (AMD EPYC 7003)

@@ -65,12 +65,18 @@ def explain_compiler() -> str:
 
 
 @functools.cache
-def explain_vnni() -> str:
+def explain_vectors() -> str:
     """Say why kernels that multiply codes do not run here; empty: they do."""
     library = _ask_processor()
     if isinstance(library, str):
         return library
-    return "" if library.has_vnni() else "kernels that multiply codes need a processor with AVX-512 VNNI"
+    return "" if library.get_lanes() else "kernels that multiply codes need a processor with AVX-512 VNNI or AVX2"
+
+
+def has_wide_vectors() -> bool:
+    """Return True if the kernels of codes multiply 64 bytes at once (AVX-512 VNNI), False for 16 (AVX2)."""
+    library = _ask_processor()
+    return not isinstance(library, str) and library.get_lanes() == 16
 
 
 @functools.cache

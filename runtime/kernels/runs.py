@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Facts, Kernel, weigh_products
-from qcompiler.runtime.kernels.loader import explain_vnni, load_library
+from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.integers import Kind
 
 LIBRARY: Final = "multiply_runs"
 #: scaling takes a third of the time with runs of 32, and longer than the products with runs of 8
 LEAST_RUN: Final = 32
-#: 64·128·64: a product of this size takes 11 µs in float, and 12 µs here, of which the call takes 9
-LEAST_PRODUCTS: Final = 2**19
-#: codes that lie side by side in the packed copies
-_LANES: Final = 16
+#: with AVX2, and with AVX-512 VNNI: 64·128·64 take 11 µs in float, and 12 µs here, of which the call takes 9. With AVX2
+#: 128·256·256 take 0.36 ms, in float 0.46
+LEAST_PRODUCTS: Final = (2**23, 2**19)
 #: of a matrix: codes, rows, strides along rows and sum, factors, edge
 _MATRIX: Final = (ctypes.c_void_p, *(ctypes.c_int64,) * 3, ctypes.c_void_p, ctypes.c_int64)
 #: length, run and threads behind both matrices; then scratch and result
@@ -49,20 +48,22 @@ def _explain_runs(facts: Facts) -> str:
     for form in facts.formats:
         if form.kind is not Kind.SIGNED:
             return f"the kernel of sums with several scales takes signed integers, got {form}"
-    return explain_vnni()
+    return explain_vectors()
 
 
 def _weigh_runs(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    return weigh_products(facts, LEAST_PRODUCTS)
+    return weigh_products(facts, LEAST_PRODUCTS[has_wide_vectors()])
 
 
 @functools.cache
 def _load_kernel() -> ctypes.CDLL | str:
     """Return the library, or the reason why this processor has none."""
-    library = explain_vnni() or load_library(LIBRARY)
+    library = explain_vectors() or load_library(LIBRARY)
     if isinstance(library, ctypes.CDLL):
         library.multiply_runs.argtypes = _ARGUMENTS
+        library.count_scratch.argtypes = (ctypes.c_int64,) * 4
+        library.count_scratch.restype = ctypes.c_int64
     return library
 
 
@@ -77,20 +78,13 @@ def _call_kernel(
     if not rows * length * columns:
         return a.new_zeros((rows, columns), dtype=torch.float32)
     result = a.new_empty((rows, columns), dtype=torch.float32)
-    scratch = a.new_empty(_count_scratch(rows, columns, length, run))
+    scratch = a.new_empty(library.count_scratch(rows, columns, length, run))
     a_factors, b_factors = a_factors.contiguous(), b_factors.contiguous()
     left = a.data_ptr(), rows, *a.stride(), a_factors.data_ptr(), a_edge
     right = b.data_ptr(), columns, *reversed(b.stride()), b_factors.data_ptr(), b_edge
     sizes = length, run, torch.get_num_threads()
     library.multiply_runs(*left, *right, *sizes, scratch.data_ptr(), result.data_ptr())
     return result
-
-
-def _count_scratch(rows: int, columns: int, length: int, run: int) -> int:
-    """Return the bytes of the packed copies, of the factors and of the starts (multiply_runs.cpp)."""
-    left, right, runs = -(-rows // _LANES), -(-columns // _LANES), -(-length // run)
-    quads = (runs - 1) * -(-run // 4) + -(-(length - (runs - 1) * run) // 4)
-    return 4 * _LANES * ((left + right) * quads + (left + 2 * right) * runs)
 
 
 RUNS: Final = Kernel("runs", "cpu", _explain_runs, _weigh_runs, _call_kernel)

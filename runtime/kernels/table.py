@@ -14,7 +14,7 @@ from qcompiler.runtime.numbers.formats import Kind
 KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM, cuda.INT_MM)
 #: sums of runs, each of which has a scale of its own
 RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS, cuda.RUNS)
-#: products of two matrices that are scaled at once, zero points included: where those are faster than whole sums
+#: products of two matrices that are scaled at once, zero points included: where whole sums take longer
 SCALED: Final[tuple[Kernel[Convolution], ...]] = (convolutions.MULTIPLY, convolutions.MULTIPLY_POINTS)
 #: sums of what windows of an image hold, without a copy of that; sums of runs are scaled and added run by run
 CONVOLUTIONS: Final[tuple[Kernel[Convolution], ...]] = (convolutions.CONVOLVE, convolutions.CONVOLVE_GRADIENT)
@@ -28,7 +28,7 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
-    scaled = _choose(SCALED, facts, faster=True) if _has_points(facts) else ""
+    scaled = _choose(SCALED, facts, faster=True) if _has_slow_sums(facts) else ""
     return _choose(_list_kernels(facts), facts, faster=faster) if isinstance(scaled, str) else scaled
 
 
@@ -44,9 +44,10 @@ def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyK
     return "; ".join(dict.fromkeys(reasons)) or f"there is no integer kernel for {facts.device}"
 
 
-def _has_points(facts: Facts) -> bool:
-    """Return True for a product whose zero points, or codes of 0 … 255, `_int_mm` needs loops around it for."""
-    return not facts.run and any(form.kind is not Kind.SIGNED for form in facts.formats)
+def _has_slow_sums(facts: Facts) -> bool:
+    """Return True if `_int_mm` has no fast kernel here, or needs loops around it: for zero points, codes of 0 … 255."""
+    has_points = any(form.kind is not Kind.SIGNED for form in facts.formats)
+    return facts.device == "cpu" and not facts.run and (has_points or not cpu.is_fast())
 
 
 def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:

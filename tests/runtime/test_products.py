@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qcompiler.runtime import ops, references
 from qcompiler.runtime.kernels.kernel import Facts, explain_sums
-from qcompiler.runtime.kernels.loader import explain_vnni
+from qcompiler.runtime.kernels.loader import explain_vectors
 from qcompiler.runtime.numbers.formats import parse_format
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.products import explain_product, matmul_codes
@@ -93,7 +93,7 @@ def lay(codes, turned):
     return codes.t().contiguous().t() if turned else codes
 
 
-@pytest.mark.skipif(bool(explain_vnni()), reason=explain_vnni())
+@pytest.mark.skipif(bool(explain_vectors()), reason=explain_vectors())
 @given(
     *(st.sampled_from(FORMATS),) * 2,
     *(st.integers(1, 140),) * 3,

@@ -150,7 +150,7 @@ def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle
 
 
 def test_auto_leaves_all_products_on_a_processor_without_integer_kernels(in_front_of, settle_halves, monkeypatch):
-    monkeypatch.setattr(cpu, "_is_fast", lambda: False)
+    monkeypatch.setattr(cpu, "is_fast", lambda: False)
     halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(64, 64), leaf(64, 64))
     assert settle_halves(halves, LowerInteger(Execution.AUTO)) == 0
     assert all("float is faster on this processor" in reason for reason in reasons(halves))

@@ -81,7 +81,7 @@ def test_a_processor_without_an_integer_kernel_multiplies_floats(integers, is_fa
     """Measured: torch runs plain loops where it has no kernel."""
     times = iter((integers, 1.0))
     monkeypatch.setattr(cpu, "_measure", lambda run: next(times))
-    cpu._is_fast.cache_clear()
+    cpu.is_fast.cache_clear()
     try:
         large = facts(512, 1024, 4096)
         reason = "" if is_fast else "float is faster on this processor: torch multiplies codes one by one"
@@ -89,7 +89,7 @@ def test_a_processor_without_an_integer_kernel_multiplies_floats(integers, is_fa
         assert bool(cpu.INT_MM.weigh(large)) is not is_fast
         assert cpu.INT_MM.explain(large) == ""  # it computes them all the same, if somebody asks
     finally:
-        cpu._is_fast.cache_clear()
+        cpu.is_fast.cache_clear()
 
 
 def test_what_is_measured_is_what_a_processor_takes():
@@ -97,4 +97,4 @@ def test_what_is_measured_is_what_a_processor_takes():
     codes = torch.ones(384, 384, dtype=torch.int8)
     floats = codes.float()
     taken = cpu._measure(lambda: torch.ops.aten._int_mm(codes, codes))
-    assert cpu._is_fast() is (taken < 4 * cpu._measure(lambda: floats @ floats))
+    assert cpu.is_fast() is (taken < 4 * cpu._measure(lambda: floats @ floats))

@@ -37,13 +37,13 @@ def test_a_library_on_its_way_is_waited_for(monkeypatch):
         return "library"
 
     assert loader.explain_compiler() == ""
-    processor = loader.explain_vnni()
+    processor = loader.explain_vectors()
     monkeypatch.setattr(loader, "compile_source", compile_source)
     loader._load.cache_clear()
     thread = loader.start_loading("convolve", inductor=False)
     try:
         assert loader.explain_compiler() == ""
-        assert loader.explain_vnni() == processor
+        assert loader.explain_vectors() == processor
     finally:
         waits.set()
     thread.join()
@@ -79,7 +79,7 @@ def test_one_thread_tries_the_processor(monkeypatch):
 @pytest.fixture
 def broken(monkeypatch):
     """A machine without a compiler."""
-    caches = (loader._load, loader._ask_processor, loader.explain_compiler, loader.explain_vnni)
+    caches = (loader._load, loader._ask_processor, loader.explain_compiler, loader.explain_vectors)
 
     def refuse(source):
         raise RuntimeError("no g++\nat all")
@@ -94,7 +94,7 @@ def broken(monkeypatch):
 
 def test_without_a_compiler_the_reason_is_asked_for_quietly(broken, caplog):
     reason = "processor.cpp does not compile here: RuntimeError: no g++"
-    assert loader.explain_compiler() == loader.explain_vnni() == reason
+    assert loader.explain_compiler() == loader.explain_vectors() == reason
     assert not caplog.records
 
 
@@ -112,13 +112,13 @@ def test_a_library_that_does_not_compile_is_logged(broken, caplog, monkeypatch):
 
 def test_a_processor_without_the_instructions(monkeypatch):
     class Library:
-        has_vnni = staticmethod(lambda: 0)
+        get_lanes = staticmethod(lambda: 0)
 
     monkeypatch.setattr(loader, "_ask_processor", Library)
-    loader.explain_vnni.cache_clear()
-    found = loader.explain_vnni()
-    loader.explain_vnni.cache_clear()
-    assert found == "kernels that multiply codes need a processor with AVX-512 VNNI"
+    loader.explain_vectors.cache_clear()
+    found = loader.explain_vectors()
+    loader.explain_vectors.cache_clear()
+    assert found == "kernels that multiply codes need a processor with AVX-512 VNNI or AVX2"
 
 
 def test_headers_of_ours_stand_in_the_source():

@@ -210,16 +210,19 @@ def test_what_the_kernel_refuses(change, reason):
     assert reason in runs.RUNS.explain(dataclasses.replace(FACTS, **change))
 
 
-def test_small_products_are_as_fast_in_float():
-    assert runs.RUNS.weigh(dataclasses.replace(FACTS, rows=128)) == ""
-    assert runs.RUNS.weigh(dataclasses.replace(FACTS, rows=127)) == (
-        "float is as fast for 520192 products; valid: 524288 or more"
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_small_products_are_as_fast_in_float(is_wide, monkeypatch):
+    monkeypatch.setattr(runs, "has_wide_vectors", lambda: is_wide)
+    least = 524288 if is_wide else 8388608
+    assert runs.RUNS.weigh(dataclasses.replace(FACTS, rows=least // 64**2)) == ""
+    assert runs.RUNS.weigh(dataclasses.replace(FACTS, rows=least // 64**2 - 1)) == (
+        f"float is as fast for {least - 64**2} products; valid: {least} or more"
     )
 
 
 @pytest.mark.parametrize("missing", ["no compiler", "no instructions"])
 def test_without_the_library(missing, monkeypatch):
-    monkeypatch.setattr(runs, "explain_vnni", lambda: missing)
+    monkeypatch.setattr(runs, "explain_vectors", lambda: missing)
     runs._load_kernel.cache_clear()
     a = Side.draw(4, 64, 2, 32, 0)
     with pytest.raises(RuntimeError, match=missing):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops  # noqa: F401 (defines the operator of batches)
-from qcompiler.runtime.kernels import convolutions, table
+from qcompiler.runtime.kernels import convolutions, cpu, table
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
 
@@ -47,15 +47,26 @@ def test_reasons_of_all_kernels(monkeypatch):
         (("affine8", "int8"), (0, 0), "int-mm"),  # a batch
     ],
 )
-def test_zero_points_have_kernels_of_their_own(formats, scales, name, fast_integers, monkeypatch):
+def test_zero_points_have_kernels_of_their_own(formats, scales, name, fast_integers, wide_vectors, monkeypatch):
     """On a processor that has all of them."""
-    monkeypatch.setattr(convolutions, "explain_vnni", lambda: "")
+    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "")
     facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), scales=scales)
     for faster in (True, False):
         assert table.find_kernel(facts, faster=faster).name == name
     small = dataclasses.replace(facts, rows=4, columns=4)
     assert isinstance(table.find_kernel(small, faster=True), str)
     assert not isinstance(table.find_kernel(small, faster=False), str)
+
+
+@pytest.mark.parametrize(("scales", "name"), [((1, 4), "convolve"), ((4, 1), "convolve-gradient"), ((4, 4), "")])
+def test_signed_codes_too_if_torch_has_no_fast_kernel(scales, name, wide_vectors, monkeypatch):
+    """What those kernels do not compute stays in float, or goes to the slow one if it must."""
+    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "")
+    monkeypatch.setattr(cpu, "is_fast", lambda: False)
+    facts = dataclasses.replace(LARGE, scales=scales)
+    assert getattr(table.find_kernel(facts, faster=False), "name", None) == (name or "int-mm")
+    found = table.find_kernel(facts, faster=True)
+    assert found.name == name if name else found.startswith("float is faster on this processor")
 
 
 def test_names_are_unique():
@@ -76,6 +87,7 @@ def test_sums_that_leave_32_bits(left, monkeypatch):
     assert table.find_kernel(dataclasses.replace(LARGE, formats=formats, length=length), faster=False) is rows[0]
 
 
+@pytest.mark.usefixtures("wide_vectors")
 def test_each_image_has_its_kernel_and_its_reasons():
     """No reason of a kernel that computes another contraction."""
     for image, row in zip(("left", "right"), table.CONVOLUTIONS, strict=True):
@@ -99,19 +111,22 @@ def test_positions_whose_codes_leave_32_bits_are_refused():
     assert table.find_kernel(facts, faster=False) == wanted
 
 
-@pytest.mark.parametrize("row", table.CONVOLUTIONS)
-def test_small_convolutions_are_as_fast_in_float(row):
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize("row", [*table.CONVOLUTIONS, *table.SCALED])
+def test_small_convolutions_are_as_fast_in_float(row, is_wide, monkeypatch):
     """Each run is a call of its own."""
-    least = convolutions.LEAST_PRODUCTS
+    monkeypatch.setattr(convolutions, "has_wide_vectors", lambda: is_wide)
+    least = 2**19 if is_wide else 2**22 if row.image else 2**25
     for run, kind in ((0, "products"), (least // 16, "products of a run")):
-        facts = dataclasses.replace(LARGE, rows=2, columns=8, length=least // (1 if run else 16), run=run)
+        sizes = {"rows": 2, "columns": 8, "length": least // (1 if run else 16)}
+        facts = dataclasses.replace(LARGE, **sizes, run=run, image=row.image)
         assert row.weigh(facts) == ""
         less = dataclasses.replace(facts, length=facts.length - (not run), run=run and run - 1)
         assert row.weigh(less) == f"float is as fast for {least - 16} {kind}; valid: {least} or more"
 
 
 def test_without_a_compiler_no_kernel_reads_images(monkeypatch):
-    monkeypatch.setattr(convolutions, "explain_vnni", lambda: "no compiler")
+    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "no compiler")
     for image in ("left", "right"):
         assert "no compiler" in table.find_kernel(dataclasses.replace(LARGE, image=image), faster=False)
 
