@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -257,11 +258,24 @@ def compile_with(
     options = (
         {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
     )
-    compiled: Any = torch.compile(model, backend=backend, fullgraph=fullgraph, **options)  # type: ignore[call-overload]
+    held = _Held(backend)
+    compiled: Any = torch.compile(model, backend=held, fullgraph=fullgraph, **options)  # type: ignore[call-overload]
     compiled.dynamo_ctx.callback = _Retrying(compiled.dynamo_ctx.callback, None if fullgraph else given_up)
     compiled._initialize()
     # its forward, since hooks on all modules would fire once more for the module around the model
     return compiled.forward  # type: ignore[no-any-return]
+
+
+class _Held:
+    """A backend for torch, which keeps every backend until the process ends: our one keeps a model, and goes with it."""
+
+    def __init__(self, backend: Callable[..., Any]) -> None:
+        self._backend = weakref.ref(backend)
+
+    def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
+        backend = self._backend()
+        assert backend is not None, "whoever calls the model keeps the backend"
+        return backend(module, inputs)
 
 
 def is_optimized(model: torch.nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -40,9 +41,20 @@ class FrameNames:
     #: all names of modules, parameters and buffers
     paths: frozenset[str]
     scopes: Mapping[str, Mapping[str, Any]]
+    #: the paths that were asked for
+    known: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def forget(self) -> "FrameNames":
+        """Return the same names without objects of the user: inputs, modules. Paths must have been asked for before."""
+        return dataclasses.replace(self, parts=(), scopes={})
 
     def path(self, source: str) -> str:
         """Return the path in the model of a module that Dynamo found at `source`: `blocks.1.up`."""
+        if source not in self.known:
+            self.known[source] = self._find_path(source)
+        return self.known[source]
+
+    def _find_path(self, source: str) -> str:
         parsed = parse_source(source)
         if parsed is None:
             return source
@@ -93,7 +105,8 @@ class ModelNames:
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        self.model = model
+        #: Dynamo keeps steps, which ask for names, until the model is gone
+        self._model = None if model is None else weakref.ref(model)
         #: for training and evaluation: name of a layer → the parts that have had contractions of it, with their numbers
         self._claims: dict[bool, dict[str, dict[FrameKey, int]]] = {False: {}, True: {}}
         #: for training and evaluation: part → the layers of its latest capture
@@ -102,6 +115,11 @@ class ModelNames:
         self._counts: dict[bool, dict[FrameKey, Counter[str]]] = {False: {}, True: {}}
         #: part → the lines of a function that it runs
         self._stretches: dict[FrameKey, Stretch] = {}
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model; None without one."""
+        return None if self._model is None else self._model()
 
     def of(self, frame: TracedFrame | None) -> FrameNames:
         """Return the names of the graph that Dynamo is capturing; plain names without a model or a frame."""
@@ -135,12 +153,14 @@ class ModelNames:
 
         self._begin(names.key, names.stretch, frozen)
 
+        key = names.key  # the names themselves hold inputs of the user
+
         def positions(paths: Sequence[str]) -> list[frozenset[Position]]:
             found = order()
-            return whole_model(paths) if found is None else self._place(names.key, paths, found, frozen)
+            return whole_model(paths) if found is None else self._place(key, paths, found, frozen)
 
         placed: Positions = whole_model if names.is_whole else positions
-        return Frame(lambda layer: self._claim(layer, names.key, frozen), placed)
+        return Frame(lambda layer: self._claim(layer, key, frozen), placed)
 
     def _begin(self, key: FrameKey, stretch: Stretch, frozen: bool) -> None:
         """Begin the latest capture of a part; the rest behind a former graph break runs no more."""

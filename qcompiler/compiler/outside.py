@@ -77,6 +77,13 @@ class Recorder(torch_compat.DispatchMode):
         #: each contraction once, those inside of fused kernels too
         self.found: dict[Kept, None] = {}
 
+    def follow(self, is_paused: Callable[[], bool], elsewhere: str) -> "Recorder":
+        """Return a recorder for another thread, which notes what it finds with this one."""
+        other = Recorder(is_paused=is_paused)
+        other._modules, other._parameters = self._modules, self._parameters
+        other.found, other.elsewhere = self.found, elsewhere
+        return other
+
     @classmethod
     def is_infra_mode(cls) -> bool:
         """Return True: Dynamo gives up functions that run inside of other modes."""
@@ -120,13 +127,15 @@ class Recorder(torch_compat.DispatchMode):
 
 @dataclasses.dataclass
 class _Watch:
-    """A call of a model whose threads are watched."""
+    """A call of a model whose threads are watched. A thread that never ends keeps the watch, so it holds no model."""
 
-    model: nn.Module
     recorder: Recorder
     #: the threads that run parts of the forward
     threads: set[int]
     is_over: bool = False
+
+    def _is_paused(self) -> bool:
+        return self.is_over or is_working()
 
     def follow(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """Return what a thread runs, as a part of the forward that started the thread."""
@@ -134,8 +143,7 @@ class _Watch:
         def start(*args: Any, **kwargs: Any) -> Any:
             if self.is_over:
                 return run(*args, **kwargs)
-            inner = Recorder(self.model, is_paused=lambda: self.is_over or is_working())
-            inner.found, inner.elsewhere = self.recorder.found, "the start of a thread"
+            inner = self.recorder.follow(self._is_paused, "the start of a thread")
             own = threading.get_ident()
             self.threads.add(own)
             try:
@@ -148,9 +156,9 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def recording_threads(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def recording_threads(recorder: Recorder) -> Iterator[None]:
     """Note contractions in threads that forward starts, too: modes, and Dynamo, see one thread alone."""
-    watch = _Watch(model, recorder, {threading.get_ident()})
+    watch = _Watch(recorder, {threading.get_ident()})
     with _CHANGING:
         if not _WATCHES:
             _PLAIN[:] = [getattr(kind, name) for kind, name, _ in _STARTS]

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import dynamo_compat
 from qcompiler.compiler.capture import Captured, SharedMemoryError
+from qcompiler.compiler.numbers import Numbers
 from qcompiler.compiler.shared_memory import NONE, Sharing, check_shared, find_shared, join_inputs, merge_shared
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.facts import InputKind
@@ -28,17 +29,17 @@ class Variants:
         self, module: GraphModule, build: Build, running: Callable[[], contextlib.AbstractContextManager[None]]
     ) -> None:
         self._module, self._build, self._running = module, build, running
-        self._made: dict[Sharing, tuple[Captured, Step]] = {}
+        self._made: dict[Sharing, tuple[Numbers, Step]] = {}
         #: the inputs that may share memory; empty if forward changes none that a user gives
         self._among: tuple[int, ...] = ()
 
     def first(self, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         """Make the step for the inputs of the capture; return the function that runs this step, and the others."""
         try:
-            captured, _ = self._make(NONE, inputs)
+            captured = self._add(NONE, inputs)
         except SharedMemoryError:
             self._among = tuple(range(len(inputs)))
-            captured, _ = self._make(find_shared(inputs, self._among), inputs)
+            captured = self._add(find_shared(inputs, self._among), inputs)
         given = [i for i, fact in enumerate(captured.inputs) if fact.kind is InputKind.INPUT]
         if set(given) & set(captured.mutated) and len(given) > 1:
             self._among = tuple(given)
@@ -47,20 +48,22 @@ class Variants:
     def _run(self, *inputs: Any) -> tuple[Any, ...]:
         with self._running():
             sharing = find_shared(inputs, self._among)
-            captured, step = self._made.get(sharing) or self._make(sharing, inputs)
-            tensors = captured.numbers.to_tensors(inputs)
-            return captured.numbers.to_ints(step(*join_inputs(tensors, sharing)))
+            numbers, step = self._made.get(sharing) or self._make(sharing, inputs)
+            return numbers.to_ints(step(*join_inputs(numbers.to_tensors(inputs), sharing)))
 
-    def _make(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Captured, Step]:
+    def _make(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Numbers, Step]:
         with dynamo_compat.CAPTURING:
             if sharing not in self._made:  # another thread may have been first
-                self._made[sharing] = self._capture(sharing, inputs)
+                self._add(sharing, inputs)
             return self._made[sharing]
 
-    def _capture(self, sharing: Sharing, inputs: Sequence[Any]) -> tuple[Captured, Step]:
+    def _add(self, sharing: Sharing, inputs: Sequence[Any]) -> Captured:
+        """Make a step; the capture is returned, and not kept: it may hold what the user has."""
         with paused_collector():
             module = copy_graph(self._module)
         if sharing:
             check_shared(inputs, [node.name for node in module.graph.find_nodes(op="placeholder")], sharing)
             merge_shared(module, sharing)
-        return self._build(module, join_inputs(inputs, sharing))
+        captured, step = self._build(module, join_inputs(inputs, sharing))
+        self._made[sharing] = captured.numbers, step
+        return captured
