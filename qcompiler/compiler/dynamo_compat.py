@@ -267,7 +267,7 @@ def compile_with(
 
 
 class _Held:
-    """A backend for torch, which keeps every backend until the process ends: our one keeps a model, and goes with it."""
+    """A backend for torch, which keeps all backends until the process ends: ours keeps a model, and goes with it."""
 
     def __init__(self, backend: Callable[..., Any]) -> None:
         self._backend = weakref.ref(backend)

@@ -60,8 +60,6 @@ class GraphCompiler:
         self.plans: dict[FrameKey, Callable[[], QuantPlan]] = {}
         #: part of the model → its graph before the passes, of which every later stage is made anew for who looks at it
         self.captures: dict[FrameKey, Captured] = {}
-        #: the names of every captured graph
-        self._frames: list[FrameNames] = []
         #: contractions that ran outside of the captured graphs, as notes for the plan
         self.breaks: list[str] = []
         #: contractions that ran outside of the captured graphs
@@ -87,13 +85,7 @@ class GraphCompiler:
             names = self.names.of(dynamo_compat.traced_frame(module))
             if not names.is_whole:
                 dynamo_compat.guard_instances(names.parts, module, lambda value: id(value) in names.modules)
-            place = len(self._frames)
-            self._frames.append(names)
-            try:
-                build = lambda copied, given: self._build(copied, given, self._frames[place])  # noqa: E731
-                return Variants(module, build, self._running).first(inputs)
-            finally:
-                self._frames[place] = names.forget()
+            return Variants(module, names, self._build, self._running).first(inputs)
 
     def _build(self, module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> tuple[Captured, Step]:
         """Captures, rewrites and lowers one graph."""

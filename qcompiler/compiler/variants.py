@@ -9,14 +9,15 @@ from torch.fx import GraphModule
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import dynamo_compat
 from qcompiler.compiler.capture import Captured, SharedMemoryError
+from qcompiler.compiler.naming import FrameNames
 from qcompiler.compiler.numbers import Numbers
 from qcompiler.compiler.shared_memory import NONE, Sharing, check_shared, find_shared, join_inputs, merge_shared
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.runtime.execute.step import Step
 
-#: captures and lowers a graph, which it changes, for given inputs
-Build = Callable[[GraphModule, Sequence[Any]], tuple[Captured, Step]]
+#: captures and lowers a graph, which it changes, for given inputs and with given names
+Build = Callable[[GraphModule, Sequence[Any], FrameNames], tuple[Captured, Step]]
 
 
 class Variants:
@@ -26,9 +27,13 @@ class Variants:
     """
 
     def __init__(
-        self, module: GraphModule, build: Build, running: Callable[[], contextlib.AbstractContextManager[None]]
+        self,
+        module: GraphModule,
+        names: FrameNames,
+        build: Build,
+        running: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
-        self._module, self._build, self._running = module, build, running
+        self._module, self._names, self._build, self._running = module, names, build, running
         self._made: dict[Sharing, tuple[Numbers, Step]] = {}
         #: the inputs that may share memory; empty if forward changes none that a user gives
         self._among: tuple[int, ...] = ()
@@ -43,6 +48,7 @@ class Variants:
         given = [i for i, fact in enumerate(captured.inputs) if fact.kind is InputKind.INPUT]
         if set(given) & set(captured.mutated) and len(given) > 1:
             self._among = tuple(given)
+        self._names = self._names.forget()
         return self._run
 
     def _run(self, *inputs: Any) -> tuple[Any, ...]:
@@ -58,12 +64,12 @@ class Variants:
             return self._made[sharing]
 
     def _add(self, sharing: Sharing, inputs: Sequence[Any]) -> Captured:
-        """Make a step; the capture is returned, and not kept: it may hold what the user has."""
+        """Make a step. The capture is returned and not kept, as it holds a whole graph."""
         with paused_collector():
             module = copy_graph(self._module)
         if sharing:
             check_shared(inputs, [node.name for node in module.graph.find_nodes(op="placeholder")], sharing)
             merge_shared(module, sharing)
-        captured, step = self._build(module, join_inputs(inputs, sharing))
+        captured, step = self._build(module, join_inputs(inputs, sharing), self._names)
         self._made[sharing] = captured.numbers, step
         return captured
