@@ -28,8 +28,8 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
-    scaled = _choose(SCALED, facts, faster=True) if _has_slow_sums(facts) else ""
-    return _choose(_list_kernels(facts), facts, faster=faster) if isinstance(scaled, str) else scaled
+    scaled = _find_scaled(facts, faster=faster) if facts.device == "cpu" and not facts.run else ""
+    return scaled or _choose(_list_kernels(facts), facts, faster=faster)
 
 
 def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyKernel | str:
@@ -44,10 +44,20 @@ def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyK
     return "; ".join(dict.fromkeys(reasons)) or f"there is no integer kernel for {facts.device}"
 
 
-def _has_slow_sums(facts: Facts) -> bool:
-    """Return True if `_int_mm` has no fast kernel here, or needs loops around it: for zero points, codes of 0 … 255."""
+def _find_scaled(facts: Facts, *, faster: bool) -> AnyKernel | str:
+    """Return a kernel of `SCALED`, or why the float kernel is faster than that; empty: `_int_mm` is asked.
+
+    `_int_mm` has no fast kernel on some processors, and needs loops around it for zero points and codes of 0 … 255.
+    """
     has_points = any(form.kind is not Kind.SIGNED for form in facts.formats)
-    return facts.device == "cpu" and not facts.run and (has_points or not cpu.is_fast())
+    is_slow = not cpu.is_fast()
+    found = _choose(SCALED, facts, faster=True) if has_points or is_slow else ""
+    if not isinstance(found, str):
+        return found
+    able = _choose(SCALED, facts, faster=False) if is_slow else ""
+    if isinstance(able, str):
+        return ""
+    return able.weigh(facts) if faster else able
 
 
 def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:
