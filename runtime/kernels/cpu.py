@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from qcompiler.runtime.kernels.kernel import Facts, Kernel, weigh_products
+from qcompiler.runtime.kernels.loader import has_wide_vectors
 from qcompiler.runtime.numbers.formats import Kind
 
 #: 32·64·64: a layer of this size takes as long in float, with zero points (benchmarks/integer.py; AMD EPYC with VNNI)
@@ -17,6 +18,8 @@ LEAST_REUSE: Final = 32
 #: with a zero point the sum of every row of patches is made too: ResNet-20, of 16 to 64 channels, took 1.38 times as
 #: long as in float32, and 1.15 times with the codes turned back into floats (benchmarks/steps.py)
 LEAST_REUSE_OF_POINTS: Final = 128
+#: seconds of a kernel for 128·128·128 products: 5 products a nanosecond
+LONGEST: Final = 4e-4
 
 
 def _explain_int_mm(facts: Facts) -> str:
@@ -54,13 +57,17 @@ def _sums_are_exact() -> bool:
 def is_fast() -> bool:
     """Return False on a processor for which torch has no integer kernel, and runs plain loops instead.
 
-    Measured once, in about 20 ms, as no list of processors stays complete. Without AVX-512 VNNI (AMD EPYC 7003)
-    matrices of 128 × 128 took 22 times as long as floats, larger ones 25 to 100 times; with it about as long, or less.
+    With AVX-512 VNNI torch has one. Elsewhere that is measured once, in about 20 ms, as no list of processors stays
+    complete: on an AMD EPYC 7003 loops took 1.5 ms for 128·128·128 products, 22 times as long as floats, and 25 to 100
+    times as long for more. On a busy machine the threads of either wait for each other, so a ratio alone says nothing:
+    8 ms for codes and 14 for floats.
     """
+    if has_wide_vectors():
+        return True
     codes = torch.ones(128, 128, dtype=torch.int8)
     floats = codes.float()
     taken = _measure(lambda: torch.ops.aten._int_mm(codes, codes))
-    return taken < 4 * _measure(lambda: floats @ floats)
+    return taken < LONGEST and taken < 4 * _measure(lambda: floats @ floats)
 
 
 def _measure(run: Callable[[], object]) -> float:
