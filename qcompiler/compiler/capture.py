@@ -1,7 +1,6 @@
 """From the graph that Dynamo hands over to the joint forward and backward graph, with the user's names on it."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -95,9 +94,8 @@ def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAI
         _copy_outputs(module, aliases)
         graph, metadata = torch_compat.export_joint(module, inputs)
     _refuse_unsupported(facts, metadata, graph)
-    path = functools.cache(names.path)  # most nodes stand in the same few modules
     for node in graph.graph.nodes:
-        rename_modules(node, path, names.root)
+        rename_modules(node, names.path, names.root)
     return dataclasses.replace(_annotate(graph, facts, inputs, metadata, assigned), numbers=numbers)
 
 

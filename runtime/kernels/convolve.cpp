@@ -4,8 +4,8 @@
 //
 // Sums are exact in int32; every operation on floats is rounded by itself. Rows of the image are copied, channel by
 // channel beside each other and with the border, so that what one position reads lies in few stretches: for every row of
-// taps one. 128 is added to signed codes of the image, as vpdpbusd takes unsigned bytes, and a sum starts at
-// −(zero + 128)·Σ w.
+// taps one. 128 is added to signed codes of the image, as a dot product takes unsigned codes of one side, and a sum
+// starts at −(zero + 128)·Σ w.
 #include "codes.h"
 #include "images.h"
 
@@ -19,8 +19,8 @@ extern "C" void count_scratch() {}
 
 namespace {
 
-constexpr int64_t MOST = 131072 / sizeof(Code);  // codes of rows that are copied at a time: they stay in the second cache
-constexpr int64_t PAD = 64;                      // codes behind the rows, which words may reach
+constexpr int64_t MOST = 131072 / sizeof(Code);   // codes of rows, copied at a time: they stay in the second cache
+constexpr int64_t PAD = 64;                       // codes behind the rows, which words may reach
 constexpr int MOST_GROUPS = LANES == 16 ? 3 : 2;  // of columns that a tile has
 
 // Codes [columns, taps, rows] with strides, whose taps can be in reverse.
@@ -47,7 +47,7 @@ struct Call {
 struct Plan {
   int64_t groups, rows, chunks, row_codes, slice_codes, image_codes, words;
   int64_t length;           // codes of a stretch
-  std::vector<int64_t> at;  // from the first byte that a position reads to each stretch
+  std::vector<int64_t> at;  // from the first code that a position reads to each stretch
 };
 
 Plan make_plan(const Call &call) {
@@ -198,7 +198,8 @@ constexpr int FEWEST = LANES % WIDE<V> ? 4 * WIDE<V> : WIDE<V>;
 template <int V>
 void convolve_row(const Task &task, const Code *x, int64_t group, float *y) {
   const int64_t count = task.call.windows.count[2];
-  (count >= FEWEST<V> ? convolve_tiles<WIDE<V>, V> : count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>)(task, x, group, y);
+  const auto convolve_few = count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>;
+  (count >= FEWEST<V> ? convolve_tiles<WIDE<V>, V> : convolve_few)(task, x, group, y);
 }
 
 // Some rows of positions: the image is copied once, then a few columns of w after the other pass over it.
@@ -208,9 +209,10 @@ void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t fir
   const int64_t rows = std::min(plan.rows, win.count[1] - first), reach = win.reach(1, rows);
   for (int64_t slice = 0; slice < win.taps[0]; ++slice)
     for (int64_t row = 0; row < reach; ++row)
-      copy_row<uint8_t>(task.call.x, task.zero, sample, win.start[0] + depth * win.step[0] + slice * win.dilation[0],
-               win.start[1] + first * win.step[1] + row, win.start[2], plan.row_codes / task.call.x.channels,
-               task.call.x.channels, image + slice * plan.slice_codes + row * plan.row_codes);
+      copy_row<uint8_t>(task.call.x, task.zero, sample,
+                        win.start[0] + depth * win.step[0] + slice * win.dilation[0],
+                        win.start[1] + first * win.step[1] + row, win.start[2], plan.row_codes / task.call.x.channels,
+                        task.call.x.channels, image + slice * plan.slice_codes + row * plan.row_codes);
   const int64_t *stride = task.call.stride;
   float *y = task.call.y + sample * stride[0] + depth * stride[2] + first * stride[3];
   const bool is_scattered = stride[1] != 1 && stride[4] != 1;  // 8 positions take 5 times as long as 16 of fewer columns

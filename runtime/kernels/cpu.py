@@ -57,17 +57,16 @@ def _sums_are_exact() -> bool:
 def is_fast() -> bool:
     """Return False on a processor for which torch has no integer kernel, and runs plain loops instead.
 
-    With AVX-512 VNNI torch has one. Elsewhere that is measured once, in about 20 ms, as no list of processors stays
-    complete: on an AMD EPYC 7003 loops took 1.5 ms for 128·128·128 products, 22 times as long as floats, and 25 to 100
-    times as long for more. On a busy machine the threads of either wait for each other, so a ratio alone says nothing:
-    8 ms for codes and 14 for floats.
+    Measured once, in about 20 ms, as no list of processors stays complete: on an AMD EPYC 7003 loops took 1.5 ms for
+    128·128·128 products, 22 times as long as floats, and 25 to 100 times as long for more. On a busy machine the
+    threads of either wait for each other, so a ratio alone says nothing: 8 ms for codes and 14 for floats. So what is
+    slow is asked for AVX-512 VNNI, with which torch has a kernel; on a new machine the answer takes seconds.
     """
-    if has_wide_vectors():
-        return True
     codes = torch.ones(128, 128, dtype=torch.int8)
     floats = codes.float()
     taken = _measure(lambda: torch.ops.aten._int_mm(codes, codes))
-    return taken < LONGEST and taken < 4 * _measure(lambda: floats @ floats)
+    is_short = taken < LONGEST and taken < 4 * _measure(lambda: floats @ floats)
+    return is_short or has_wide_vectors()
 
 
 def _measure(run: Callable[[], object]) -> float:

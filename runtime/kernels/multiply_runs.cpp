@@ -20,7 +20,6 @@ constexpr int64_t ROWS = LANES == 16 ? 8 : 6, VECTORS = LANES == 16 ? 3 : 2;  //
 constexpr int64_t DEPTH = 64 * LANES;  // codes of the summed axis at a time, with
 constexpr int64_t TASK_GROUPS = 48;    // groups of b: 768 KiB, or 384 with AVX2, stay in the second cache for
 constexpr int64_t TASK_ROWS = 8 * ROWS;  // rows of a after each other
-constexpr bool IS_ACROSS = LANES == 16;  // tiles of the same rows follow each other, not those of the same columns
 
 // A matrix of codes, and where its packed copy is.
 struct Operand {
@@ -154,16 +153,14 @@ void multiply_task(const Product &p, int64_t first_row, int64_t first_group) {
   const int64_t last_row = std::min(first_row + TASK_ROWS, p.a.matrix.outer);
   const int64_t last_group = std::min(first_group + TASK_GROUPS, p.b.groups());
   const int64_t stretch = std::max<int64_t>(1, DEPTH / p.sum.run);
-  const int64_t down = divide_up(last_row - first_row, ROWS), across = divide_up(last_group - first_group, VECTORS);
   for (int64_t from = 0; from < p.sum.runs; from += stretch)
-    for (int64_t number = 0; number < down * across; ++number) {
-      const int64_t row = first_row + (IS_ACROSS ? number / across : number % down) * ROWS;
-      const int64_t group = first_group + (IS_ACROSS ? number % across : number / down) * VECTORS;
-      const int64_t rows = std::min(ROWS, last_row - row);
-      const Tile tile{row, rows, group, from, std::min(from + stretch, p.sum.runs)};
-      const bool is_shared = row / p.a.edge == (row + rows - 1) / p.a.edge;
-      (is_shared ? multiply_groups<true> : multiply_groups<false>)(p, tile, last_group - group);
-    }
+    for (int64_t row = first_row; row < last_row; row += ROWS)
+      for (int64_t group = first_group; group < last_group; group += VECTORS) {
+        const int64_t rows = std::min(ROWS, last_row - row);
+        const Tile tile{row, rows, group, from, std::min(from + stretch, p.sum.runs)};
+        const bool is_shared = row / p.a.edge == (row + rows - 1) / p.a.edge;
+        (is_shared ? multiply_groups<true> : multiply_groups<false>)(p, tile, last_group - group);
+      }
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
-    scaled = _find_scaled(facts, faster=faster) if facts.device == "cpu" and not facts.run else ""
+    scaled = _find_scaled(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
     return scaled or _choose(_list_kernels(facts), facts, faster=faster)
 
 

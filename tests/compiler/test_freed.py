@@ -45,6 +45,11 @@ def train(qmodel):
     return weakref.ref(x)
 
 
+def refer_to(*modules):
+    """Weak references to modules and to the parameters of the last one."""
+    return [weakref.ref(thing) for thing in (*modules, *modules[-1].parameters())]
+
+
 def is_gone(*references):
     """Whether all of them are; Dynamo lets go of some objects in a first collection, and those of others."""
     for _ in range(3):
@@ -58,7 +63,7 @@ def test_models_and_inputs(recipe, model):
     plain = MODELS[model]()
     qmodel = qcompiler.compile(plain, recipe, backend="eager")
     assert is_gone(train(qmodel))
-    references = [weakref.ref(thing) for thing in (qmodel, plain, *plain.parameters())]
+    references = refer_to(qmodel, plain)
     assert not is_gone(*references)
     del qmodel, plain
     assert is_gone(*references)
@@ -68,7 +73,7 @@ def test_compiled_steps():
     plain = MODELS["whole"]()
     qmodel = qcompiler.compile(plain, "in-hindsight-w8a8g8", backend="inductor")
     assert is_gone(train(qmodel))
-    references = [weakref.ref(thing) for thing in (qmodel, plain, *plain.parameters())]
+    references = refer_to(qmodel, plain)
     del qmodel, plain
     assert is_gone(*references)
 
@@ -91,7 +96,7 @@ def test_the_backend_of_torch_compile():
     plain = MODELS["whole"]()
     compiled = torch.compile(plain, backend="qcompiler", options={"backend": "eager"})
     assert is_gone(train(compiled))
-    references = [weakref.ref(thing) for thing in (compiled, *plain.parameters())]
+    references = refer_to(compiled)
     del compiled, plain
     assert is_gone(*references)
 
@@ -113,7 +118,7 @@ def test_a_thread_that_goes_on_keeps_no_model():
     qmodel = qcompiler.compile(plain, backend="eager")
     try:
         qmodel(torch.randn(2, 8)).sum().backward()
-        references = [weakref.ref(thing) for thing in (qmodel, plain, *plain.parameters())]
+        references = refer_to(qmodel, plain)
         del qmodel, plain
         assert is_gone(*references)
     finally:

@@ -1,13 +1,11 @@
 """The kernels in Triton without a GPU: their numbers in the interpreter, and the instructions that they become."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_tests
 
 from qcompiler.runtime import coders
 from qcompiler.runtime.kernels.quantize_blocks import Call, Results
@@ -27,13 +25,8 @@ def test_in_the_interpreter():
 
     numpy, which computes there, warns of infinities and of NaN.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    files = [str(TESTS / "kernels" / "test_runs.py"), str(TESTS / "test_coders.py")]
-    command = [sys.executable, "-m", "pytest", *files, "-k", CHOSEN, "-W", "ignore::RuntimeWarning", "-v"]
-    done = subprocess.run(command, env={**own, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 35
-    assert "skipped" not in done.stdout
+    files = [TESTS / "kernels" / "test_runs.py", TESTS / "test_coders.py"]
+    run_tests(files, "-k", CHOSEN, "-W", "ignore::RuntimeWarning", least=35, TRITON_INTERPRET="1")
 
 
 class Device:
