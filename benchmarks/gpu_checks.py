@@ -9,6 +9,7 @@ import torch
 from gpu_section import Row, Setting, Task
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import qcompiler
 from qcompiler.compiler.torch_compat import compile_inductor, retrace_graph
@@ -149,7 +150,7 @@ def trace_plainly(spec: str, x: Tensor, key: Tensor) -> Callable[[list[Tensor]],
     def compute(x: Tensor, own_key: Tensor) -> tuple[Tensor, ...]:
         return tuple(quantize_plainly(spec, x, own_key if "stochastic" in spec else None).values())
 
-    graph: Any = retrace_graph(compute, fakes, mode)  # type: ignore[arg-type]
+    graph = retrace_graph(make_fx(compute, tracing_mode="fake")(x, key), fakes, mode)
     options: dict[str, Any] = {"is_backward": False, "is_inference": True, "static_inputs": (), "fixed_outputs": None}
     return compile_inductor(graph, fakes, **options)
 

@@ -1,11 +1,12 @@
 """Infer the fake value of a call from the fake values of its arguments."""
 
 import weakref
-from collections.abc import MutableMapping
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, Final, TypeAlias, cast
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx import Graph, Node
 
 from qcompiler.passes.ir.arguments import iterate_arguments, run_call
@@ -13,22 +14,37 @@ from qcompiler.passes.ir.meta import find_value, get_inferred_from, get_value, s
 from qcompiler.runtime import ops
 
 #: extents, strides, type and device of a tensor
-_Form: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
+TensorForm: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
+#: form, first element in memory, and which of the tensors read has that memory; None: memory of its own
+_Result: TypeAlias = tuple[TensorForm, int, int | None]
+#: results, and the type of the sequence that they came in
+_Results: TypeAlias = tuple[type | None, list[_Result]]
 #: an operator and its arguments, with the form of each tensor
-_Call: TypeAlias = tuple[Any, ...]
+Call: TypeAlias = tuple[Any, ...]
 
-#: mode → call of one of our operators → the form of the result. A network repeats its layers, and torch takes ten times
-#: as long to run a shape rule on fake tensors as to make one fake tensor
-_FORMS: MutableMapping[FakeTensorMode, dict[_Call, _Form | None]] = weakref.WeakKeyDictionary()
+#: mode → call → its results; None: the operator runs each time. A network repeats its layers, and torch takes 250 µs to
+#: run a shape rule on fake tensors, 20 to make one
+_KNOWN: MutableMapping[FakeTensorMode, dict[Call, _Results | None]] = weakref.WeakKeyDictionary()
+
+_Operator: Final = type(ops.SCALE)
+#: types of arguments of which equal values mean the same
+_CONSTANTS: Final = frozenset(
+    {bool, int, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+)
 
 
-def infer_value(node: Node) -> None:
-    """Computes the fake value of a call from the values of the arguments."""
-    mode = fake_mode(node.graph)
+class _UnknownError(Exception):
+    """An argument of which equal values may mean something else."""
+
+
+def infer_value(node: Node, mode: FakeTensorMode | None = None) -> None:
+    """Computes the fake value of a call from the values of the arguments; without a mode, in the mode of the graph."""
+    mode = fake_mode(node.graph) if mode is None else mode
     call = describe_call(node)
-    form = None if call is None else _FORMS.setdefault(mode, {}).get(call)
-    set_value(node, _run_on_fakes(node, mode, call) if form is None else _make_fake(form, mode))
-    set_inferred_from(node, _list_values_read(node))
+    known = None if call is None else _KNOWN.setdefault(mode, {}).get(call)
+    read = _list_values_read(node)
+    set_value(node, _run_on_fakes(node, mode, call) if known is None else _make_values(known, mode, read))
+    set_inferred_from(node, read)
 
 
 def is_outdated(node: Node) -> bool:
@@ -38,8 +54,8 @@ def is_outdated(node: Node) -> bool:
 
 
 def _are_alike(old: Any, new: Any) -> bool:
-    form = None if old is new else _describe_tensor(old)
-    return old is new or (form is not None and form == _describe_tensor(new))
+    form = None if old is new else describe_tensor(old)
+    return old is new or (form is not None and form == describe_tensor(new))
 
 
 def fake_mode(graph: Graph) -> FakeTensorMode:
@@ -53,48 +69,93 @@ def fake_mode(graph: Graph) -> FakeTensorMode:
     )
 
 
-def describe_call(node: Node) -> tuple[Any, ...] | None:
-    """Return all that the form of the result depends on; None if it is to be computed anew.
+def describe_call(node: Node, read: Callable[[Node], Any] = find_value, *, with_site: bool = False) -> Call | None:
+    """Return all that the result of a call depends on but for numbers in tensors; None if that is not known.
 
-    That is so for operators of torch, whose results may share memory with an argument, and for free dimensions. The
-    site of a quantizer is a name alone.
+    Args:
+        node: a call; of operators alone it is known what they do.
+        read: returns the value of an argument.
+        with_site: with the site of a quantizer that draws random bits; the form of the result does not depend on it.
     """
-    if getattr(node.target, "namespace", "") != ops.NAMESPACE or node.kwargs:
+    if not isinstance(node.target, _Operator):
         return None
-    call: list[Any] = [node.target]
-    for name, argument in iterate_arguments(node):
+    places = {source: place for place, source in enumerate(node.all_input_nodes)}
+
+    def describe(argument: Any) -> Any:
         if isinstance(argument, Node):
-            form = _describe_tensor(find_value(argument))
+            value = read(argument)
+            form = describe_tensor(value)
             if form is None:
-                return None
-            call.append(form)
-        elif name != "site":
-            call += (type(argument), tuple(argument) if isinstance(argument, list | tuple) else argument)
-    return tuple(call)
+                raise _UnknownError
+            return (places[argument], value.storage_offset(), form)
+        if isinstance(argument, list | tuple):
+            return tuple([describe(part) for part in argument])
+        if type(argument) is float:
+            return argument.hex()  # -0.0 == 0.0
+        if type(argument) not in _CONSTANTS:
+            raise _UnknownError
+        return (type(argument), argument)
+
+    named = {**dict(iterate_arguments(node)), **node.kwargs}
+    if not (with_site and named.get("key")):
+        named.pop("site", None)
+    try:
+        return (node.target, *[(name, describe(argument)) for name, argument in named.items()])
+    except _UnknownError:
+        return None
 
 
-def _describe_tensor(value: Any) -> _Form | None:
+def describe_tensor(value: Any) -> TensorForm | None:
     """Return the form of a fake value; None for anything but a strided tensor of known extents."""
     if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
         return None
     shape, strides = tuple(value.shape), value.stride()
-    known = all(type(number) is int for number in (*shape, *strides))
+    known = all(type(number) is int for number in (*shape, *strides)) and not (value.is_conj() or value.is_neg())
     return (shape, strides, value.dtype, value.device) if known else None
 
 
-def _run_on_fakes(node: Node, mode: FakeTensorMode, call: _Call | None) -> Any:
+def _run_on_fakes(node: Node, mode: FakeTensorMode, call: Call | None) -> Any:
     """Return the result of the operator on fake tensors, and keep its form for equal calls."""
     with mode, torch.no_grad():
         value = run_call(node, get_value)
     if call is not None:
-        _FORMS[mode][call] = _describe_tensor(value)
+        _KNOWN[mode][call] = _describe_results(value, _list_values_read(node))
     return value
 
 
-def _make_fake(form: _Form, mode: FakeTensorMode) -> FakeTensor:
-    """Return a new fake tensor, with memory of its own."""
-    shape, strides, dtype, device = form
-    return FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), device)
+def _describe_results(value: Any, read: Sequence[Any]) -> _Results | None:
+    """Return the results of a call; None if one is no tensor of known form, or if they share memory of their own."""
+    results = list(value) if isinstance(value, tuple | list) else [value]
+    forms = [form for form in map(describe_tensor, results) if form is not None]
+    if len(forms) < len(results):
+        return None
+    places = {_get_memory(one): place for place, one in enumerate(read) if isinstance(one, torch.Tensor)}
+    own = [_get_memory(one) for one in results if _get_memory(one) not in places]
+    if len(set(own)) < len(own):
+        return None
+    known = [
+        (form, one.storage_offset(), places.get(_get_memory(one))) for form, one in zip(forms, results, strict=True)
+    ]
+    return (None if value is results[0] else type(value), known)
+
+
+def _get_memory(value: torch.Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+def _make_values(known: _Results, mode: FakeTensorMode, read: Sequence[Any]) -> Any:
+    """Return new fake tensors of the known forms."""
+    kind, results = known
+    values = [_make_fake(result, mode, read) for result in results]
+    return values[0] if kind is None else kind(values)
+
+
+def _make_fake(result: _Result, mode: FakeTensorMode, read: Sequence[Any]) -> FakeTensor:
+    (shape, strides, dtype, device), offset, place = result
+    if place is None:
+        return FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), device)
+    memory = read[place].untyped_storage()
+    return FakeTensor(mode, torch.empty(0, dtype=dtype, device="meta").set_(memory, offset, shape, strides), device)
 
 
 def _list_values_read(node: Node) -> tuple[Any, ...]:

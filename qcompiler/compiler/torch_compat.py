@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -24,11 +25,12 @@ from torch._prims.rng_prims import run_and_save_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import _trace as export_trace
 from torch.fx import Graph, GraphModule, Node
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qcompiler.compiler.expansion import expand_graph
 from qcompiler.passes.ir.edit import list_outputs
 from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import set_visible_outputs
@@ -224,10 +226,21 @@ def _allow_recomputing() -> Iterator[None]:
 
 def retrace_graph(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
     """Return the graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
-    with mode, torch.no_grad(), inductor_config.patch(_INDUCTOR):
-        table = {**select_decomp_table(), **DECOMPOSITIONS}
-        plain = make_fx(module, decomposition_table=table, tracing_mode="real")(*inputs)
-    return GraphModule(plain, fx_graph_cse(plain.graph))
+    table = {**select_decomp_table(), **DECOMPOSITIONS}
+
+    def trace(run: Callable[..., Any], values: Sequence[Any]) -> GraphModule:
+        with mode:
+            own = [value.detach() if isinstance(value, torch.Tensor) else value for value in values]
+            return make_fx(run, decomposition_table=table, tracing_mode="real")(*own)
+
+    def is_plain(target: Any) -> bool:
+        is_operator = isinstance(target, OpOverload) and target not in table and not target._can_decompose()
+        return is_operator or target is operator.getitem
+
+    with torch.no_grad(), inductor_config.patch(_INDUCTOR), _use_lazy_graph_module(True):
+        graph, attributes = expand_graph(module, inputs, mode, trace, is_plain)
+        graph.eliminate_dead_code()
+        return _make_graph_module(attributes, fx_graph_cse(graph))
 
 
 def compile_inductor(

@@ -87,14 +87,65 @@ def test_other_calls_run_themselves(other, spec, layout, dtype, runs):
         assert form(get_value(last)) == form(run_call(last, get_value))
 
 
-def test_operators_of_torch_run_each_time(runs):
-    """The view of one tensor shares no memory with another one."""
+def test_a_view_shares_memory_with_its_own_tensor(runs):
     graph, mode = Graph(), FakeTensorMode()
     x, y = (make_input(graph, mode, torch.randn(4, 8)) for _ in range(2))
-    views = [call(graph, aten.t.default, node) for node in (x, y)]
-    assert runs == [aten.t.default] * 2
-    for node, view in zip((x, y), views, strict=True):
-        assert get_value(node).untyped_storage()._cdata == get_value(view).untyped_storage()._cdata
+    views = [call(graph, aten.slice.Tensor, node, 1, 2, 6) for node in (x, y)]
+    turned = [call(graph, aten.t.default, view) for view in views]
+    assert runs == [aten.slice.Tensor, aten.t.default]
+    for node, view, last in zip((x, y), views, turned, strict=True):
+        memories = {get_value(one).untyped_storage()._cdata for one in (node, view, last)}
+        assert len(memories) == 1
+        assert form(get_value(last)) == form(torch.randn(4, 8)[:, 2:6].t())
+        assert get_value(last).storage_offset() == 2
+    assert get_value(x).untyped_storage()._cdata != get_value(y).untyped_storage()._cdata
+    assert get_value(x).untyped_storage().nbytes() == 128
+
+
+def test_several_views_of_one_tensor(runs):
+    graph, mode = Graph(), FakeTensorMode()
+    x, y = (make_input(graph, mode, torch.randn(6, 8)) for _ in range(2))
+    parts = [get_value(call(graph, aten.split.Tensor, node, 4)) for node in (x, y)]
+    assert runs == [aten.split.Tensor]
+    assert type(parts[0]) is type(parts[1])
+    assert [[(form(part), part.storage_offset()) for part in own] for own in parts] == 2 * [
+        [(form(part), part.storage_offset()) for part in torch.randn(6, 8).split(4)]
+    ]
+    assert {part.untyped_storage()._cdata for part in parts[1]} == {get_value(y).untyped_storage()._cdata}
+
+
+@pytest.mark.parametrize(
+    ("target", "others"),
+    [
+        (aten.mul.Tensor, [(1.0,), (1,), (True,), (-1.0,)]),
+        (aten.mul.Tensor, [(0.0,), (-0.0,)]),
+        (aten.sum.dim_IntList, [([0, 1],), ([0],), ([0], True)]),
+    ],
+)
+def test_calls_with_other_numbers_run_themselves(target, others, runs):
+    graph, mode = Graph(), FakeTensorMode()
+    x = make_input(graph, mode, torch.randn(4, 8))
+    for arguments in others:
+        node = call(graph, target, x, *arguments)
+        assert form(get_value(node)) == form(target(torch.randn(4, 8), *arguments))
+    assert runs == [target] * len(others)
+
+
+def test_one_tensor_read_twice_is_no_two_tensors(runs):
+    graph, mode = Graph(), FakeTensorMode()
+    x, y = (make_input(graph, mode, torch.randn(4, 4)) for _ in range(2))
+    assert describe_call(call(graph, aten.mul.Tensor, x, x)) != describe_call(call(graph, aten.mul.Tensor, x, y))
+
+
+@pytest.mark.parametrize("make", [lambda x: x.conj(), lambda x: x.conj().imag], ids=["conjugate", "negative"])
+def test_conjugates_run_each_time(make, runs):
+    graph, mode = Graph(), FakeTensorMode()
+    x = graph.placeholder("x")
+    with mode:
+        set_value(x, make(torch.randn(4, 8, dtype=torch.complex64)))
+    nodes = [call(graph, aten.clone.default, x) for _ in range(2)]
+    assert runs == [aten.clone.default] * 2
+    assert describe_call(nodes[0]) is None
 
 
 def test_free_dimensions_run_each_time(runs):
