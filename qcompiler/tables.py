@@ -106,3 +106,9 @@ def _write_markdown(table: Table) -> str:
 
 def _escape_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def join_some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

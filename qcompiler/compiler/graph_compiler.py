@@ -17,7 +17,7 @@ from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.compiler.outside import Recorder, forward_order, is_working, recording_threads, working
 from qcompiler.compiler.pipelines import joint_pipeline
-from qcompiler.compiler.plan import Kept, QuantPlan
+from qcompiler.compiler.plan import Kept, QuantPlan, join_reasons
 from qcompiler.compiler.variants import Variants
 from qcompiler.errors import CompileError
 from qcompiler.passes.halves.lower_integer import Execution
@@ -198,8 +198,7 @@ class GraphCompiler:
         self.outside.update(dict.fromkeys(found))
         self._refuse_floats(found)
         if found and self.plans:  # without any graph there is one warning for the whole model
-            rows = "; ".join(f"{kept.consumer}: {kept.reason}" for kept in found)
-            logger.warning("left in float: %s", rows)
+            logger.warning("left in float: %s", join_reasons(found))
 
     def _refuse_floats(self, found: Sequence[Kept]) -> None:
         rows = "; ".join(f"{kept.name} in {kept.consumer}: {kept.reason}" for kept in found if not kept.asked)
@@ -208,9 +207,8 @@ class GraphCompiler:
 
     def _refuse_simulation(self, lowered: Lowered) -> None:
         if self.execution is Execution.INTEGER and lowered.simulated and not lowered.integer:
-            rows = "; ".join(f"{kept.consumer}: {kept.reason}" for kept in lowered.simulated)
             raise CompileError(
-                f"execution='integer': no contraction can be computed as integers: {rows}; "
+                f"execution='integer': no contraction can be computed as integers: {join_reasons(lowered.simulated)}; "
                 "valid: execution='auto', which simulates them"
             )
 

@@ -22,7 +22,7 @@ from qcompiler.passes.ir.walk import iterate_readers, list_operands
 from qcompiler.passes.rules import Role, Rule, first_match, saves_floats
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import QuantSpec
-from qcompiler.tables import Table, to_text
+from qcompiler.tables import Table, join_some, to_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,14 @@ class Kept:
     reason: str
     #: True if a rule says so; False if nothing could be done, or no rule speaks of it
     asked: bool = False
+
+
+def join_reasons(kept: Sequence[Kept]) -> str:
+    """Return each reason once, behind the first few consumers that the reason holds for."""
+    consumers: dict[str, list[str]] = {}
+    for one in kept:
+        consumers.setdefault(one.reason, []).append(one.consumer)
+    return "; ".join(f"{join_some(names)}: {reason}" for reason, names in consumers.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,10 @@ from qcompiler.exporting.calibration import measure_ranges
 from qcompiler.exporting.causes import explain_missing, explain_recurrent
 from qcompiler.exporting.dimensions import as_dims, find_symbol_names
 from qcompiler.exporting.inputs import as_example, check_inputs, copy_tensors, free_batch
-from qcompiler.exporting.trace import ExportError, MissingRangeError, Observe, Traced, join_some, trace_model
+from qcompiler.exporting.trace import ExportError, MissingRangeError, Observe, Traced, trace_model
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.frozen.calibrate_ranges import Calibrated
+from qcompiler.tables import join_some
 
 if TYPE_CHECKING:
     from qcompiler.exporting.exported_model import ExportedModel

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.naming import RESUMED
-from qcompiler.exporting.trace import MissingRangeError, enter_eval_mode, join_some
+from qcompiler.exporting.trace import MissingRangeError, enter_eval_mode
 from qcompiler.module import QuantizedModule, get_session
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.site_name import SiteName
+from qcompiler.tables import join_some
 
 
 def explain_missing(qmodel: QuantizedModule, error: MissingRangeError, args: Any, kwargs: Mapping[str, Any]) -> str:

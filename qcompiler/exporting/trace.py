@@ -29,6 +29,7 @@ from qcompiler.passes.ir.quantizer import list_quantizers
 from qcompiler.passes.ir.views import aten, view_root
 from qcompiler.runtime.errors import QCompilerError
 from qcompiler.runtime.ranges.store import RangeStore
+from qcompiler.tables import join_some
 
 #: called with the name of a stage, the places that changed, and the subject of the pass: a graph or a model
 Observe: TypeAlias = Callable[[str, int, Any], None]
@@ -268,9 +269,3 @@ def _refuse_ranges(plan: QuantPlan, store: RangeStore) -> None:
         raise ExportError(
             f"export: {join_some(random)} round stochastically in eval; valid: recipes that round to nearest"
         )
-
-
-def join_some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many there are."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

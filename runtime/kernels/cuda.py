@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Facts, Kernel
-from qcompiler.runtime.kernels.runs import LEAST_RUN
+from qcompiler.runtime.kernels.runs import LEAST_RUN, explain_short
 from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.numbers.integers import Kind
 
@@ -28,7 +28,7 @@ def _explain_int_mm(facts: Facts) -> str:
 def _explain_runs(facts: Facts) -> str:
     """Say why the kernel in Triton cannot compute a product; empty: it can."""
     if facts.run < LEAST_RUN:
-        return f"a scale changes after every {facts.run} elements of a sum; valid: {LEAST_RUN} or more"
+        return explain_short(facts.run)
     for form in facts.formats:
         if form.kind is not Kind.SIGNED:
             return f"the kernel of sums with several scales takes signed integers, got {form}"

@@ -41,10 +41,16 @@ def _spread(factors: Tensor, extent: int, edge: int) -> Tensor:
     return BlockView(shape, shape, (edge, 1)).spread(factors)
 
 
+def explain_short(run: int) -> str:
+    """Say that runs are too short for every kernel of runs."""
+    valid = f"{LEAST_RUN} or more, as in hyperblock-int8-wide"
+    return f"a scale changes after every {run} elements of a sum; valid: {valid}"
+
+
 def _explain_runs(facts: Facts) -> str:
     """Say why the kernel cannot compute a product; empty: it can."""
     if facts.run < LEAST_RUN:
-        return f"a scale changes after every {facts.run} elements of a sum; valid: {LEAST_RUN} or more"
+        return explain_short(facts.run)
     for form in facts.formats:
         if form.kind is not Kind.SIGNED:
             return f"the kernel of sums with several scales takes signed integers, got {form}"

@@ -164,12 +164,22 @@ def test_simulation_lists_nothing():
 
 def test_nothing_can_be_an_integer():
     qmodel = qcompiler.compile(nn.Conv2d(2, 2, 3, groups=2), "tensor-int8", backend="eager", execution="integer")
-    text = r"execution='integer': no contraction can be computed as integers: \(root\) forward: no kernel computes"
+    text = r"no contraction can be computed as integers: \(root\) forward, \(root\) weight gradient: no kernel computes"
     with pytest.raises(qcompiler.CompileError, match=text):
         qmodel(torch.randn(3, 2, 4, 4))
     qmodel = qcompiler.compile(nn.Conv2d(2, 2, 3, groups=2), "tensor-int8", backend="eager", execution="auto")
     qmodel(torch.randn(3, 2, 4, 4)).sum().backward()
     assert qmodel.plan().integer == 0
+
+
+def test_a_reason_stands_once():
+    layers = [nn.Conv2d(4, 4, 3, padding=1, groups=2) for _ in range(3)]
+    qmodel = qcompiler.compile(nn.Sequential(*layers), "tensor-int8", backend="eager", execution="integer")
+    text = r"integers: 0 forward, 1 forward, 2 forward and \d more: (no kernel computes [^;]+); [^;]*valid: execution"
+    with pytest.raises(qcompiler.CompileError, match=text) as error:
+        qmodel(torch.randn(3, 4, 4, 4))
+    reasons = str(error.value).count("no kernel computes")
+    assert reasons == 1
 
 
 def test_without_rules_nothing_is_asked():

@@ -28,7 +28,10 @@ from qcompiler.runtime import ops, references
 from qcompiler.runtime.kernels import cuda, quantizers
 
 FEW_ROWS = {f"the integer kernel of CUDA needs more than 16 rows, got {rows}" for rows in (8, 10)}
-SHORT = {f"a scale changes after every {run} elements of a sum; valid: 32 or more" for run in (2, 4)}
+SHORT = {
+    f"a scale changes after every {run} elements of a sum; valid: 32 or more, as in hyperblock-int8-wide"
+    for run in (2, 4)
+}
 NEAREST = "a compiled loop rounds to nearest by a known scale as fast"
 
 

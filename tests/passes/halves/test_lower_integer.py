@@ -86,7 +86,9 @@ def test_runs_of_several_lengths_have_the_common_one(in_front_of, settle_halves)
     recipe = uniform(run_spec("b32c64o32i32"), weight=run_spec("o48i32"))
     halves = in_front_of(LowerInteger, recipe, nn.Linear(100, 100), leaf(70, 100))
     assert settle_halves(halves, LOWER) == 2
-    assert reasons(halves) == ["a scale changes after every 16 elements of a sum; valid: 32 or more"]
+    assert reasons(halves) == [
+        "a scale changes after every 16 elements of a sum; valid: 32 or more, as in hyperblock-int8-wide"
+    ]
 
 
 def test_zero_points_change_within_no_sum(in_front_of, settle_halves, text):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from qcompiler.runtime.kernels import cuda, table
+from qcompiler.runtime.kernels import cuda, runs, table
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
 
@@ -40,7 +40,7 @@ def test_sums_of_runs_are_ours(run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"run": 31}, "a scale changes after every 31 elements of a sum; valid: 32 or more"),
+        ({"run": 31}, runs.explain_short(31)),
         (
             {"run": 32, "formats": (parse_format("uint4"), INT8)},
             "the kernel of sums with several scales takes signed integers, got uint4",

@@ -201,7 +201,10 @@ def test_schema_and_shape():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"run": 31}, "a scale changes after every 31 elements of a sum; valid: 32 or more"),
+        (
+            {"run": 31},
+            "a scale changes after every 31 elements of a sum; valid: 32 or more, as in hyperblock",
+        ),
         ({"formats": (parse_format("int8"), parse_format("affine8"))}, "takes signed integers, got affine8"),
         ({"formats": (parse_format("uint4"), parse_format("int8"))}, "takes signed integers, got uint4"),
     ],
