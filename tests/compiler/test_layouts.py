@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from group_norm_strides import AS_TRACED
 from torch import Tensor, nn
 
 import qcompiler
@@ -109,12 +110,13 @@ def assert_as_plain(name: str, pairing: tuple[str, str, str], backend: str = "ea
     """The identity recipe gives the numbers of plain PyTorch in the strides of plain PyTorch.
 
     Bit for bit, except for sums over a gradient that is copied into the strides that were traced: these add in another
-    order, n ≤ 288 numbers with an error below √n half units in the last place, 17 · 2⁻²⁴ ≈ 1e-6.
+    order, n ≤ 288 numbers with an error below √n half units in the last place, 17 · 2⁻²⁴ ≈ 1e-6. So do convolutions
+    behind a group norm that torch traces with other strides than its kernel returns.
     """
     y, gradients = train(name, pairing, "identity", backend)
     plain, expected = train(name, pairing, None)
     assert y.stride() == plain.stride()
-    assert backend != "eager" or torch.equal(y, plain)
+    assert backend != "eager" or (name == "mixed" and not AS_TRACED) or torch.equal(y, plain)
     assert error([y, *gradients], [plain, *expected]) <= 1e-6
 
 

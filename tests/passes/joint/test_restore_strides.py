@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from group_norm_strides import AS_TRACED
 from torch import nn
 
 from qcompiler import recipes
@@ -48,6 +49,7 @@ def drifted(joint):
     return make
 
 
+@pytest.mark.skipif(not AS_TRACED, reason="torch traces the norm as contiguous, whatever its kernel returns")
 def test_the_mask_of_relu_has_no_memory_format_of_its_own(drifted, settle):
     """The unpacked bits are contiguous: where(bits, 0, G) would be so too, and the norm expects channels last."""
     captured = drifted(norms(), channels_last(2, 4, 8, 8))
