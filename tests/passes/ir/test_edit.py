@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from qcompiler.passes.ir.edit import finish_graph, insert_call, insert_input, last_placeholder
+from qcompiler.passes.ir.edit import check_order, finish_graph, insert_call, insert_input, last_placeholder
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind, Operand
 from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import (
@@ -261,6 +261,30 @@ def test_finish_drops_what_nothing_reads(linear):
     finish_graph(linear)
     assert "exp" not in graph_text(linear)
     assert "exp" not in linear.code
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_node_reads_what_stands_above(is_listed):
+    graph = Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(torch.exp, (x,))
+    second = graph.call_function(torch.cat, ([x, first],) if is_listed else (first,))
+    graph.output((second,))
+    check_order(graph)
+    second.append(first)
+    with pytest.raises(RuntimeError, match="'exp' of Node 'cat' was used before it has been defined"):
+        check_order(graph)
+
+
+def test_a_node_of_another_graph_is_refused():
+    graph, other = Graph(), Graph()
+    y = other.placeholder("y")
+    graph.output((graph.call_function(torch.exp, (graph.placeholder("x"),)),))
+    check_order(graph)
+    (call,) = [node for node in graph.nodes if node.op == "call_function"]
+    call.args = (y,)
+    with pytest.raises(RuntimeError, match="Argument 'y' of Node 'exp' does not belong to this Graph"):
+        check_order(graph)
 
 
 def test_text_of_every_kind_of_node():
