@@ -127,7 +127,7 @@ def _describe_results(value: Any, read: Sequence[Any]) -> _Results | None:
     """Return the results of a call; None if one is no tensor of known form, or if they share memory of their own."""
     results = list(value) if isinstance(value, tuple | list) else [value]
     forms = [form for form in map(describe_tensor, results) if form is not None]
-    if len(forms) < len(results):
+    if not results or len(forms) < len(results):
         return None
     places = {_get_memory(one): place for place, one in enumerate(read) if isinstance(one, torch.Tensor)}
     own = [_get_memory(one) for one in results if _get_memory(one) not in places]

@@ -114,6 +114,13 @@ def test_several_views_of_one_tensor(runs):
     assert {part.untyped_storage()._cdata for part in parts[1]} == {get_value(y).untyped_storage()._cdata}
 
 
+def test_no_result_at_all(runs):
+    graph, mode = Graph(), FakeTensorMode()
+    x = make_input(graph, mode, torch.randn(0, 8))
+    assert [len(get_value(call(graph, aten.unbind.int, x))) for _ in range(2)] == [0, 0]
+    assert runs == [aten.unbind.int] * 2
+
+
 @pytest.mark.parametrize(
     ("target", "others"),
     [
