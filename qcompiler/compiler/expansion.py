@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from qcompiler.passes.ir.arguments import run_call
 from qcompiler.passes.ir.inference import Call, FakeTensorMode, describe_call, infer_value
-from qcompiler.passes.ir.meta import find_value, set_value
+from qcompiler.passes.ir.meta import find_value, has_value, set_value
 
 #: from a function and the fake values that it reads to its nodes
 Trace: TypeAlias = Callable[[Callable[..., Any], Sequence[Any]], GraphModule]
@@ -89,7 +89,10 @@ class _Expansion:
         args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
         name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
         copied = self.graph.create_node("call_function", node.target, args, kwargs, name=name)
-        infer_value(copied, self._mode)
+        if any(not has_value(source) for source in copied.all_input_nodes):
+            set_value(copied, find_value(node))  # of a graph that the operator runs; it was traced for this call alone
+        else:
+            infer_value(copied, self._mode)
         return copied
 
     def _add_attribute(self, node: Node, module: GraphModule) -> Node:
@@ -106,7 +109,7 @@ class _Expansion:
         """Add the nodes that a call becomes, and return the nodes of the results."""
         traced = self._trace_call(node)
         new: dict[Node, Any] = {}
-        given = map(self._new.__getitem__, node.all_input_nodes)
+        given = map(self._new.__getitem__, self._list_read(node))
         for inner in traced.graph.nodes:
             if inner.op == "placeholder":
                 new[inner] = next(given)
@@ -121,14 +124,23 @@ class _Expansion:
         call = describe_call(node, self._get_value, with_site=True)
         traced = self._traced.get(call) if call else None
         if traced is None:
-            read = node.all_input_nodes
-            traced = self._trace(
-                lambda *given: run_call(node, dict(zip(read, given, strict=True)).__getitem__),
-                [self._get_value(source) for source in read],
-            )
+            read = self._list_read(node)
+
+            def run(*given: Any) -> Any:
+                values = dict(zip(read, given, strict=True))
+                return run_call(node, lambda source: values[source] if source in values else self._get_module(source))
+
+            traced = self._trace(run, [self._get_value(source) for source in read])
             if call:
                 self._traced[call] = traced
         return traced
+
+    def _list_read(self, node: Node) -> list[Node]:
+        """Return what a call reads but for modules: a higher-order operator runs those."""
+        return [source for source in node.all_input_nodes if has_value(self._new[source])]
+
+    def _get_module(self, node: Node) -> Any:
+        return self.attributes[str(self._new[node].target)]
 
     def _get_value(self, node: Node) -> Any:
         return find_value(self._new[node])

@@ -98,6 +98,11 @@ class GraphCompiler:
         with paused_collector():
             captured = capture(module, inputs, names)
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
+        with torch_compat.without_autocast():  # the casts are part of the graph already
+            return captured, self._rewrite(captured, names)
+
+    def _rewrite(self, captured: Captured, names: FrameNames) -> Step:
+        """Rewrites and lowers a captured graph."""
         with paused_collector():
             untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
             finish = self.prepare(captured)
@@ -112,7 +117,7 @@ class GraphCompiler:
         whole = plan.with_saved(lowered.saved)
         tally = lowered.tally
         self.plans[names.key] = lambda: whole.with_run(*sizes, lowered.notes, *products, tally.called, tally.reasons)
-        return captured, lowered.step
+        return lowered.step
 
     def _leave(self, note: str) -> None:
         """Notes that a graph is left in float; `strict` refuses it."""

@@ -176,6 +176,12 @@ def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno != logging.ERROR
 
 
+def without_autocast() -> contextlib.AbstractContextManager[None]:
+    """A context in which operators run in the types of their inputs, whatever context the caller stands in."""
+    context: contextlib.AbstractContextManager[None] = torch._C._DisableAutocast()
+    return context
+
+
 def split_joint(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:
@@ -226,7 +232,8 @@ def _allow_recomputing() -> Iterator[None]:
 
 def retrace_graph(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
     """Return the graph over plain aten, our operators and Inductor's decompositions expanded, equal nodes merged."""
-    table = {**select_decomp_table(), **DECOMPOSITIONS}
+    with inductor_config.patch(_INDUCTOR):  # where random numbers are torch's own, dropout has no decomposition
+        table = {**select_decomp_table(), **DECOMPOSITIONS}
 
     def trace(run: Callable[..., Any], values: Sequence[Any]) -> GraphModule:
         with mode:

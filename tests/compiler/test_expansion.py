@@ -6,13 +6,16 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._functorch.compile_utils import fx_graph_cse
+from torch._inductor import config as inductor_config
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Node, map_aggregate
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 import qcompiler
@@ -26,6 +29,8 @@ from qcompiler.runtime.execute.interpret import make_runner
 SPEC = "int8:max:b2c4:nearest:pass"
 STOCHASTIC = "int8:max:b2c4:stochastic:pass"
 KEY = torch.tensor([3, 5], dtype=torch.int32)
+#: decompositions of softmax and of its gradient round 16 times, each by half a unit in the last place at most
+ROUNDED = 16 * 2.0**-24
 aten = torch.ops.aten
 
 
@@ -42,9 +47,26 @@ class Checkpointed(nn.Module):
         return x
 
 
+class Conditional(nn.Module):
+    """Operators that run graphs of their own: of two conditions with branches of the same names, and of two scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        for factor in (2.0, 3.0):
+            y = torch.cond(y.sum() > 0, lambda y, f=factor: y.sin() * f, lambda y, f=factor: y.cos() * f, (y,))
+        heads = y[None, None]
+        for factor in (0.5, 0.25):
+            heads = flex_attention(heads, heads, heads, score_mod=lambda s, b, h, i, j, f=factor: s + (i - j) * f)
+        return self.last(heads[0, 0])
+
+
 def trace_whole(module, inputs, mode):
-    table = {**select_decomp_table(), **ops.DECOMPOSITIONS}
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), inductor_config.patch(fallback_random=True):
+        table = {**select_decomp_table(), **ops.DECOMPOSITIONS}
         return fx_graph_cse(make_fx(module, decomposition_table=table, tracing_mode="real")(*inputs).graph)
 
 
@@ -69,8 +91,14 @@ def describe(graph):
 
 
 @pytest.fixture
-def retraced(monkeypatch):
-    """Pairs of (graph that Inductor gets, the same by a whole trace); nothing is compiled."""
+def interpreted(monkeypatch):
+    """What Inductor gets is run node by node."""
+    monkeypatch.setattr(torch_compat, "compile_inductor", lambda module, *args, **options: make_runner(module))
+
+
+@pytest.fixture
+def retraced(monkeypatch, interpreted):
+    """Pairs of (graph that Inductor gets, the same by a whole trace)."""
     found, retrace = [], torch_compat.retrace_graph
 
     def run(module, inputs, mode):
@@ -79,7 +107,6 @@ def retraced(monkeypatch):
         return plain
 
     monkeypatch.setattr(torch_compat, "retrace_graph", run)
-    monkeypatch.setattr(torch_compat, "compile_inductor", lambda module, *args, **options: make_runner(module))
     return found
 
 
@@ -97,6 +124,71 @@ def test_calls_become_what_a_whole_trace_makes(name, recipe, models, retraced):
     for graph, whole in retraced:
         assert describe(graph) == describe(whole)
         assert all(node.name == f"arg{place}_1" for place, node in enumerate(graph.find_nodes(op="placeholder")))
+
+
+@pytest.mark.parametrize("recipe", ["identity", "tensor-int8"])
+def test_operators_that_run_graphs(recipe, interpreted):
+    torch.manual_seed(0)
+    model, x = Conditional(), torch.randn(8, 16)
+    compiled = qcompiler.compile(model, recipe, backend="inductor")
+    eager = qcompiler.compile(model, recipe, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), eager(x))
+
+
+class Random(nn.Module):
+    """Draws by operators that have decompositions of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        y = F.rrelu(F.dropout(self.first(x), 0.3), training=True)
+        y = F.scaled_dot_product_attention(y[None], y[None], y[None], dropout_p=0.2)[0]
+        return self.last(F.dropout(F.gumbel_softmax(y), 0.6) + torch.empty_like(y).exponential_())
+
+
+def test_random_numbers_are_those_of_torch(interpreted):
+    """The same numbers for one seed, and the same generator afterwards."""
+    found = []
+    for recipe in (None, "identity"):
+        torch.manual_seed(0)
+        model, x = Random(), torch.randn(6, 12)
+        step = model if recipe is None else qcompiler.compile(model, recipe, backend="inductor")
+        step(x).sin().sum().backward()
+        found.append(([parameter.grad for parameter in model.parameters()], torch.get_rng_state()))
+    (expected, state), (gradients, own_state) = found
+    assert torch.equal(state, own_state)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours - theirs).norm() <= ROUNDED * theirs.norm()
+
+
+class Island(nn.Module):
+    """Layers of the type of the caller, and a part in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            return y, self.last(y.float()).softmax(-1), y.float() @ x.t()
+
+
+@pytest.mark.parametrize("recipe", ["identity", "hyperblock-int8"])
+def test_a_part_without_autocast(recipe, interpreted):
+    torch.manual_seed(0)
+    model, x = Island(), torch.randn(6, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        outputs = qcompiler.compile(model, recipe, backend="inductor")(x)
+    assert [y.dtype for y in outputs] == [torch.bfloat16, torch.float32, torch.float32]
+    if recipe == "identity":
+        for ours, theirs in zip(outputs, expected, strict=True):
+            assert (ours - theirs).float().norm() <= ROUNDED * theirs.float().norm()
+    sum(y.float().sum() for y in outputs).backward()
 
 
 def expand(compute, *tensors):
