@@ -153,7 +153,7 @@ def clean_graph(module: GraphModule) -> None:
 def check_order(graph: Graph) -> None:
     """Raise RuntimeError if a node reads one that stands behind it, or that is of another graph.
 
-    `Graph.lint` checks that too, and what fx itself keeps right, in five times the time.
+    `Graph.lint` checks that too, and what fx itself keeps right, in three times the time.
     """
     above: set[Node] = set()
     for node in graph.nodes:

@@ -43,7 +43,7 @@ def infer_value(node: Node, mode: FakeTensorMode | None = None) -> None:
     call = describe_call(node)
     known = None if call is None else _KNOWN.setdefault(mode, {}).get(call)
     read = _list_values_read(node)
-    set_value(node, _run_on_fakes(node, mode, call) if known is None else _make_values(known, mode, read))
+    set_value(node, _run_on_fakes(node, mode, call, read) if known is None else _make_values(known, mode, read))
     set_inferred_from(node, read)
 
 
@@ -114,12 +114,12 @@ def describe_tensor(value: Any) -> TensorForm | None:
     return (shape, strides, value.dtype, value.device) if known else None
 
 
-def _run_on_fakes(node: Node, mode: FakeTensorMode, call: Call | None) -> Any:
+def _run_on_fakes(node: Node, mode: FakeTensorMode, call: Call | None, read: Sequence[Any]) -> Any:
     """Return the result of the operator on fake tensors, and keep its form for equal calls."""
     with mode, torch.no_grad():
         value = run_call(node, get_value)
     if call is not None:
-        _KNOWN[mode][call] = _describe_results(value, _list_values_read(node))
+        _KNOWN[mode][call] = _describe_results(value, read)
     return value
 
 

@@ -1,7 +1,7 @@
 """Expand a graph into the operators that a compiler lowers; equal calls are traced once.
 
-A network repeats its layers: both halves of a step of ViT-Tiny make 2,600 calls, 600 different ones. torch takes
-milliseconds to trace a call; to copy the nodes that an equal call became takes a tenth of that.
+A network repeats its layers: 1,161 calls in both halves of a step of ViT-Tiny are expanded, of 87 kinds. torch takes
+milliseconds to trace a call.
 """
 
 import operator

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.capture import Captured, capture
-from qcompiler.compiler.lower import Lowered, lower_graph
+from qcompiler.compiler.lower import Lowered, list_devices, lower_graph
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.compiler.outside import Recorder, forward_order, is_working, recording_threads, working
 from qcompiler.compiler.pipelines import joint_pipeline
@@ -23,7 +23,7 @@ from qcompiler.errors import CompileError
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.recipes.recipe import Recipe
-from qcompiler.runtime.execute.step import Step
+from qcompiler.runtime.execute.step import Step, without_autocast
 from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.numbers.blocks import TENSOR
@@ -98,7 +98,7 @@ class GraphCompiler:
         with paused_collector():
             captured = capture(module, inputs, names)
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
-        with torch_compat.without_autocast():  # the casts are part of the graph already
+        with without_autocast(list_devices(captured)):
             return captured, self._rewrite(captured, names)
 
     def _rewrite(self, captured: Captured, names: FrameNames) -> Step:

@@ -85,7 +85,7 @@ def lower_graph(
         ranges = _make_ranges(store, sites, whole, None, backend, ())
         forward = _make_half(whole, captured, backend, notes, tally, is_backward=False)
         step = Step(
-            forward, None, captured.writes, captured.differentiable, device_types=_list_devices(captured), ranges=ranges
+            forward, None, captured.writes, captured.differentiable, device_types=list_devices(captured), ranges=ranges
         )
         return Lowered(step, 0, 0, notes, QuantPlan(), *_list_products(halves), tally)
     with paused_collector():
@@ -100,7 +100,7 @@ def lower_graph(
         differentiable=captured.differentiable,
         tangents=tuple(_list_tangents(captured)),
         depends=depends,
-        device_types=_list_devices(captured),
+        device_types=list_devices(captured),
         ranges=ranges,
     )
     return Lowered(
@@ -276,7 +276,8 @@ def _list_tangents(captured: Captured) -> list[Tangent]:
     ]
 
 
-def _list_devices(captured: Captured) -> tuple[str, ...]:
+def list_devices(captured: Captured) -> tuple[str, ...]:
+    """Return the types of the devices of all tensors of a graph."""
     values = [find_value(n) for n in captured.module.graph.nodes]
     return tuple(sorted({v.device.type for v in values if isinstance(v, torch.Tensor)}))
 

@@ -176,12 +176,6 @@ def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno != logging.ERROR
 
 
-def without_autocast() -> contextlib.AbstractContextManager[None]:
-    """A context in which operators run in the types of their inputs, whatever context the caller stands in."""
-    context: contextlib.AbstractContextManager[None] = torch._C._DisableAutocast()
-    return context
-
-
 def split_joint(
     joint: GraphModule, forward_outputs: int, static_inputs: Sequence[int]
 ) -> tuple[GraphModule, GraphModule]:

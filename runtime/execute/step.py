@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,6 +12,15 @@ from torch import Tensor
 
 from qcompiler.runtime.execute.interpret import Half
 from qcompiler.runtime.ranges.store import Moment, RangeStore, StateSite
+
+
+@contextlib.contextmanager
+def without_autocast(device_types: Iterable[str]) -> Iterator[None]:
+    """A context in which autocast is off on some devices: the casts are part of a captured graph."""
+    with contextlib.ExitStack() as stack:
+        for kind in filter(torch.amp.is_autocast_available, device_types):  # "meta" has none
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class WriteKind(enum.Enum):
@@ -141,7 +150,7 @@ class Step:
             moment = self.ranges.store.now(sites)
             states = self.ranges.store.read(sites)
             half = self.ranges.first_forward if moment.is_first and self.ranges.first_forward else half
-        with self.without_autocast():
+        with without_autocast(self.device_types):
             results = list(half([*inputs, *states]))
         if self.ranges is not None and self.ranges.learns and moment is not None and moment.is_first:
             start = len(self.writes) + len(self.differentiable)
@@ -169,7 +178,7 @@ class Step:
                 half = self.ranges.first_backward
             elif forward is not None and forward.is_first and self.ranges.plain_backward:
                 half = self.ranges.plain_backward
-        with self.without_autocast():
+        with without_autocast(self.device_types):
             args += states
             results = list(half(args))
         if self.ranges is None or not self.ranges.learns or not states:
@@ -190,14 +199,6 @@ class Step:
         for write, new in zip(self.writes, outputs, strict=False):
             write.to(inputs, new)
         return tuple(outputs[len(self.writes) :])
-
-    @contextlib.contextmanager
-    def without_autocast(self) -> Any:
-        """A context in which autocast is off on every device of the graph."""
-        with contextlib.ExitStack() as stack:
-            for kind in filter(torch.amp.is_autocast_available, self.device_types):  # "meta" has none
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
 
     def gradients(
         self, saved: list[Any], grads: Sequence[Tensor | None], forward: Moment | None
