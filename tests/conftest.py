@@ -19,6 +19,7 @@ from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import qcompiler
+from qcompiler.compiler import torch_compat
 from qcompiler.runtime.kernels import convolutions, cpu, runs
 
 
@@ -87,6 +88,22 @@ def quick_torch() -> Iterator[None]:
         patch.setattr(export_utils, "_materialize_cpp_cia_ops", functools.cache(export_utils._materialize_cpp_cia_ops))
         patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """Every test captures anew, but for those that ask for `kept`: many change what a capture does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_compat, "find_cache", lambda: None)
+        yield
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which captured graphs are kept, empty at first."""
+    folder = tmp_path / "kept graphs"
+    monkeypatch.setattr(torch_compat, "find_cache", lambda: folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,11 @@ class Tally:
     #: why quantizers stay loops of the compiler → how many
     reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    def add(self, other: "Tally") -> None:
+        """Count the quantizers of another tally too."""
+        self.called += other.called
+        self.reasons.update(other.reasons)
+
 
 @dataclasses.dataclass(frozen=True)
 class CallKernels:

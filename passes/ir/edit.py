@@ -34,6 +34,11 @@ def copy_graph(module: GraphModule) -> GraphModule:
     return _LazyGraphModule(module, copy_nodes(module.graph))
 
 
+def make_module(attributes: dict[str, Any], graph: Graph) -> GraphModule:
+    """Return a module with a graph, over what its nodes read by name; its code is written when somebody asks."""
+    return _LazyGraphModule(attributes, graph)
+
+
 def last_placeholder(graph: Graph) -> Node:
     """Return the last of the inputs, which stand at the head of the graph."""
     node: Node = graph.find_nodes(op="placeholder", sort=False)[-1]  # the newest: sorting them takes long

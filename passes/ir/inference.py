@@ -2,10 +2,10 @@
 
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx import Graph, Node
 
@@ -58,15 +58,24 @@ def _are_alike(old: Any, new: Any) -> bool:
     return old is new or (form is not None and form == describe_tensor(new))
 
 
+def find_mode(graph: Graph) -> FakeTensorMode | None:
+    """Return the mode that the graph's fake tensors belong to; None without any."""
+    modes = (getattr(find_value(node), "fake_mode", None) for node in graph.nodes)
+    return next((mode for mode in modes if mode is not None), None)
+
+
 def fake_mode(graph: Graph) -> FakeTensorMode:
-    """Return the mode that the graph's fake tensors belong to."""
-    for node in graph.nodes:
-        mode = getattr(find_value(node), "fake_mode", None)
-        if mode is not None:
-            return cast(FakeTensorMode, mode)
-    raise ValueError(
-        "graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')"
-    )
+    """Return the mode that the graph's fake tensors belong to.
+
+    Raises:
+        ValueError: the graph has none.
+    """
+    mode = find_mode(graph)
+    if mode is None:
+        raise ValueError(
+            "graph: no node holds a fake tensor; capture it through torch.compile or make_fx(tracing_mode='fake')"
+        )
+    return mode
 
 
 def describe_call(node: Node, read: Callable[[Node], Any] = find_value, *, with_site: bool = False) -> Call | None:
@@ -151,11 +160,37 @@ def _make_values(known: _Results, mode: FakeTensorMode, read: Sequence[Any]) -> 
 
 
 def _make_fake(result: _Result, mode: FakeTensorMode, read: Sequence[Any]) -> FakeTensor:
-    (shape, strides, dtype, device), offset, place = result
-    if place is None:
-        return FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), device)
-    memory = read[place].untyped_storage()
-    return FakeTensor(mode, torch.empty(0, dtype=dtype, device="meta").set_(memory, offset, shape, strides), device)
+    form, offset, place = result
+    if place is not None:
+        return make_fake(mode, read[place].untyped_storage(), form, offset)
+    shape, strides, dtype, device = form
+    return FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), device)
+
+
+def make_memory(size: int) -> torch.UntypedStorage:
+    """Return memory of so many bytes for fake tensors, which takes none."""
+    return torch.UntypedStorage(size, device="meta")
+
+
+def make_fake(
+    mode: FakeTensorMode,
+    memory: torch.UntypedStorage,
+    form: TensorForm,
+    offset: int,
+    constant: torch.Tensor | None = None,
+) -> FakeTensor:
+    """Return a fake tensor over memory that is there.
+
+    Args:
+        mode: of the tensor.
+        memory: of at least the bytes that the form needs behind the offset.
+        form: extents, strides, type and device.
+        offset: the first element in memory.
+        constant: the values, if torch knows them.
+    """
+    shape, strides, dtype, device = form
+    value = torch.empty(0, dtype=dtype, device="meta").set_(memory, offset, shape, strides)
+    return FakeTensor(mode, value, device, constant=constant)
 
 
 def _list_values_read(node: Node) -> tuple[Any, ...]:

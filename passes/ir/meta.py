@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
@@ -233,6 +233,36 @@ def rename_modules(node: Node, path_of: Callable[[str], str], root: str) -> None
             node.meta[key] = {name: (path_of(path), kind) for name, (path, kind) in stack.items()}
         elif root and node.op == "call_function" and (key in node.meta or key == "nn_module_stack"):
             node.meta[key] = {root: (root, None)}
+
+
+#: facts of a tracer about other graphs, which no pass and no compiler reads
+_OF_TRACERS: Final = ("from_node", "creation_timestamp")
+#: stacks of calls, as pairs of a name and a function of the user
+_CALLS: Final = ("source_fn_stack", "fwd_source_fn_stack")
+
+
+def list_portable_facts(node: Node) -> dict[str, Any]:
+    """Return what is known of a node without objects of the tracer: in stacks of calls the names alone."""
+    facts = {key: fact for key, fact in node.meta.items() if key not in _OF_TRACERS}
+    return facts | {key: [(name, name) for name, _ in facts[key]] for key in _CALLS if key in facts}
+
+
+def set_facts(node: Node, facts: dict[str, Any]) -> None:
+    """Write all that is known of a node."""
+    node.meta = facts
+
+
+def list_origins(node: Node) -> list[Any]:
+    """Return what torch takes over from a node of a Dynamo graph: module, calls, line, and wishes for checkpoints."""
+    calls = [name for name, _ in node.meta.get("source_fn_stack", ())]
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    wishes = [node.meta.get(key) for key in ("recompute", "ac_graph_id", "memory_budget", "custom")]
+    return [modules, calls, get_stack_trace(node), *wishes]
+
+
+def has_checkpoint_policy(module: GraphModule) -> bool:
+    """Return True for the graph of a region of which a function of the user decides what a checkpoint saves."""
+    return "_checkpoint_context_fn" in module.meta
 
 
 def get_description(node: Node) -> Any:

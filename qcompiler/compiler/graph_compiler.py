@@ -12,20 +12,27 @@ from torch.fx import GraphModule
 
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
+from qcompiler.compiler.cache.capture_key import make_capture_key
+from qcompiler.compiler.cache.files import recall
+from qcompiler.compiler.cache.frames import FrameRecord
+from qcompiler.compiler.cache.texts import make_key
 from qcompiler.compiler.capture import Captured, capture
-from qcompiler.compiler.lower import Lowered, list_devices, lower_graph
+from qcompiler.compiler.lower import Lowered, make_step
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
 from qcompiler.compiler.outside import Recorder, forward_order, is_working, recording_threads, working
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import Kept, QuantPlan, join_reasons
+from qcompiler.compiler.rewrite import Rewritten, list_devices, rewrite_halves
 from qcompiler.compiler.variants import Variants
 from qcompiler.errors import CompileError
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph
+from qcompiler.passes.ir.inference import find_mode
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step, without_autocast
 from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
+from qcompiler.runtime.kernels.table import describe_machine
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.ranges.store import RangeStore
 
@@ -95,29 +102,60 @@ class GraphCompiler:
                 f"recipe {self.recipe.name!r} keeps ranges, which need the values of tensors; got tensors on the meta "
                 "device; valid: another device, or a recipe of the present tensor such as hyperblock-int8"
             )
+        key = make_capture_key(module, inputs, names)
+        mode = torch_compat.find_fake_mode(inputs)
         with paused_collector():
-            captured = capture(module, inputs, names)
+            captured = recall(key, mode, lambda: capture(module, inputs, names))
         captured = dataclasses.replace(captured, frame=self.names.frame(names, self._find_order, frozen=self.frozen))
         with without_autocast(list_devices(captured)):
-            return captured, self._rewrite(captured, names)
+            with paused_collector():
+                untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
+            lowered = self.lower(captured, key)
+            self._refuse_simulation(lowered.rewritten_plan)
+        self.captures[names.key], self.plans[names.key] = untouched, lowered.make_plan
+        return captured, lowered.step
 
-    def _rewrite(self, captured: Captured, names: FrameNames) -> Step:
-        """Rewrites and lowers a captured graph."""
+    def lower(self, captured: Captured, key: str | None) -> Lowered:
+        """Quantize and lower a captured graph, which is changed.
+
+        Args:
+            captured: the graph.
+            key: stands for it in the cache on disk.
+        """
+        backend = "inductor" if self.strict and self.backend is None else self.backend
+        key, record = self._make_key(key), FrameRecord()
+
+        def rewrite() -> tuple[FrameRecord, Rewritten]:
+            watched = dataclasses.replace(captured, frame=record.watch(captured.frame))
+            plan = self.quantize(watched)
+            return record, rewrite_halves(captured, plan, self.recipe.rules, self.execution)
+
+        mode = find_mode(captured.module.graph)
+        _, rewritten = recall(key, mode, rewrite, lambda found: found[0].holds(captured.frame))
+        self._refuse_floats(rewritten.plan.kept)
+        return make_step(rewritten, captured, backend, self.store, key)
+
+    def quantize(self, captured: Captured) -> QuantPlan:
+        """Run the joint passes over a captured graph, which is changed; return the plan.
+
+        Raises:
+            CompileError: `strict`, and a tensor stays in float.
+        """
         with paused_collector():
-            untouched = dataclasses.replace(captured, module=copy_graph(captured.module))
-            finish = self.prepare(captured)
             joint_pipeline(self.recipe, frozen=self.frozen, frame=captured.frame)(captured.module)
             plan = QuantPlan.of(captured.module)
         self._refuse_floats(plan.kept)
         wait_for_processor()
-        lowered = finish()
-        self._refuse_simulation(lowered)
-        self.captures[names.key] = untouched
-        sizes, products = (lowered.saved_bytes, lowered.saved_code_bytes), (lowered.integer, lowered.simulated)
-        whole = plan.with_saved(lowered.saved)
-        tally = lowered.tally
-        self.plans[names.key] = lambda: whole.with_run(*sizes, lowered.notes, *products, tally.called, tally.reasons)
-        return lowered.step
+        return plan
+
+    def _make_key(self, key: str | None) -> str | None:
+        """Return the key of the halves of a graph by the key of the graph."""
+        if key is None:
+            return None
+        wait_for_processor()
+        is_machine_asked = self._is_compiled or self.execution is not Execution.SIMULATE
+        machine = describe_machine() if is_machine_asked else ""
+        return make_key(key, self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
 
     def _leave(self, note: str) -> None:
         """Notes that a graph is left in float; `strict` refuses it."""
@@ -127,11 +165,6 @@ class GraphCompiler:
         if note not in self.breaks:
             logger.warning("%s", note)
             self.breaks.append(note)
-
-    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """Sees the graph before the passes; returns the function that lowers the graph after the passes."""
-        backend = "inductor" if self.strict and self.backend is None else self.backend
-        return lambda: lower_graph(captured, backend, self.store, self.recipe.rules, self.execution)
 
     @contextlib.contextmanager
     def calling(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -210,10 +243,10 @@ class GraphCompiler:
         if self.strict and self.recipe.rules and rows:
             raise CompileError(f"strict: left in float: {rows}")
 
-    def _refuse_simulation(self, lowered: Lowered) -> None:
-        if self.execution is Execution.INTEGER and lowered.simulated and not lowered.integer:
+    def _refuse_simulation(self, plan: QuantPlan) -> None:
+        if self.execution is Execution.INTEGER and plan.simulated and not plan.integer:
             raise CompileError(
-                f"execution='integer': no contraction can be computed as integers: {join_reasons(lowered.simulated)}; "
+                f"execution='integer': no contraction can be computed as integers: {join_reasons(plan.simulated)}; "
                 "valid: execution='auto', which simulates them"
             )
 

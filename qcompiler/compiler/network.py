@@ -11,8 +11,8 @@ import torch
 from torch.fx import Graph, Node
 
 from qcompiler.compiler.capture import Captured
-from qcompiler.compiler.lower import saved_size
 from qcompiler.compiler.plan import describe_contraction
+from qcompiler.compiler.rewrite import saved_size
 from qcompiler.compiler.stages import Stage
 from qcompiler.compiler.torch_compat import list_symbols
 from qcompiler.passes.ir.arguments import list_arguments, number_arguments

@@ -10,8 +10,8 @@ from typing import Final
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.compiler.capture import Captured
-from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
+from qcompiler.compiler.rewrite import split_halves
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.halves.lower_integer import Execution
 from qcompiler.passes.ir.edit import copy_graph, copy_nodes

@@ -20,7 +20,7 @@ from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.pipelines import joint_pipeline
-from qcompiler.compiler.plan import describe_contraction
+from qcompiler.compiler.plan import QuantPlan, describe_contraction
 from qcompiler.debugging.contractions import RecordedContraction
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
 from qcompiler.passes.ir.meta import get_contraction, get_input, iterate_contractions
@@ -274,20 +274,18 @@ class WatchedCompiler(GraphCompiler):
         super().__init__(recipe, "eager", strict, store=store)
         self.relay = Relay()
 
-    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """Copies the graph for the shadow."""
+    def lower(self, captured: Captured, key: str | None) -> Lowered:
+        """Quantize and lower the graph, and a copy of it in float for the shadow."""
         graph = Graph()
         outputs = graph.graph_copy(captured.module.graph, {})
         graph.output(outputs)
         floats = dataclasses.replace(captured, module=GraphModule(captured.module, graph))
         joint_pipeline(_FLOAT)(floats.module)
-        return lambda: self._lower(captured, floats)
-
-    def _lower(self, captured: Captured, floats: Captured) -> Lowered:
+        plan = self.quantize(captured)
         watch = QuantizedWatch(captured.module, _make_labels(captured.module), self.relay)
         shadow_watch = FloatWatch(_make_labels(floats.module), self.relay)
-        lowered = lower_graph(captured, watch.interpret, self.store, self.recipe.rules)
-        shadow = lower_graph(floats, shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
+        lowered = lower_graph(captured, plan, watch.interpret, self.store, self.recipe.rules)
+        shadow = lower_graph(floats, QuantPlan(), shadow_watch.interpret, RangeStore(torch_compat.ENGINE)).step
         own = {field.name: getattr(lowered.step, field.name) for field in dataclasses.fields(Step)}
         step = WatchedStep(**own, shadow=shadow, watch=watch, shadow_watch=shadow_watch, inputs=captured.inputs)
         return dataclasses.replace(lowered, step=step)

@@ -1,6 +1,5 @@
 """Training steps in which one quantizer alone is at work, all others let the tensors through."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +52,7 @@ class SoloCompiler(GraphCompiler):
         super().__init__(recipe, "eager", strict, store=store)
         self.solo = Solo()
 
-    def prepare(self, captured: Captured) -> Callable[[], Lowered]:
-        """Return the step of the graph, under a `SoloWatch`."""
-        return lambda: lower_graph(captured, SoloWatch(captured.module, self.solo).interpret, self.store)
+    def lower(self, captured: Captured, key: str | None) -> Lowered:
+        """Quantize the graph, and lower it under a `SoloWatch`."""
+        plan = self.quantize(captured)
+        return lower_graph(captured, plan, SoloWatch(captured.module, self.solo).interpret, self.store)

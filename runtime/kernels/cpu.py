@@ -31,7 +31,7 @@ def _explain_int_mm(facts: Facts) -> str:
     if min(facts.rows, facts.length, facts.columns) < 2:
         shape = f"[{facts.rows}, {facts.length}] × [{facts.length}, {facts.columns}]"
         return f"the integer kernel of the CPU needs two elements along every axis, got {shape}"
-    return "" if _sums_are_exact() else "the integer kernel of this processor saturates within a sum"
+    return "" if sums_are_exact() else "the integer kernel of this processor saturates within a sum"
 
 
 def _weigh_int_mm(facts: Facts) -> str:
@@ -46,7 +46,7 @@ def _weigh_int_mm(facts: Facts) -> str:
 
 
 @functools.cache
-def _sums_are_exact() -> bool:
+def sums_are_exact() -> bool:
     """Return False on a processor that adds pairs of products in 16 bits, as those without VNNI do."""
     low, high = (torch.full((64, 64), code, dtype=torch.int8) for code in (-128, 127))
     products = ((low, low, 16384), (low, high, -16256), (high, low, -16256), (high, high, 16129))

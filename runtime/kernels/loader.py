@@ -119,9 +119,13 @@ def wait_for_processor() -> None:
 
 
 def _import_compiler() -> None:
-    """Import what compiles in this thread: imports of large packages in two threads at once can fail."""
-    for module in ("codecache", "cpp_builder", "cpu_vec_isa"):
-        importlib.import_module(f"torch._inductor.{module}")
+    """Import what compiles in this thread: imports in two threads at once can fail.
+
+    The extension imports setuptools, which takes a finder out of `sys.meta_path`. An import in another thread that
+    walks through that list then passes over the finder of files, and a module that is there is not found.
+    """
+    for module in ("_inductor.codecache", "_inductor.cpp_builder", "_inductor.cpu_vec_isa", "utils.cpp_extension"):
+        importlib.import_module(f"torch.{module}")
 
 
 def prepare_inductor() -> None:

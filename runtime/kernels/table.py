@@ -8,6 +8,8 @@ from torch import Tensor
 
 from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs
 from qcompiler.runtime.kernels.kernel import Convolution, Facts, Kernel, Product, RunProduct, explain_sums
+from qcompiler.runtime.kernels.loader import explain_compiler, explain_vectors, has_wide_vectors
+from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.numbers.formats import Kind
 
 #: whole sums, which are scaled once
@@ -127,3 +129,9 @@ def fake_multiply_runs(
 def _get_kernel(name: str) -> Kernel[Product]:
     (found,) = (row for row in KERNELS if row.name == name)
     return found
+
+
+def describe_machine() -> str:
+    """Return all that kernels of this machine decide, as text: a graph that was lowered elsewhere may not run here."""
+    answers = (explain_compiler(), explain_vectors(), has_wide_vectors(), explain_triton(), cpu.is_fast())
+    return " ".join(map(str, (*answers, cpu.sums_are_exact())))

@@ -82,13 +82,13 @@ def test_the_saved_bytes_are_those_that_autograd_keeps(models, eager, name, reci
 def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
     """The stages are made anew: their text is the one of the graph that the compiler lowered."""
     module, lowered = sys.modules["qcompiler.compiler.graph_compiler"], []
-    lower = module.lower_graph
+    rewrite = module.rewrite_halves
 
     def spy(captured, *args):
         lowered.append(graph_text(captured.module))
-        return lower(captured, *args)
+        return rewrite(captured, *args)
 
-    monkeypatch.setattr(module, "lower_graph", spy)
+    monkeypatch.setattr(module, "rewrite_halves", spy)
     qmodel = eager(models.convolutions(), "hyperblock-int4")
     qmodel(torch.randn(4, 3, 8, 8)).sum().backward()
     assert [qmodel.graph_text()] == lowered
@@ -97,7 +97,7 @@ def test_looking_gives_the_graph_that_ran(models, eager, monkeypatch):
 
 def test_looking_gives_the_halves_that_ran(models, eager, monkeypatch):
     """Torch drops other nodes outside of Dynamo, such as a random key that only backward reads."""
-    module, ran = sys.modules["qcompiler.compiler.lower"], []
+    module, ran = sys.modules["qcompiler.compiler.rewrite"], []
     split = module.split_halves
 
     def spy(captured, *args, **options):

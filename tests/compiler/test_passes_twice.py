@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from qcompiler import recipes
-from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
+from qcompiler.compiler.rewrite import split_halves
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.halves.halves import Halves
 from qcompiler.passes.ir.edit import copy_graph

@@ -13,8 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler import recipes
 from qcompiler.compiler import torch_compat
-from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import joint_pipeline, kernel_pipeline
+from qcompiler.compiler.rewrite import split_halves
 from qcompiler.passes.halves import call_kernels as call_kernels_module
 from qcompiler.passes.halves.call_kernels import Tally
 from qcompiler.passes.halves.halves import Halves

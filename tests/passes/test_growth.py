@@ -10,9 +10,9 @@ from torch import nn
 
 import qcompiler
 from qcompiler import recipes
-from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan
+from qcompiler.compiler.rewrite import split_halves
 
 ROOTS = tuple(str(Path(qcompiler.__file__).parents[1] / folder) for folder in ("qcompiler", "passes", "runtime"))
 #: twice the layers take twice the calls; inputs, output and first calls are the same for both. A square is 4 times

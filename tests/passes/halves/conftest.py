@@ -6,7 +6,7 @@ from torch.fx import Interpreter
 
 import qcompiler
 from qcompiler import recipes
-from qcompiler.compiler import lower
+from qcompiler.compiler import rewrite
 from qcompiler.compiler.pipelines import halves_pipeline, joint_pipeline
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.halves.halves import Halves, check_halves, clean_halves
@@ -72,7 +72,7 @@ def compiled_halves(joint):
         captured = joint(model, *inputs)
         chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
         joint_pipeline(chosen)(captured.module)
-        return lower.split_halves(captured, rules=chosen.rules)
+        return rewrite.split_halves(captured, rules=chosen.rules)
 
     return make
 
@@ -135,7 +135,7 @@ def changes_no_bit(monkeypatch, same_bits):
             return Pipeline(tuple(one for one in line.passes if type(one) not in steps), line.verify)
 
         with monkeypatch.context() as patch:
-            patch.setattr(lower, "halves_pipeline", without)
+            patch.setattr(rewrite, "halves_pipeline", without)
             expected, _ = step_bits(build, recipe, inputs)
         assert same_bits(found, expected)
         return changes

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from qcompiler import recipes
-from qcompiler.compiler.lower import split_halves
 from qcompiler.compiler.pipelines import joint_pipeline
+from qcompiler.compiler.rewrite import split_halves
 from qcompiler.passes.halves.saved_table import SavedTable
 from qcompiler.passes.ir.quantizer import write_quantizer
 from qcompiler.passes.ir.saved_floats import find_codes, iterate_saved

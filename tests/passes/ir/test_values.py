@@ -123,7 +123,7 @@ def test_the_halves_compute_what_the_whole_computes(name, joint, rules, argument
     captured = joint(model, inputs)
     joint_pipeline(Recipe(name="values", rules=rules("int4:max:b2c2o2i2:stochastic:clip")))(captured.module)
     whole = run_graph(captured)
-    step = lower_graph(captured, "eager", RangeStore(torch_compat.ENGINE)).step
+    step = lower_graph(captured, QuantPlan(), "eager", RangeStore(torch_compat.ENGINE)).step
     inputs, tangents = arguments(captured)
     results = [*step.forward(inputs)]
     outputs, saved = results[: captured.forward_outputs], results[captured.forward_outputs :]

@@ -72,7 +72,7 @@ def test_patches_pay_if_many_products_read_them(form, least):
 
 
 def test_a_processor_that_saturates_is_refused(monkeypatch):
-    monkeypatch.setattr(cpu, "_sums_are_exact", lambda: False)
+    monkeypatch.setattr(cpu, "sums_are_exact", lambda: False)
     assert cpu.INT_MM.explain(facts(4, 4, 4)) == "the integer kernel of this processor saturates within a sum"
 
 

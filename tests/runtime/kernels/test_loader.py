@@ -1,5 +1,7 @@
 """C++ through torch's loader."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -127,3 +129,25 @@ def test_headers_of_ours_stand_in_the_source():
     assert source.count("struct Image {") == source.count("struct Matrix {") == 1
     assert '#include "' not in source
     assert "#include <cstdint>" in source
+
+
+SCRIPT = """
+import sys, threading
+from qcompiler.runtime.kernels import loader
+
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread().name == "qcompiler-libraries":
+            print(name)
+
+loader._import_compiler()
+sys.meta_path.insert(0, Recorder())
+loader.start_loading("quantize_blocks", "convolve", inductor=True).join()
+assert loader.explain_compiler() == ""
+"""
+
+
+def test_the_thread_imports_nothing():
+    """An import of setuptools changes the list of finders, which an import in another thread walks through."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout == ""

@@ -1,0 +1,1 @@
+"""Captured and rewritten graphs, kept on disk for the next process."""

@@ -1,0 +1,76 @@
+"""One file for each capture, and for each graph that was made of one, in the cache folder of Inductor.
+
+Like torch's own caches the files are pickles: who can write to the folder can run code in the process that reads it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from qcompiler.collector import paused_collector
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache.graphs import read_graphs, write_graphs
+from qcompiler.files import replace_file
+from qcompiler.passes.ir.inference import FakeTensorMode
+
+logger = logging.getLogger("qcompiler")
+
+T = TypeVar("T")
+#: bytes of the hash in front of a value
+_HASH: Final = 32
+
+
+def _accept(found: Any) -> bool:
+    return True
+
+
+def recall(
+    key: str | None, mode: FakeTensorMode | None, make: Callable[[], T], fits: Callable[[T], bool] = _accept
+) -> T:
+    """Return what an earlier process has kept under a key; else what `make` returns, which is kept.
+
+    A file that cannot be read or written costs time alone: the value is made anew.
+
+    Args:
+        key: stands for everything that the value depends on; None: nothing is kept.
+        mode: of the fake tensors that the value gets; None: nothing is kept.
+        make: returns the value. Its errors are not kept.
+        fits: False for a value that is of no use here.
+    """
+    folder = torch_compat.find_cache()
+    if key is None or mode is None or folder is None:
+        return make()
+    path = folder / key
+    with paused_collector():
+        found = _read(path, mode)
+    if found is not None and fits(found):
+        return found  # type: ignore[no-any-return]
+    made = make()
+    with paused_collector():
+        _write(path, made)
+    return made
+
+
+def _read(path: Path, mode: FakeTensorMode) -> Any:
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[_HASH:]).digest() != data[:_HASH]:
+            raise ValueError("damaged")
+        return read_graphs(data[_HASH:], mode)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        logger.info("captured anew: %s cannot be read: %s: %s", path, type(error).__name__, error)
+        return None
+
+
+def _write(path: Path, value: Any) -> None:
+    try:
+        data = write_graphs(value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as draft:
+            draft.write_bytes(hashlib.sha256(data).digest() + data)
+    except Exception as error:
+        logger.info("not kept for the next process: %s: %s", type(error).__name__, error)
