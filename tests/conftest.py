@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._C import DispatchKey
 from torch._dynamo import guards
 from torch._export import utils as export_utils
+from torch._ops import OperatorBase
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -30,11 +32,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `full` are skipped, with the reason, unless --full is given."""
-    if not config.getoption("--full"):
-        for item in items:
-            if "full" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
+    """Tests marked `full`, and cases beyond a `sample`, are skipped, with the reason, unless --full is given."""
+    if config.getoption("--full"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        if "full" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
+    for group in cases.values():
+        marker = group[0].get_closest_marker("sample")
+        chosen = spread_out(len(group), marker.args[0]) if marker is not None else range(len(group))
+        for place in sorted({*range(len(group))} - {*chosen}):
+            group[place].add_marker(pytest.mark.skip(reason="one of many alike: make test-full"))
+
+
+def spread_out(count: int, wanted: int) -> list[int]:
+    """The places of so many cases out of `count`, from the first to the last, with equal distances."""
+    if wanted >= count or wanted < 2:
+        return [*range(min(count, wanted))]
+    return [round(step * (count - 1) / (wanted - 1)) for step in range(wanted)]
 
 
 def _load(name: str) -> ModuleType:
@@ -62,19 +79,33 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def rare_collections() -> Iterator[None]:
-    """Captured graphs are many small objects: of 60 s of exports the collector took 10 to find next to nothing."""
+    """Captured graphs are many small objects: of 60 s of exports the collector took 10 to find next to nothing.
+
+    What was imported stays out of its walks, so that a test that asks for a collection waits 0.1 s and not 2.
+    """
     thresholds = gc.get_threshold()
     gc.set_threshold(200_000, 20, 100)
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     gc.set_threshold(*thresholds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_of_a_file() -> Iterator[None]:
+    """The graphs of one file of tests are gone before the next: they would fill the memory, and slow collections."""
+    yield
+    torch._dynamo.reset()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_torch() -> Iterator[None]:
     """What torch does anew for every graph, and no test looks at: together a third of the time.
 
-    Its exporter reads the tables of all operators; Dynamo flushes the cache of the processor to time the guards, and
-    collects garbage.
+    Its exporter reads the tables of all operators, and registers 11,000 kernels with type hints that are made anew;
+    Dynamo flushes the cache of the processor to time the guards, and collects garbage.
     """
     read_tables = functools.cache(ONNXRegistry.from_torchlib)
 
@@ -83,10 +114,23 @@ def quick_torch() -> Iterator[None]:
         made.functions = {target: [*found] for target, found in made.functions.items()}
         return made
 
+    def register_kernel(operator: OperatorBase, key: Any) -> Callable[[Any], Any]:
+        if not isinstance(key, DispatchKey) or key == DispatchKey.Python or key in operator.py_kernels:
+            return py_impl(operator, key)
+
+        def register(kernel: Any) -> Any:
+            operator.py_kernels[key] = kernel
+            operator._dispatch_cache.clear()
+            return kernel
+
+        return register
+
+    py_impl = OperatorBase.py_impl
     with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(run_gc_after_compile=False):
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copy_tables))
         patch.setattr(export_utils, "_materialize_cpp_cia_ops", functools.cache(export_utils._materialize_cpp_cia_ops))
         patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0)
+        patch.setattr(OperatorBase, "py_impl", register_kernel)
         yield
 
 

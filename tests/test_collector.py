@@ -15,10 +15,12 @@ from qcompiler.collector import paused_collector
 
 @pytest.fixture(autouse=True)
 def _collector_on() -> Iterator[None]:
-    """The collector is on in every test of this file."""
+    """The collector is on in every test of this file, and nothing is out of its way."""
     gc.enable()
+    gc.unfreeze()
     yield
     gc.enable()
+    gc.freeze()
 
 
 class Circle:

@@ -46,6 +46,7 @@ def recall(
     with paused_collector():
         found = _read(path, mode)
     if found is not None and fits(found):
+        logger.info("read from %s", path)
         return found  # type: ignore[no-any-return]
     made = make()
     with paused_collector():

@@ -52,6 +52,7 @@ def test_golden_masks(in_front_of, settle_halves, text, golden, function):
     golden(before=before, after=text(halves))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_bit_changes(name, in_front_of, settle_halves, run_halves, same_bits, function):
     model, x = layer(function, FUNCTIONS[name]), leaf(5, 4)
