@@ -8,8 +8,10 @@ that `partition` calls) and the first forward, node by node, stand below the sum
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,10 +22,11 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import files
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.passes.base import Pipeline
 
-SUM, REST = "ours, all together", "capture, plan, copies"
+SUM, REST, WRITING = "ours, all together", "capture, plan, copies", "kept for the next process"
 TORCH = ("AOTAutograd", "torch's partitioner")
 OTHERS = (*TORCH, "Dynamo and the first forward")
 
@@ -120,6 +123,9 @@ def measure(network: str, layers: int, recipe: str) -> Clock:
     model, clock = nn.Sequential(*(make() for _ in range(layers))), Clock()
     qmodel = qcompiler.compile(model, recipe, backend="eager")
     with (
+        tempfile.TemporaryDirectory() as folder,  # empty: nothing is found in it
+        mock.patch.object(torch_compat, "find_cache", return_value=Path(folder)),
+        mock.patch.object(files, "_write", clock.around(WRITING, files._write)),
         mock.patch.object(torch_compat, "export_joint", clock.export(torch_compat.export_joint)),
         mock.patch.object(torch_compat, "split_joint", clock.around(TORCH[1], torch_compat.split_joint)),
         mock.patch.object(Pipeline, "__call__", clock.passes(Pipeline.__call__)),

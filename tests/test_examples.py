@@ -42,7 +42,7 @@ def test_fine_tuning_lowers_the_loss(text, capsys):
     assert f"hyperblock-int8  {scores['hyperblock-int8']:.3f}" in printed
 
 
-@pytest.mark.parametrize("recipe", ["in-hindsight-w8a8g8", "lsq-w4a4"])
+@pytest.mark.parametrize("recipe", ["lsq-w4a4", pytest.param("in-hindsight-w8a8g8", marks=pytest.mark.full)])
 def test_a_resumed_run_is_the_whole_run(text, recipe, tmp_path):
     """Stochastic rounding, kept ranges, and learned ranges with their optimizer group: all are in the checkpoint."""
     tokens = text.sources()[0]

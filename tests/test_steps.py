@@ -82,6 +82,7 @@ def test_names_of_contenders_are_different():
     }
 
 
+@pytest.mark.full
 def test_one_run(tmp_path, monkeypatch, capsys):
     """Both start, take turns, and stand in the results; a second run measures nothing."""
     steps, results = load("steps"), tmp_path / "steps.json"

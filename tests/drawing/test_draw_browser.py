@@ -146,7 +146,7 @@ return [seen.length, bad]
 """
 
 
-@pytest.mark.parametrize("name", ["resnet20", "gpt2", "large"])
+@pytest.mark.parametrize("name", [pytest.param("resnet20", marks=pytest.mark.full), "gpt2", "large"])
 def test_it_opens_offline_and_labels_do_not_overlap(opened, name, request, tmp_path):
     browser = opened(name)
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
