@@ -181,6 +181,7 @@ def test_a_parameter_that_stops_training(models, eager):
     assert [p.grad is None for p in model.parameters()] == [True, True, False, False]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("recipe", QUANTIZING)
 @pytest.mark.parametrize("kind", ["linear", "convolution", "matmul"])
 def test_a_sample_in_eval_does_not_see_its_batch_mates(models, eager, recipe, kind):

@@ -73,8 +73,8 @@ class _CaptureAgain(TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis)
 
 
 def graph_breaks() -> dict[str, int]:
-    """Reasons for which Dynamo has split or skipped frames so far, with their counts."""
-    return {**counters["graph_break"], **counters["unimplemented"]}
+    """Reasons for which Dynamo has split or skipped frames so far, with their counts; some are both."""
+    return collections.Counter(counters["graph_break"]) + collections.Counter(counters["unimplemented"])
 
 
 @contextlib.contextmanager

@@ -46,7 +46,9 @@ class Lowered:
 
     def make_plan(self) -> QuantPlan:
         """Return the plan as far as the halves are compiled."""
-        return self.rewritten_plan.with_run(self.notes, self.tally.called, self.tally.reasons)
+        plan, tally = self.rewritten_plan, self.tally
+        sizes = plan.saved_bytes, plan.saved_code_bytes
+        return plan.with_run(*sizes, self.notes, plan.integer, plan.simulated, tally.called, tally.reasons)
 
 
 def lower_graph(

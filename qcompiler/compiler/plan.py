@@ -118,11 +118,19 @@ class QuantPlan:
         return dataclasses.replace(self, sites=both, kept=kept, matched=self.matched | other.matched)
 
     def with_run(
-        self, notes: Sequence[str], in_kernels: int = 0, in_loops: Mapping[str, int] = types.MappingProxyType({})
+        self,
+        saved_bytes: int,
+        saved_code_bytes: int,
+        notes: Sequence[str],
+        integer: int = 0,
+        simulated: tuple[Kept, ...] = (),
+        in_kernels: int = 0,
+        in_loops: Mapping[str, int] = types.MappingProxyType({}),
     ) -> "QuantPlan":
-        """Return the table with the facts from compiling."""
-        loops = tuple(in_loops.items())
-        return dataclasses.replace(self, notes=(*self.notes, *notes), in_kernels=in_kernels, in_loops=loops)
+        """Return the table with the facts from lowering."""
+        known = dataclasses.replace(self, integer=integer, simulated=simulated, notes=(*self.notes, *notes))
+        known = dataclasses.replace(known, in_kernels=in_kernels, in_loops=tuple(in_loops.items()))
+        return dataclasses.replace(known, saved_bytes=saved_bytes, saved_code_bytes=saved_code_bytes)
 
     @classmethod
     def merge(cls, plans: Sequence["QuantPlan"], notes: Sequence[str] = ()) -> "QuantPlan":

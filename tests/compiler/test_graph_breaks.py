@@ -208,3 +208,36 @@ def test_checkpoint_sequential(models, eager, reentrant):
     model.zero_grad()
     layers(x).sum().backward()
     assert all(torch.equal(g, p.grad) for g, p in zip(found, model.parameters(), strict=True))
+
+
+class Stopped(nn.Module):
+    """A break that the user asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.one(x)
+        torch._dynamo.graph_break()
+        return self.two(x.relu())
+
+
+class StoppedTwice(nn.Module):
+    """Breaks inside of a comprehension, which Dynamo counts as calls that it cannot trace too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Stopped() for _ in range(2))
+
+    def forward(self, x):
+        return sum(part(x) for part in self.parts)
+
+
+def test_every_model_is_told_of_its_break(eager):
+    """Dynamo counts one reason in two tables; the larger count of one hid what the other one added."""
+    for model in (StoppedTwice(), Stopped(), StoppedTwice(), Stopped()):
+        torch._dynamo.reset()
+        qmodel = eager(model, "hyperblock-int8")
+        qmodel(torch.randn(4, 8)).sum().backward()
+        assert any("torch._dynamo.graph_break" in note for note in qmodel.plan().notes)

@@ -118,15 +118,14 @@ def test_bytes_of_codes(form, shape, expected):
 
 def test_print(planned, rules):
     plan = planned(rules(weight=HYPERBLOCK), nn.Sequential(nn.Linear(4, 3)), leaf(2, 4))
-    saving = dataclasses.replace(plan, saved_bytes=1234567, saved_code_bytes=89)
-    text = str(saving.with_run(["rule matched nothing: x"]))
+    text = str(plan.with_run(1234567, 89, ["rule matched nothing: x"]))
     assert "│ 0/weight  │ weight │ int8" in text
     assert "0 input gradient" in text
     assert "no rule of the recipe matches" in text
     assert "quantizers: 2 before deduplication, 1 after" in text
     assert "saved for backward: 1,234,567 bytes, of which codes and scales 89" in text
     assert text.endswith("note: rule matched nothing: x")
-    text = str(plan.with_run([], in_kernels=3, in_loops={"they are fast": 2}))
+    text = str(plan.with_run(1, 1, [], in_kernels=3, in_loops={"they are fast": 2}))
     assert "compiled quantizers: 3 in kernels of their own; 2 in compiled loops: they are fast" in text
     assert "left in float" not in str(planned(rules(HYPERBLOCK), nn.Linear(4, 3), leaf(2, 4)))
 

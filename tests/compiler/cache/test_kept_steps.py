@@ -63,12 +63,7 @@ def train(model, case, recipe, steps=2, **options):
         seen.append(case.loss(qmodel(*inputs)))
     qmodel.train()
     stages = [(stage.name, graph_text(stage.graph)) for stages in qmodel.stages() for stage in stages]
-    return seen, *(describe_plan(qmodel.plan(training=mode)) for mode in (True, False)), stages, [*qmodel.state_dict()]
-
-
-def describe_plan(plan):
-    """The table without notes of graph breaks: of those that others have had Dynamo says nothing."""
-    return str(dataclasses.replace(plan, notes=tuple(note for note in plan.notes if "graph break" not in note)))
+    return seen, *(str(qmodel.plan(training=mode)) for mode in (True, False)), stages, [*qmodel.state_dict()]
 
 
 def refuse(*args):
@@ -92,6 +87,7 @@ def assert_same(first, second):
     assert first[1:] == second[1:]
 
 
+@pytest.mark.sample(6)
 def test_every_model_runs_from_kept_graphs(case, kept, monkeypatch):
     model = case.build()
     made = train(model, case, "hyperblock-int4", backend="eager")
