@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import operator
@@ -32,6 +33,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import _impls
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -328,9 +330,28 @@ def find_cache() -> Path | None:
 def describe_settings() -> str:
     """Return a hash of each configuration of torch that changes what is traced, as text.
 
-    Dynamo's says which graphs it hands over, and nothing of what a graph becomes.
+    Dynamo's says which graphs it hands over, and nothing of what a graph becomes. One folder of Inductor's is the
+    working directory if nobody has set it.
     """
-    return " ".join(config.get_hash().hex() for config in (functorch_config, inductor_config, shape_config))
+    folder = {"xpu.cutlass_dir": ""} if hasattr(inductor_config, "xpu") else {}
+    with inductor_config.patch(folder):
+        return " ".join(config.get_hash().hex() for config in (functorch_config, inductor_config, shape_config))
+
+
+def list_precisions() -> list[str]:
+    """Return how exactly float32 is multiplied; the public questions raise if it is set in an old and a new way."""
+    pairs = [("generic", "all"), *itertools.product(("mkldnn", "cuda"), ("all", "matmul", "conv", "rnn"))]
+    return [torch._C._get_fp32_precision_getter(backend, kind) for backend, kind in pairs]
+
+
+#: keys under which a function changes what is traced, and not only what runs
+_TRACED_KEYS: Final = ("Autograd", "Autocast", "Composite", "Functionalize", "ADInplaceOrView")
+
+
+def find_overridden() -> str | None:
+    """Return an operator of torch that a function in Python replaces while a graph is traced; None without one."""
+    entries = (name for name in _impls if name.startswith("aten/"))
+    return next((name for name in entries if name.rpartition("/")[2].startswith(_TRACED_KEYS)), None)
 
 
 def list_autocast() -> list[tuple[str, torch.dtype]]:
@@ -348,6 +369,8 @@ def explain_uncached(module: GraphModule) -> str:
         return "a mode of torch is active, which sees operators"
     if torch._C._autograd._top_saved_tensors_default_hooks(True) or hasattr(module, "saved_tensors_hooks_pack_0"):
         return "hooks change tensors that are saved for backward"
+    if (name := find_overridden()) is not None:
+        return f"a function in Python replaces an operator of torch: {name}"
     if has_checkpoint_policy(module):
         return "a function of the user decides what a checkpoint saves"
     try:

@@ -21,16 +21,20 @@ def make_capture_key(module: GraphModule, inputs: Sequence[Any], names: FrameNam
         return None
     try:
         _refuse_shared(inputs)
+        process = describe_process()
         graph, given = describe_graph(module, names.path), describe_inputs(inputs)
     except UncachedError as error:
         logger.info("not kept for the next process: %s", error)
+        return None
+    except Exception as error:  # a question to torch that fails: the cache costs time alone
+        logger.info("not kept for the next process: %s: %s", type(error).__name__, error)
         return None
     sources = [dynamo_graphs.placeholder_source(node) for node in module.graph.find_nodes(op="placeholder")]
     tensors = [names.tensor(source, one) for source, one in zip(sources, inputs, strict=True)]
     numbers = [dynamo_graphs.is_number(node) for node in module.graph.find_nodes(op="placeholder")]
     buffers = [id(one) in names.tensors for one in inputs]
     places = repr((sources, tensors, numbers, buffers, names.root))
-    return make_key(describe_process(), graph, given, places)
+    return make_key(process, graph, given, places)
 
 
 def _refuse_shared(inputs: Sequence[Any]) -> None:

@@ -52,12 +52,10 @@ def _describe_switches() -> str:
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         torch.get_deterministic_debug_mode(),
-        torch.get_float32_matmul_precision(),
         torch.backends.mkldnn.enabled,
         torch.backends.nnpack.is_available(),
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.allow_tf32,
         torch.backends.mha.get_fastpath_enabled(),
         torch.backends.opt_einsum.enabled,
         torch.backends.cuda.flash_sdp_enabled(),
@@ -65,5 +63,5 @@ def _describe_switches() -> str:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
     )
-    autocast = (torch_compat.list_autocast(), torch.is_autocast_cache_enabled())
+    autocast = (torch_compat.list_precisions(), torch_compat.list_autocast(), torch.is_autocast_cache_enabled())
     return " ".join(map(str, (*autocast, *switches, torch_compat.describe_settings())))

@@ -1,6 +1,8 @@
 """Everything of a process that changes what is traced, or what is made of it."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,14 +25,6 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@contextlib.contextmanager
-def precision():
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize(
     "switch",
     [
@@ -38,7 +32,6 @@ def precision():
         torch.inference_mode,
         default_type,
         deterministic,
-        precision,
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.autocast("cpu", torch.float16),
         lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
@@ -51,6 +44,33 @@ def test_a_switch_of_torch_is_seen(switch):
     with switch():
         assert describe_process() != before
     assert describe_process() == before
+
+
+SCRIPT = """
+import os, torch
+from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache.process import describe_process
+texts = [describe_process()]
+torch.set_float32_matmul_precision("high")
+texts.append(describe_process())
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # with it, torch.get_float32_matmul_precision() raises
+texts.append(describe_process())
+assert len(set(texts)) == 3
+before = torch_compat.find_overridden()
+library = torch.library.Library("aten", "IMPL")
+library.impl("hardtanh", lambda x, a=-1, b=1: 2 * x, "Autograd")
+print(before, torch_compat.find_overridden(), torch_compat.describe_settings())
+"""
+
+
+def test_settings_that_last_for_a_process(tmp_path):
+    """Precisions in both ways, and an operator of torch that Python replaces; the working directory is no setting."""
+    printed = {
+        subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, check=True).stdout
+        for folder in (tmp_path, tmp_path.parent)
+    }
+    assert len(printed) == 1
+    assert printed.pop().startswith("None aten/hardtanh/Autograd ")
 
 
 def test_types_of_autocast_differ():
