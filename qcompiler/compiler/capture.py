@@ -86,7 +86,7 @@ def capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames = PLAI
     numbers = _replace_numbers(module)
     inputs = numbers.to_tensors(inputs)
     placeholders = _placeholders(module)
-    facts = [_describe(node, given, names) for node, given in zip(placeholders, inputs, strict=True)]
+    facts = [describe_input(node, given, names) for node, given in zip(placeholders, inputs, strict=True)]
     assigned = copy_assigned(module, inputs, [fact.name for fact in facts])
     graph, metadata = torch_compat.export_joint(module, inputs)
     aliases = [i for i, info in enumerate(metadata.output_info) if info.output_type.name in _ALIASES]
@@ -116,7 +116,8 @@ def _placeholders(module: GraphModule) -> list[Node]:
     return list(module.graph.find_nodes(op="placeholder"))
 
 
-def _describe(node: Node, given: Any, names: FrameNames) -> Input:
+def describe_input(node: Node, given: Any, names: FrameNames) -> Input:
+    """Return the kind and the user's name of an input of a Dynamo graph."""
     source = dynamo_graphs.placeholder_source(node)
     name = names.tensor(source, given)
     if isinstance(given, torch.nn.Parameter):

@@ -132,7 +132,7 @@ class GraphCompiler:
 
         mode = find_mode(captured.module.graph)
         _, rewritten = recall(key, mode, rewrite, lambda found: found[0].holds(captured.frame))
-        self._refuse_floats(rewritten.plan.kept)
+        self._refuse_floats(rewritten.plan.kept)  # of a graph that was kept, without `strict`
         return make_step(rewritten, captured, backend, self.store, key)
 
     def quantize(self, captured: Captured) -> QuantPlan:
@@ -152,7 +152,6 @@ class GraphCompiler:
         """Return the key of the halves of a graph by the key of the graph."""
         if key is None:
             return None
-        wait_for_processor()
         is_machine_asked = self._is_compiled or self.execution is not Execution.SIMULATE
         machine = describe_machine() if is_machine_asked else ""
         return make_key(key, self.recipe.to_yaml(), str(self.frozen), self.execution, machine)

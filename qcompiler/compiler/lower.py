@@ -78,11 +78,9 @@ def make_step(
     """
     notes: list[str] = []
     lowering = _Lowering(captured, backend, notes, Tally(), key)
-    first, *others = rewritten.halves
-    second = others[0] if others else None
     step = Step(
-        forward=lowering.make_half(first),
-        backward=None if second is None else lowering.make_lazy_half(second),
+        forward=lowering.make_half(rewritten.forward),
+        backward=None if rewritten.backward is None else lowering.make_lazy_half(rewritten.backward),
         writes=captured.writes,
         differentiable=captured.differentiable,
         tangents=rewritten.tangents,
@@ -98,21 +96,16 @@ def _make_ranges(rewritten: Rewritten, backend: Backend, store: RangeStore) -> R
     if not any(rewritten.sites):
         return None
     run = backend if callable(backend) else make_runner
-    halves = [
-        run(_copy_for(half, first=True)) if found else None
-        for half, found in zip(rewritten.halves, rewritten.sites, strict=False)
-    ]
-    first_forward, first_backward = (*halves, None)[:2]
-    plain = [run(_copy_for(half, first=False)) for half in rewritten.halves[1:]]
-    learns = any(map(_has_updates, rewritten.halves))
+    forward, backward, (forward_sites, backward_sites) = rewritten.forward, rewritten.backward, rewritten.sites
     return Ranges(
-        learns,
-        store,
-        *rewritten.sites,
-        rewritten.state_depends,
-        first_forward,
-        first_backward,
-        next(iter(plain), None),
+        learns=any(half is not None and _has_updates(half) for half in (forward, backward)),
+        store=store,
+        forward_sites=forward_sites,
+        backward_sites=backward_sites,
+        backward_depends=rewritten.state_depends,
+        first_forward=run(_copy_for(forward, first=True)) if forward_sites else None,
+        first_backward=run(_copy_for(backward, first=True)) if backward is not None and backward_sites else None,
+        plain_backward=None if backward is None else run(_copy_for(backward, first=False)),
     )
 
 

@@ -28,8 +28,9 @@ from qcompiler.runtime.spec import parse_spec
 class Rewritten:
     """A captured graph after all passes, as plain data: a step is made of it, in this process or in the next."""
 
-    #: forward and backward; a graph without gradients is one
-    halves: tuple[GraphModule, ...]
+    #: a graph without gradients is forward alone
+    forward: GraphModule
+    backward: GraphModule | None
     #: quantizers, refusals, saved bytes, and how contractions are computed
     plan: QuantPlan
     #: the sites of forward and of backward that keep a range, in the order of the inputs
@@ -56,13 +57,15 @@ def rewrite_halves(
     sites = (_list_sites(captured.module, backward=False), _list_sites(captured.module, backward=True))
     if not captured.is_joint:
         halves = split_halves(captured, execution=execution)
-        return Rewritten(halves.graphs, _complete_plan(plan, halves, ()), sites)
+        (whole,) = halves.graphs
+        return Rewritten(whole, None, _complete_plan(plan, halves, ()), sites)
     with paused_collector():
         depends, states = _find_dependencies(captured)
         tangents = tuple(_list_tangents(captured))
         halves = split_halves(captured, rules=rules, execution=execution)
-        whole = _complete_plan(plan, halves, rules)
-    return Rewritten(halves.graphs, whole, sites, depends, states, tangents)
+        complete = _complete_plan(plan, halves, rules)
+    forward, backward = halves.graphs
+    return Rewritten(forward, backward, complete, sites, depends, states, tangents)
 
 
 def _complete_plan(plan: QuantPlan, halves: Halves, rules: Sequence[Rule]) -> QuantPlan:

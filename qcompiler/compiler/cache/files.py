@@ -56,10 +56,11 @@ def recall(
 
 def _read(path: Path, mode: FakeTensorMode) -> Any:
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data[_HASH:]).digest() != data[:_HASH]:
+        with path.open("rb") as file:
+            expected, data = file.read(_HASH), file.read()
+        if hashlib.sha256(data).digest() != expected:
             raise ValueError("damaged")
-        return read_graphs(data[_HASH:], mode)
+        return read_graphs(data, mode)
     except FileNotFoundError:
         return None
     except Exception as error:

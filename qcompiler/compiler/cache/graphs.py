@@ -10,13 +10,12 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache.texts import OPERATORS
 from qcompiler.passes.ir.edit import make_module
 from qcompiler.passes.ir.inference import FakeTensor, FakeTensorMode, describe_tensor, make_fake, make_memory
 from qcompiler.passes.ir.meta import list_portable_facts, set_facts
-from qcompiler.runtime import ops
 from qcompiler.runtime.errors import QCompilerError
 
-_OPERATORS: Final = (type(ops.SCALE), type(torch.ops.aten.add))
 #: stands for the mode of fake tensors
 _MODE: Final = "mode"
 
@@ -79,7 +78,7 @@ class _Writer(pickle.Pickler):
             return self._reduce_module(value)
         if isinstance(value, Graph):
             return Graph, ()
-        if isinstance(value, _OPERATORS):
+        if isinstance(value, OPERATORS):
             return _find_operator, (str(value),)
         if isinstance(value, torch_compat.HigherOrderOperator):
             return _find_operator, (f"higher_order.{value.name()}",)

@@ -18,7 +18,8 @@ from qcompiler.passes.ir.meta import get_example, list_origins
 from qcompiler.runtime import ops
 from qcompiler.runtime.errors import QCompilerError
 
-_OPERATORS: Final = (type(ops.SCALE), type(torch.ops.aten.add))
+#: types of operators of the dispatcher: one overload, and all overloads of a name
+OPERATORS: Final = (type(ops.SCALE), type(torch.ops.aten.add))
 #: operators of torch; others may have gradients in Python, which change without a new version
 _NAMESPACES: Final = frozenset({"aten", "prims"})
 #: types of which equal values mean the same; floats apart, as -0.0 == 0.0
@@ -88,7 +89,7 @@ def describe_value(value: Any) -> str:
         return f"{kind.__name__}({', '.join(f'{describe_value(k)}: {describe_value(v)}' for k, v in value.items())})"
     if isinstance(value, Tensor):
         return _describe_tensor(value)
-    if isinstance(value, _OPERATORS):
+    if isinstance(value, OPERATORS):
         return _describe_operator(value)
     raise UncachedError(f"a {kind.__name__}: {str(value)[:80]}")
 
@@ -103,7 +104,7 @@ def _describe_node(node: Node, path_of: Callable[[str], str]) -> str:
 
 def _describe_function(target: Any) -> str:
     """Return the name of a function, which `explain_uncached` has found to be torch's or Python's own."""
-    if isinstance(target, _OPERATORS):
+    if isinstance(target, OPERATORS):
         return _describe_operator(target)
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
 

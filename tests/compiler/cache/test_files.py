@@ -1,12 +1,17 @@
 """Files of kept values: found, made anew, damaged, and where nothing can be written."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.cache.files import recall
 
 MODE = FakeTensorMode()
+#: as it is without the fixture of all tests
+FIND_CACHE = torch_compat.find_cache
 
 
 def refuse():
@@ -86,3 +91,15 @@ def test_an_error_is_not_kept(kept):
     with pytest.raises(AssertionError):
         recall("key", MODE, refuse)
     assert recall("key", MODE, lambda: 1) == 1
+
+
+def test_the_folder_lies_in_the_one_of_inductor(monkeypatch, tmp_path):
+    found = FIND_CACHE()
+    assert found is not None
+    assert found.name == "qcompiler"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert Path(tmp_path) in FIND_CACHE().parents
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        assert FIND_CACHE() is None
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        assert FIND_CACHE() is None

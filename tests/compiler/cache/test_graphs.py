@@ -1,7 +1,6 @@
 """Graphs as bytes and back: the same calls, names, forms, shared memory and facts."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
-from qcompiler.compiler import torch_compat
 from qcompiler.compiler.cache.graphs import NotPortableError, read_graphs, write_graphs
 from qcompiler.compiler.capture import capture
 from qcompiler.compiler.pipelines import joint_pipeline
@@ -66,7 +64,7 @@ def list_memories(graph):
 
 
 @pytest.fixture
-def captured(case, fresh, monkeypatch):
+def captured(case, fresh):
     """The joint graph of a model as a step captures it, quantized."""
     found = []
 
@@ -174,19 +172,3 @@ def test_a_name_that_cannot_be_given_again_is_refused():
     graph.output((node,))
     with pytest.raises(NotPortableError, match="'not a name'"):
         copy(make_module({}, graph))
-
-
-def test_the_folder_lies_in_the_one_of_inductor(monkeypatch, tmp_path):
-    monkeypatch.undo()
-    found = ORIGINAL()
-    assert found is not None
-    assert found.name == "qcompiler"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert Path(tmp_path) in ORIGINAL().parents
-    with torch._functorch.config.patch(enable_autograd_cache=False):
-        assert ORIGINAL() is None
-    with torch._inductor.config.patch(fx_graph_cache=False):
-        assert ORIGINAL() is None
-
-
-ORIGINAL = torch_compat.find_cache

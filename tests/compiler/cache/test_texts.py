@@ -111,10 +111,6 @@ def add_one_elsewhere(x):
     return x + 1
 
 
-def scale_by_table(x, table):
-    return x * table
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
