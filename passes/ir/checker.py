@@ -1,5 +1,6 @@
 """The check after each pass of a pipeline, of graphs that a pass has changed."""
 
+import itertools
 import operator
 from typing import Any, Final
 
@@ -9,8 +10,10 @@ from qcompiler.passes.ir.edit import clean_graph
 from qcompiler.passes.ir.meta import has_value, list_facts
 from qcompiler.passes.ir.verify import find_affected, verify_graph
 
-#: lists that a state has: nodes, names, targets, arguments, keywords, and three facts
+#: entries of a node in a state: the node, its name, target, arguments and keywords, and three facts
 _PARTS: Final = 8
+#: a search for the nodes whose rules can have broken takes longer than the rules of a third of the graph
+_SHARE: Final = 3
 
 
 class GraphChecker:
@@ -41,24 +44,23 @@ class GraphChecker:
 
 
 def list_state(graph: Graph) -> list[Any]:
-    """Return everything that rules read: the nodes in order, their calls, and the facts of passes/ir/meta.py.
+    """Return everything that rules read, node by node: the calls in order, and the facts of passes/ir/meta.py.
 
     Arguments, facts and values of nodes are replaced, never changed, so that the same objects mean the same state.
     """
-    nodes = list(graph.nodes)
-    calls = [node.target for node in nodes] + [node.args for node in nodes] + [node.kwargs for node in nodes]
-    return nodes + [node.name for node in nodes] + calls + list_facts(nodes)
+    state: list[Any] = []
+    for node in graph.nodes:  # once, as a large graph does not fit into the cache
+        state += (node, node.name, node.target, node.args, node.kwargs, *list_facts(node))
+    return state
 
 
 def list_changed(state: list[Any], before: list[Any]) -> list[Node]:
     """Return the nodes of a graph that are new, or of which something changed that rules read."""
-    count, earlier = len(state) // _PARTS, len(before) // _PARTS
-    parts = [(state[i * count : (i + 1) * count], before[i * earlier : (i + 1) * earlier]) for i in range(1, _PARTS)]
-    places = {node: place for place, node in enumerate(before[:earlier])}
+    places = dict(zip(before[::_PARTS], itertools.count(0, _PARTS)))
     changed = []
-    for place, node in enumerate(state[:count]):
+    for place, node in zip(itertools.count(0, _PARTS), state[::_PARTS]):
         old = places.get(node)
-        if old is None or any(now[place] is not then[old] for now, then in parts):
+        if old is None or not _are_same(state[place : place + _PARTS], before[old : old + _PARTS]):
             changed.append(node)
     return changed
 
@@ -67,7 +69,8 @@ def _list_affected(state: list[Any], before: list[Any]) -> set[Node] | None:
     """Return the nodes whose rules can have broken; None: all, at the first check, or if calls have no value."""
     changed = list_changed(state, before) if before else []
     is_known = all(has_value(node) for node in changed if node.op == "call_function")
-    return find_affected(changed) if changed and is_known else None
+    is_small = 0 < len(changed) * _PARTS * _SHARE < len(state)
+    return find_affected(changed) if is_small and is_known else None
 
 
 def _are_same(state: list[Any], before: list[Any]) -> bool:

@@ -34,7 +34,7 @@ def copy_graph(module: GraphModule) -> GraphModule:
     return _LazyGraphModule(module, copy_nodes(module.graph))
 
 
-def make_module(attributes: dict[str, Any], graph: Graph) -> GraphModule:
+def make_module(attributes: dict[str, Any] | GraphModule, graph: Graph) -> GraphModule:
     """Return a module with a graph, over what its nodes read by name; its code is written when somebody asks."""
     return _LazyGraphModule(attributes, graph)
 

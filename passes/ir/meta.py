@@ -7,7 +7,7 @@ was inferred.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import torch
@@ -90,10 +90,10 @@ def is_size(node: Node) -> bool:
     return isinstance(find_value(node), torch.SymInt)
 
 
-def list_facts(nodes: Sequence[Node]) -> list[Any]:
-    """Return what rules read of each node besides the call: the fake value, the typed value, and the half."""
-    metas = [node.meta for node in nodes]
-    return [meta.get(key) for key in ("val", _KEY, "partitioner_tag") for meta in metas]
+def list_facts(node: Node) -> tuple[Any, ...]:
+    """Return what rules read of a node besides the call: the fake value, the typed value, and the half."""
+    get = node.meta.get
+    return get("val"), get(_KEY), get("partitioner_tag")
 
 
 def get_inferred_from(node: Node) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcompiler.compiler.expansion import expand_graph
-from qcompiler.passes.ir.edit import list_outputs
+from qcompiler.passes.ir.edit import list_outputs, make_module
 from qcompiler.passes.ir.inference import fake_mode
 from qcompiler.passes.ir.meta import has_checkpoint_policy, set_visible_outputs
 from qcompiler.runtime import ops
@@ -196,9 +196,10 @@ def split_joint(
     context = contextlib.nullcontext() if TracingContext.try_get() else tracing(TracingContext(fake_mode(joint.graph)))
     options = functorch_config.patch(cse=False, ban_recompute_reductions=False)
     with options, _allow_recomputing(), context, _use_lazy_graph_module(True):
-        return min_cut_rematerialization_partition(
+        forward, backward = min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )
+    return forward, make_module(backward, backward.graph)  # torch reorders backward into one that writes at once
 
 
 #: operators that backward may compute again, besides those of torch's own list: cheap ones that read memory once

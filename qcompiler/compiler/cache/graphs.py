@@ -3,7 +3,7 @@
 import io
 import operator
 import pickle
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +15,6 @@ from qcompiler.passes.ir.edit import make_module
 from qcompiler.passes.ir.inference import FakeTensor, FakeTensorMode, describe_tensor, make_fake, make_memory
 from qcompiler.passes.ir.meta import list_portable_facts, set_facts
 from qcompiler.runtime.errors import QCompilerError
-
-#: stands for the mode of fake tensors
-_MODE: Final = "mode"
 
 
 class NotPortableError(QCompilerError):
@@ -63,10 +60,6 @@ class _Writer(pickle.Pickler):
         #: memory of fake tensors, by address; the tensors live as long as the value that is written
         self._memories: dict[int, _Memory] = {}
 
-    def persistent_id(self, value: Any) -> Any:
-        """Return what stands for the mode of fake tensors, which the reader has."""
-        return _MODE if isinstance(value, FakeTensorMode) else None
-
     def reducer_override(self, value: Any) -> Any:
         """Return the function and the arguments that make a value again; NotImplemented: as pickle does."""
         if isinstance(value, Node):
@@ -78,6 +71,8 @@ class _Writer(pickle.Pickler):
             return self._reduce_module(value)
         if isinstance(value, Graph):
             return Graph, ()
+        if isinstance(value, FakeTensorMode):
+            return _give_mode, ()
         if isinstance(value, OPERATORS):
             return _find_operator, (str(value),)
         if isinstance(value, torch_compat.HigherOrderOperator):
@@ -105,11 +100,15 @@ class _Reader(pickle.Unpickler):
         super().__init__(stream)
         self._mode = mode
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Return the mode of fake tensors."""
-        if pid != _MODE:
-            raise NotPortableError(f"got {pid!r}; valid: {_MODE!r}")
-        return self._mode
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return what a name in the bytes means; `_give_mode` returns the mode of this reader."""
+        found = super().find_class(module_name, global_name)
+        return (lambda: self._mode) if found is _give_mode else found
+
+
+def _give_mode() -> FakeTensorMode:
+    """Stand for the mode of fake tensors, which the reader has."""
+    raise NotPortableError("a mode of fake tensors, without a reader that has one")
 
 
 def _make_node(graph: Graph, op: str, name: str, target: Any, args: Any, kwargs: Any, facts: dict[str, Any]) -> Node:
