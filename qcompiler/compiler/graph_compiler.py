@@ -30,7 +30,7 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.inference import find_mode
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step, without_autocast
-from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs
+from qcompiler.runtime.kernels import convolutions, cpu, quantize_blocks, quantize_whole, runs
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.kernels.table import describe_machine
 from qcompiler.runtime.numbers.blocks import TENSOR
@@ -219,6 +219,8 @@ class GraphCompiler:
             return names
         if has_images or any(spec.has_zero_point for spec in specs):
             names += convolutions.LIBRARIES
+        elif any(spec.block == TENSOR for spec in specs) and not cpu.is_likely_fast():
+            names += convolutions.LIBRARIES[:1]  # multiplies matrices too
         return names + [runs.LIBRARY] * has_blocks
 
     def give_up(self, code: types.CodeType, reason: str) -> None:

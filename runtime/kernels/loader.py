@@ -11,6 +11,7 @@ import importlib
 import logging
 import re
 import threading
+from collections.abc import Callable
 from importlib import resources
 from typing import Final, cast
 
@@ -90,7 +91,7 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
     """Load libraries in a thread, while this one traces; later calls find them loaded, or wait.
 
     Args:
-        inductor: first let Inductor compile the header of all kernels, which takes 5 s on a new machine.
+        inductor: beside them let Inductor compile the header of all kernels, which takes 5 to 9 s on a new machine.
     """
     _import_compiler()
     ready = threading.Event()
@@ -99,17 +100,27 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
         with _TRYING:
             ready.set()
             works = not explain_compiler()
-        if inductor and works:
-            with contextlib.suppress(Exception):  # Inductor raises it again where the user sees it
-                prepare_inductor()
+        header = _start_thread(_try_inductor, "qcompiler-header") if inductor and works else None
         for name in names:
             load_library(name)
+        if header is not None:
+            header.join()
 
-    # with the configuration of this thread: Inductor's is that of a context
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(load,), name="qcompiler-libraries")
-    thread.start()
+    thread = _start_thread(load, "qcompiler-libraries")
     ready.wait()
     return thread
+
+
+def _start_thread(run: Callable[[], None], name: str) -> threading.Thread:
+    """Start a thread with the configuration of this one: Inductor's is that of a context."""
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name=name)
+    thread.start()
+    return thread
+
+
+def _try_inductor() -> None:
+    with contextlib.suppress(Exception):  # Inductor raises it again where the user sees it
+        prepare_inductor()
 
 
 def wait_for_processor() -> None:

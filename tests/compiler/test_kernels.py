@@ -64,6 +64,7 @@ LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
 )
 def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execution, names, monkeypatch):
     started = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append((given, inductor)))
     compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
     with compiler.calling(model, (), {}):
@@ -71,18 +72,20 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
 
 
 @pytest.mark.parametrize(
-    ("recipe", "names"),
+    ("recipe", "capability", "names"),
     [
-        ("tensor-int8", ("quantize_whole",)),
-        ("hyperblock-int8", ("quantize_blocks", "multiply_runs")),
-        ("hyperblock-int8-wide", ("quantize_blocks", "multiply_runs")),
-        ("in-hindsight-w8a8g8", ("quantize_whole", "convolve", "convolve_gradient")),
-        ("int4-large-hindsight", ("quantize_blocks", "quantize_whole")),
+        ("tensor-int8", "AVX512", ("quantize_whole",)),
+        ("tensor-int8", "AVX2", ("quantize_whole", "convolve")),
+        ("hyperblock-int8", "AVX2", ("quantize_blocks", "multiply_runs")),
+        ("hyperblock-int8-wide", "AVX512", ("quantize_blocks", "multiply_runs")),
+        ("in-hindsight-w8a8g8", "AVX512", ("quantize_whole", "convolve", "convolve_gradient")),
+        ("int4-large-hindsight", "AVX512", ("quantize_blocks", "quantize_whole")),
     ],
 )
-def test_libraries_follow_the_recipe(recipe, names, monkeypatch):
+def test_libraries_follow_the_recipe(recipe, capability, names, monkeypatch):
     """Of linear layers: blocks have runs, zero points the kernels of convolutions, and small codes are packed."""
     started = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))
     compiler = graph_compiler.GraphCompiler(recipes.get(recipe), "inductor", execution="auto")
     with compiler.calling(LINEAR, (), {}):
