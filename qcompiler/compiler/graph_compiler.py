@@ -15,7 +15,7 @@ from qcompiler.compiler import dynamo_compat, dynamo_graphs, torch_compat
 from qcompiler.compiler.cache.capture_key import make_capture_key
 from qcompiler.compiler.cache.files import recall
 from qcompiler.compiler.cache.frames import FrameRecord
-from qcompiler.compiler.cache.texts import make_key
+from qcompiler.compiler.cache.texts import Key
 from qcompiler.compiler.capture import Captured, capture
 from qcompiler.compiler.lower import Lowered, make_step
 from qcompiler.compiler.naming import FrameKey, FrameNames, ModelNames
@@ -115,7 +115,7 @@ class GraphCompiler:
         self.captures[names.key], self.plans[names.key] = untouched, lowered.make_plan
         return captured, lowered.step
 
-    def lower(self, captured: Captured, key: str | None) -> Lowered:
+    def lower(self, captured: Captured, key: Key | None) -> Lowered:
         """Quantize and lower a captured graph, which is changed.
 
         Args:
@@ -148,13 +148,13 @@ class GraphCompiler:
         wait_for_processor()
         return plan
 
-    def _make_key(self, key: str | None) -> str | None:
+    def _make_key(self, key: Key | None) -> Key | None:
         """Return the key of the halves of a graph by the key of the graph."""
         if key is None:
             return None
         is_machine_asked = self._is_compiled or self.execution is not Execution.SIMULATE
         machine = describe_machine() if is_machine_asked else ""
-        return make_key(key, self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
+        return key.extend("halves", self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
 
     def _leave(self, note: str) -> None:
         """Notes that a graph is left in float; `strict` refuses it."""

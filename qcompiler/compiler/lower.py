@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from qcompiler.compiler import dynamo_compat, torch_compat
 from qcompiler.compiler.cache.files import recall
-from qcompiler.compiler.cache.texts import UncachedError, describe_inputs, make_key
+from qcompiler.compiler.cache.texts import Key, UncachedError, describe_inputs
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.pipelines import kernel_pipeline, start_pipeline
 from qcompiler.compiler.plan import QuantPlan
@@ -64,7 +64,7 @@ def lower_graph(
 
 
 def make_step(
-    rewritten: Rewritten, captured: Captured, backend: Backend, store: RangeStore, key: str | None = None
+    rewritten: Rewritten, captured: Captured, backend: Backend, store: RangeStore, key: Key | None = None
 ) -> Lowered:
     """Make the step of rewritten halves.
 
@@ -130,7 +130,7 @@ class _Lowering:
     backend: Backend
     notes: list[str]
     tally: Tally
-    key: str | None
+    key: Key | None
 
     def make_half(self, module: GraphModule) -> Half:
         """Return forward, compiled or interpreted."""
@@ -190,7 +190,7 @@ class _Lowering:
         self.tally.add(tally)
         return plain
 
-    def _make_key(self, inputs: Sequence[Any], *, is_backward: bool) -> str | None:
+    def _make_key(self, inputs: Sequence[Any], *, is_backward: bool) -> Key | None:
         """Return the key of a half for inputs of some strides."""
         if self.key is None:
             return None
@@ -198,4 +198,5 @@ class _Lowering:
             given = describe_inputs(inputs)
         except UncachedError:  # of unusual form
             return None
-        return make_key(self.key, str(is_backward), torch_compat.describe_settings(), given)
+        kind = "backward for Inductor" if is_backward else "forward for Inductor"
+        return self.key.extend(kind, str(is_backward), torch_compat.describe_settings(), given)

@@ -44,6 +44,13 @@ class FrameNames:
     #: the paths that were asked for
     known: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """The function that was captured: `forward of encoder at model.py:12`; `a graph` if none is known."""
+        file, function, line, _ = self.key
+        owner = f" of {self.root}" if self.root else ""
+        return f"{function}{owner} at {file}:{line}" if file else "a graph"
+
     def forget(self) -> "FrameNames":
         """Return the same names without objects of the user: inputs, modules. Paths must have been asked for before."""
         return dataclasses.replace(self, parts=(), scopes={})

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache.texts import Key
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
@@ -274,7 +275,7 @@ class WatchedCompiler(GraphCompiler):
         super().__init__(recipe, "eager", strict, store=store)
         self.relay = Relay()
 
-    def lower(self, captured: Captured, key: str | None) -> Lowered:
+    def lower(self, captured: Captured, key: Key | None) -> Lowered:
         """Quantize and lower the graph, and a copy of it in float for the shadow."""
         graph = Graph()
         outputs = graph.graph_copy(captured.module.graph, {})

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from qcompiler.compiler.cache.texts import Key
 from qcompiler.compiler.capture import Captured
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.compiler.lower import Lowered, lower_graph
@@ -52,7 +53,7 @@ class SoloCompiler(GraphCompiler):
         super().__init__(recipe, "eager", strict, store=store)
         self.solo = Solo()
 
-    def lower(self, captured: Captured, key: str | None) -> Lowered:
+    def lower(self, captured: Captured, key: Key | None) -> Lowered:
         """Quantize the graph, and lower it under a `SoloWatch`."""
         plan = self.quantize(captured)
         return lower_graph(captured, plan, SoloWatch(captured.module, self.solo).interpret, self.store)

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.cache.process import describe_process
-from qcompiler.compiler.cache.texts import UncachedError, describe_graph, describe_inputs, make_key
+from qcompiler.compiler.cache.texts import Key, UncachedError, describe_graph, describe_inputs, hash_texts
 from qcompiler.compiler.capture import describe_input
 from qcompiler.compiler.naming import FrameNames
 from qcompiler.compiler.shared_memory import find_shared
@@ -16,23 +16,24 @@ from qcompiler.compiler.shared_memory import find_shared
 logger = logging.getLogger("qcompiler")
 
 
-def make_capture_key(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> str | None:
+def make_capture_key(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> Key | None:
     """Return the key of the capture of a graph; None if it cannot be kept on disk, with the reason in the log."""
     if torch_compat.find_cache() is None:
         return None
     try:
-        return _make_key(module, inputs, names)
+        return Key("capture", names.place, _hash_capture(module, inputs, names))
     except UncachedError as error:
-        logger.info("not kept for the next process: %s", error)
+        logger.info("capture of %s: not kept for the next process: %s", names.place, error)
     except Exception as error:  # a question to torch that fails: the cache costs time alone
-        logger.info("not kept for the next process: %s: %s", type(error).__name__, error)
+        reason = f"{type(error).__name__}: {error}"
+        logger.info("capture of %s: not kept for the next process: %s", names.place, reason)
     return None
 
 
-def _make_key(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> str:
+def _hash_capture(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> str:
     if find_shared(inputs, range(len(inputs))):
         raise UncachedError("inputs that share memory, which torch may guard while it traces")
     placeholders = module.graph.find_nodes(op="placeholder")
     facts = [describe_input(node, given, names) for node, given in zip(placeholders, inputs, strict=True)]
     graph = describe_graph(module, names.path)
-    return make_key(describe_process(), graph, describe_inputs(inputs), repr((facts, names.root)))
+    return hash_texts(describe_process(), graph, describe_inputs(inputs), repr((facts, names.root)))

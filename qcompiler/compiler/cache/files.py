@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from qcompiler.collector import paused_collector
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.cache.graphs import read_graphs, write_graphs
+from qcompiler.compiler.cache.texts import Key
 from qcompiler.files import replace_file
 from qcompiler.passes.ir.inference import FakeTensorMode
 
@@ -27,7 +28,7 @@ def _accept(found: Any) -> bool:
 
 
 def recall(
-    key: str | None, mode: FakeTensorMode | None, make: Callable[[], T], fits: Callable[[T], bool] = _accept
+    key: Key | None, mode: FakeTensorMode | None, make: Callable[[], T], fits: Callable[[T], bool] = _accept
 ) -> T:
     """Return what an earlier process has kept under a key; else what `make` returns, which is kept.
 
@@ -42,19 +43,19 @@ def recall(
     folder = torch_compat.find_cache()
     if key is None or mode is None or folder is None:
         return make()
-    path = folder / key
+    path = folder / key.hash
     with paused_collector():
-        found = _read(path, mode)
+        found = _read(key, path, mode)
     if found is not None and fits(found):
-        logger.info("read from %s", path)
+        logger.info("%s: read from %s", key, path)
         return found  # type: ignore[no-any-return]
     made = make()
     with paused_collector():
-        _write(path, made)
+        _write(key, path, made)
     return made
 
 
-def _read(path: Path, mode: FakeTensorMode) -> Any:
+def _read(key: Key, path: Path, mode: FakeTensorMode) -> Any:
     try:
         with path.open("rb") as file:
             expected, data = file.read(_HASH), file.read()
@@ -64,15 +65,16 @@ def _read(path: Path, mode: FakeTensorMode) -> Any:
     except FileNotFoundError:
         return None
     except Exception as error:
-        logger.info("captured anew: %s cannot be read: %s: %s", path, type(error).__name__, error)
+        logger.info("%s: %s cannot be read: %s: %s", key, path, type(error).__name__, error)
         return None
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(key: Key, path: Path, value: Any) -> None:
     try:
         data = write_graphs(value)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as draft:
             draft.write_bytes(hashlib.sha256(data).digest() + data)
+        logger.info("%s: made anew, and kept as %s", key, path)
     except Exception as error:
-        logger.info("not kept for the next process: %s: %s", type(error).__name__, error)
+        logger.info("%s: made anew, not kept for the next process: %s: %s", key, type(error).__name__, error)

@@ -1,8 +1,9 @@
 """The text of everything that a capture depends on. Equal texts mean equal captures; what has no such text is refused.
 
-A text is long, and is made a key of 64 letters by `make_key`.
+A text is long, and becomes a hash in a `Key`.
 """
 
+import dataclasses
 import enum
 import hashlib
 import operator
@@ -35,7 +36,26 @@ class UncachedError(QCompilerError):
     """Something of which equal texts may mean something else; the message says what."""
 
 
-def make_key(*texts: str) -> str:
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Stands for all that a kept value depends on."""
+
+    #: what is kept, for the log: `capture`
+    kind: str
+    #: the function that was captured, for the log: `forward at model.py:12`
+    place: str
+    #: 64 letters, which name the file
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.place}"
+
+    def extend(self, kind: str, *texts: str) -> "Key":
+        """Return the key of a value that is made of the value of this key, and depends on more texts."""
+        return Key(kind, self.place, hash_texts(self.hash, *texts))
+
+
+def hash_texts(*texts: str) -> str:
     """Return 64 letters that stand for texts."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -8,8 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qcompiler.compiler import torch_compat
 from qcompiler.compiler.cache.files import recall
+from qcompiler.compiler.cache.texts import Key
 
 MODE = FakeTensorMode()
+KEY = Key("capture", "forward at model.py:1", "key")
 #: as it is without the fixture of all tests
 FIND_CACHE = torch_compat.find_cache
 
@@ -18,14 +20,24 @@ def refuse():
     raise AssertionError("made anew")
 
 
+def test_the_log_says_what_was_made_and_what_was_read(kept, caplog):
+    with caplog.at_level("INFO", logger="qcompiler"):
+        recall(KEY, MODE, lambda: 1)
+        recall(KEY, MODE, refuse)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"capture of forward at model.py:1: made anew, and kept as {kept}/key",
+        f"capture of forward at model.py:1: read from {kept}/key",
+    ]
+
+
 def test_a_value_is_made_once(kept):
-    assert recall("key", MODE, lambda: {"a": 1}) == {"a": 1}
-    assert recall("key", MODE, refuse) == {"a": 1}
-    assert recall("other", MODE, lambda: 2) == 2
+    assert recall(KEY, MODE, lambda: {"a": 1}) == {"a": 1}
+    assert recall(KEY, MODE, refuse) == {"a": 1}
+    assert recall(Key("halves", "forward at model.py:1", "other"), MODE, lambda: 2) == 2
     assert sorted(path.name for path in kept.iterdir()) == ["key", "other"]
 
 
-@pytest.mark.parametrize(("key", "mode"), [(None, MODE), ("key", None)])
+@pytest.mark.parametrize(("key", "mode"), [(None, MODE), (KEY, None)])
 def test_without_key_or_mode_nothing_is_kept(key, mode, kept):
     assert recall(key, mode, lambda: 1) == 1
     assert not kept.exists()
@@ -33,48 +45,48 @@ def test_without_key_or_mode_nothing_is_kept(key, mode, kept):
 
 def test_without_a_folder_nothing_is_kept(kept, monkeypatch):
     monkeypatch.setattr(torch_compat, "find_cache", lambda: None)
-    assert [recall("key", MODE, lambda: 1), recall("key", MODE, lambda: 2)] == [1, 2]
+    assert [recall(KEY, MODE, lambda: 1), recall(KEY, MODE, lambda: 2)] == [1, 2]
     assert not kept.exists()
 
 
 def test_a_value_that_does_not_fit_is_replaced(kept):
-    recall("key", MODE, lambda: 1)
-    assert recall("key", MODE, lambda: 2, lambda found: found > 1) == 2
-    assert recall("key", MODE, refuse, lambda found: found > 1) == 2
+    recall(KEY, MODE, lambda: 1)
+    assert recall(KEY, MODE, lambda: 2, lambda found: found > 1) == 2
+    assert recall(KEY, MODE, refuse, lambda found: found > 1) == 2
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"\x80\x05\x95"])
 def test_a_damaged_file_is_replaced(data, kept, caplog):
-    recall("key", MODE, lambda: 1)
+    recall(KEY, MODE, lambda: 1)
     (kept / "key").write_bytes(data)
     with caplog.at_level("INFO", logger="qcompiler"):
-        assert recall("key", MODE, lambda: 2) == 2
-    assert "captured anew" in caplog.text
-    assert recall("key", MODE, refuse) == 2
+        assert recall(KEY, MODE, lambda: 2) == 2
+    assert f"capture of forward at model.py:1: {kept}/key cannot be read" in caplog.text
+    assert recall(KEY, MODE, refuse) == 2
 
 
 def test_every_cut_of_a_file_is_noticed(kept):
     value = {"names": ["a" * 40, "b"], "number": 3}
-    recall("key", MODE, lambda: value)
+    recall(KEY, MODE, lambda: value)
     data = (kept / "key").read_bytes()
     for end in range(len(data)):
         (kept / "key").write_bytes(data[:end])
-        assert recall("key", MODE, lambda: "made") == "made"
+        assert recall(KEY, MODE, lambda: "made") == "made"
 
 
 def test_a_changed_byte_is_noticed(kept):
-    recall("key", MODE, lambda: 3)
+    recall(KEY, MODE, lambda: 3)
     data = (kept / "key").read_bytes()
     for place in range(len(data)):
         changed = bytearray(data)
         changed[place] ^= 1
         (kept / "key").write_bytes(changed)
-        assert recall("key", MODE, lambda: "made") == "made"
+        assert recall(KEY, MODE, lambda: "made") == "made"
 
 
 def test_a_value_that_cannot_be_written_is_used_all_the_same(kept, caplog):
     with caplog.at_level("INFO", logger="qcompiler"):
-        assert callable(recall("local", MODE, lambda: lambda: 1))
+        assert callable(recall(Key("halves", "forward at model.py:1", "local"), MODE, lambda: lambda: 1))
     assert "not kept for the next process" in caplog.text
     assert not (kept / "local").exists()
 
@@ -82,15 +94,15 @@ def test_a_value_that_cannot_be_written_is_used_all_the_same(kept, caplog):
 def test_a_folder_that_is_a_file_costs_time_alone(kept, caplog):
     kept.write_text("no folder")
     with caplog.at_level("INFO", logger="qcompiler"):
-        assert recall("key", MODE, lambda: 1) == 1
+        assert recall(KEY, MODE, lambda: 1) == 1
     assert "not kept for the next process" in caplog.text
     assert kept.read_text() == "no folder"
 
 
 def test_an_error_is_not_kept(kept):
     with pytest.raises(AssertionError):
-        recall("key", MODE, refuse)
-    assert recall("key", MODE, lambda: 1) == 1
+        recall(KEY, MODE, refuse)
+    assert recall(KEY, MODE, lambda: 1) == 1
 
 
 def test_the_folder_lies_in_the_one_of_inductor(monkeypatch, tmp_path):

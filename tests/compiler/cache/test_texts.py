@@ -9,7 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from qcompiler.compiler.cache.capture_key import make_capture_key
-from qcompiler.compiler.cache.texts import UncachedError, describe_graph, describe_inputs, describe_value, make_key
+from qcompiler.compiler.cache.texts import (
+    Key,
+    UncachedError,
+    describe_graph,
+    describe_inputs,
+    describe_value,
+    hash_texts,
+)
 from qcompiler.compiler.naming import PLAIN
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -208,22 +215,31 @@ def test_modes_are_refused():
         describe_graph(module)
 
 
-def test_keys_depend_on_every_text():
-    keys = {make_key("a", "b"), make_key("ab"), make_key("a", "b", ""), make_key("b", "a"), make_key("a\n", "b")}
-    assert len(keys) == 5
-    assert make_key("a", "b") == make_key("a", "b")
-    assert all(len(key) == 64 for key in keys)
+def test_hashes_depend_on_every_text():
+    lists = (("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), ("a\n", "b"))
+    hashes = {hash_texts(*texts) for texts in lists}
+    assert len(hashes) == 5
+    assert hash_texts("a", "b") == hash_texts("a", "b")
+    assert all(len(found) == 64 for found in hashes)
+
+
+def test_an_extended_key_depends_on_both():
+    first, second = (Key("capture", "forward at model.py:1", letter) for letter in "ab")
+    keys = [first.extend("halves", "text"), first.extend("halves", "other"), second.extend("halves", "text")]
+    assert len({key.hash for key in (first, second, *keys)}) == 5
+    assert str(keys[0]) == "halves of forward at model.py:1"
 
 
 def test_a_text_that_is_no_unicode_has_a_key():
-    assert make_key("\udc80") != make_key("\udc81")
+    assert hash_texts("\udc80") != hash_texts("\udc81")
 
 
 def test_a_graph_that_has_no_text_has_no_key(kept, caplog):
     module, inputs = trace(triple, torch.randn(3))
     with caplog.at_level("INFO", logger="qcompiler"):
         assert make_capture_key(module, inputs, PLAIN) is None
-    assert "not kept for the next process: operator cache_test.triple.default" in caplog.text
+    reason = "not kept for the next process: operator cache_test.triple.default"
+    assert f"capture of a graph: {reason}" in caplog.text
 
 
 def test_without_a_folder_there_is_no_key():
