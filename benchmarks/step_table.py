@@ -10,6 +10,7 @@ _START, _END = "<!-- steps: benchmarks/steps.py writes this table -->\n", "<!-- 
 _ALL: Final = (
     "contender",
     "step",
+    "floor",
     "peak memory",
     "saved for backward",
     "first two steps, cold",
@@ -49,9 +50,22 @@ def render(results: dict[str, Any]) -> str:
     """Return a table for each model, with every contender and every figure."""
     tables = []
     for group in _group_rows(results["rows"]):
-        best = find_best(group)
-        tables.append(f"{_name_group(group[0])}:\n\n{_write_table(_ALL, [_list_cells(row, best) for row in group])}")
+        best, machine = find_best(group), results.get("machine", {}).get(str(group[0]["threads"]))
+        lines = [_list_cells(row, best, find_floor(row, best, machine)) for row in group]
+        tables.append(f"{_name_group(group[0])}:\n\n{_write_table(_ALL, lines)}")
     return "\n".join(tables)
+
+
+def find_floor(row: Row, best: Row, machine: dict[str, float] | None) -> float | None:
+    """Return the least time of contractions and of saved bytes over the time of the rival.
+
+    Operations run at the measured peak of integer products, and saved bytes, written and read, at the speed of a copy.
+    None for contenders that multiply floats: the matrix product that was measured is slower than convolutions.
+    """
+    if machine is None or ", auto" not in row["contender"] or "error" in row:
+        return None
+    seconds = row["operations"] / machine["int8"] + 2 * row["saved"] / machine["copy"]
+    return float(seconds / statistics.median(best["seconds"]))
 
 
 def find_best(group: list[Row]) -> Row:
@@ -106,12 +120,13 @@ def _show_least(ratios: Iterable[float]) -> str:
     return "–" if least is None else f"{least:.2f}"
 
 
-def _list_cells(row: Row, best: Row) -> list[str]:
+def _list_cells(row: Row, best: Row, floor: float | None) -> list[str]:
     if "error" in row:
         return [row["contender"], f"failed: {row['error'].replace('|', '/')[:100]}", *[""] * (len(_ALL) - 2)]
     return [
         row["contender"],
         _render_time(row, best),
+        "–" if floor is None else f"{floor:.2f}",
         _render_bytes(row["peak"], best["peak"]),
         _render_bytes(row["saved"], best["saved"]),
         f"{row['cold']:.0f} s",

@@ -58,7 +58,18 @@ def test_of_both_orders_of_memory_the_faster_is_shown():
 def test_a_failure_is_a_line_with_its_reason():
     rows = [row("float", 1.0), {"model": "a", **SHAPE, "contender": "torchao", "error": "no module | torchao"}]
     lines = load("step_table").render({"rows": rows}).splitlines()
-    assert lines[-1] == "| torchao | failed: no module / torchao |  |  |  |  |  |  |"
+    assert lines[-1] == "| torchao | failed: no module / torchao |  |  |  |  |  |  |  |"
+
+
+def test_the_floor_of_integers():
+    """3 operations at 2 a second and 4 MB, written and read, at 16 MB a second: 2 s of 4."""
+    table, machine = load("step_table"), {"float": 1.0, "int8": 2.0, "copy": 16e6}
+    rows = [row("float", 4.0, operations=3), row("tensor-int8, auto", 3.0, operations=3)]
+    assert table.find_floor(rows[1], rows[0], machine) == 0.5
+    assert table.find_floor(rows[0], rows[0], machine) is None
+    assert table.find_floor(rows[1], rows[0], None) is None
+    lines = table.render({"machine": {"1": machine}, "rows": rows}).splitlines()
+    assert [line.split(" | ")[2] for line in lines[-2:]] == ["–", "0.50"]
 
 
 def test_no_float_no_table():
