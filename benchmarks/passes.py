@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.compiler import torch_compat
-from qcompiler.compiler.cache import files
+from qcompiler.compiler.cache import cache_compat, files
 from qcompiler.compiler.graph_compiler import GraphCompiler
 from qcompiler.passes.base import Pipeline
 
@@ -124,7 +124,7 @@ def measure(network: str, layers: int, recipe: str) -> Clock:
     qmodel = qcompiler.compile(model, recipe, backend="eager")
     with (
         tempfile.TemporaryDirectory() as folder,  # empty: nothing is found in it
-        mock.patch.object(torch_compat, "find_cache", return_value=Path(folder)),
+        mock.patch.object(cache_compat, "find_cache", return_value=Path(folder)),
         mock.patch.object(files, "_write", clock.around(WRITING, files._write)),
         mock.patch.object(torch_compat, "export_joint", clock.export(torch_compat.export_joint)),
         mock.patch.object(torch_compat, "split_joint", clock.around(TORCH[1], torch_compat.split_joint)),

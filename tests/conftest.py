@@ -21,7 +21,7 @@ from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import qcompiler
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.runtime.kernels import convolutions, cpu, runs
 
 
@@ -138,7 +138,7 @@ def quick_torch() -> Iterator[None]:
 def nothing_kept() -> Iterator[None]:
     """Every test captures anew, but for those that ask for `kept`: many change what a capture does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_compat, "find_cache", lambda: None)
+        patch.setattr(cache_compat, "find_cache", lambda: None)
         yield
 
 
@@ -146,7 +146,7 @@ def nothing_kept() -> Iterator[None]:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which captured graphs are kept, empty at first."""
     folder = tmp_path / "kept graphs"
-    monkeypatch.setattr(torch_compat, "find_cache", lambda: folder)
+    monkeypatch.setattr(cache_compat, "find_cache", lambda: folder)
     return folder
 
 

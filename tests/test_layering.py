@@ -31,8 +31,12 @@ TOP_MODULES = {"qcompiler"} | {
     if folder.startswith("qcompiler")
     for path in (ROOT / folder).glob("*.py")
 }
-#: private APIs of torch, those of Dynamo apart
-COMPAT = ("qcompiler/compiler/torch_compat.py", "qcompiler/compiler/dynamo_compat.py")
+#: private APIs of torch, those of Dynamo and of torch's caches apart
+COMPAT = (
+    "qcompiler/compiler/torch_compat.py",
+    "qcompiler/compiler/dynamo_compat.py",
+    "qcompiler/compiler/cache/cache_compat.py",
+)
 #: outside of them: fake tensors and the mode that they belong to, modules that write their code when somebody asks, the
 #: type of an operator, and the loader of C++
 ALLOWED_PRIVATE = {

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch.fx import GraphModule
 
 from qcompiler.compiler import dynamo_compat, torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.compiler.cache.files import recall
 from qcompiler.compiler.cache.texts import Key, UncachedError, describe_inputs
 from qcompiler.compiler.capture import Captured
@@ -199,4 +200,4 @@ class _Lowering:
         except UncachedError:  # of unusual form
             return None
         kind = "backward for Inductor" if is_backward else "forward for Inductor"
-        return self.key.extend(kind, str(is_backward), torch_compat.describe_settings(), given)
+        return self.key.extend(kind, str(is_backward), cache_compat.describe_settings(), given)

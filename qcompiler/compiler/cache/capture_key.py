@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.compiler.cache.process import describe_process
 from qcompiler.compiler.cache.texts import Key, UncachedError, describe_graph, describe_inputs, hash_texts
 from qcompiler.compiler.capture import describe_input
@@ -18,7 +18,7 @@ logger = logging.getLogger("qcompiler")
 
 def make_capture_key(module: GraphModule, inputs: Sequence[Any], names: FrameNames) -> Key | None:
     """Return the key of the capture of a graph; None if it cannot be kept on disk, with the reason in the log."""
-    if torch_compat.find_cache() is None:
+    if cache_compat.find_cache() is None:
         return None
     try:
         return Key("capture", names.place, _hash_capture(module, inputs, names))

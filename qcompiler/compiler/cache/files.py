@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from qcompiler.collector import paused_collector
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.compiler.cache.graphs import read_graphs, write_graphs
 from qcompiler.compiler.cache.texts import Key
 from qcompiler.files import replace_file
@@ -40,7 +40,7 @@ def recall(
         make: returns the value. Its errors are not kept.
         fits: False for a value that is of no use here.
     """
-    folder = torch_compat.find_cache()
+    folder = cache_compat.find_cache()
     if key is None or mode is None or folder is None:
         return make()
     path = folder / key.hash

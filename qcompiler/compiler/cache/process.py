@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 
 #: files that decide what a graph becomes
 _SUFFIXES: Final = (".py", ".cpp", ".h")
@@ -63,5 +63,5 @@ def _describe_switches() -> str:
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.cudnn_sdp_enabled(),
     )
-    autocast = (torch_compat.list_precisions(), torch_compat.list_autocast(), torch.is_autocast_cache_enabled())
-    return " ".join(map(str, (*autocast, *switches, torch_compat.describe_settings())))
+    autocast = (cache_compat.list_precisions(), cache_compat.list_autocast(), torch.is_autocast_cache_enabled())
+    return " ".join(map(str, (*autocast, *switches, cache_compat.describe_settings())))

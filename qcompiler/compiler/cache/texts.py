@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.passes.ir.meta import get_example, list_origins
 from qcompiler.runtime import ops
 from qcompiler.runtime.errors import QCompilerError
@@ -70,7 +70,7 @@ def describe_graph(module: GraphModule, path_of: Callable[[str], str] = str) -> 
     Raises:
         UncachedError: a call of a function that is not torch's, a graph or a constant that has no text.
     """
-    if reason := torch_compat.explain_uncached(module):
+    if reason := cache_compat.explain_uncached(module):
         raise UncachedError(reason)
     names = [str(node.target) for node in module.graph.find_nodes(op="get_attr")]
     attributes = [f"{name}: {_describe_attribute(operator.attrgetter(name)(module))}" for name in names]
@@ -156,7 +156,7 @@ def _describe_tensor(value: Tensor) -> str:
     sizes = [*value.shape, *value.stride()] if value.layout is torch.strided else [None]
     if any(type(size) is not int for size in sizes) or value.is_conj() or value.is_neg():
         raise UncachedError(f"a tensor of unusual form: {value.layout}, {tuple(value.shape)}")
-    kind = torch_compat.explain_tensor_type(value)
+    kind = cache_compat.explain_tensor_type(value)
     if kind:
         raise UncachedError(kind)
     form = f"{tuple(value.shape)} {value.stride()} {value.dtype} {value.device}"

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.compiler.cache.files import recall
 from qcompiler.compiler.cache.texts import Key
 
 MODE = FakeTensorMode()
 KEY = Key("capture", "forward at model.py:1", "key")
 #: as it is without the fixture of all tests
-FIND_CACHE = torch_compat.find_cache
+FIND_CACHE = cache_compat.find_cache
 
 
 def refuse():
@@ -44,7 +44,7 @@ def test_without_key_or_mode_nothing_is_kept(key, mode, kept):
 
 
 def test_without_a_folder_nothing_is_kept(kept, monkeypatch):
-    monkeypatch.setattr(torch_compat, "find_cache", lambda: None)
+    monkeypatch.setattr(cache_compat, "find_cache", lambda: None)
     assert [recall(KEY, MODE, lambda: 1), recall(KEY, MODE, lambda: 2)] == [1, 2]
     assert not kept.exists()
 

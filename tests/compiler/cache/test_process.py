@@ -48,7 +48,7 @@ def test_a_switch_of_torch_is_seen(switch):
 
 SCRIPT = """
 import os, torch
-from qcompiler.compiler import torch_compat
+from qcompiler.compiler.cache import cache_compat
 from qcompiler.compiler.cache.process import describe_process
 texts = [describe_process()]
 torch.set_float32_matmul_precision("high")
@@ -56,10 +56,10 @@ texts.append(describe_process())
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # with it, torch.get_float32_matmul_precision() raises
 texts.append(describe_process())
 assert len(set(texts)) == 3
-before = torch_compat.find_overridden()
+before = cache_compat.find_overridden()
 library = torch.library.Library("aten", "IMPL")
 library.impl("hardtanh", lambda x, a=-1, b=1: 2 * x, "Autograd")
-print(before, torch_compat.find_overridden(), torch_compat.describe_settings())
+print(before, cache_compat.find_overridden(), cache_compat.describe_settings())
 """
 
 
