@@ -154,7 +154,8 @@ class GraphCompiler:
             return None
         is_machine_asked = self._is_compiled or self.execution is not Execution.SIMULATE
         machine = describe_machine() if is_machine_asked else ""
-        return key.extend("halves", self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
+        kind = f"halves for {self.recipe.name}" + " in evaluation" * self.frozen
+        return key.extend(kind, self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
 
     def _leave(self, note: str) -> None:
         """Notes that a graph is left in float; `strict` refuses it."""

@@ -25,6 +25,7 @@ from qcompiler.passes.rules import Rule
 from qcompiler.runtime import ops
 from qcompiler.runtime.execute.interpret import Half, make_runner
 from qcompiler.runtime.execute.step import Ranges, Step
+from qcompiler.runtime.kernels.loader import call_until_compiled
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
@@ -161,25 +162,33 @@ class _Lowering:
         if self.backend == "eager":
             return make_runner(module)
         try:
-            return torch_compat.compile_inductor(
-                self._retrace(module, inputs, is_backward=is_backward),
-                inputs,
-                is_backward=is_backward,
-                is_inference=not self.captured.is_joint,
-                static_inputs=() if is_backward else self.captured.static_inputs,
-                fixed_outputs=None if is_backward else self.captured.forward_outputs,
-            )
+            half, tally = call_until_compiled(lambda: self._run_inductor(module, inputs, is_backward=is_backward))
         except Exception as error:
             if self.backend == "inductor":
                 raise
-            half = "backward" if is_backward else "forward"
+            name = "backward" if is_backward else "forward"
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            self.notes.append(f"{half} runs eagerly, Inductor failed: {reason}")
+            self.notes.append(f"{name} runs eagerly, Inductor failed: {reason}")
             logger.warning("%s", self.notes[-1])
             return make_runner(module)
+        self.tally.add(tally)
+        return half
 
-    def _retrace(self, module: GraphModule, inputs: list[Any], *, is_backward: bool) -> GraphModule:
-        """Return a half as the compiler gets it, and count its quantizers."""
+    def _run_inductor(self, module: GraphModule, inputs: list[Any], *, is_backward: bool) -> tuple[Half, Tally]:
+        """Return a compiled half, and the count of its quantizers."""
+        plain, tally = self._retrace(module, inputs, is_backward=is_backward)
+        half = torch_compat.compile_inductor(
+            plain,
+            inputs,
+            is_backward=is_backward,
+            is_inference=not self.captured.is_joint,
+            static_inputs=() if is_backward else self.captured.static_inputs,
+            fixed_outputs=None if is_backward else self.captured.forward_outputs,
+        )
+        return half, tally
+
+    def _retrace(self, module: GraphModule, inputs: list[Any], *, is_backward: bool) -> tuple[GraphModule, Tally]:
+        """Return a half as the compiler gets it, and the count of its quantizers."""
         mode = fake_mode(module.graph)
 
         def retrace() -> tuple[GraphModule, Tally]:
@@ -187,9 +196,7 @@ class _Lowering:
             kernel_pipeline(tally)(Halves.of_forward(called, 0))
             return torch_compat.retrace_graph(called, inputs, mode), tally
 
-        plain, tally = recall(self._make_key(inputs, is_backward=is_backward), mode, retrace)
-        self.tally.add(tally)
-        return plain
+        return recall(self._make_key(inputs, is_backward=is_backward), mode, retrace)
 
     def _make_key(self, inputs: Sequence[Any], *, is_backward: bool) -> Key | None:
         """Return the key of a half for inputs of some strides."""

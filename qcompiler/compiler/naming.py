@@ -41,15 +41,17 @@ class FrameNames:
     #: all names of modules, parameters and buffers
     paths: frozenset[str]
     scopes: Mapping[str, Mapping[str, Any]]
+    #: the class of the module whose method was captured; empty if no module is known
+    owner: str = ""
     #: the paths that were asked for
     known: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def place(self) -> str:
-        """The function that was captured: `forward of encoder at model.py:12`; `a graph` if none is known."""
+        """What was captured: `layers.0: forward of Encoder at model.py:12`; `a graph` if nothing is known."""
         file, function, line, _ = self.key
-        owner = f" of {self.root}" if self.root else ""
-        return f"{function}{owner} at {file}:{line}" if file else "a graph"
+        path, owner = (f"{self.root}: " if self.root else ""), (f" of {self.owner}" if self.owner else "")
+        return f"{path}{function}{owner} at {file}:{line}" if file else "a graph"
 
     def forget(self) -> "FrameNames":
         """Return the same names without objects of the user: inputs, modules. Paths must have been asked for before."""
@@ -147,7 +149,8 @@ class ModelNames:
         scopes = {"L": frame.locals, "G": frame.globals}
         root = modules.get(id(owner), "")
         stretch = find_stretch(frame.origin, parts, *frame.breaks)
-        return FrameNames(key, stretch, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes)
+        kind = "" if owner is None else type(owner).__name__
+        return FrameNames(key, stretch, root, is_whole, tuple(parts), modules, tensors, frozenset(paths), scopes, kind)
 
     def frame(self, names: FrameNames, order: Order, *, frozen: bool = False) -> Frame:
         """Return the facts of one graph for the passes.

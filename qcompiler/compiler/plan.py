@@ -61,7 +61,7 @@ def join_reasons(kept: Sequence[Kept]) -> str:
     consumers: dict[str, list[str]] = {}
     for one in kept:
         consumers.setdefault(one.reason, []).append(one.consumer)
-    return "; ".join(f"{join_some(names)}: {reason}" for reason, names in consumers.items())
+    return "; ".join(f"{join_some(list(dict.fromkeys(names)))}: {reason}" for reason, names in consumers.items())
 
 
 @dataclasses.dataclass(frozen=True)

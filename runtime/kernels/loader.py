@@ -10,12 +10,15 @@ import functools
 import importlib
 import logging
 import re
+import subprocess
 import threading
 from collections.abc import Callable
 from importlib import resources
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 logger = logging.getLogger("qcompiler")
+
+T = TypeVar("T")
 
 #: a·b + c stays two roundings, as in the reference; the other two let gcc vectorize loops, which Inductor does itself
 _FLAGS: Final = ("-ffp-contract=off", "-fno-trapping-math", "-ftree-loop-vectorize")
@@ -49,9 +52,38 @@ def _load(name: str) -> ctypes.CDLL | str:
 
 def _compile(name: str) -> ctypes.CDLL | str:
     try:
-        return compile_source(read_source(f"{name}.cpp"))
+        return call_until_compiled(lambda: compile_source(read_source(f"{name}.cpp")))
     except Exception as error:  # no compiler, a folder that allows no programs
         return f"{name}.cpp does not compile here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def call_until_compiled(run: Callable[[], T]) -> T:
+    """Return what `run` returns; it runs once more if a signal has ended the compiler.
+
+    Ctrl-C in a terminal ends g++ too, and torch would raise that failure again as long as the process lives.
+
+    Raises:
+        Exception: of `run`.
+    """
+    try:
+        return run()
+    except Exception as error:
+        if not _was_ended(error):
+            raise
+    from torch._inductor.codecache import CppCodeCache, CppPythonBindingsCodeCache
+
+    for kind in (CppCodeCache, CppPythonBindingsCodeCache):
+        kind.cache.clear()
+    return run()
+
+
+def _was_ended(error: BaseException | None) -> bool:
+    """Return True if a signal has ended a program that the error comes from."""
+    while error is not None:
+        if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @functools.cache

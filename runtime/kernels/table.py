@@ -56,8 +56,10 @@ def _find_scaled(facts: Facts, *, faster: bool) -> AnyKernel | str:
     found = _choose(SCALED, facts, faster=True) if has_points or is_slow else ""
     if not isinstance(found, str):
         return found
-    able = _choose(SCALED, facts, faster=False) if is_slow and faster else ""
-    return "" if isinstance(able, str) else able.weigh(facts)
+    if not (is_slow and faster):
+        return ""
+    able = _choose(SCALED, facts, faster=False)
+    return explain_compiler() if isinstance(able, str) else able.weigh(facts)
 
 
 def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:

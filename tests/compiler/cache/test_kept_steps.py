@@ -230,6 +230,26 @@ def test_a_strict_module_refuses_kept_floats_too(kept):
             run_once(model, x, partial, strict=True)
 
 
+class Net(nn.Linear):
+    """A model whose forward is its own."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_the_log_names_the_model_and_the_recipe(kept, caplog):
+    line = Net.forward.__code__.co_firstlineno
+    with caplog.at_level("INFO", logger="qcompiler"):
+        run_once(Net(6, 3), torch.randn(4, 6))
+        run_once(nn.Sequential(nn.Linear(6, 3)), torch.randn(4, 6))
+    texts = [record.getMessage() for record in caplog.records if "made anew, and kept" in record.getMessage()]
+    first, second, third, fourth = texts
+    assert first.startswith(f"capture of forward of Net at {__file__}:{line}: made anew, and kept as {kept}/")
+    assert second.startswith(f"halves for hyperblock-int4 of forward of Net at {__file__}:{line}: ")
+    assert " of Sequential at " in third
+    assert " of Sequential at " in fourth
+
+
 def test_custom_gradients_are_captured_anew(kept, caplog):
     """The code of an autograd function is not part of the graph of Dynamo in every version of torch."""
     model, x = WithOperator(), torch.randn(4, 6)

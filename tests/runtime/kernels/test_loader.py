@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+from torch._inductor.codecache import CppCodeCache
 
 from qcompiler.runtime.kernels import loader
 
@@ -18,6 +19,34 @@ def test_functions_can_be_called():
 def test_code_that_does_not_compile_is_an_error():
     with pytest.raises(Exception, match="no_such_type"):
         loader.compile_source("no_such_type x;")
+
+
+def fail(code):
+    """Raise what torch raises if a compiler ends with a code; below 0 it is the number of a signal."""
+    try:
+        raise subprocess.CalledProcessError(code, "g++")
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError("C++ compile error") from error
+
+
+def test_a_compiler_that_a_signal_ended_is_called_again():
+    """Ctrl-C reaches g++ too, and torch keeps the failure in the table of its libraries."""
+    codes = [-2, 0]
+
+    def run():
+        code = codes.pop(0)
+        return fail(code) if code else "library"
+
+    CppCodeCache.cache["failed"] = lambda: None
+    assert loader.call_until_compiled(run) == "library"
+    assert "failed" not in CppCodeCache.cache
+
+
+@pytest.mark.parametrize("codes", [[1], [-2, -2], [-2, 1]])
+def test_a_compiler_that_fails_is_an_error(codes):
+    with pytest.raises(RuntimeError, match="C"):
+        loader.call_until_compiled(lambda: fail(codes.pop(0)))
+    assert codes == []
 
 
 def test_a_thread_loads_libraries_once():

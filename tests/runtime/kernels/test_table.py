@@ -73,6 +73,16 @@ def test_signed_codes_too_if_torch_has_no_fast_kernel(scales, name, wide_vectors
     assert table.find_kernel(small, faster=True) == reason
 
 
+def test_a_missing_compiler_is_the_reason(monkeypatch):
+    """And not the slow product of torch, which nobody would ask on this processor with a compiler."""
+    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "no compiler")
+    monkeypatch.setattr(table, "explain_compiler", lambda: "no compiler")
+    monkeypatch.setattr(cpu, "is_fast", lambda: False)
+    facts = dataclasses.replace(LARGE, scales=(1, 4))
+    assert table.find_kernel(facts, faster=True) == "no compiler"
+    assert table.find_kernel(facts, faster=False).name == "int-mm"
+
+
 def test_names_are_unique():
     rows = (*table.KERNELS, *table.RUN_KERNELS, *table.CONVOLUTIONS)
     assert len({row.name for row in rows}) == len(rows)
