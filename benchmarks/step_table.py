@@ -51,7 +51,7 @@ def render(results: dict[str, Any]) -> str:
     tables = []
     for group in _group_rows(results["rows"]):
         best, machine = find_best(group), results.get("machine", {}).get(str(group[0]["threads"]))
-        lines = [_list_cells(row, best, find_floor(row, best, machine)) for row in group]
+        lines = [_list_cells(row, best, machine) for row in group]
         tables.append(f"{_name_group(group[0])}:\n\n{_write_table(_ALL, lines)}")
     return "\n".join(tables)
 
@@ -62,7 +62,7 @@ def find_floor(row: Row, best: Row, machine: dict[str, float] | None) -> float |
     Operations run at the measured peak of integer products, and saved bytes, written and read, at the speed of a copy.
     None for contenders that multiply floats: the matrix product that was measured is slower than convolutions.
     """
-    if machine is None or ", auto" not in row["contender"] or "error" in row:
+    if machine is None or ", auto" not in row["contender"]:
         return None
     seconds = row["operations"] / machine["int8"] + 2 * row["saved"] / machine["copy"]
     return float(seconds / statistics.median(best["seconds"]))
@@ -120,9 +120,10 @@ def _show_least(ratios: Iterable[float]) -> str:
     return "–" if least is None else f"{least:.2f}"
 
 
-def _list_cells(row: Row, best: Row, floor: float | None) -> list[str]:
+def _list_cells(row: Row, best: Row, machine: dict[str, float] | None) -> list[str]:
     if "error" in row:
         return [row["contender"], f"failed: {row['error'].replace('|', '/')[:100]}", *[""] * (len(_ALL) - 2)]
+    floor = find_floor(row, best, machine)
     return [
         row["contender"],
         _render_time(row, best),

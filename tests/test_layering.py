@@ -31,7 +31,7 @@ TOP_MODULES = {"qcompiler"} | {
     if folder.startswith("qcompiler")
     for path in (ROOT / folder).glob("*.py")
 }
-#: private APIs of torch, those of Dynamo and of torch's caches apart
+#: private APIs of torch: those of Dynamo, those that the cache asks, and all others
 COMPAT = (
     "qcompiler/compiler/torch_compat.py",
     "qcompiler/compiler/dynamo_compat.py",

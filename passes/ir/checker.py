@@ -66,7 +66,7 @@ def list_changed(state: list[Any], before: list[Any]) -> list[Node]:
 
 
 def _list_affected(state: list[Any], before: list[Any]) -> set[Node] | None:
-    """Return the nodes whose rules can have broken; None: all, at the first check, or if calls have no value."""
+    """Return the nodes whose rules can have broken; None: all, at the first check, of large changes, without values."""
     changed = list_changed(state, before) if before else []
     is_known = all(has_value(node) for node in changed if node.op == "call_function")
     is_small = 0 < len(changed) * _PARTS * _SHARE < len(state)

@@ -31,7 +31,7 @@ def copy_nodes(graph: Graph) -> Graph:
 
 def copy_graph(module: GraphModule) -> GraphModule:
     """Return a module with a copy of the graph, over the same attributes; its code is written when somebody asks."""
-    return _LazyGraphModule(module, copy_nodes(module.graph))
+    return make_module(module, copy_nodes(module.graph))
 
 
 def make_module(attributes: dict[str, Any] | GraphModule, graph: Graph) -> GraphModule:

@@ -155,7 +155,7 @@ class GraphCompiler:
         is_machine_asked = self._is_compiled or self.execution is not Execution.SIMULATE
         machine = describe_machine() if is_machine_asked else ""
         kind = f"halves for {self.recipe.name}" + " in evaluation" * self.frozen
-        return key.extend(kind, self.recipe.to_yaml(), str(self.frozen), self.execution, machine)
+        return key.extend(kind, self.recipe.to_yaml(), self.execution, machine)
 
     def _leave(self, note: str) -> None:
         """Notes that a graph is left in float; `strict` refuses it."""

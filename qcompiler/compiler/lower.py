@@ -207,4 +207,4 @@ class _Lowering:
         except UncachedError:  # of unusual form
             return None
         kind = "backward for Inductor" if is_backward else "forward for Inductor"
-        return self.key.extend(kind, str(is_backward), cache_compat.describe_settings(), given)
+        return self.key.extend(kind, cache_compat.describe_settings(), given)

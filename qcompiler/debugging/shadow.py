@@ -23,6 +23,7 @@ from qcompiler.compiler.lower import Lowered, lower_graph
 from qcompiler.compiler.pipelines import joint_pipeline
 from qcompiler.compiler.plan import QuantPlan, describe_contraction
 from qcompiler.debugging.contractions import RecordedContraction
+from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.facts import Contraction, Input, InputKind
 from qcompiler.passes.ir.meta import get_contraction, get_input, iterate_contractions
 from qcompiler.passes.ir.quantizer import Quantizer, list_quantizers
@@ -277,10 +278,7 @@ class WatchedCompiler(GraphCompiler):
 
     def lower(self, captured: Captured, key: Key | None) -> Lowered:
         """Quantize and lower the graph, and a copy of it in float for the shadow."""
-        graph = Graph()
-        outputs = graph.graph_copy(captured.module.graph, {})
-        graph.output(outputs)
-        floats = dataclasses.replace(captured, module=GraphModule(captured.module, graph))
+        floats = dataclasses.replace(captured, module=copy_graph(captured.module))
         joint_pipeline(_FLOAT)(floats.module)
         plan = self.quantize(captured)
         watch = QuantizedWatch(captured.module, _make_labels(captured.module), self.relay)

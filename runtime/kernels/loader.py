@@ -123,7 +123,7 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
     """Load libraries in a thread, while this one traces; later calls find them loaded, or wait.
 
     Args:
-        inductor: beside them let Inductor compile the header of all kernels, which takes 5 to 9 s on a new machine.
+        inductor: let Inductor compile the header of all kernels meanwhile, which takes 5 to 9 s on a new machine.
     """
     _import_compiler()
     ready = threading.Event()

@@ -47,7 +47,7 @@ def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyK
 
 
 def _find_scaled(facts: Facts, *, faster: bool) -> AnyKernel | str:
-    """Return a kernel of `SCALED`, or why the float kernel is faster than that; empty: `_int_mm` is asked.
+    """Return a kernel of `SCALED`, or why it is slower than float, or not compiled; empty: `_int_mm` is asked.
 
     `_int_mm` has no fast kernel on some processors, and needs loops around it for zero points and codes of 0 … 255.
     """

@@ -22,10 +22,8 @@ def make_capture_key(module: GraphModule, inputs: Sequence[Any], names: FrameNam
         return None
     try:
         return Key("capture", names.place, _hash_capture(module, inputs, names))
-    except UncachedError as error:
-        logger.info("capture of %s: not kept for the next process: %s", names.place, error)
-    except Exception as error:  # a question to torch that fails: the cache costs time alone
-        reason = f"{type(error).__name__}: {error}"
+    except Exception as error:  # a question to torch that fails, too: the cache costs time alone
+        reason = str(error) if isinstance(error, UncachedError) else f"{type(error).__name__}: {error}"
         logger.info("capture of %s: not kept for the next process: %s", names.place, reason)
     return None
 

@@ -40,7 +40,7 @@ class UncachedError(QCompilerError):
 class Key:
     """Stands for all that a kept value depends on."""
 
-    #: what is kept, for the log: `capture`
+    #: what is kept: `capture`
     kind: str
     #: the function that was captured, for the log: `forward at model.py:12`
     place: str
@@ -52,7 +52,7 @@ class Key:
 
     def extend(self, kind: str, *texts: str) -> "Key":
         """Return the key of a value that is made of the value of this key, and depends on more texts."""
-        return Key(kind, self.place, hash_texts(self.hash, *texts))
+        return Key(kind, self.place, hash_texts(self.hash, kind, *texts))
 
 
 def hash_texts(*texts: str) -> str:
