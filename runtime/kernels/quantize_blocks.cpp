@@ -1,271 +1,212 @@
 // Quantize and dequantize dense tensors in memory order; the numbers are those of runtime/references.py, bit for bit.
-//
-// A loop over the lanes of a row is simple enough for the compiler to vectorize; what differs from lane to lane stands in
-// small arrays.
 
 #include "tiles.h"
 #include "scales.h"
+#include "eights.h"
+#include "blocks.h"
 #include "packing.h"
 
 namespace {
 
-constexpr size_t MOST_STREAMS = 4;  // rows that the processor fetches ahead by itself
+constexpr int64_t AHEAD = 2048;     // floats from what is read to what is fetched
+constexpr size_t FEW_ROWS = 4;
 
-struct Data {
+
+// What the lanes of a row need, each a number a lane.
+struct Lanes {
+    const float *step, *factor, *zero;
+    const uint32_t* index;
+
+    Lanes operator+(int64_t lanes) const { return {step + lanes, factor + lanes, zero + lanes, index + lanes}; }
+};
+
+// A row that is written.
+struct Target {
     const float* x;
-    const uint8_t* codes_read;
     uint8_t* codes;
     float* floats;
-    void* scale;                // float or uint8_t
-    const uint8_t* zero_point;  // null: 0
-    const int32_t* key;         // null: to nearest
-    int64_t threads;
+    uint32_t seed;
+
+    Target operator+(int64_t lanes) const { return {x + lanes, codes + lanes, floats + lanes, seed}; }
 };
 
-// The work space of a thread. Of a block: `value`, the exponent or the bits of the real scale, and its consequences.
-struct Tile : Walk {
-    std::vector<uint32_t> largest, joined, value;
-    std::vector<float> block_step, block_factor, block_zero, lane_step, lane_factor, lane_zero;
-    const float *step, *factor, *zero;  // of each lane
-    // of the tile before: the place of the scale that all lanes share, and how many; -1: there was none
-    int64_t only_scale = -1, only_lanes = 0;
-
-    explicit Tile(int64_t lanes)
-        : Walk(lanes), largest(lanes), joined(lanes), value(lanes), block_step(lanes), block_factor(lanes),
-          block_zero(lanes), lane_step(lanes), lane_factor(lanes), lane_zero(lanes), step(lane_step.data()),
-          factor(lane_factor.data()), zero(lane_zero.data()) {}
-};
-
-[[gnu::noinline]] void add_row(const float* __restrict a, int64_t lanes, uint32_t* __restrict largest) {
-#pragma omp simd
-    for (int64_t i = 0; i < lanes; ++i) largest[i] = larger(largest[i], magnitude(a[i]));
-}
-
-[[gnu::noinline]] void add_rows(const float* __restrict a, const float* __restrict b, const float* __restrict c,
-                                const float* __restrict d, int64_t lanes, uint32_t* __restrict largest) {
-#pragma omp simd
-    for (int64_t i = 0; i < lanes; ++i) {
-        const uint32_t left = larger(magnitude(a[i]), magnitude(b[i]));
-        const uint32_t right = larger(magnitude(c[i]), magnitude(d[i]));
-        largest[i] = larger(largest[i], larger(left, right));
-    }
-}
-
-[[gnu::noinline]] void start_rows(const float* __restrict a, const float* __restrict b, int64_t lanes,
-                                  uint32_t* __restrict largest) {
-#pragma omp simd
-    for (int64_t i = 0; i < lanes; ++i) largest[i] = larger(magnitude(a[i]), magnitude(b[i]));
-}
-
-void find_largest(const float* x, const Tile& tile, int64_t lanes, uint32_t* largest) {
-    const std::vector<Row>& rows = tile.rows;
-    start_rows(x + rows.front().place, x + rows.back().place, lanes, largest);
-    size_t row = 1;
-    for (; row + 4 < rows.size(); row += 4)
-        add_rows(x + rows[row].place, x + rows[row + 1].place, x + rows[row + 2].place, x + rows[row + 3].place, lanes,
-                 largest);
-    for (; row + 1 < rows.size(); ++row) add_row(x + rows[row].place, lanes, largest);
-}
-
-// The largest of the lanes of each block; equal edges let the compiler unroll.
-template <int64_t EDGE>
-[[gnu::noinline]] void join_equal_lanes(const uint32_t* __restrict lane, int64_t blocks, uint32_t* __restrict block) {
-    for (int64_t number = 0; number < blocks; ++number, lane += EDGE) {
-        uint32_t most = 0;
-        for (int64_t i = 0; i < EDGE; ++i) most = larger(most, lane[i]);
-        block[number] = most;
-    }
-}
-
-void join_lanes(const uint32_t* __restrict lane, const Corner& corner, int64_t edge, uint32_t* __restrict block) {
-    const int64_t lanes = corner.lanes_a_strip, blocks = corner.strips * corner.blocks_a_strip;
-    if (lanes % edge == 0) {
-        if (edge == 4) return join_equal_lanes<4>(lane, blocks, block);
-        if (edge == 8) return join_equal_lanes<8>(lane, blocks, block);
-        if (edge == 16) return join_equal_lanes<16>(lane, blocks, block);
-    }
-    for (int64_t strip = 0; strip < corner.strips; ++strip, lane += lanes)
-        for (int64_t first = 0; first < lanes; first += edge) {
-            const int64_t end = std::min(first + edge, lanes);
-            uint32_t most = 0;
-            for (int64_t i = first; i < end; ++i) most = larger(most, lane[i]);
-            *block++ = most;
-        }
-}
-
-template <int64_t EDGE>
-[[gnu::noinline]] void spread_equal_blocks(const float* __restrict block, int64_t blocks, float* __restrict lane) {
-    for (int64_t number = 0; number < blocks; ++number, lane += EDGE) {
-        const float value = block[number];
-        for (int64_t i = 0; i < EDGE; ++i) lane[i] = value;
-    }
-}
-
-// A number of each block, for each of the lanes.
-const float* spread_blocks(const std::vector<float>& given, const Corner& corner, int64_t edge,
-                           std::vector<float>& spread) {
-    if (edge == 1) return given.data();
-    const int64_t lanes = corner.lanes_a_strip, blocks = corner.strips * corner.blocks_a_strip;
-    const float* block = given.data();
-    float* lane = spread.data();
-    if (lanes % edge == 0 && (edge == 4 || edge == 8 || edge == 16)) {
-        if (edge == 4) spread_equal_blocks<4>(block, blocks, lane);
-        if (edge == 8) spread_equal_blocks<8>(block, blocks, lane);
-        if (edge == 16) spread_equal_blocks<16>(block, blocks, lane);
-        return lane;
-    }
-    for (int64_t strip = 0; strip < corner.strips; ++strip, lane += lanes)
-        for (int64_t first = 0; first < lanes; first += edge)
-            std::fill(lane + first, lane + std::min(first + edge, lanes), *block++);
-    return spread.data();
-}
-
-template <bool REAL>
-[[gnu::noinline]] void find_values(const Task& task, int64_t blocks, const uint32_t* __restrict largest,
-                                   uint32_t* __restrict value) {
-    const Task rule = task;
-#pragma omp simd
-    for (int64_t i = 0; i < blocks; ++i)
-        value[i] = REAL ? as_bits(find_real_scale(rule, largest[i])) : find_exponent(rule, largest[i]);
-}
-
-// visit(place of the scale, stride, number of the first block, blocks) for runs of blocks
-template <typename Visit>
-void visit_scales(const Task& task, const Corner& corner, Visit visit) {
-    const int64_t along = task.axis[task.axes - 1].scale, blocks = corner.blocks_a_strip;
-    const int64_t across = corner.strip_axis < 0 ? 0 : task.axis[corner.strip_axis].scale;
-    if (across == along * blocks || corner.strips == 1) return visit(corner.scale, along, 0, corner.strips * blocks);
-    for (int64_t strip = 0; strip < corner.strips; ++strip)
-        visit(corner.scale + strip * across, along, strip * blocks, blocks);
-}
-
-template <typename Scale>
-void store_scales(const Task& task, const Corner& corner, const uint32_t* value, Scale* scales) {
-    const auto store = [](uint32_t bits) {
-        if constexpr (sizeof(Scale) == 1) return static_cast<Scale>(bits);
-        else return as_float(bits);
-    };
-    visit_scales(task, corner, [&](int64_t place, int64_t stride, int64_t first, int64_t blocks) {
-        if (stride == 1)
-            for (int64_t i = 0; i < blocks; ++i) scales[place + i] = store(value[first + i]);
-        else
-            for (int64_t i = 0; i < blocks; ++i) scales[place + i * stride] = store(value[first + i]);
-    });
-}
-
-template <typename Scale, typename Value>
-void load_scales(const Task& task, const Corner& corner, const Scale* scales, Value* value) {
-    const auto load = [](Scale scale) {
-        if constexpr (sizeof(Scale) == sizeof(Value)) return as_bits(scale);
-        else return static_cast<Value>(scale);
-    };
-    visit_scales(task, corner, [&](int64_t place, int64_t stride, int64_t first, int64_t blocks) {
-        if (stride == 1)
-            for (int64_t i = 0; i < blocks; ++i) value[first + i] = load(scales[place + i]);
-        else
-            for (int64_t i = 0; i < blocks; ++i) value[first + i] = load(scales[place + i * stride]);
-    });
-}
-
-template <bool REAL>
-[[gnu::noinline]] void fill_factors(int64_t blocks, const uint32_t* __restrict value, float* __restrict step,
-                                    float* __restrict factor) {
-#pragma omp simd
-    for (int64_t i = 0; i < blocks; ++i) {
-        step[i] = REAL ? as_float(value[i]) : get_inverse(value[i]);
-        factor[i] = REAL ? as_float(value[i]) : get_factor(value[i]);
-    }
-}
-
-// Return whether all lanes of a tile have one scale, and those of the tile before had the same.
-bool keeps_scale(const Task& task, const Corner& corner, Tile& tile) {
-    const bool is_one = task.axis[task.axes - 1].scale == 0 &&
-                        (corner.strip_axis < 0 || task.axis[corner.strip_axis].scale == 0);
-    const int64_t lanes = corner.strips * corner.lanes_a_strip;
-    if (is_one && tile.only_scale == corner.scale && tile.only_lanes >= lanes) return true;
-    tile.only_scale = is_one ? corner.scale : -1;
-    tile.only_lanes = lanes;
-    return false;
-}
-
-template <bool REAL>
-void prepare_scales(const Task& task, const Data& data, const Corner& corner, Tile& tile, bool finds_scale) {
-    using Scale = std::conditional_t<REAL, float, uint8_t>;
-    Scale* scales = static_cast<Scale*>(data.scale);
-    const int64_t blocks = corner.strips * corner.blocks_a_strip, edge = task.axis[task.axes - 1].edge;
-    if (!finds_scale && keeps_scale(task, corner, tile)) return;
-    if (finds_scale) {
-        find_largest(data.x + corner.place, tile, corner.strips * corner.lanes_a_strip, tile.largest.data());
-        if (edge > 1) join_lanes(tile.largest.data(), corner, edge, tile.joined.data());
-        find_values<REAL>(task, blocks, (edge > 1 ? tile.joined : tile.largest).data(), tile.value.data());
-        store_scales(task, corner, tile.value.data(), scales);
-    } else {
-        load_scales(task, corner, scales, tile.value.data());
-    }
-    fill_factors<REAL>(blocks, tile.value.data(), tile.block_step.data(), tile.block_factor.data());
-    if (data.x) tile.step = spread_blocks(tile.block_step, corner, edge, tile.lane_step);
-    if (data.floats) tile.factor = spread_blocks(tile.block_factor, corner, edge, tile.lane_factor);
-    if (data.zero_point) {
-        load_scales(task, corner, data.zero_point, tile.block_zero.data());
-        tile.zero = spread_blocks(tile.block_zero, corner, edge, tile.lane_zero);
-    }
-}
-
-template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
-[[gnu::noinline]] void write_row(const Task& task, const Tile& tile, int64_t lanes, const float* __restrict x,
-               uint32_t seed, uint8_t* __restrict codes, float* __restrict floats) {
+// A power of two is multiplied by its inverse; a scale with a zero point, or that is none, divides. Codes become bytes in
+// a loop of their own: one loop for both needs more registers than there are.
+template <bool DIVIDES, bool STOCHASTIC, bool CODES, bool FLOATS>
+[[gnu::always_inline]] inline void write_group(const Task& task, const Lanes& lane, const Target& row) {
     const float lowest = task.lowest, largest = task.largest;
-    const uint32_t limit = task.limit;
-    const float* __restrict step = tile.step;
-    const float* __restrict factor = tile.factor;
-    const float* __restrict zero = tile.zero;
-    const uint32_t* __restrict index = tile.index.data();
+    const uint32_t limit = task.limit, seed = row.seed;
+    const float* __restrict x = row.x;
+    const float* __restrict step = lane.step;
+    const float* __restrict factor = lane.factor;
+    const float* __restrict zero = lane.zero;
+    const uint32_t* __restrict index = lane.index;
+    uint8_t* __restrict codes = row.codes;
+    float* __restrict floats = row.floats;
+    alignas(64) int32_t code[GROUP];
 #pragma omp simd
-    for (int64_t i = 0; i < lanes; ++i) {
-        const float real = REAL ? x[i] / step[i] : x[i] * step[i];
-        const int32_t code = round_code<STOCHASTIC>(real, seed + index[i], zero[i], lowest, largest);
-        if (CODES) codes[i] = static_cast<uint8_t>(code);
-        if (FLOATS) floats[i] = show_code(code, zero[i], factor[i], x[i], limit);
+    for (int64_t i = 0; i < GROUP; ++i) {
+        const float real = DIVIDES ? x[i] / factor[i] : x[i] * step[i], origin = DIVIDES ? zero[i] : 0.0f;
+        code[i] = round_code<STOCHASTIC>(real, seed + index[i], origin, lowest, largest);
+        if (FLOATS) floats[i] = show_code(code[i], origin, factor[i], x[i], limit);
+    }
+    if (!CODES) return;
+#pragma omp simd
+    for (int64_t i = 0; i < GROUP; ++i) codes[i] = static_cast<uint8_t>(code[i]);
+}
+
+inline void fetch_group(const float* x) {
+    for (int64_t line = 0; line < GROUP; line += 16) __builtin_prefetch(x + line);
+}
+
+// Writes a row, and fetches what lies ahead meanwhile: a burst of fetches in front of the row would wait for memory.
+template <bool DIVIDES, bool STOCHASTIC, bool CODES, bool FLOATS>
+[[gnu::noinline]] void write_row(const Task& task, const Lanes& lane, int64_t groups, int64_t ahead, const Target& row) {
+    for (int64_t first = 0; first < groups * GROUP; first += GROUP) {
+        fetch_group(row.x + first + ahead);
+        write_group<DIVIDES, STOCHASTIC, CODES, FLOATS>(task, lane + first, row + first);
     }
 }
 
-template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
-void write_rows(const Task& task, const Data& data, const Corner& corner, const Tile& tile, uint32_t seed) {
-    const int64_t lanes = corner.strips * corner.lanes_a_strip;
-    for (const Row& row : tile.rows) {
-        const int64_t place = corner.place + row.place;
-        if (corner.next >= 0 && tile.rows.size() > MOST_STREAMS) prefetch(data.x + corner.next + row.place, lanes);
-        write_row<REAL, STOCHASTIC, CODES, FLOATS>(task, tile, lanes, data.x + place,
-                                                   seed + (corner.logical + row.logical) * SPREAD, data.codes + place,
-                                                   data.floats + place);
+// The scales of the eight blocks of a group, as bits, and what each lane needs of them.
+inline void find_group(const Task& task, const Target* target, size_t rows, uint32_t* value, float* step, float* factor) {
+    Eight largest[8]{};
+    for (size_t row = 0; row < rows; ++row)
+        for (int64_t i = 0; i < 8; ++i) largest[i] = choose_larger(largest[i], load_magnitudes(target[row].x + 8 * i));
+    const EightSigned found = find_exponent(task, (EightSigned)join_eights(largest));
+    store_eight(found, value);
+    spread_eights(get_inverse(found), step);
+    spread_eights(get_factor(found), factor);
+}
+
+// Writes the rows of a tile of whole groups, each of which goes through the registers once.
+template <bool STOCHASTIC, bool CODES, bool FLOATS>
+[[gnu::noinline]] void write_groups(const Task& task, const uint32_t* index, int64_t groups, Target* target, size_t rows,
+                                    uint32_t* value) {
+    alignas(64) float step[GROUP], factor[GROUP];
+    for (; groups > 0; --groups, index += GROUP, value += 8) {
+        find_group(task, target, rows, value, step, factor);
+        for (size_t row = 0; row < rows; ++row) {
+            fetch_group(target[row].x + AHEAD);
+            write_group<false, STOCHASTIC, CODES, FLOATS>(task, Lanes{step, factor, nullptr, index}, target[row]);
+            target[row] = target[row] + GROUP;
+        }
     }
 }
 
-template <bool REAL, bool STOCHASTIC, bool CODES, bool FLOATS>
-void quantize(const Task& task, const Data& data, bool finds_scale) {
-    const uint32_t seed = STOCHASTIC ? make_seed(task, data.key) : 0;
-    run_tiles<Tile>(task, data.threads, [&](const Corner& corner, Tile& tile) {
-        prepare_scales<REAL>(task, data, corner, tile, finds_scale);
-        if (STOCHASTIC) number_lanes(task, corner, tile);
-        write_rows<REAL, STOCHASTIC, CODES, FLOATS>(task, data, corner, tile, seed);
-    }, [](const Tile&) {});
+// How the results that are wanted are written.
+struct Writer {
+    void (*row)(const Task& task, const Lanes& lane, int64_t groups, int64_t ahead, const Target& row);
+    void (*groups)(const Task& task, const uint32_t* index, int64_t groups, Target* target, size_t rows, uint32_t* value);
+};
+
+template <bool STOCHASTIC, bool CODES, bool FLOATS>
+Writer make_writer(bool divides) {
+    return {divides ? write_row<true, STOCHASTIC, CODES, FLOATS> : write_row<false, STOCHASTIC, CODES, FLOATS>,
+            write_groups<STOCHASTIC, CODES, FLOATS>};
 }
 
-template <bool REAL, bool STOCHASTIC>
-void quantize_into(const Task& task, const Data& data, bool finds_scale) {
-    if (data.codes && data.floats)
-        quantize<REAL, STOCHASTIC, true, true>(task, data, finds_scale);
-    else if (data.codes)
-        quantize<REAL, STOCHASTIC, true, false>(task, data, finds_scale);
+template <bool STOCHASTIC>
+Writer choose_writer(const Data& data, bool divides) {
+    if (!data.floats) return make_writer<STOCHASTIC, true, false>(divides);
+    return data.codes ? make_writer<STOCHASTIC, true, true>(divides) : make_writer<STOCHASTIC, false, true>(divides);
+}
+
+// One call; `task` is that of a part, if codes are packed.
+struct Job {
+    const Task& task;
+    const Data& data;
+    bool is_real, finds_scale;
+    Writer write;
+    uint32_t seed;
+
+    Job(const Task& task, const Data& data, bool is_real, bool finds_scale)
+        : task(task), data(data), is_real(is_real), finds_scale(finds_scale),
+          write(data.key ? choose_writer<true>(data, is_real || data.zero_point)
+                         : choose_writer<false>(data, is_real || data.zero_point)),
+          seed(data.key ? make_seed(task, data.key) : 0) {}
+};
+
+// Writes fewer lanes than a group, by way of memory that has room for a group.
+void write_rest(const Job& job, const Lanes& lane, int64_t lanes, const Target& row) {
+    float x[GROUP]{}, floats[GROUP];
+    uint8_t codes[GROUP];
+    std::copy_n(row.x, lanes, x);
+    job.write.row(job.task, lane, 1, 0, Target{x, codes, floats, row.seed});
+    if (job.data.codes) std::copy_n(codes, lanes, row.codes);
+    if (job.data.floats) std::copy_n(floats, lanes, row.floats);
+}
+
+// Where a row of a tile goes: codes that are packed wait beside those of the other parts.
+Target find_target(const Job& job, const Corner& corner, Tile& tile, size_t row, int64_t part) {
+    const auto [inside, logical] = tile.rows[row];
+    const int64_t place = corner.place + inside, parts = job.data.parts, lanes = corner.count_lanes();
+    uint8_t* codes = parts > 1 ? tile.codes.data() + (row * parts + part) * lanes : job.data.codes + place;
+    return {job.data.x + place, codes, job.data.floats + place, job.seed + (corner.logical + logical) * SPREAD};
+}
+
+void write_rows(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
+    const int64_t ahead = corner.next < 0 ? 0 : corner.next - corner.place;
+    const int64_t groups = corner.count_lanes() / GROUP, done = groups * GROUP, rest = corner.count_lanes() - done;
+    const Lanes lane{tile.step, tile.factor, tile.zero, tile.index.data()};
+    for (size_t number = 0; number < tile.rows.size(); ++number) {
+        const Target row = find_target(job, corner, tile, number, part);
+        job.write.row(job.task, lane, groups, ahead, row);
+        if (rest) write_rest(job, lane + done, rest, row + done);
+    }
+}
+
+// Return whether each group can go through the registers at once: blocks of eight lanes, in few rows.
+bool has_groups(const Job& job, const Corner& corner, const Tile& tile) {
+    return job.finds_scale && !job.is_real && job.task.axis[job.task.axes - 1].edge == 8 &&
+           tile.rows.size() <= FEW_ROWS && corner.lanes_a_strip % 8 == 0 && corner.count_lanes() % GROUP == 0;
+}
+
+void write_tile(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
+    if (has_groups(job, corner, tile)) {
+        Target target[FEW_ROWS];
+        for (size_t row = 0; row < tile.rows.size(); ++row) target[row] = find_target(job, corner, tile, row, part);
+        job.write.groups(job.task, tile.index.data(), corner.count_lanes() / GROUP, target, tile.rows.size(),
+                         tile.value.data());
+        return store_scales(job.task, corner, tile.value.data(), static_cast<uint8_t*>(job.data.scale));
+    }
+    if (job.is_real)
+        prepare_scales<true>(job.task, job.data, corner, tile, job.finds_scale);
     else
-        quantize<REAL, STOCHASTIC, false, true>(task, data, finds_scale);
+        prepare_scales<false>(job.task, job.data, corner, tile, job.finds_scale);
+    write_rows(job, corner, tile, part);
+}
+
+// The first part of a tensor, whose codes share bytes with those of the other parts; axis 0 divides evenly.
+Task take_part(Task task, int64_t parts) {
+    task.axis[0].extent /= parts;
+    return task;
+}
+
+// The same tile of another part.
+Corner move_corner(const Task& first, Corner corner, int64_t part) {
+    const Axis& axis = first.axis[0];
+    const int64_t extent = part * axis.extent;
+    corner.place += part * count_elements(first);
+    corner.scale += extent / axis.edge * axis.scale;
+    corner.logical += static_cast<uint32_t>(extent * axis.logical);
+    return corner;
+}
+
+void pack_tile(const Data& data, const Corner& corner, const Tile& tile) {
+    const Parts parts{1, 1, corner.count_lanes(), data.parts};
+    const uint8_t* codes = tile.codes.data();
+    for (const Row& row : tile.rows) {
+        pack_parts(parts, codes, data.codes + corner.place + row.place);
+        codes += parts.parts * parts.inner;
+    }
 }
 
 template <bool REAL, bool SIGNED>
 void dequantize(const Task& task, const Data& data) {
     run_tiles<Tile>(task, data.threads, [&](const Corner& corner, Tile& tile) {
         prepare_scales<REAL>(task, data, corner, tile, false);
-        const int64_t lanes = corner.strips * corner.lanes_a_strip;
+        const int64_t lanes = corner.count_lanes();
         const float* __restrict factor = tile.factor;
         const float* __restrict zero = tile.zero;
         for (const Row& row : tile.rows) {
@@ -283,12 +224,14 @@ void dequantize(const Task& task, const Data& data) {
 }  // namespace
 
 extern "C" void quantize_blocks(const Task* task, const Data* data, bool is_real, bool finds_scale) {
-    if (is_real)
-        data->key ? quantize_into<true, true>(*task, *data, finds_scale)
-                  : quantize_into<true, false>(*task, *data, finds_scale);
-    else
-        data->key ? quantize_into<false, true>(*task, *data, finds_scale)
-                  : quantize_into<false, false>(*task, *data, finds_scale);
+    const Task first = take_part(*task, data->parts);
+    const Job job(first, *data, is_real, finds_scale);
+    run_tiles<Tile>(first, data->threads, [&](const Corner& corner, Tile& tile) {
+        if (data->key) number_lanes(first, corner, tile);
+        if (data->parts > 1) tile.codes.resize(tile.rows.size() * data->parts * corner.count_lanes());
+        for (int64_t part = 0; part < data->parts; ++part) write_tile(job, move_corner(first, corner, part), tile, part);
+        if (data->parts > 1) pack_tile(*data, corner, tile);
+    }, [](const Tile&) {});
 }
 
 extern "C" void dequantize_blocks(const Task* task, const Data* data, bool is_real, bool is_signed) {

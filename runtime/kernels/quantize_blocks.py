@@ -51,6 +51,7 @@ class _Data(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "codes_read", "codes", "floats", "scale", "zero_point", "key")),
         ("threads", ctypes.c_int64),
+        ("parts", ctypes.c_int64),
     )
 
 
@@ -107,6 +108,7 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
         zero_point=_get_pointer(zero),
         key=_get_pointer(key),
         threads=torch.get_num_threads(),
+        parts=1,
     )
     library.quantize_blocks(
         ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point(), ctypes.c_bool(finds)
@@ -126,6 +128,7 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
         scale=scale.data_ptr(),
         zero_point=_get_pointer(zero),
         threads=torch.get_num_threads(),
+        parts=1,
     )
     library.dequantize_blocks(
         ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), codes.dtype is torch.int8

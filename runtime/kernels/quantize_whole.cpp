@@ -102,7 +102,8 @@ Seen quantize_by(const Task& task, const Data& data, const Rule& rule) {
 }
 
 float read_factor(const Data& data, bool is_real) {
-    return is_real ? *static_cast<const float*>(data.scale) : get_factor(*static_cast<const uint8_t*>(data.scale));
+    return is_real ? *static_cast<const float*>(data.scale)
+                   : as_float(get_factor<int32_t>(*static_cast<const uint8_t*>(data.scale)));
 }
 
 float read_zero(const Data& data) { return data.zero_point ? *data.zero_point : 0.0f; }
@@ -121,7 +122,7 @@ void store_scale(const Task& task, const Data& data, uint32_t largest, bool is_r
     if (is_real)
         *static_cast<float*>(data.scale) = find_real_scale(task, largest);
     else
-        *static_cast<uint8_t*>(data.scale) = find_exponent(task, largest);
+        *static_cast<uint8_t*>(data.scale) = find_exponent<int32_t>(task, largest);
 }
 
 // The ends of the range follow the kind of the format.

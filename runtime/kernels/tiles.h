@@ -118,6 +118,8 @@ struct Corner {
     int64_t strips = 1, lanes_a_strip = 0, blocks_a_strip = 0;
     int64_t strip_axis = -1;
     int64_t next = -1;  // the place of the next tile; -1: there is none
+
+    int64_t count_lanes() const { return strips * lanes_a_strip; }
 };
 
 Corner find_corner(const Task& task, const Plan& plan, int64_t number, Walk& tile) {
@@ -173,12 +175,6 @@ void number_lanes(const Task& task, const Corner& corner, Walk& tile) {
         for (int64_t i = 0; i < corner.lanes_a_strip; ++i)
             index[i] = (static_cast<uint32_t>(strip) * across + static_cast<uint32_t>(i) * along) * SPREAD;
     }
-}
-
-// Fetch a row of the next tile while this one is written: with 16 rows, half of the time was waiting for memory.
-inline void prefetch(const float* row, int64_t lanes) {
-    const char* bytes = reinterpret_cast<const char*>(row);
-    for (int64_t i = 0; i < lanes * 4; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 // work(corner, space) for every tile, with a work space for each thread, which join(space) sees at the end
