@@ -19,7 +19,7 @@ from qcompiler.runtime.spec import parse_spec
 
 
 def quantize_blocks(
-    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
+    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool, parts: int = 1
 ) -> list[Tensor]:
     """Return the codes and the floats of `x`, each if it is wanted, then the scale.
 
@@ -29,8 +29,9 @@ def quantize_blocks(
         spec: of the range of the present tensor.
         codes: whether codes are wanted: what `quantize` returns.
         floats: whether floats are wanted: what `dequantize` returns.
+        parts: codes in a byte; above 1 the codes are what `pack` returns of them.
     """
-    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats)
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats, parts=parts)
     scale = job.make_scale()
     if not job.run_kernel(scale, None, key, finds=True):
         scale.copy_(references.scale(x, spec, layout))
@@ -39,10 +40,10 @@ def quantize_blocks(
 
 
 def fake_quantize_blocks(
-    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool
+    x: Tensor, key: Tensor | None, spec: str, layout: str, site: str, codes: bool, floats: bool, parts: int = 1
 ) -> list[Tensor]:
     """Return empty results of the shape and strides of `x`, and scales in the order of the blocks in memory."""
-    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats)
+    job = _Job.start(x, spec, layout, site, codes=codes, floats=floats, parts=parts)
     return [*job.results, job.make_scale()]
 
 
@@ -138,7 +139,7 @@ def fake_quantize_measured(
 def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
     """Return what `dequantize` returns, in float32."""
     floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout)
-    dense = _make_dense(codes, floats)
+    dense = _make_dense(codes, floats.stride())
     call = kernel.Call(tuple(codes.shape), floats.stride(), spec, layout)
     if not codes.is_cpu or codes.element_size() > 1 or kernel.dequantize(call, dense, scale, zero_point, floats):
         floats.copy_(references.dequantize(codes, scale, zero_point, spec, layout, torch.float32))
@@ -153,7 +154,7 @@ def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | No
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Return what `pack` returns, of int8 or uint8."""
     packed = shapes.pack(codes, bits)
-    if not codes.is_cpu or packing.pack(_make_dense(codes, torch.empty_like(codes)), bits, packed):
+    if not codes.is_cpu or packing.pack(_make_dense(codes, torch.empty_like(codes).stride()), bits, packed):
         packed.copy_(references.pack(codes, bits))
     return packed
 
@@ -193,9 +194,15 @@ def _quantize_on_cpu(
     return kernel.quantize(call, x, results, key, zero, finds=finds)
 
 
-def _make_dense(x: Tensor, made: Tensor) -> Tensor:
+def _make_dense(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Return a tensor with the strides of its results, which are dense: itself, or a copy."""
-    return x if x.stride() == made.stride() else torch.empty_like(x).copy_(x)
+    return x if x.stride() == stride else torch.empty_like(x).copy_(x)
+
+
+def _make_packed(codes: Tensor, spec: str, device: torch.device) -> Tensor:
+    """Return memory for what `pack` returns of codes."""
+    packed = shapes.pack(codes, parse_spec(spec).format.bits)
+    return torch.empty_strided(packed.shape, packed.stride(), dtype=packed.dtype, device=device)
 
 
 def _make_seen(x: Tensor, scale: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,18 +218,33 @@ class _Job:
     spec: str
     layout: str
     site: str
+    #: the strides of what is not packed
+    stride: tuple[int, ...]
     codes: Tensor | None
     floats: Tensor | None
     shows: bool = False
+    #: codes in a byte of `codes`
+    parts: int = 1
 
     @classmethod
     def start(
-        cls, x: Tensor, spec: str, layout: str, site: str, *, codes: bool, floats: bool, shows: bool = False
+        cls,
+        x: Tensor,
+        spec: str,
+        layout: str,
+        site: str,
+        *,
+        codes: bool,
+        floats: bool,
+        shows: bool = False,
+        parts: int = 1,
     ) -> Self:
         """Return a job with memory for what is wanted, of the strides of `x` if it is dense."""
-        made_codes = torch.empty_like(x, dtype=parse_spec(spec).format.dtype) if codes else None
+        at_once = codes and parts == 1
+        made = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device=x.device if at_once else "meta")
+        made_codes = made if at_once else _make_packed(made, spec, x.device) if codes else None
         made_floats = torch.empty_like(x, dtype=torch.float32) if floats else None
-        return cls(x, spec, layout, site, made_codes, made_floats, shows)
+        return cls(x, spec, layout, site, made.stride(), made_codes, made_floats, shows, parts)
 
     @property
     def results(self) -> list[Tensor]:
@@ -231,7 +253,7 @@ class _Job:
 
     def make_scale(self) -> Tensor:
         """Return memory for a scale of each block."""
-        call = kernel.Call(tuple(self.x.shape), self.results[0].stride(), self.spec, self.layout)
+        call = kernel.Call(tuple(self.x.shape), self.stride, self.spec, self.layout)
         counts, strides = kernel.find_scale_stride(call)
         return torch.empty_strided(counts, strides, dtype=parse_spec(self.spec).scale.dtype, device=self.x.device)
 
@@ -255,15 +277,17 @@ class _Job:
         """Return what every kernel reads and writes; None: kernels cannot."""
         if not self.results or self.x.dtype is not torch.float32:
             return None
-        order = self.results[0]
-        call = kernel.Call(tuple(self.x.shape), order.stride(), self.spec, self.layout, self.site, self.shows)
-        return call, _make_dense(self.x, order), kernel.Results(scale, self.codes, self.floats)
+        call = kernel.Call(tuple(self.x.shape), self.stride, self.spec, self.layout, self.site, self.shows)
+        if self.parts > 1 and (not self.x.is_cpu or kernel.explain_parts(call, self.parts)):
+            return None
+        return call, _make_dense(self.x, self.stride), kernel.Results(scale, self.codes, self.floats, self.parts)
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""
         codes = references.quantize(self.x, scale, zero_point, key, self.spec, self.layout, self.site)
         if self.codes is not None:
-            self.codes.copy_(codes)
+            bits = parse_spec(self.spec).format.bits
+            self.codes.copy_(references.pack(codes, bits) if self.parts > 1 else codes)
         if self.floats is not None:
             shown = self.x if self.shows else None
             floats = references.dequantize(codes, scale, zero_point, self.spec, self.layout, torch.float32, shown)

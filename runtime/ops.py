@@ -155,7 +155,8 @@ TURN_TAPS: Final = _define_operator(
     "turn_taps(Tensor codes, int[] stride) -> Tensor", turn_taps, fake_turn_taps, torch.Tag.flexible_layout
 )
 QUANTIZE_BLOCKS: Final = _define_operator(
-    "quantize_blocks(Tensor x, Tensor? key, str spec, str layout, str site, bool codes, bool floats) -> Tensor[]",
+    "quantize_blocks(Tensor x, Tensor? key, str spec, str layout, str site, bool codes, bool floats, int parts=1) "
+    "-> Tensor[]",
     coders.quantize_blocks,
     coders.fake_quantize_blocks,
     torch.Tag.flexible_layout,

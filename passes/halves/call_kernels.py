@@ -17,7 +17,9 @@ from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operato
 from qcompiler.passes.ir.views import list_readers
 from qcompiler.runtime import ops
 from qcompiler.runtime.kernels.packing import explain_packing
+from qcompiler.runtime.kernels.quantize_blocks import Call, explain_parts
 from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.numbers.rounding import Rounding
 
 
@@ -46,6 +48,7 @@ class CallKernels:
     4. Of a scale in hindsight, with what the range learns: quantize(X, scale), measure(X, reach), checked(scale, X) →
        quantize_measured(X, scale, reach).
     5. Codes of such calls, and codes that such calls read, are packed and unpacked by calls: pack_codes, unpack_codes.
+       Codes that are only packed the first call packs itself, where bytes hold whole blocks.
     6. A quantizer that stays a loop is counted with the reason.
     """
 
@@ -149,10 +152,28 @@ def _list_floats(one: Quantizer, shown: Node | None) -> list[Dequantizer]:
 
 
 def _write_blocks(one: Quantizer) -> None:
-    """Write one call in place of scale, codes and floats."""
+    """Write one call in place of scale, codes and floats, and of the packing of codes that nothing else reads."""
     readers, scale = _list_floats(one, None), one.scale
-    call = _write_call(one, ops.QUANTIZE_BLOCKS, readers, {}, before=scale)
+    packed = _find_packing(one, readers)
+    parts = {} if packed is None else {"parts": per_byte(one.spec.format.bits)}
+    if packed is not None:
+        packed.replace_all_uses_with(one.codes)
+        packed.graph.erase_node(packed)
+    call = _write_call(one, ops.QUANTIZE_BLOCKS, readers, parts, before=scale)
     scale.replace_all_uses_with(insert_result(call, len(find_value(call)) - 1))
+
+
+def _find_packing(one: Quantizer, readers: list[Dequantizer]) -> Node | None:
+    """Return the packing of codes that only floats of the same call read too, if the kernel can write it."""
+    others = set(one.codes.users) - {reader.floats for reader in readers}
+    packed = next(iter(others), None)
+    if len(others) != 1 or packed is None or packed.target is not ops.PACK:
+        return None
+    bits, value = get_argument(packed, "bits"), get_value(one.tensor)
+    if bits != one.spec.format.bits or value.device.type != "cpu":
+        return None
+    call = Call(tuple(value.shape), torch.empty_like(value).stride(), one.text, one.layout)
+    return None if per_byte(bits) == 1 or explain_parts(call, per_byte(bits)) else packed
 
 
 def _find_measure(one: Quantizer) -> Node | None:

@@ -76,6 +76,8 @@ class Results:
     scale: Tensor
     codes: Tensor | None = None
     floats: Tensor | None = None
+    #: codes in a byte of `codes`, as `pack` writes them
+    parts: int = 1
 
 
 def find_scale_stride(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -90,6 +92,24 @@ def explain_order(call: Call) -> str:
     return task if isinstance(task, str) else ""
 
 
+def explain_parts(call: Call, parts: int) -> str:
+    """Say why a kernel that finds scales cannot pack the codes that it writes; empty: it can.
+
+    Codes that share a byte lie a part of the tensor apart, and the kernel works on a tile of each part in turn. No
+    block may reach from part to part.
+    """
+    dim = next((d for d, extent in enumerate(call.shape) if extent and extent % parts == 0), None)
+    if dim is None or call.shape[dim] * call.stride[dim] != math.prod(call.shape):
+        return f"codes that share a byte are not {parts} equal parts of memory"
+    task = make_task(call, find_scale_stride(call)[1], finds_scale=True)
+    if isinstance(task, str):
+        return task
+    outermost = task.list_axes()[0]
+    if outermost.extent % (parts * outermost.edge):
+        return f"blocks of {outermost.edge} along {outermost.extent} elements reach from part to part of {parts}"
+    return ""
+
+
 def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: Tensor | None, *, finds: bool) -> str:
     """Write codes and floats of a dense float32 tensor, and the scales if the kernel finds them.
 
@@ -101,6 +121,7 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
         return prepared
     task, library = prepared
     data = _Data(
+        parts=results.parts,
         x=x.data_ptr(),
         codes=_get_pointer(results.codes),
         floats=_get_pointer(results.floats),
@@ -108,7 +129,6 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
         zero_point=_get_pointer(zero),
         key=_get_pointer(key),
         threads=torch.get_num_threads(),
-        parts=1,
     )
     library.quantize_blocks(
         ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point(), ctypes.c_bool(finds)

@@ -62,10 +62,11 @@ def _call_kernel(name: str, call: Call, results: Results, given: dict[str, Tenso
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
+    tensors = {**given, "scale": results.scale, "codes": results.codes, "floats": results.floats}
     data = _Data(
         threads=torch.get_num_threads(),
         kind=_KINDS[parse_spec(call.spec).format.kind],
-        **{name: tensor.data_ptr() for name, tensor in {**given, **vars(results)}.items() if tensor is not None},
+        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
     getattr(library, name)(ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point())
     return ""

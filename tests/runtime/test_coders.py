@@ -17,6 +17,7 @@ from qcompiler.runtime import coders, references, stacked
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import parse_spec
 
 KEY = torch.tensor([123456789, -987654321], dtype=torch.int32)
@@ -63,6 +64,14 @@ def add_large_examples(test):
     cases = (
         ((image, "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2),
         ((lay(image, "last first"), "bcss", "b2c8"), "int8", "max", "stochastic", (True, True), 2),
+        (
+            (lay(make_tensor((6, 16, 32, 32), 1, 9), "last first"), "bcss", "b2c8"),
+            "int8",
+            "fit",
+            "nearest",
+            (True, True),
+            1,
+        ),
         ((torch.randn(3, 5000), "bc", "b2c*"), "int8", "max", "stochastic", (True, True), 1),
         ((torch.randn(300, 300), "bc", "tensor"), "int8", "fit", "nearest", (True, True), 2),
     )
@@ -164,6 +173,58 @@ def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
     if wanted[0]:
         again = coders.dequantize_blocks(made[0], scale, None, spec, layout)
         assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+
+
+def add_large_packed(test):
+    """Groups of lanes in registers, tiles that are read twice, and lanes that fill no group."""
+    if INTERPRETED:
+        return test
+    for shape, order in (((72, 24, 30, 30), "plain"), ((72, 16, 32, 32), "last first"), ((8, 24, 9, 9), "last first")):
+        case = lay(make_tensor(shape, 3, 5), order), "bcss", "b2c8"
+        for form, rounding in (("int4", "stochastic"), ("int2", "nearest")):
+            test = example(case, form, "max", rounding, (True, True), 2)(test)
+    return test
+
+
+@add_large_packed
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    tensors(),
+    st.sampled_from(["int4", "int3", "int2"]),
+    st.sampled_from(["max", "real"]),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(True, True), (True, False)]),
+    st.integers(1, 2),
+)
+def test_codes_that_are_packed_at_once(case, form, rule, rounding, wanted, threads):
+    x, layout, block = case
+    spec = parse_spec(f"{form}:{rule}:{block}:{rounding}:pass")
+    given, bits = (KEY if rounding == "stochastic" else None, str(spec), layout, "site"), spec.format.bits
+    torch.set_num_threads(threads)
+    try:
+        packed, *others = coders.quantize_blocks(x, *given, *wanted, per_byte(bits))
+        codes, *expected = coders.quantize_blocks(x, *given, *wanted)
+    finally:
+        torch.set_num_threads(1)
+    assert same(packed, references.pack(codes, bits))
+    assert all(map(same, others, expected))
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "block", "parts", "reason"),
+    [
+        ((8, 16, 3, 3), "plain", "b2c8", 2, ""),
+        ((8, 16, 3, 3), "last first", "b2c8", 4, ""),
+        ((8, 16, 3, 3), "last first", "b4c8", 4, "blocks of 4 along 8 elements reach from part to part of 4"),
+        ((7, 16, 3, 3), "plain", "b2c8", 2, "codes that share a byte are not 2 equal parts of memory"),
+        ((5, 3, 3, 3), "plain", "b2c8", 2, "codes that share a byte are not 2 equal parts of memory"),
+        ((8, 16, 3, 3), "plain", "tensor", 2, "blocks of 1152 along 1152 elements reach from part to part of 2"),
+    ],
+)
+def test_what_is_packed_at_once(shape, order, block, parts, reason):
+    stride = lay(torch.empty(shape), order).stride()
+    call = kernel.Call(shape, stride, str(parse_spec(f"int4:max:{block}:nearest:pass")), "bcss")
+    assert kernel.explain_parts(call, parts) == reason
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -46,16 +46,48 @@ def test_no_bit_changes(recipe, compiled_halves, run_halves, same_bits):
     assert same_bits(*map(run_halves, halves))
 
 
-def test_codes_of_calls_are_packed_by_calls(compiled_halves, run_halves, same_bits):
-    """A mask, which a loop makes and reads, is packed by loops."""
+def saved_in_4_bits(compiled_halves, samples):
+    """The halves of a model that saves codes of 4 bits and a mask."""
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5))
     recipe = add_saving(recipes.get("hyperblock-int4"), "int4")
-    halves = [compiled_halves(recipe, model, leaf()) for _ in range(2)]
+    return compiled_halves(recipe, model, torch.randn(samples, 8, requires_grad=True))
+
+
+def count_at_once(halves):
+    calls = halves.forward.graph.find_nodes(op="call_function", target=ops.QUANTIZE_BLOCKS)
+    return sum(get_argument(call, "parts") == 2 for call in calls)
+
+
+def test_codes_are_packed_at_once(compiled_halves, run_halves, same_bits):
+    """A mask, which a loop makes and reads, is packed by loops."""
+    halves = [saved_in_4_bits(compiled_halves, 4) for _ in range(2)]
     assert CallKernels()(halves[1]) > 0
-    for call, loop in ((ops.PACK_CODES, ops.PACK), (ops.UNPACK_CODES, ops.UNPACK)):
-        assert count(halves[1], (call,)) == count(halves[0], (loop,)) - 1 > 0
-        assert count(halves[1], (loop,)) == 1
+    assert count_at_once(halves[1]) == count(halves[0], (ops.PACK,)) - 1 > 0
+    assert count(halves[1], (ops.UNPACK_CODES,)) == count(halves[0], (ops.UNPACK,)) - 1 > 0
+    assert count(halves[1], (ops.PACK,)) == count(halves[1], (ops.UNPACK,)) == 1
+    assert count(halves[1], (ops.PACK_CODES,)) == 0
     assert same_bits(*map(run_halves, halves))
+
+
+def test_codes_are_packed_by_a_second_call(compiled_halves, run_halves, same_bits):
+    """Of 3 samples none shares bytes with another whole one: channels do, which lie apart."""
+    halves = [saved_in_4_bits(compiled_halves, 3) for _ in range(2)]
+    assert CallKernels()(halves[1]) > 0
+    assert count_at_once(halves[1]) == 0
+    assert count(halves[1], (ops.PACK_CODES,)) == count(halves[0], (ops.PACK,)) - 1 > 0
+    assert same_bits(*map(run_halves, halves))
+
+
+def test_codes_that_are_read_too_are_packed_by_a_second_call(compiled_halves):
+    halves = saved_in_4_bits(compiled_halves, 4)
+    graph = halves.forward.graph
+    for node in graph.find_nodes(op="call_function", target=ops.PACK):
+        with graph.inserting_before(node):
+            graph.call_function(torch.ops.aten.neg.default, (get_argument(node, "codes"),))
+    packed = count(halves, (ops.PACK,))
+    CallKernels()(halves)
+    assert count_at_once(halves) == 0
+    assert count(halves, (ops.PACK_CODES,)) == packed - 1 > 0
 
 
 def measured(compiled_halves, model, x):
