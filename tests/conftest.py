@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +22,18 @@ from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import qcompiler
+from qcompiler import collector
 from qcompiler.compiler.cache import cache_compat
 from qcompiler.runtime.kernels import convolutions, cpu, runs
+
+
+#: rooms whose cases take seconds each → how many cases of a test run by default; `sample` says otherwise
+_SAMPLES = {"exporting": 2, "compiler": 3, "drawing": 2, "debugging": 2, "recipes": 6}
+#: seconds between two collections of garbage
+_BETWEEN_COLLECTIONS = 60.0
+#: when garbage was collected last
+_COLLECTED = [time.monotonic()]
+_HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `full`, and cases beyond a `sample`, are skipped, with the reason, unless --full is given."""
+    """Tests marked `full`, and cases beyond a sample, are skipped, with the reason, unless --full is given."""
     if config.getoption("--full"):
         return
     cases: dict[str, list[pytest.Item]] = {}
@@ -41,8 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "full" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
     for group in cases.values():
-        marker = group[0].get_closest_marker("sample")
-        chosen = spread_out(len(group), marker.args[0]) if marker is not None else range(len(group))
+        marker, room = group[0].get_closest_marker("sample"), group[0].path.relative_to(_HERE).parts[0]
+        wanted = _SAMPLES.get(room, len(group)) if marker is None else marker.args[0]
+        chosen = spread_out(len(group), wanted)
         for place in sorted({*range(len(group))} - {*chosen}):
             group[place].add_marker(pytest.mark.skip(reason="one of many alike: make test-full"))
 
@@ -87,17 +99,21 @@ def rare_collections() -> Iterator[None]:
     gc.set_threshold(200_000, 20, 100)
     gc.collect()
     gc.freeze()
-    yield
+    with pytest.MonkeyPatch.context() as patch:  # asks whether objects are frozen, which takes 70 ms here
+        patch.setattr(collector, "_pass_over", lambda: None)
+        yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def graphs_of_a_file() -> Iterator[None]:
-    """The graphs of one file of tests are gone before the next: they would fill the memory, and slow collections."""
+    """The graphs of some files of tests are gone before the next: they would fill the memory, and slow collections."""
     yield
     torch._dynamo.reset()
-    gc.collect()
+    if time.monotonic() > _COLLECTED[0] + _BETWEEN_COLLECTIONS:
+        gc.collect()
+        _COLLECTED[0] = time.monotonic()
 
 
 @pytest.fixture(scope="session", autouse=True)

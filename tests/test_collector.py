@@ -13,9 +13,14 @@ from qcompiler import collector
 from qcompiler.collector import paused_collector
 
 
+#: before the test run leaves it out
+PASS_OVER = collector._pass_over
+
+
 @pytest.fixture(autouse=True)
-def _collector_on() -> Iterator[None]:
+def _collector_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The collector is on in every test of this file, and nothing is out of its way."""
+    monkeypatch.setattr(collector, "_pass_over", PASS_OVER)
     gc.enable()
     gc.unfreeze()
     yield

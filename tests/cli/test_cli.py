@@ -1,4 +1,4 @@
-"""The command line, each command in a process of its own: what it prints, its exit code, and wrong arguments."""
+"""The command line: what each command prints, its exit code, and wrong arguments."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from command_line import run
+from command_line import run, run_process
 
 import qcompiler
 
@@ -14,7 +14,7 @@ import qcompiler
 def test_help_names_every_command_and_waits_for_nothing(folder):
     from qcompiler.cli.main import main
 
-    code, text, errors = run(folder, "--help")
+    code, text, errors = run_process(folder, "--help")
     assert (code, errors) == (0, "")
     assert all(f"  {name} " in text for name in main.commands)
     assert "Examples:" in text
@@ -25,7 +25,7 @@ def test_help_names_every_command_and_waits_for_nothing(folder):
 @pytest.mark.full
 def test_help_is_quick(folder):
     start = time.monotonic()
-    run(folder, "--help")
+    run_process(folder, "--help")
     assert time.monotonic() - start < 0.5
 
 
@@ -67,7 +67,7 @@ def test_draw(folder):
 
 
 def test_explain(folder):
-    code, text, errors = run(folder, "explain", "mynet.py:make", "--json")
+    code, text, errors = run_process(folder, "explain", "mynet.py:make", "--json")
     assert (code, errors) == (0, "")
     totals = json.loads(text)["totals"]
     assert (totals["placed"], totals["quantizers"]) == (10, 6)

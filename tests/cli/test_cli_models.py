@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from command_line import run
+from command_line import run, run_process
 from torch import nn
 
 import qcompiler
@@ -14,7 +14,7 @@ import qcompiler
 @pytest.mark.full
 def test_demo(folder):
     pytest.importorskip("sklearn")
-    code, text, errors = run(folder, "demo", "--epochs", "1", "--backend", "eager", "--json")
+    code, text, errors = run_process(folder, "demo", "--epochs", "1", "--backend", "eager", "--json")
     assert code == 0, errors
     assert min(json.loads(text)["accuracy"]) > 20  # one epoch; one of ten by chance
 
@@ -138,7 +138,7 @@ def test_wrong_arguments(folder, arguments, code, message, monkeypatch):
 
 
 def test_a_traceback_on_demand(folder):
-    code, _, errors = run(folder, "--traceback", "explain", "mynet.py:broken")
+    code, _, errors = run_process(folder, "--traceback", "explain", "mynet.py:broken")
     assert code == 1
     assert "Traceback" in errors
     assert 'raise RuntimeError("the model is broken")' in errors

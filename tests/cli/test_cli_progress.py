@@ -95,6 +95,7 @@ def draw(folder, **streams):
     return subprocess.Popen(command, cwd=folder, env=os.environ | {"COLUMNS": "80"}, text=True, **streams)
 
 
+@pytest.mark.full
 def test_draw_on_a_terminal_and_in_a_pipe(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     ours, theirs = pty.openpty()

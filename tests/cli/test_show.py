@@ -10,13 +10,12 @@ from qcompiler.cli.main import main
 
 
 @pytest.fixture
-def show(folder, monkeypatch):
-    """show(*arguments) → (exit code, output, errors as one line) in this process, which has torch already."""
-    monkeypatch.chdir(folder)
+def show(folder):
+    """show(*arguments) → (exit code, output, errors as one line)."""
 
     def call(*arguments):
-        made = CliRunner().invoke(main, ["show", *arguments])
-        return made.exit_code, made.stdout, " ".join(made.stderr.split())
+        code, text, errors = run(folder, "show", *arguments)
+        return code, text, " ".join(errors.split())
 
     return call
 

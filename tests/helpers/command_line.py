@@ -1,8 +1,14 @@
-"""The command line in a process of its own, and what its tests give it."""
+"""The command line, in this process or in one of its own, and what its tests give it."""
 
+import contextlib
 import os
 import subprocess
 import sys
+
+import torch
+from click.testing import CliRunner
+
+from qcompiler.cli.main import main
 
 MODEL = """
 import torch
@@ -43,7 +49,15 @@ rules:
 
 
 def run(folder, *arguments, **environment):
-    """(exit code, what was printed, errors) of one call in a folder."""
+    """(exit code, what was printed, errors) of one call in a folder, in this process, which has torch already."""
+    torch.manual_seed(0)
+    with contextlib.chdir(folder):
+        made = CliRunner().invoke(main, [*map(str, arguments)], env={"COLUMNS": "100"} | environment)
+    return made.exit_code, made.stdout, made.stderr
+
+
+def run_process(folder, *arguments, **environment):
+    """The same in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "qcompiler", *map(str, arguments)],
         cwd=folder,

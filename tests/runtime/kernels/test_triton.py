@@ -17,7 +17,10 @@ KEY = torch.zeros(2, dtype=torch.int32)
 
 
 #: what a processor adds in parallel, or 2 s a case, says nothing of a GPU
-CHOSEN = "(test_coders and not measure and not learns and not packed) or (test_runs and triton and not threads and not longest)"
+CHOSEN = (
+    "(test_coders and not measure and not learns and not packed) or "
+    "(test_runs and triton and not threads and not longest)"
+)
 
 
 def test_in_the_interpreter():
