@@ -26,7 +26,6 @@ from qcompiler import collector
 from qcompiler.compiler.cache import cache_compat
 from qcompiler.runtime.kernels import convolutions, cpu, runs
 
-
 #: rooms whose cases take seconds each → how many cases of a test run by default; `sample` says otherwise
 _SAMPLES = {"exporting": 2, "compiler": 3, "drawing": 2, "debugging": 2, "recipes": 6}
 #: seconds between two collections of garbage

@@ -12,7 +12,6 @@ import qcompiler
 from qcompiler import collector
 from qcompiler.collector import paused_collector
 
-
 #: before the test run leaves it out
 PASS_OVER = collector._pass_over
 
