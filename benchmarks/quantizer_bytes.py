@@ -4,7 +4,8 @@
 
 Time depends on the arithmetic too (benchmarks/quantizers.py); bytes do not. cachegrind of valgrind runs the kernel with
 a simulated last cache of 1 MB, and counts the lines of 64 bytes that are fetched into it, for a read or for a write. A
-quantizer must read 4 bytes an element, and write a byte for the code, one for the scale of 16, and 4 for a float.
+quantizer must read 4 bytes an element, and write a byte for the code, or half a byte for one of 4 bits, which is packed,
+one for the scale of 16, and 4 for a float.
 """
 
 import argparse
@@ -23,10 +24,11 @@ from torch._inductor import config
 
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels.loader import load_library
+from qcompiler.runtime.numbers.packing import per_byte
 
 _ORDERS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 _LINE: Final = 64
-#: library, task, elements, random bits, floats, and what runs: nothing, the kernel or a copy
+#: library, task, elements, random bits, floats, codes in a byte, and what runs: nothing, the kernel or a copy
 _DRIVER: Final = r"""
 #include <cstdint>
 #include <cstdio>
@@ -36,7 +38,7 @@ _DRIVER: Final = r"""
 
 struct Data {
     const float* x; const uint8_t* read; uint8_t* codes; float* floats; void* scale; const uint8_t* zero;
-    const int32_t* key; int64_t threads;
+    const int32_t* key; int64_t threads, parts;
 };
 
 using Quantize = void (*)(const void*, const Data*, bool, bool);
@@ -53,9 +55,9 @@ int main(int, char** given) {
     memset(codes, 0, n), memset(scale, 0, n), memset(floats, 0, 4 * n);
     const int32_t key[2] = {1, 2};
     const bool draws = atoi(given[4]), shows = atoi(given[5]);
-    const Data data{x, nullptr, codes, shows ? floats : nullptr, scale, nullptr, draws ? key : nullptr, 1};
-    if (atoi(given[6]) == 1) quantize(task, &data, false, true);
-    if (atoi(given[6]) == 2) memcpy(floats, x, 4 * n);
+    const Data data{x, nullptr, codes, shows ? floats : nullptr, scale, nullptr, draws ? key : nullptr, 1, atoi(given[6])};
+    if (atoi(given[7]) == 1) quantize(task, &data, false, true);
+    if (atoi(given[7]) == 2) memcpy(floats, x, 4 * n);
 }
 """
 
@@ -73,23 +75,23 @@ class Counter:
             raise SystemExit(library)
         self._library = str(library._name)
         (folder / "task").write_bytes(bytes(1))
-        self._before = self._count(0, 0, 0)
+        self._before = self._count(0, 0, 1, 0)
 
-    def count(self, call: kernel.Call | None, *, floats: bool) -> tuple[float, float]:
+    def count(self, call: kernel.Call | None, *, floats: bool, parts: int = 1) -> tuple[float, float]:
         """Return the bytes an element that a call reads and writes; of a copy of the tensor without a call."""
         if call is not None:
             task = kernel.make_task(call, kernel.find_scale_stride(call)[1], finds_scale=True)
             if isinstance(task, str):
                 raise SystemExit(task)
             (self._folder / "task").write_bytes(bytes(task))
-        found = self._count(call is not None and "stochastic" in call.spec, floats, 2 if call is None else 1)
+        found = self._count(call is not None and "stochastic" in call.spec, floats, parts, 2 if call is None else 1)
         pairs = zip(found, self._before, strict=True)
         reads, writes = (_LINE * (now - before) / self._elements for now, before in pairs)
         return reads, writes
 
-    def _count(self, draws: int, floats: int, what: int) -> tuple[int, int]:
+    def _count(self, draws: int, floats: int, parts: int, what: int) -> tuple[int, int]:
         options = ["--tool=cachegrind", "--cache-sim=yes", "--LL=1048576,16,64", "--cachegrind-out-file=/dev/null"]
-        given = [self._library, self._folder / "task", self._elements, int(draws), int(floats), what]
+        given = [self._library, self._folder / "task", self._elements, int(draws), int(floats), parts, what]
         command = ["valgrind", *options, str(self._driver), *map(str, given)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         line = re.search(r"LLd misses: .*\(\s*([\d,]+) rd\s*\+\s*([\d,]+) wr\)", printed)
@@ -118,8 +120,9 @@ def main() -> None:
         ):
             stride = torch.empty(shape).contiguous(memory_format=_ORDERS[order]).stride()
             call = kernel.Call(shape, stride, f"int{bits}:max:b2c8o4i4:{rounding}:pass", "bcss", "site")
-            reads, writes = counter.count(call, floats=floats)
-            share = (reads + writes) / (5 + 1 / 16 + 4 * floats)
+            parts = per_byte(bits)
+            reads, writes = counter.count(call, floats=floats, parts=parts)
+            share = (reads + writes) / (4 + 1 / parts + 1 / 16 + 4 * floats)
             cells = f"{reads:.3f}", f"{writes:.3f}", f"{share:.3f}×"
             table.add_row(order, rounding, str(bits), "and floats" * floats, *cells)
     Console(width=120).print(table)

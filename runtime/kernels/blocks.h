@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t GROUP = 64;  // lanes that are written at once: a line of codes, four lines of floats
-
 struct Data {
     const float* x;
     const uint8_t* codes_read;

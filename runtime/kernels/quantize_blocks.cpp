@@ -2,6 +2,7 @@
 
 #include "tiles.h"
 #include "scales.h"
+#include "groups.h"
 #include "eights.h"
 #include "blocks.h"
 #include "packing.h"
@@ -11,62 +12,6 @@ namespace {
 constexpr int64_t AHEAD = 2048;     // floats from what is read to what is fetched
 constexpr size_t FEW_ROWS = 4;
 
-
-// What the lanes of a row need, each a number a lane.
-struct Lanes {
-    const float *step, *factor, *zero;
-    const uint32_t* index;
-
-    Lanes operator+(int64_t lanes) const { return {step + lanes, factor + lanes, zero + lanes, index + lanes}; }
-};
-
-// A row that is written.
-struct Target {
-    const float* x;
-    uint8_t* codes;
-    float* floats;
-    uint32_t seed;
-
-    Target operator+(int64_t lanes) const { return {x + lanes, codes + lanes, floats + lanes, seed}; }
-};
-
-// A power of two is multiplied by its inverse; a scale with a zero point, or that is none, divides. Codes become bytes in
-// a loop of their own: one loop for both needs more registers than there are.
-template <bool DIVIDES, bool STOCHASTIC, bool CODES, bool FLOATS>
-[[gnu::always_inline]] inline void write_group(const Task& task, const Lanes& lane, const Target& row) {
-    const float lowest = task.lowest, largest = task.largest;
-    const uint32_t limit = task.limit, seed = row.seed;
-    const float* __restrict x = row.x;
-    const float* __restrict step = lane.step;
-    const float* __restrict factor = lane.factor;
-    const float* __restrict zero = lane.zero;
-    const uint32_t* __restrict index = lane.index;
-    uint8_t* __restrict codes = row.codes;
-    float* __restrict floats = row.floats;
-    alignas(64) int32_t code[GROUP];
-#pragma omp simd
-    for (int64_t i = 0; i < GROUP; ++i) {
-        const float real = DIVIDES ? x[i] / factor[i] : x[i] * step[i], origin = DIVIDES ? zero[i] : 0.0f;
-        code[i] = round_code<STOCHASTIC>(real, seed + index[i], origin, lowest, largest);
-        if (FLOATS) floats[i] = show_code(code[i], origin, factor[i], x[i], limit);
-    }
-    if (!CODES) return;
-#pragma omp simd
-    for (int64_t i = 0; i < GROUP; ++i) codes[i] = static_cast<uint8_t>(code[i]);
-}
-
-inline void fetch_group(const float* x) {
-    for (int64_t line = 0; line < GROUP; line += 16) __builtin_prefetch(x + line);
-}
-
-// Writes a row, and fetches what lies ahead meanwhile: a burst of fetches in front of the row would wait for memory.
-template <bool DIVIDES, bool STOCHASTIC, bool CODES, bool FLOATS>
-[[gnu::noinline]] void write_row(const Task& task, const Lanes& lane, int64_t groups, int64_t ahead, const Target& row) {
-    for (int64_t first = 0; first < groups * GROUP; first += GROUP) {
-        fetch_group(row.x + first + ahead);
-        write_group<DIVIDES, STOCHASTIC, CODES, FLOATS>(task, lane + first, row + first);
-    }
-}
 
 // The scales of the eight blocks of a group, as bits, and what each lane needs of them.
 inline void find_group(const Task& task, const Target* target, size_t rows, uint32_t* value, float* step, float* factor) {
@@ -94,22 +39,13 @@ template <bool STOCHASTIC, bool CODES, bool FLOATS>
     }
 }
 
-// How the results that are wanted are written.
-struct Writer {
-    void (*row)(const Task& task, const Lanes& lane, int64_t groups, int64_t ahead, const Target& row);
-    void (*groups)(const Task& task, const uint32_t* index, int64_t groups, Target* target, size_t rows, uint32_t* value);
-};
-
-template <bool STOCHASTIC, bool CODES, bool FLOATS>
-Writer make_writer(bool divides) {
-    return {divides ? write_row<true, STOCHASTIC, CODES, FLOATS> : write_row<false, STOCHASTIC, CODES, FLOATS>,
-            write_groups<STOCHASTIC, CODES, FLOATS>};
-}
+using WriteGroups = void (*)(const Task& task, const uint32_t* index, int64_t groups, Target* target, size_t rows,
+                             uint32_t* value);
 
 template <bool STOCHASTIC>
-Writer choose_writer(const Data& data, bool divides) {
-    if (!data.floats) return make_writer<STOCHASTIC, true, false>(divides);
-    return data.codes ? make_writer<STOCHASTIC, true, true>(divides) : make_writer<STOCHASTIC, false, true>(divides);
+WriteGroups choose_groups(const Data& data) {
+    if (!data.floats) return write_groups<STOCHASTIC, true, false>;
+    return data.codes ? write_groups<STOCHASTIC, true, true> : write_groups<STOCHASTIC, false, true>;
 }
 
 // One call; `task` is that of a part, if codes are packed.
@@ -117,25 +53,16 @@ struct Job {
     const Task& task;
     const Data& data;
     bool is_real, finds_scale;
-    Writer write;
+    WriteRow write_row;
+    WriteGroups write_groups;
     uint32_t seed;
 
     Job(const Task& task, const Data& data, bool is_real, bool finds_scale)
         : task(task), data(data), is_real(is_real), finds_scale(finds_scale),
-          write(data.key ? choose_writer<true>(data, is_real || data.zero_point)
-                         : choose_writer<false>(data, is_real || data.zero_point)),
+          write_row(choose_row(data, is_real || data.zero_point)),
+          write_groups(data.key ? choose_groups<true>(data) : choose_groups<false>(data)),
           seed(data.key ? make_seed(task, data.key) : 0) {}
 };
-
-// Writes fewer lanes than a group, by way of memory that has room for a group.
-void write_rest(const Job& job, const Lanes& lane, int64_t lanes, const Target& row) {
-    float x[GROUP]{}, floats[GROUP];
-    uint8_t codes[GROUP];
-    std::copy_n(row.x, lanes, x);
-    job.write.row(job.task, lane, 1, 0, Target{x, codes, floats, row.seed});
-    if (job.data.codes) std::copy_n(codes, lanes, row.codes);
-    if (job.data.floats) std::copy_n(floats, lanes, row.floats);
-}
 
 // Where a row of a tile goes: codes that are packed wait beside those of the other parts.
 Target find_target(const Job& job, const Corner& corner, Tile& tile, size_t row, int64_t part) {
@@ -147,13 +74,10 @@ Target find_target(const Job& job, const Corner& corner, Tile& tile, size_t row,
 
 void write_rows(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
     const int64_t ahead = corner.next < 0 ? 0 : corner.next - corner.place;
-    const int64_t groups = corner.count_lanes() / GROUP, done = groups * GROUP, rest = corner.count_lanes() - done;
     const Lanes lane{tile.step, tile.factor, tile.zero, tile.index.data()};
-    for (size_t number = 0; number < tile.rows.size(); ++number) {
-        const Target row = find_target(job, corner, tile, number, part);
-        job.write.row(job.task, lane, groups, ahead, row);
-        if (rest) write_rest(job, lane + done, rest, row + done);
-    }
+    for (size_t row = 0; row < tile.rows.size(); ++row)
+        write_lanes(job.write_row, job.task, lane, corner.count_lanes(), ahead, find_target(job, corner, tile, row, part),
+                    job.data.codes, job.data.floats);
 }
 
 // Return whether each group can go through the registers at once: blocks of eight lanes, in few rows.
@@ -166,7 +90,7 @@ void write_tile(const Job& job, const Corner& corner, Tile& tile, int64_t part) 
     if (has_groups(job, corner, tile)) {
         Target target[FEW_ROWS];
         for (size_t row = 0; row < tile.rows.size(); ++row) target[row] = find_target(job, corner, tile, row, part);
-        job.write.groups(job.task, tile.index.data(), corner.count_lanes() / GROUP, target, tile.rows.size(),
+        job.write_groups(job.task, tile.index.data(), corner.count_lanes() / GROUP, target, tile.rows.size(),
                          tile.value.data());
         return store_scales(job.task, corner, tile.value.data(), static_cast<uint8_t*>(job.data.scale));
     }

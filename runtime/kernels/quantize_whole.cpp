@@ -3,6 +3,7 @@
 
 #include "tiles.h"
 #include "scales.h"
+#include "groups.h"
 
 namespace {
 
@@ -38,10 +39,20 @@ struct Seen {
     }
 };
 
+// The work space of a thread; lanes have equal scales, with room for a whole group behind the last one.
 struct Space : Walk {
     Seen seen;
+    bool is_filled = false;
+    std::vector<float> step, factor, zero;
 
-    explicit Space(int64_t lanes) : Walk(lanes) {}
+    explicit Space(int64_t lanes) : Walk(lanes + GROUP), step(lanes + GROUP), factor(lanes + GROUP), zero(lanes + GROUP) {}
+
+    void fill(float value, float origin) {
+        if (std::exchange(is_filled, true)) return;
+        std::fill(step.begin(), step.end(), 1 / value);
+        std::fill(factor.begin(), factor.end(), value);
+        std::fill(zero.begin(), zero.end(), origin);
+    }
 };
 
 // The numbers of the quantizer.
@@ -49,56 +60,37 @@ struct Rule {
     float factor, zero, low, high;
 };
 
-template <bool MEASURES, bool STOCHASTIC, bool CODES, bool FLOATS>
-[[gnu::noinline]] void write_row(const Task& task, const Rule& rule, int64_t lanes, const float* __restrict x,
-                                 const uint32_t* __restrict index, uint32_t seed, uint8_t* __restrict codes,
-                                 float* __restrict floats, Seen& seen) {
-    const float lowest = task.lowest, most = task.largest;
-    const uint32_t limit = task.limit;
-    const auto [factor, zero, reach_low, reach_high] = rule;
+[[gnu::noinline]] void measure_row(const float* __restrict x, int64_t lanes, const Rule& rule, Seen& seen) {
+    const float reach_low = rule.low, reach_high = rule.high;
     float low = seen.low, high = seen.high;
     uint32_t largest = seen.largest;
     int32_t outside = 0;
 #pragma omp simd reduction(min : low) reduction(max : high, largest) reduction(+ : outside)
     for (int64_t i = 0; i < lanes; ++i) {
-        const float value = x[i], real = value / factor;
-        if (MEASURES) {
-            low = value < low ? value : low;
-            high = value > high ? value : high;
-            largest = larger(largest, magnitude(value));
-            outside += (value < reach_low) | (value > reach_high);
-        }
-        const int32_t code = round_code<STOCHASTIC>(real, seed + index[i], zero, lowest, most);
-        if (CODES) codes[i] = static_cast<uint8_t>(code);
-        if (FLOATS) floats[i] = show_code(code, zero, factor, value, limit);
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        largest = larger(largest, magnitude(x[i]));
+        outside += (x[i] < reach_low) | (x[i] > reach_high);
     }
     seen.add(Seen{low, high, largest, outside});
 }
 
-template <bool MEASURES, bool STOCHASTIC, bool CODES, bool FLOATS>
-Seen quantize(const Task& task, const Data& data, const Rule& rule) {
-    const uint32_t seed = STOCHASTIC ? make_seed(task, data.key) : 0;
+Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real, bool measures) {
+    const uint32_t seed = data.key ? make_seed(task, data.key) : 0;
+    const WriteRow write = choose_row(data, is_real || data.zero_point);
     Seen all;
     const auto work = [&](const Corner& corner, Space& space) {
-        if (STOCHASTIC) number_lanes(task, corner, space);
-        write_row<MEASURES, STOCHASTIC, CODES, FLOATS>(
-            task, rule, corner.strips * corner.lanes_a_strip, data.x + corner.place, space.index.data(),
-            seed + corner.logical * SPREAD, data.codes + corner.place, data.floats + corner.place, space.seen);
+        const int64_t lanes = corner.count_lanes(), ahead = corner.next < 0 ? 0 : corner.next - corner.place;
+        if (data.key) number_lanes(task, corner, space);
+        if (measures) measure_row(data.x + corner.place, lanes, rule, space.seen);
+        space.fill(rule.factor, rule.zero);
+        const Lanes lane{space.step.data(), space.factor.data(), space.zero.data(), space.index.data()};
+        const Target row{data.x + corner.place, data.codes + corner.place, data.floats + corner.place,
+                         seed + corner.logical * SPREAD};
+        write_lanes(write, task, lane, lanes, ahead, row, data.codes, data.floats);
     };
     run_tiles<Space>(task, data.threads, work, [&](const Space& space) { all.add(space.seen); });
     return all;
-}
-
-template <bool MEASURES, bool STOCHASTIC>
-Seen quantize_into(const Task& task, const Data& data, const Rule& rule) {
-    if (data.codes && data.floats) return quantize<MEASURES, STOCHASTIC, true, true>(task, data, rule);
-    if (data.codes) return quantize<MEASURES, STOCHASTIC, true, false>(task, data, rule);
-    return quantize<MEASURES, STOCHASTIC, false, true>(task, data, rule);
-}
-
-template <bool MEASURES>
-Seen quantize_by(const Task& task, const Data& data, const Rule& rule) {
-    return data.key ? quantize_into<MEASURES, true>(task, data, rule) : quantize_into<MEASURES, false>(task, data, rule);
 }
 
 float read_factor(const Data& data, bool is_real) {
@@ -148,12 +140,12 @@ void store_checked(const Data& data, const Seen& seen, bool is_real) {
 
 extern "C" void quantize_measured(const Task* task, const Data* data, bool is_real) {
     const Rule rule{read_factor(*data, is_real), read_zero(*data), data->reach[0], data->reach[1]};
-    const Seen seen = quantize_by<true>(*task, *data, rule);
+    const Seen seen = quantize(*task, *data, rule, is_real, true);
     store_measured(*data, seen, count_elements(*task));
     store_checked(*data, seen, is_real);
 }
 
 extern "C" void quantize_whole(const Task* task, const Data* data, bool is_real) {
     store_scale(*task, *data, find_largest(*data, count_elements(*task)), is_real);
-    quantize_by<false>(*task, *data, Rule{read_factor(*data, is_real), read_zero(*data), 0, 0});
+    quantize(*task, *data, Rule{read_factor(*data, is_real), read_zero(*data), 0, 0}, is_real, false);
 }
