@@ -4,8 +4,8 @@
 
 Time depends on the arithmetic too (benchmarks/quantizers.py); bytes do not. cachegrind of valgrind runs the kernel with
 a simulated last cache of 1 MB, and counts the lines of 64 bytes that are fetched into it, for a read or for a write. A
-quantizer must read 4 bytes an element, and write a byte for the code, or half a byte for one of 4 bits, which is packed,
-one for the scale of 16, and 4 for a float.
+quantizer must read 4 bytes an element, and write a byte for the code, or half a byte for one of 4 bits, which is
+packed, one for the scale of 16, and 4 for a float.
 """
 
 import argparse
@@ -55,7 +55,8 @@ int main(int, char** given) {
     memset(codes, 0, n), memset(scale, 0, n), memset(floats, 0, 4 * n);
     const int32_t key[2] = {1, 2};
     const bool draws = atoi(given[4]), shows = atoi(given[5]);
-    const Data data{x, nullptr, codes, shows ? floats : nullptr, scale, nullptr, draws ? key : nullptr, 1, atoi(given[6])};
+    const int64_t parts = atoi(given[6]);
+    const Data data{x, nullptr, codes, shows ? floats : nullptr, scale, nullptr, draws ? key : nullptr, 1, parts};
     if (atoi(given[7]) == 1) quantize(task, &data, false, true);
     if (atoi(given[7]) == 2) memcpy(floats, x, 4 * n);
 }
