@@ -244,7 +244,7 @@ class _Job:
         made = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device=x.device if at_once else "meta")
         made_codes = made if at_once else _make_packed(made, spec, x.device) if codes else None
         made_floats = torch.empty_like(x, dtype=torch.float32) if floats else None
-        return cls(x, spec, layout, site, made.stride(), made_codes, made_floats, shows, parts)
+        return cls(x, spec, layout, site, made.stride(), made_codes, made_floats, shows, parts if codes else 1)
 
     @property
     def results(self) -> list[Tensor]:

@@ -27,9 +27,9 @@ from qcompiler.compiler.cache import cache_compat
 from qcompiler.runtime.kernels import convolutions, cpu, runs
 
 #: rooms whose cases take seconds each → how many cases of a test run by default; `sample` says otherwise
-_SAMPLES = {"exporting": 2, "compiler": 3, "drawing": 2, "debugging": 2, "recipes": 6}
+_SAMPLES = {"exporting": 1, "compiler": 2, "drawing": 1, "debugging": 2, "compatibility": 2, "recipes": 6}
 #: seconds between two collections of garbage
-_BETWEEN_COLLECTIONS = 60.0
+_BETWEEN_COLLECTIONS = 120.0
 #: when garbage was collected last
 _COLLECTED = [time.monotonic()]
 _HERE = Path(__file__).parent

@@ -257,7 +257,7 @@ def test_counters(models, eager):
     assert all(map(torch.equal, *runs))
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("recipe", QUANTIZING)
 def test_autocast(models, eager, recipe):
     model = models.convolutions()
@@ -319,7 +319,7 @@ class Checkpointed(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("recipe", ["identity", "hyperblock-int8", "hyperblock-int4", "channelwise-int8"])
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 def test_checkpointing_by_the_user(eager, recipe, drop):

@@ -110,7 +110,7 @@ def retraced(monkeypatch, interpreted):
     return found
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "in-hindsight-w8a8g8", "tensor-int8"])
 @pytest.mark.parametrize("name", ["resnet20", "vit", "gpt", "dropout", "checkpointed"])
 def test_calls_become_what_a_whole_trace_makes(name, recipe, models, retraced):

@@ -57,7 +57,7 @@ def is_gone(*references):
     return all(reference() is None for reference in references)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_models_and_inputs(recipe, model):

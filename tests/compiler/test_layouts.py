@@ -136,7 +136,7 @@ def test_inductor(pairing):
     assert_as_plain("group norm", pairing, "inductor")
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "pact-w4a4", "in-hindsight-w8a8g8"])
 @pytest.mark.parametrize("name", ["group norm", "mixed"])
 def test_quantized_training_does_not_see_strides(name, recipe):

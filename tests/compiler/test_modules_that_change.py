@@ -117,7 +117,7 @@ def train(model: nn.Module, owner: nn.Module, change: Callable[[int, Any], None]
     return [*found, *(p.detach() for p in parameters), *(p.grad for p in parameters), *owner.buffers()]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_as_in_eager(eager, change):
     plain = Net()

@@ -97,7 +97,7 @@ def train(eager, forward: Any) -> tuple[qcompiler.QuantizedModule, Tensor]:
         return model, model.eval()(X)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("forward", "like"),
     [

@@ -174,7 +174,7 @@ def outputs(model: nn.Module, compiled, batch: torch.Tensor) -> tuple[torch.Tens
         return trained, compiled.eval()(batch)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @models
 def test_evaluation_is_that_of_the_plain_model(eager, build):
     """Bitwise, with the ends in int8, and ranges of the past; `Net` is captured as a whole, with `self`."""
@@ -192,7 +192,7 @@ def test_evaluation_is_that_of_the_plain_model(eager, build):
         assert all(torch.equal(*pair) for pair in zip(model.buffers(), plain.buffers(), strict=True))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @models
 def test_a_frozen_norm_keeps_the_ranges(eager, build):
     model = built(build)

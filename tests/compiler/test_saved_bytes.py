@@ -29,7 +29,7 @@ def own_bytes(name, recipe, save=None):
     return measure_saved_bytes(qcompiler.compile(model, recipe, backend="eager", save=save), x)
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", MODELS)
 def test_without_the_role_no_more_than_float(name, recipe):
@@ -42,7 +42,7 @@ def test_without_the_role_no_more_than_float(name, recipe):
     assert measured <= float_bytes(name) + 8 + 5 * len(past)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize(
     ("recipe", "save", "most"), [("hyperblock-int8", "int8", 0.30), ("hyperblock-int4", "int4", 0.17)]
@@ -51,7 +51,7 @@ def test_with_the_role_the_share_of_the_bits(name, recipe, save, most):
     assert own_bytes(name, recipe, save) <= most * float_bytes(name)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_plan_counts_what_autograd_keeps(name):
     torch._dynamo.reset()

@@ -56,7 +56,7 @@ def run_step(model, x, recipe, save, backend="eager"):
     return output.detach(), (last if head is None else head.weight).grad.clone()
 
 
-@pytest.mark.sample(21)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("shape", [(12, 16), (4, 3, 16), (2, 2, 3, 16)], ids=str)
 @pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.full), 3])
 @pytest.mark.parametrize("function", [torch.relu, F.gelu, pytest.param(torch.tanh, marks=pytest.mark.full)])
@@ -69,7 +69,7 @@ def test_codes_of_a_checkpointed_region_are_those_of_forward(shape, blocks, func
     assert torch.equal(saved, gradient)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layers", [1, 3, 5])
 @pytest.mark.parametrize("recipe", ["tensor-int8", "current-w8a8g8", "in-hindsight-w8a8g8", "hyperblock-int8-wide"])
 @pytest.mark.parametrize("save", ["int8", "int4"])

@@ -44,7 +44,7 @@ CALLS = [(name, "eager") for name in ("blocks", "conv-tanh", "conv-bn-silu", "co
 CALLS += [("conv-bn-silu", "inductor"), ("mlp", "inductor")]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "backend"), CALLS)
 def test_outputs_are_those_without_save(name, backend):
     expected, _ = run_once(name, "hyperblock-int8", None, backend)
@@ -79,7 +79,7 @@ ACTIVATIONS = {  # function → the length of the range of its derivative, widen
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_gradients_of_functions_are_right_on_average(name, models):
     """Hoeffding: n means of a sum of numbers in runs of length G·step leave t with 2·exp(−2·n·t² / Σ(G·step)²)."""

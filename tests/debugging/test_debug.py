@@ -66,7 +66,7 @@ UNDISTURBED = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", UNDISTURBED)
 def test_it_changes_no_bit(name, eager):

@@ -119,7 +119,7 @@ def test_one_name_by_position_and_by_keyword(tmp_path):
     assert str(get_signature(Keywords(), {"x": 1, "y": 2})) == "(x, *, y)"
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "deploy-int8"])
 @pytest.mark.parametrize(
     "rest",
@@ -134,7 +134,7 @@ def test_none_and_numbers(rest, recipe, tmp_path):
     assert found.plain < 1e-6
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("made", "given", "message"),
     [

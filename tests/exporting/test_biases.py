@@ -172,7 +172,7 @@ class Constant(nn.Module):
 GROUPS = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 6, 4, groups=2), nn.Conv2d(6, 3, 1))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", [DEPLOY, FLOAT], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize(
     ("model", "x"),

@@ -80,7 +80,7 @@ def refused(qmodel, path, args, match):
     assert not path.exists()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "deploy-int8", "in-hindsight-w8a8g8"])
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_a_recurrent_layer_is_named(kind, recipe, tmp_path):

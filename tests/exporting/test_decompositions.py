@@ -92,7 +92,7 @@ def exported(model, args):
         return program.run_decompositions(torch_compat.training_decompositions()).graph
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [*IMAGES, *ROWS])
 def test_an_exported_graph_has_the_operators_of_the_captured_one(name):
     images = name in IMAGES

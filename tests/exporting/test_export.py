@@ -70,7 +70,7 @@ def deployed(tmp_path_factory):
     return qmodel, path, qcompiler.export_onnx(qmodel, path, (torch.randn(4, 3, 4, 4),))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_same_codes(recipe, tmp_path):
     qmodel, path = trained(recipe), tmp_path / "model.onnx"

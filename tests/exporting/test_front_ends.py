@@ -60,7 +60,7 @@ def assert_equal(captured, traced, free):
     assert others == facts
 
 
-@pytest.mark.sample(14)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.full) for name in RECIPES[1:])])
 def test_both_front_ends_give_one_plan(case, recipe, request):
     name = request.node.callspec.params["case"]
@@ -116,7 +116,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rows_that_are_not_contiguous(name, trains):

@@ -59,7 +59,7 @@ POOLS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), POOLS[name], nn.Conv2d(8, 4, 1))
@@ -150,7 +150,7 @@ VIEWED = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [

@@ -39,7 +39,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("activation", "gate", "recipe"),
     [

@@ -185,7 +185,7 @@ def test_ranges_are_those_of_the_data(tmp_path):
     assert qcompiler.verify_onnx(qmodel, path, (torch.randn(3, 6),)).exact
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("recipe", "data", "message"),
     [

@@ -85,7 +85,7 @@ def count_changes(name, recipe):
     return counts | run_twice(onnx_pipeline(), subject)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_run_again_each_pass_changes_nothing(name, recipe):

@@ -58,7 +58,7 @@ def count_calls(run: Callable[[], object]) -> int:
     return counted
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "tensor-int4", "deploy-int8"])
 @pytest.mark.parametrize(("block", "shape"), [(Residual, (4, 4)), (Convolution, (4, 4, 6, 6))])
 def test_twice_the_layers_take_twice_the_calls(joint, block, shape, recipe):

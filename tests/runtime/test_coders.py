@@ -208,6 +208,9 @@ def test_codes_that_are_packed_at_once(case, form, rule, rounding, wanted, threa
         torch.set_num_threads(1)
     assert same(packed, references.pack(codes, bits))
     assert all(map(same, others, expected))
+    floats, scale = coders.quantize_blocks(x, *given, False, True, per_byte(bits))  # nothing is packed
+    assert same(scale, others[-1])
+    assert len(others) == 1 or same(floats, others[0])
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def captured(case, fresh):
     return found[0]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 def test_a_graph_comes_back(captured):
     again = copy(captured)
     for row, expected in zip(list_nodes(again.module.graph), list_nodes(captured.module.graph), strict=True):

@@ -63,6 +63,7 @@ print(before, cache_compat.find_overridden(), cache_compat.describe_settings())
 """
 
 
+@pytest.mark.full
 def test_settings_that_last_for_a_process(tmp_path):
     """Precisions in both ways, and an operator of torch that Python replaces; the working directory is no setting."""
     printed = {

@@ -103,7 +103,7 @@ MODELS = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("spec", ["int8:fit:b2c2o2i2:nearest:pass", "int4:max:c2i2:nearest:clip"])
 def test_only_quantizers_change_values(name, spec, joint, apply, rules, run_graph, same_bits):
