@@ -15,6 +15,7 @@ from qcompiler.runtime.kernels import packing
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels import quantize_whole as whole
 from qcompiler.runtime.kernels.triton_support import explain_triton
+from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import parse_spec
 
 
@@ -136,19 +137,33 @@ def fake_quantize_measured(
     return [*job.results, measured, *[checked] * checks]
 
 
-def dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
-    """Return what `dequantize` returns, in float32."""
-    floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout)
-    dense = _make_dense(codes, floats.stride())
-    call = kernel.Call(tuple(codes.shape), floats.stride(), spec, layout)
-    if not codes.is_cpu or codes.element_size() > 1 or kernel.dequantize(call, dense, scale, zero_point, floats):
-        floats.copy_(references.dequantize(codes, scale, zero_point, spec, layout, torch.float32))
-    return floats
+def dequantize_blocks(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, shape: Sequence[int] = ()
+) -> Tensor:
+    """Return what `dequantize` returns, in float32.
+
+    Args:
+        codes: what `quantize` or `pack` returns.
+        shape: of packed codes before they were packed; empty: codes are not packed.
+    """
+    floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout, shape)
+    form, dense = parse_spec(spec).format, codes if shape else _make_dense(codes, floats.stride())
+    parts, call = per_byte(form.bits) if shape else 1, kernel.Call(tuple(floats.shape), floats.stride(), spec, layout)
+    if (
+        codes.is_cpu
+        and codes.element_size() == 1
+        and not kernel.dequantize(call, dense, scale, zero_point, floats, parts=parts)
+    ):
+        return floats
+    plain = unpack_codes(codes, shape, form.bits, form.dtype is torch.int8) if shape else codes
+    return floats.copy_(references.dequantize(plain, scale, zero_point, spec, layout, torch.float32))
 
 
-def fake_dequantize_blocks(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str) -> Tensor:
-    """Return floats of the shape and strides of the codes."""
-    return torch.empty_like(codes, dtype=torch.float32)
+def fake_dequantize_blocks(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, shape: Sequence[int] = ()
+) -> Tensor:
+    """Return floats of the shape and strides of the codes, before they were packed."""
+    return _make_unpacked(codes, shape, torch.float32) if shape else torch.empty_like(codes, dtype=torch.float32)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -169,7 +184,11 @@ def unpack_codes(packed: Tensor, shape: Sequence[int], bits: int, signed: bool) 
 
 def fake_unpack_codes(packed: Tensor, shape: Sequence[int], bits: int, signed: bool) -> Tensor:
     """Return empty codes."""
-    dtype = torch.int8 if signed else torch.uint8
+    return _make_unpacked(packed, shape, torch.int8 if signed else torch.uint8)
+
+
+def _make_unpacked(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return memory for what was packed, in the order of the bytes in memory."""
     if packed.ndim != len(shape):  # filled up with zeros
         return packed.new_empty(shape, dtype=dtype)
     order = sorted(range(packed.ndim), key=lambda dim: (packed.stride(dim), dim), reverse=True)

@@ -176,7 +176,7 @@ QUANTIZE_MEASURED: Final = _define_operator(
     torch.Tag.flexible_layout,
 )
 DEQUANTIZE_BLOCKS: Final = _define_operator(
-    "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout) -> Tensor",
+    "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, int[] shape=[]) -> Tensor",
     coders.dequantize_blocks,
     coders.fake_dequantize_blocks,
     torch.Tag.flexible_layout,

@@ -15,7 +15,7 @@ from qcompiler.passes.ir.edit import insert_result, replace_node
 from qcompiler.passes.ir.meta import find_value, get_contraction, get_value
 from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operator, list_dequantizers, list_quantizers
 from qcompiler.passes.ir.views import list_readers
-from qcompiler.runtime import ops
+from qcompiler.runtime import coders, ops
 from qcompiler.runtime.kernels.packing import explain_packing
 from qcompiler.runtime.kernels.quantize_blocks import Call, explain_parts
 from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
@@ -48,7 +48,7 @@ class CallKernels:
     4. Of a scale in hindsight, with what the range learns: quantize(X, scale), measure(X, reach), checked(scale, X) →
        quantize_measured(X, scale, reach).
     5. Codes of such calls, and codes that such calls read, are packed and unpacked by calls: pack_codes, unpack_codes.
-       Codes that are only packed the first call packs itself, where bytes hold whole blocks.
+       Where parts that share bytes hold whole blocks, the kernels of the quantizer and of the floats do so themselves.
     6. A quantizer that stays a loop is counted with the reason.
     """
 
@@ -82,11 +82,7 @@ class CallKernels:
     def _call_dequantizer(self, one: Dequantizer) -> bool:
         if get_value(one.codes).element_size() > 1 or one.codes.target is ops.QUANTIZE or _explain_floats(one):
             return False
-        shared = {"scale": one.scale, "zero_point": one.zero_point, "spec": one.text, "layout": one.layout}
-        made = insert_operator(
-            one.floats.graph, ops.DEQUANTIZE_BLOCKS, {"codes": one.codes, **shared}, before=one.floats
-        )
-        replace_node(one.floats, made)
+        _write_floats(one, one.codes, {})
         return True
 
 
@@ -105,6 +101,11 @@ def _call_unpacking(node: Node) -> bool:
     readers = [Dequantizer(user) for user in node.users if user.target is ops.DEQUANTIZE]
     if len(readers) < len(node.users) or explain_packing(shape, bits) or any(map(_explain_floats, readers)):
         return False
+    if all(map(_unpacks, readers)):
+        for reader in readers:
+            _write_floats(reader, packed, {"shape": shape})
+        node.graph.erase_node(node)
+        return True
     given = {"packed": packed, "shape": shape, "bits": bits, "signed": signed}
     made = insert_operator(node.graph, ops.UNPACK_CODES, given, before=node)
     if get_value(made).stride() != get_value(node).stride():
@@ -112,6 +113,26 @@ def _call_unpacking(node: Node) -> bool:
         return False
     replace_node(node, made)
     return True
+
+
+def _unpacks(one: Dequantizer) -> bool:
+    """Return True if the kernel that writes the floats reads packed codes."""
+    floats, bits = get_value(one.floats), one.spec.format.bits
+    packed, held = get_arguments(one.codes, "packed", "bits")
+    made = coders.fake_dequantize_blocks(
+        get_value(packed), get_value(one.scale), None, one.text, one.layout, floats.shape
+    )
+    if held != bits or made.stride() != floats.stride():
+        return False
+    call = Call(tuple(floats.shape), floats.stride(), one.text, one.layout)
+    return not explain_parts(call, per_byte(bits), finds_scale=False)
+
+
+def _write_floats(one: Dequantizer, codes: Node, more: dict[str, Any]) -> None:
+    """Write a call in place of a dequantizer."""
+    shared = {"scale": one.scale, "zero_point": one.zero_point, "spec": one.text, "layout": one.layout}
+    given = {"codes": codes, **shared, **more}
+    replace_node(one.floats, insert_operator(one.floats.graph, ops.DEQUANTIZE_BLOCKS, given, before=one.floats))
 
 
 def _explain_floats(one: Dequantizer) -> str:

@@ -14,7 +14,7 @@ struct Data {
     const uint8_t* zero_point;  // null: 0
     const int32_t* key;         // null: to nearest
     int64_t threads;
-    int64_t parts;              // codes that are written into a byte: 1, 2 or 4
+    int64_t parts;              // codes in a byte of `codes`, or of `codes_read`: 1, 2 or 4
 };
 
 // The work space of a thread. Of a block: `value`, the exponent or the bits of the real scale, and its consequences.

@@ -126,20 +126,26 @@ void pack_tile(const Data& data, const Corner& corner, const Tile& tile) {
     }
 }
 
-template <bool REAL, bool SIGNED>
-void dequantize(const Task& task, const Data& data) {
-    run_tiles<Tile>(task, data.threads, [&](const Corner& corner, Tile& tile) {
-        prepare_scales<REAL>(task, data, corner, tile, false);
-        const int64_t lanes = corner.count_lanes();
-        const float* __restrict factor = tile.factor;
-        const float* __restrict zero = tile.zero;
-        for (const Row& row : tile.rows) {
-            const uint8_t* __restrict codes = data.codes_read + corner.place + row.place;
-            float* __restrict floats = data.floats + corner.place + row.place;
+template <bool REAL>
+void dequantize(const Task& task, const Data& data, bool is_signed) {
+    const Task first = take_part(task, data.parts);
+    const int32_t width = 8 / data.parts, mask = (1 << width) - 1, sign = is_signed ? 1 << (width - 1) : 0;
+    run_tiles<Tile>(first, data.threads, [&](const Corner& packed, Tile& tile) {
+        for (int64_t part = 0; part < data.parts; ++part) {
+            const Corner corner = move_corner(first, packed, part);
+            const int32_t shift = part * width;
+            prepare_scales<REAL>(first, data, corner, tile, false);
+            const int64_t lanes = corner.count_lanes();
+            const float* __restrict factor = tile.factor;
+            const float* __restrict zero = tile.zero;
+            for (const Row& row : tile.rows) {
+                const uint8_t* __restrict codes = data.codes_read + packed.place + row.place;
+                float* __restrict floats = data.floats + corner.place + row.place;
 #pragma omp simd
-            for (int64_t i = 0; i < lanes; ++i) {
-                const int32_t code = SIGNED ? static_cast<int8_t>(codes[i]) : codes[i];
-                floats[i] = (static_cast<float>(code) - zero[i]) * factor[i];
+                for (int64_t i = 0; i < lanes; ++i) {
+                    const int32_t code = (((codes[i] >> shift) & mask) ^ sign) - sign;
+                    floats[i] = (static_cast<float>(code) - zero[i]) * factor[i];
+                }
             }
         }
     }, [](const Tile&) {});
@@ -159,8 +165,5 @@ extern "C" void quantize_blocks(const Task* task, const Data* data, bool is_real
 }
 
 extern "C" void dequantize_blocks(const Task* task, const Data* data, bool is_real, bool is_signed) {
-    if (is_real)
-        is_signed ? dequantize<true, true>(*task, *data) : dequantize<true, false>(*task, *data);
-    else
-        is_signed ? dequantize<false, true>(*task, *data) : dequantize<false, false>(*task, *data);
+    (is_real ? dequantize<true> : dequantize<false>)(*task, *data, is_signed);
 }

@@ -92,8 +92,8 @@ def explain_order(call: Call) -> str:
     return task if isinstance(task, str) else ""
 
 
-def explain_parts(call: Call, parts: int) -> str:
-    """Say why a kernel that finds scales cannot pack the codes that it writes; empty: it can.
+def explain_parts(call: Call, parts: int, *, finds_scale: bool = True) -> str:
+    """Say why a kernel cannot pack the codes that it writes, or unpack those that it reads; empty: it can.
 
     Codes that share a byte lie a part of the tensor apart, and the kernel works on a tile of each part in turn. No
     block may reach from part to part.
@@ -101,7 +101,7 @@ def explain_parts(call: Call, parts: int) -> str:
     dim = next((d for d, extent in enumerate(call.shape) if extent and extent % parts == 0), None)
     if dim is None or call.shape[dim] * call.stride[dim] != math.prod(call.shape):
         return f"codes that share a byte are not {parts} equal parts of memory"
-    task = make_task(call, find_scale_stride(call)[1], finds_scale=True)
+    task = make_task(call, find_scale_stride(call)[1], finds_scale=finds_scale)
     if isinstance(task, str):
         return task
     outermost = task.list_axes()[0]
@@ -136,23 +136,29 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
     return ""
 
 
-def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, floats: Tensor) -> str:
-    """Write the floats of dense codes; return the reason why nothing is done, or an empty string."""
+def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, floats: Tensor, *, parts: int = 1) -> str:
+    """Write the floats of dense codes; return the reason why nothing is done, or an empty string.
+
+    Args:
+        parts: codes in a byte, as `pack` writes them.
+    """
+    reason = explain_parts(call, parts, finds_scale=False) if parts > 1 else ""
+    if reason:
+        return reason
     prepared = prepare(call, scale, NAME, finds_scale=False)
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
     data = _Data(
+        parts=parts,
         codes_read=codes.data_ptr(),
         floats=floats.data_ptr(),
         scale=scale.data_ptr(),
         zero_point=_get_pointer(zero),
         threads=torch.get_num_threads(),
-        parts=1,
     )
-    library.dequantize_blocks(
-        ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), codes.dtype is torch.int8
-    )
+    is_signed = parse_spec(call.spec).format.dtype is torch.int8
+    library.dequantize_blocks(ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), is_signed)
     return ""
 
 

@@ -208,9 +208,25 @@ def test_codes_that_are_packed_at_once(case, form, rule, rounding, wanted, threa
         torch.set_num_threads(1)
     assert same(packed, references.pack(codes, bits))
     assert all(map(same, others, expected))
+    scale = others[-1]
+    unpacked = coders.dequantize_blocks(packed, scale, None, str(spec), layout, x.shape)
+    assert same(unpacked, coders.dequantize_blocks(codes, scale, None, str(spec), layout))
     floats, scale = coders.quantize_blocks(x, *given, False, True, per_byte(bits))  # nothing is packed
     assert same(scale, others[-1])
     assert len(others) == 1 or same(floats, others[0])
+
+
+@settings(max_examples=EXAMPLES // 3, deadline=None)
+@given(tensors(), st.sampled_from(["uint4", "uint2", "affine4"]))
+def test_floats_of_packed_codes_with_zero_points(case, form):
+    x, layout, block = case
+    spec = str(parse_spec(f"{form}:real:{block}:nearest:pass"))
+    scale = references.scale(make_tensor(x.shape, 7, 0), spec, layout)
+    zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
+    codes = references.quantize(x, scale, zero, None, spec, layout, "site")
+    packed = references.pack(codes, parse_spec(spec).format.bits)
+    found = coders.dequantize_blocks(packed, scale, zero, spec, layout, x.shape)
+    assert same(found, references.dequantize(codes, scale, zero, spec, layout, torch.float32))
 
 
 @pytest.mark.parametrize(
