@@ -18,7 +18,15 @@ from qcompiler.passes.ir.views import list_readers
 from qcompiler.runtime import coders, ops
 from qcompiler.runtime.kernels.packing import explain_packing
 from qcompiler.runtime.kernels.quantize_blocks import Call, explain_parts
-from qcompiler.runtime.kernels.quantizers import BLOCKS, FLOATS, KNOWN, MEASURED, QuantizerFacts, explain_quantizer
+from qcompiler.runtime.kernels.quantizers import (
+    BLOCKS,
+    FLOATS,
+    KNOWN,
+    MEASURED,
+    QuantizerFacts,
+    explain_quantizer,
+    has_quick_loops,
+)
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.numbers.rounding import Rounding
 
@@ -222,7 +230,7 @@ def _write_known(one: Quantizer, target: Target, more: dict[str, Any]) -> Node:
     """
     shown = next((None for reader in one.dequantizers if reader.shown is None), one.tensor)
     readers = _list_floats(one, shown)
-    if one.spec.rounding is Rounding.NEAREST:
+    if one.spec.rounding is Rounding.NEAREST and has_quick_loops():
         readers = [reader for reader in readers if _is_read_by_calls(reader.floats)]
     known = {"scale": one.scale, "zero_point": one.zero_point, "shows": shown is not None and bool(readers)}
     return _write_call(one, target, readers, {**known, **more}, before=one.codes)
