@@ -9,9 +9,8 @@
 
 namespace {
 
-constexpr int64_t AHEAD = 2048;     // floats from what is read to what is fetched
-constexpr size_t FEW_ROWS = 4;
-
+constexpr int64_t AHEAD = 2048;  // floats from what is read to what is fetched
+constexpr size_t FEW_ROWS = 4;   // that the processor, and one fetch for each, can keep up with
 
 // The scales of the eight blocks of a group, as bits, and what each lane needs of them.
 inline void find_group(const Task& task, const Target* target, size_t rows, uint32_t* value, float* step, float* factor) {
@@ -110,8 +109,9 @@ Task take_part(Task task, int64_t parts) {
 // The same tile of another part.
 Corner move_corner(const Task& first, Corner corner, int64_t part) {
     const Axis& axis = first.axis[0];
-    const int64_t extent = part * axis.extent;
-    corner.place += part * count_elements(first);
+    const int64_t extent = part * axis.extent, moved = part * count_elements(first);
+    corner.place += moved;
+    if (corner.next >= 0) corner.next += moved;
     corner.scale += extent / axis.edge * axis.scale;
     corner.logical += static_cast<uint32_t>(extent * axis.logical);
     return corner;
