@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from quantizers import count_must
 from rich.console import Console
 from rich.table import Table
 from torch._inductor import config
@@ -121,9 +122,8 @@ def main() -> None:
         ):
             stride = torch.empty(shape).contiguous(memory_format=_ORDERS[order]).stride()
             call = kernel.Call(shape, stride, f"int{bits}:max:b2c8o4i4:{rounding}:pass", "bcss", "site")
-            parts = per_byte(bits)
-            reads, writes = counter.count(call, floats=floats, parts=parts)
-            share = (reads + writes) / (4 + 1 / parts + 1 / 16 + 4 * floats)
+            reads, writes = counter.count(call, floats=floats, parts=per_byte(bits))
+            share = (reads + writes) / count_must(bits, floats=floats)
             cells = f"{reads:.3f}", f"{writes:.3f}", f"{share:.3f}×"
             table.add_row(order, rounding, str(bits), "and floats" * floats, *cells)
     Console(width=120).print(table)

@@ -41,13 +41,13 @@ def main() -> None:
         for row in _ROWS:
             cells = []
             for floats in (False, True):
-                spent, must = times[f"{row} {floats}"], _count_must(row[1], floats=floats)
+                spent, must = times[f"{row} {floats}"], count_must(row[1], floats=floats)
                 cells += [f"{1000 * spent:.1f}", f"{8 * spent / times['copy'] / must:.2f}×"]
             table.add_row(order, row[0], str(row[1]), *cells)
     Console(width=120).print(table)
 
 
-def _count_must(bits: int, *, floats: bool) -> float:
+def count_must(bits: int, *, floats: bool) -> float:
     """Return the bytes an element that a quantizer must read and write; a copy reads and writes 8."""
     return 4 + 1 / per_byte(bits) + 1 / 16 + 4 * floats
 
@@ -56,8 +56,7 @@ def _make_step(x: torch.Tensor, rounding: str, bits: int, *, floats: bool) -> Ca
     """Return a call of the kernel into memory that is there already, as that of the copy is."""
     spec = f"int{bits}:max:b2c8o4i4:{rounding}:pass"
     call, parts = kernel.Call(tuple(x.shape), x.stride(), spec, "bcss", "site"), per_byte(bits)
-    scale = torch.zeros(kernel.find_scale_stride(call)[0], dtype=torch.uint8)
-    scale = scale.as_strided(*kernel.find_scale_stride(call))
+    scale = torch.empty_strided(*kernel.find_scale_stride(call), dtype=torch.uint8)
     codes = torch.zeros_like(x, dtype=torch.int8)
     packed = shapes.pack(codes, bits).zero_() if parts > 1 else codes
     results = kernel.Results(scale, packed, torch.zeros_like(x) if floats else None, parts)

@@ -259,11 +259,14 @@ class _Job:
         parts: int = 1,
     ) -> Self:
         """Return a job with memory for what is wanted, of the strides of `x` if it is dense."""
-        at_once = codes and parts == 1
-        made = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device=x.device if at_once else "meta")
-        made_codes = made if at_once else _make_packed(made, spec, x.device) if codes else None
         made_floats = torch.empty_like(x, dtype=torch.float32) if floats else None
-        return cls(x, spec, layout, site, made.stride(), made_codes, made_floats, shows, parts if codes else 1)
+        if not codes:
+            stride = x.stride() if made_floats is None else made_floats.stride()
+            return cls(x, spec, layout, site, stride, None, made_floats, shows)
+        packs = parts > 1
+        whole = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device="meta" if packs else x.device)
+        made_codes = _make_packed(whole, spec, x.device) if packs else whole
+        return cls(x, spec, layout, site, whole.stride(), made_codes, made_floats, shows, parts)
 
     @property
     def results(self) -> list[Tensor]:
@@ -297,7 +300,7 @@ class _Job:
         if not self.results or self.x.dtype is not torch.float32:
             return None
         call = kernel.Call(tuple(self.x.shape), self.stride, self.spec, self.layout, self.site, self.shows)
-        if self.parts > 1 and (not self.x.is_cpu or kernel.explain_parts(call, self.parts)):
+        if self.parts > 1 and (not self.x.is_cpu or kernel.explain_parts(call)):
             return None
         return call, _make_dense(self.x, self.stride), kernel.Results(scale, self.codes, self.floats, self.parts)
 

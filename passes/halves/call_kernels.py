@@ -133,7 +133,7 @@ def _unpacks(one: Dequantizer) -> bool:
     if held != bits or made.stride() != floats.stride():
         return False
     call = Call(tuple(floats.shape), floats.stride(), one.text, one.layout)
-    return not explain_parts(call, per_byte(bits), finds_scale=False)
+    return not explain_parts(call, finds_scale=False)
 
 
 def _write_floats(one: Dequantizer, codes: Node, more: dict[str, Any]) -> None:
@@ -202,7 +202,7 @@ def _find_packing(one: Quantizer, readers: list[Dequantizer]) -> Node | None:
     if bits != one.spec.format.bits or value.device.type != "cpu":
         return None
     call = Call(tuple(value.shape), torch.empty_like(value).stride(), one.text, one.layout)
-    return None if per_byte(bits) == 1 or explain_parts(call, per_byte(bits)) else packed
+    return None if per_byte(bits) == 1 or explain_parts(call) else packed
 
 
 def _find_measure(one: Quantizer) -> Node | None:

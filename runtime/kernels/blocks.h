@@ -202,7 +202,8 @@ void prepare_scales(const Task& task, const Data& data, const Corner& corner, Ti
     }
     fill_factors<REAL>(blocks, tile.value.data(), tile.block_step.data(), tile.block_factor.data());
     if (data.x) tile.step = spread_blocks(tile.block_step, corner, edge, tile.lane_step);
-    if (data.floats || REAL || data.zero_point) tile.factor = spread_blocks(tile.block_factor, corner, edge, tile.lane_factor);
+    const bool divides = REAL || data.zero_point;
+    if (data.floats || divides) tile.factor = spread_blocks(tile.block_factor, corner, edge, tile.lane_factor);
     if (data.zero_point) {
         load_scales(task, corner, data.zero_point, tile.block_zero.data());
         tile.zero = spread_blocks(tile.block_zero, corner, edge, tile.lane_zero);

@@ -34,14 +34,10 @@ void unpack(const Parts& given, const uint8_t* __restrict packed, uint8_t* __res
             }
 }
 
-void pack_parts(const Parts& given, const uint8_t* codes, uint8_t* packed) {
-    (given.parts == 2 ? pack<2> : pack<4>)(given, codes, packed);
-}
-
 }  // namespace
 
 extern "C" void pack_codes(const Parts* given, const uint8_t* codes, uint8_t* packed) {
-    pack_parts(*given, codes, packed);
+    (given->parts == 2 ? pack<2> : pack<4>)(*given, codes, packed);
 }
 
 extern "C" void unpack_codes(const Parts* given, bool is_signed, const uint8_t* packed, uint8_t* codes) {

@@ -72,11 +72,10 @@ Target find_target(const Job& job, const Corner& corner, Tile& tile, size_t row,
 }
 
 void write_rows(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
-    const int64_t ahead = corner.next < 0 ? 0 : corner.next - corner.place;
     const Lanes lane{tile.step, tile.factor, tile.zero, tile.index.data()};
     for (size_t row = 0; row < tile.rows.size(); ++row)
-        write_lanes(job.write_row, job.task, lane, corner.count_lanes(), ahead, find_target(job, corner, tile, row, part),
-                    job.data.codes, job.data.floats);
+        write_lanes(job.write_row, job.task, lane, corner.count_lanes(), corner.ahead,
+                    find_target(job, corner, tile, row, part), job.data.codes, job.data.floats);
 }
 
 // Return whether each group can go through the registers at once: blocks of eight lanes, in few rows.
@@ -109,9 +108,8 @@ Task take_part(Task task, int64_t parts) {
 // The same tile of another part.
 Corner move_corner(const Task& first, Corner corner, int64_t part) {
     const Axis& axis = first.axis[0];
-    const int64_t extent = part * axis.extent, moved = part * count_elements(first);
-    corner.place += moved;
-    if (corner.next >= 0) corner.next += moved;
+    const int64_t extent = part * axis.extent;
+    corner.place += part * count_elements(first);
     corner.scale += extent / axis.edge * axis.scale;
     corner.logical += static_cast<uint32_t>(extent * axis.logical);
     return corner;
@@ -121,7 +119,7 @@ void pack_tile(const Data& data, const Corner& corner, const Tile& tile) {
     const Parts parts{1, 1, corner.count_lanes(), data.parts};
     const uint8_t* codes = tile.codes.data();
     for (const Row& row : tile.rows) {
-        pack_parts(parts, codes, data.codes + corner.place + row.place);
+        pack_codes(&parts, codes, data.codes + corner.place + row.place);
         codes += parts.parts * parts.inner;
     }
 }

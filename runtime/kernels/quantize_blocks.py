@@ -13,6 +13,7 @@ from torch import Tensor
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.memory import Axis, list_axes, order_scales
 from qcompiler.runtime.numbers.blocks import view_blocks
+from qcompiler.runtime.numbers.packing import packed_dim, per_byte
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
@@ -92,13 +93,15 @@ def explain_order(call: Call) -> str:
     return task if isinstance(task, str) else ""
 
 
-def explain_parts(call: Call, parts: int, *, finds_scale: bool = True) -> str:
+@functools.lru_cache(maxsize=4096)
+def explain_parts(call: Call, *, finds_scale: bool = True) -> str:
     """Say why a kernel cannot pack the codes that it writes, or unpack those that it reads; empty: it can.
 
     Codes that share a byte lie a part of the tensor apart, and the kernel works on a tile of each part in turn. No
     block may reach from part to part.
     """
-    dim = next((d for d, extent in enumerate(call.shape) if extent and extent % parts == 0), None)
+    bits = parse_spec(call.spec).format.bits
+    dim, parts = packed_dim(call.shape, bits), per_byte(bits)
     if dim is None or call.shape[dim] * call.stride[dim] != math.prod(call.shape):
         return f"codes that share a byte are not {parts} equal parts of memory"
     task = make_task(call, find_scale_stride(call)[1], finds_scale=finds_scale)
@@ -142,7 +145,7 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
     Args:
         parts: codes in a byte, as `pack` writes them.
     """
-    reason = explain_parts(call, parts, finds_scale=False) if parts > 1 else ""
+    reason = explain_parts(call, finds_scale=False) if parts > 1 else ""
     if reason:
         return reason
     prepared = prepare(call, scale, NAME, finds_scale=False)

@@ -80,14 +80,14 @@ Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real
     const WriteRow write = choose_row(data, is_real || data.zero_point);
     Seen all;
     const auto work = [&](const Corner& corner, Space& space) {
-        const int64_t lanes = corner.count_lanes(), ahead = corner.next < 0 ? 0 : corner.next - corner.place;
+        const int64_t lanes = corner.count_lanes();
         if (data.key) number_lanes(task, corner, space);
         if (measures) measure_row(data.x + corner.place, lanes, rule, space.seen);
         space.fill(rule.factor, rule.zero);
         const Lanes lane{space.step.data(), space.factor.data(), space.zero.data(), space.index.data()};
         const Target row{data.x + corner.place, data.codes + corner.place, data.floats + corner.place,
                          seed + corner.logical * SPREAD};
-        write_lanes(write, task, lane, lanes, ahead, row, data.codes, data.floats);
+        write_lanes(write, task, lane, lanes, corner.ahead, row, data.codes, data.floats);
     };
     run_tiles<Space>(task, data.threads, work, [&](const Space& space) { all.add(space.seen); });
     return all;

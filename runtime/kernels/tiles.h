@@ -118,7 +118,7 @@ struct Corner {
     uint32_t logical = 0;
     int64_t strips = 1, lanes_a_strip = 0, blocks_a_strip = 0;
     int64_t strip_axis = -1;
-    int64_t next = -1;  // the place of the next tile; -1: there is none
+    int64_t ahead = 0;  // from this place to that of the next tile; 0: there is none
 
     int64_t count_lanes() const { return strips * lanes_a_strip; }
 };
@@ -193,7 +193,7 @@ void run_tiles(const Task& task, int64_t threads, Work work, Join join) {
         for (int64_t number = 0; number < tiles; ++number) {
             const Corner next = find_corner(task, plan, std::min(number + 1, tiles - 1), space);
             Corner corner = find_corner(task, plan, number, space);
-            if (number + 1 < tiles) corner.next = next.place;
+            corner.ahead = next.place - corner.place;
             work(corner, space);
         }
 #pragma omp critical

@@ -242,8 +242,8 @@ def test_floats_of_packed_codes_with_zero_points(case, form):
 )
 def test_what_is_packed_at_once(shape, order, block, parts, reason):
     stride = lay(torch.empty(shape), order).stride()
-    call = kernel.Call(shape, stride, str(parse_spec(f"int4:max:{block}:nearest:pass")), "bcss")
-    assert kernel.explain_parts(call, parts) == reason
+    call = kernel.Call(shape, stride, str(parse_spec(f"int{8 // parts}:max:{block}:nearest:pass")), "bcss")
+    assert kernel.explain_parts(call) == reason
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -15,14 +15,13 @@ from qcompiler.recipes.saving import add_saving
 from qcompiler.runtime import ops
 from qcompiler.runtime.kernels import quantizers
 
+PLAIN = (ops.SCALE, ops.QUANTIZE, ops.DEQUANTIZE)
+
 
 @pytest.fixture(autouse=True)
 def quick_loops(monkeypatch):
     """Golden graphs are those of a processor with AVX-512, wherever the tests run."""
     monkeypatch.setattr(call_kernels, "has_quick_loops", lambda: True)
-
-
-PLAIN = (ops.SCALE, ops.QUANTIZE, ops.DEQUANTIZE)
 
 
 def leaf():
