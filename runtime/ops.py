@@ -22,7 +22,7 @@ from qcompiler.runtime.convolutions import (
 from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
-from qcompiler.runtime.products import fake_matmul_codes, matmul_codes
+from qcompiler.runtime.products import fake_matmul_codes, fake_multiply_whole, matmul_codes, multiply_whole
 
 
 def _define_operator(
@@ -124,6 +124,13 @@ MULTIPLY_RUNS: Final = _define_operator(
     multiply_runs,
     fake_multiply_runs,
 )
+MULTIPLY_WHOLE: Final = _define_operator(
+    "multiply_whole(Tensor a, Tensor a_scale, Tensor? a_zero_point, Tensor b, Tensor b_scale, Tensor? b_zero_point, "
+    "Tensor? bias, str a_spec, str b_spec, int a_edge, int b_edge, str kernel) -> Tensor",
+    multiply_whole,
+    fake_multiply_whole,
+    torch.Tag.flexible_layout,
+)
 #: runtime/patches.py
 _WINDOWS: Final = "int[] start, int[] count, int[] step, int[] taps, int[] dilation"
 PATCHES: Final = _define_operator(
@@ -218,8 +225,9 @@ POOL_INDICES: Final = _define_operator(
 PRODUCTS_OF_CODES: Final = frozenset({MATMUL_CODES, CONVOLVE_CODES, CONVOLVE_INPUT, CONVOLVE_GRADIENT})
 #: operator → the plain torch code that a compiler traces in its place. These stay calls: `draw_key`, so that it
 #: draws anew; `read_ranges` and `move_ranges`, since small tensors take torch no time and a compiler much;
-#: `multiply_batch`, `multiply_runs`, and `convolve_codes` and its gradients, which call kernels; `patches` and
-#: `turn_taps`, since torch copies runs of bytes and compiled loops copy byte by byte; and what `call-kernels` writes
+#: `multiply_batch`, `multiply_runs`, `multiply_whole`, and `convolve_codes` and its gradients, which call kernels;
+#: `patches` and `turn_taps`, since torch copies runs of bytes and compiled loops copy byte by byte; and what
+#: `call-kernels` writes
 DECOMPOSITIONS: Final[dict[torch._ops.OpOverload, Callable[..., Any]]] = {
     SCALE: references.scale,
     ZERO_POINT: references.zero_point,

@@ -1,22 +1,22 @@
 """The product of two matrices of codes, or of a batch of those: integers are summed, and each sum is scaled once."""
 
 import math
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from qcompiler.runtime import scales
-from qcompiler.runtime.kernels.kernel import Facts, is_shifted
-from qcompiler.runtime.kernels.table import SCALED, multiply
+from qcompiler.runtime.kernels.kernel import Codes, Facts, is_shifted
+from qcompiler.runtime.kernels.table import WHOLE_KERNELS, get_whole, multiply
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.numbers.formats import IntFormat
 from qcompiler.runtime.spec import parse_spec
 
 #: types of a result that one float32 can be rounded to
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-#: kernels of convolutions, which scale sums too (runtime/kernels/table.py)
-_IMAGES: Final = tuple(row.name for row in SCALED)
+#: kernels that scale sums too
+_WHOLE: Final = tuple(row.name for row in WHOLE_KERNELS)
 _Point = TypeVar("_Point", Tensor, Tensor | int | None)
 
 
@@ -63,16 +63,18 @@ def matmul_codes(
             row of values for every block of rows; 0: the scale does not change.
         b_run: that of a column of `b`; `b_scale` then has a row of values for every block of columns.
     """
-    if kernel in _IMAGES:
-        numbers = a_scale, a_zero_point, b_scale, b_zero_point
-        return _multiply_as_image(a, b, numbers, (a_spec, b_spec, a_edge, b_edge), bias, kernel).to(dtype)
+    if kernel in _WHOLE:
+        own = bias if bias is not None and bias.shape == b.shape[1:] and bias.dtype is torch.float32 else None
+        given = (a, a_scale, a_zero_point, b, b_scale, b_zero_point, own, a_spec, b_spec, a_edge, b_edge, kernel)
+        values = torch.ops.qcompiler.multiply_whole.default(*given)
+        return _add_bias(values, None if own is bias else bias).to(dtype)
     left, right = make_signed(a, a_spec), make_signed(b, b_spec)
     if a_run or b_run:
         run = math.gcd(a_run, b_run)
         a_factors = _list_factors(a_scale, a_run, run, a.shape[1])
         b_factors = _list_factors(b_scale, b_run, run, a.shape[1])
-        given = (left, a_factors, a_edge, right, b_factors, b_edge, run, kernel)
-        values = torch.ops.qcompiler.multiply_runs.default(*given)
+        sides = (left, a_factors, a_edge, right, b_factors, b_edge)
+        values = torch.ops.qcompiler.multiply_runs.default(*sides, run, kernel)
         return _add_bias(values, bias).to(dtype)
     rows, columns = (*a.shape[:-1], 1), (*b.shape[:-2], 1, b.shape[-1])
     a_point = _stand_along(find_point(a_zero_point, a_spec, math.prod(rows), a_edge), rows)
@@ -85,43 +87,46 @@ def matmul_codes(
     return _add_bias(values, bias).to(dtype)
 
 
-def _multiply_as_image(
+def multiply_whole(
     a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor | None,
     b: Tensor,
-    numbers: tuple[Tensor | None, ...],
-    formats: tuple[Any, ...],
+    b_scale: Tensor,
+    b_zero_point: Tensor | None,
     bias: Tensor | None,
+    a_spec: str,
+    b_spec: str,
+    a_edge: int,
+    b_edge: int,
     kernel: str,
 ) -> Tensor:
-    """Return float32 [rows, columns], of a convolution with one tap: `a` is the image, or both are, summed over space.
+    """Return `matmul_codes` of two matrices as float32, by a kernel of `WHOLE_KERNELS`.
 
     Args:
-        numbers: scale and zero point of `a`, then of `b`.
-        formats: both specs, then both edges.
-        bias: broadcast to the result.
+        bias: float32, one value for every column.
     """
-    (rows, length), columns = a.shape, b.shape[1]
-    if kernel == "convolve":
-        count = 1 if formats[2] >= rows else -(-rows // formats[2])
-        if count > 1:
-            raise ValueError(f"matmul_codes: {kernel}: got {count} scales of the left matrix; valid: 1")
-        space = _fold(rows)
-        image, weight = a.reshape(1, *space, length).movedim(-1, 1), b.t().reshape(columns, length, 1, 1)
-        own = bias if bias is not None and bias.shape == (columns,) else None
-        given = (image, *numbers[:2], weight, *numbers[2:], own, *formats[:2], 1, formats[3], kernel, torch.float32)
-        made = torch.ops.qcompiler.convolve_codes.default(*given, [0, 0], space, [1, 1], [1, 1], True)
-        return _add_bias(made.movedim(1, -1).reshape(rows, columns), None if own is bias else bias)
-    space = _fold(length)
-    images = a.reshape(1, rows, *space), b.t().reshape(1, columns, *space)
-    given = (images[0], *numbers[:2], images[1], *numbers[2:], None, *formats, kernel, torch.float32)
-    made = torch.ops.qcompiler.convolve_gradient.default(*given, [0, 0], space, [1, 1], [1, 1], [1, 1], True)
-    return _add_bias(made.reshape(rows, columns), bias)
+    result = fake_multiply_whole(a, a_scale, a_zero_point, b)
+    if result.numel():
+        left = _describe(a, a_scale, a_zero_point, a_spec, a_edge)
+        right = _describe(b, b_scale, b_zero_point, b_spec, b_edge)
+        get_whole(kernel)(left, right, None if bias is None else bias.contiguous(), result)
+    return result
 
 
-def _fold(extent: int) -> list[int]:
-    """Return two dimensions for one: kernels copy row by row, and share rows among threads."""
-    inner = next((size for size in range(64, 7, -1) if extent % size == 0), extent)
-    return [extent // inner, inner]
+def fake_multiply_whole(a: Tensor, a_scale: Tensor, a_zero_point: Tensor | None, b: Tensor, *given: object) -> Tensor:
+    """Return an empty result."""
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.float32)
+
+
+def _describe(codes: Tensor, scale: Tensor, point: Tensor | None, spec: str, edge: int) -> Codes:
+    """Return an operand as kernels take it: bytes, with dense scales and zero points."""
+    if codes.element_size() > 1:  # as `unpack` returns those of 7 bits at most
+        codes = codes.to(torch.int8)
+    shifted = codes.dtype is torch.int8 and is_shifted(parse_spec(spec).format)
+    point = None if point is None else point.contiguous()
+    edge = edge if scale.numel() > 1 else max(1, codes.numel())
+    return Codes(codes, scale.contiguous(), point, edge, is_shifted=shifted)
 
 
 def fake_matmul_codes(

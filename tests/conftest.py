@@ -24,7 +24,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 import qcompiler
 from qcompiler import collector
 from qcompiler.compiler.cache import cache_compat
-from qcompiler.runtime.kernels import convolutions, cpu, runs
+from qcompiler.runtime.kernels import convolutions, cpu, runs, whole
 
 #: rooms whose cases take seconds each → how many cases of a test run by default; `sample` says otherwise
 _SAMPLES = {"exporting": 1, "compiler": 2, "drawing": 1, "debugging": 2, "compatibility": 2, "recipes": 6}
@@ -203,7 +203,7 @@ def fast_integers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor with AVX-512 VNNI, as far as products are compared with the fewest that pay."""
-    for module in (convolutions, runs):
+    for module in (convolutions, runs, whole):
         monkeypatch.setattr(module, "has_wide_vectors", lambda: True)
 
 

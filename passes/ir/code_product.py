@@ -92,14 +92,9 @@ def choose_kernel(
     device = get_value(left.tensor.reader.codes).device.type
     extents = {"rows": left.extent, "length": length, "columns": right.extent}
     run = math.gcd(left.run, right.run) * inner
-    scales = (0, 0) if is_batch or reuse else (_count_scales(left), _count_scales(right))
-    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, image=image, run=run, scales=scales)
+    facts = Facts(device=device, formats=formats, **extents, reuse=reuse, image=image, run=run, is_batch=is_batch)
     found = explain_product(facts, dtype) or find_kernel(facts, faster=faster)
     return ("", found) if isinstance(found, str) else (found.name, "")
-
-
-def _count_scales(side: Side) -> int:
-    return -(-side.extent // max(1, side.edge))
 
 
 def insert_product(

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from torch.fx import GraphModule
@@ -30,13 +30,16 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.inference import find_mode
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step, without_autocast
-from qcompiler.runtime.kernels import convolutions, cpu, quantize_blocks, quantize_whole, runs
+from qcompiler.runtime.kernels import convolutions, cpu, quantize_blocks, quantize_whole, runs, whole
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.kernels.table import describe_machine
 from qcompiler.runtime.numbers.blocks import TENSOR
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
+
+#: the shorter side of a weight whose products are probably long enough for a kernel
+_LEAST_EDGE: Final = 32
 
 
 class GraphCompiler:
@@ -199,7 +202,9 @@ class GraphCompiler:
         parameters = list(model.parameters())
         if not any(parameter.device.type == "cpu" for parameter in parameters):
             return
-        names = self._list_libraries(has_images=any(parameter.ndim > 2 for parameter in parameters))
+        shapes = [parameter.shape for parameter in parameters]
+        has_matrices = any(len(shape) == 2 and min(shape) >= _LEAST_EDGE for shape in shapes)
+        names = self._list_libraries(has_images=any(len(shape) > 2 for shape in shapes), has_matrices=has_matrices)
         if names:
             start_loading(*names, inductor=self._is_compiled)
 
@@ -207,7 +212,7 @@ class GraphCompiler:
     def _is_compiled(self) -> bool:
         return self.backend in (None, "inductor")
 
-    def _list_libraries(self, *, has_images: bool) -> list[str]:
+    def _list_libraries(self, *, has_images: bool, has_matrices: bool) -> list[str]:
         """Return the libraries that the first graph will probably call; others are compiled at their first call."""
         specs = [rule.spec for rule in self.recipe.rules if rule.spec is not None]
         has_blocks = any(spec.block != TENSOR for spec in specs)
@@ -218,11 +223,11 @@ class GraphCompiler:
             names += [quantize_whole.NAME] * any(spec.block == TENSOR for spec in specs)
         if self.execution is Execution.SIMULATE:
             return names
-        if has_images or any(spec.has_zero_point for spec in specs):
-            names += convolutions.LIBRARIES
-        elif any(spec.block == TENSOR for spec in specs) and not cpu.is_likely_fast():
-            names += convolutions.LIBRARIES[:1]  # multiplies matrices too
-        return names + [runs.LIBRARY] * has_blocks
+        names += convolutions.LIBRARIES * has_images
+        if any(spec.has_zero_point or (spec.block == TENSOR and not cpu.is_likely_fast()) for spec in specs):
+            names += [whole.LIBRARY] * has_matrices
+        has_runs = any(max(spec.block.channel, spec.block.in_) >= runs.LEAST_RUN for spec in specs)
+        return names + [runs.LIBRARY] * (has_runs and has_matrices)
 
     def give_up(self, code: types.CodeType, reason: str) -> None:
         """Notes that the parts of a function are captured alone from now on."""

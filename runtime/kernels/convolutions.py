@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.kernels.calls import Values, describe_point, describe_scale, run_library
 from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows, weigh_products
 from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
 from qcompiler.runtime.numbers.formats import Kind
@@ -16,8 +17,6 @@ LIBRARIES: Final = ("convolve", "convolve_gradient")
 #: with AVX2, and with AVX-512 VNNI: 16·16 positions, 8 → 16 channels, 3×3 take 30 µs, as in float; four times as many
 #: 35 µs, and 43 in float. With AVX2 4 samples take 249 µs, in float 221; 16 of them 380 and 397
 LEAST_PRODUCTS: Final = (2**22, 2**19)
-#: of two matrices; with AVX2 256·256·256 take 0.86 ms, in float 0.74; twice as many 1.36 and 1.47
-LEAST_OF_MATRICES: Final = (2**25, 2**19)
 #: 2^31 / 255: int32 holds the sum of the codes of a row
 MOST_POSITIONS: Final = 2**23
 #: dimensions of space that the kernels know; the first ones have one element where an image has fewer
@@ -25,8 +24,6 @@ _DIMS: Final = 3
 _SIZES: Final = ctypes.c_int64 * _DIMS
 #: between codes of −128 … 127 and bytes of 0 … 255
 _SHIFT: Final = 128
-#: of values: what images.h calls kinds
-_FLOATS, _EXPONENTS, _BYTES, _NOTHING = range(4)
 
 
 class _Image(ctypes.Structure):
@@ -51,16 +48,12 @@ class _Weight(ctypes.Structure):
     )
 
 
-class _Values(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("kind", "edge")))
-
-
 class _Forward(ctypes.Structure):
     _fields_ = (
         ("x", _Image),
         ("windows", _Windows),
         ("w", _Weight),
-        *((name, _Values) for name in ("x_scale", "x_point", "w_scale")),
+        *((name, Values) for name in ("x_scale", "x_point", "w_scale")),
         ("bias", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * (2 + _DIMS)),
         *((name, ctypes.c_int64) for name in ("is_added", "threads")),
@@ -72,7 +65,7 @@ class _Gradient(ctypes.Structure):
     _fields_ = (
         *((name, _Image) for name in ("a", "x")),
         ("windows", _Windows),
-        *((name, _Values) for name in ("a_scale", "a_point", "x_scale", "x_point")),
+        *((name, Values) for name in ("a_scale", "a_point", "x_scale", "x_point")),
         *((name, ctypes.c_int64) for name in ("is_channels_last", "is_added", "threads")),
         *((name, ctypes.c_void_p) for name in ("scratch", "result")),
     )
@@ -94,8 +87,7 @@ def _explain_gradient(facts: Facts) -> str:
 
 def _weigh(facts: Facts) -> str:
     """Say why the float kernel is faster; empty: it is not."""
-    least = LEAST_PRODUCTS if facts.image else LEAST_OF_MATRICES
-    return weigh_products(facts, least[has_wide_vectors()], by_run=True)
+    return weigh_products(facts, LEAST_PRODUCTS[has_wide_vectors()], by_run=True)
 
 
 @functools.cache
@@ -128,14 +120,14 @@ def _convolve(a: Codes, b: Codes, bias: Tensor | None, windows: Windows, result:
         x=_describe_image(a.codes, flip=torch.int8),
         windows=_describe_windows(windows),
         w=_describe_weight(b),
-        x_scale=_describe_scale(a),
-        x_point=_describe_point(a),
-        w_scale=_describe_scale(b),
+        x_scale=describe_scale(a),
+        x_point=describe_point(a),
+        w_scale=describe_scale(b),
         bias=None if bias is None else bias.data_ptr(),
         stride=_spread_strides(result),
         is_added=not is_first,
     )
-    _run(load_forward(), "convolve", call, "y", result)
+    run_library(load_forward(), "convolve", call, "y", result)
 
 
 def _convolve_gradient(
@@ -146,14 +138,14 @@ def _convolve_gradient(
         a=_describe_image(a.codes, flip=torch.int8),
         x=_describe_image(b.codes, flip=torch.uint8),
         windows=_describe_windows(windows),
-        a_scale=_describe_scale(a),
-        a_point=_describe_point(a),
-        x_scale=_describe_scale(b),
-        x_point=_describe_point(b),
+        a_scale=describe_scale(a),
+        a_point=describe_point(a),
+        x_scale=describe_scale(b),
+        x_point=describe_point(b),
         is_channels_last=result.stride(1) == 1,
         is_added=not is_first,
     )
-    _run(load_gradient(), "convolve_gradient", call, "result", result)
+    run_library(load_gradient(), "convolve_gradient", call, "result", result)
 
 
 def order_image(codes: Tensor) -> Tensor:
@@ -164,17 +156,6 @@ def order_image(codes: Tensor) -> Tensor:
     made = codes.new_empty((codes.shape[0], *codes.shape[2:], codes.shape[1]))
     library.copy_image(_describe_image(codes, flip=torch.bool), torch.get_num_threads(), made.data_ptr())
     return made.movedim(-1, 1)
-
-
-def _run(library: ctypes.CDLL | str, name: str, call: _Forward | _Gradient, output: str, result: Tensor) -> None:
-    """Call a library, with memory for packed codes."""
-    if isinstance(library, str):
-        raise RuntimeError(library)
-    call.threads = torch.get_num_threads()
-    setattr(call, output, result.data_ptr())
-    scratch = result.new_empty(library.count_scratch(call), dtype=torch.uint8)
-    call.scratch = scratch.data_ptr()
-    getattr(library, name)(call)
 
 
 def _describe_image(codes: Tensor, *, flip: torch.dtype) -> _Image:
@@ -204,38 +185,7 @@ def _describe_windows(windows: Windows) -> _Windows:
     return _Windows((*(0,) * missing, *start), *((*(1,) * missing, *numbers) for numbers in others))
 
 
-def _describe_scale(side: Codes) -> _Values:
-    kind = _EXPONENTS if side.scale.dtype is torch.uint8 else _FLOATS
-    return _Values(side.scale.data_ptr(), kind, side.edge)
-
-
-def _describe_point(side: Codes) -> _Values:
-    if side.zero_point is None:
-        return _Values(None, _NOTHING, 1)
-    return _Values(side.zero_point.data_ptr(), _BYTES, side.edge)
-
-
-def _explain_matrix(facts: Facts) -> str:
-    """Say why the kernel cannot multiply two matrices; empty: it can."""
-    if facts.scales[0] != 1:
-        return "the kernel of convolutions takes one matrix with one scale on the left"
-    return _explain_forward(facts)
-
-
-def _explain_two_points(facts: Facts) -> str:
-    """Say why the kernel cannot multiply two matrices; empty: it can."""
-    if facts.scales[1] != 1:
-        return "the kernel of weight gradients takes one matrix with one scale on the right"
-    return _explain_gradient(facts)
-
-
 CONVOLVE: Final = Kernel("convolve", "cpu", _explain_forward, _weigh, _convolve, image="left")
 CONVOLVE_GRADIENT: Final = Kernel(
     "convolve-gradient", "cpu", _explain_gradient, _weigh, _convolve_gradient, image="right", has_wide_sums=True
-)
-#: the same kernels of two matrices, as convolutions with one tap: of signed columns, and of columns with a zero point.
-#: A layer of 512 × 1024 × 4096 with a zero point took 5.7 ms; `_int_mm` 4.6, and the loops around it 2.9
-MULTIPLY: Final = Kernel("convolve", "cpu", _explain_matrix, _weigh, _convolve)
-MULTIPLY_POINTS: Final = Kernel(
-    "convolve-gradient", "cpu", _explain_two_points, _weigh, _convolve_gradient, has_wide_sums=True
 )

@@ -48,6 +48,7 @@ struct Plan {
   int64_t groups, rows, chunks, row_codes, slice_codes, image_codes, words;
   int64_t length;           // codes of a stretch
   std::vector<int64_t> at;  // from the first code that a position reads to each stretch
+  std::vector<int64_t> first;  // from the first code of some rows to that of each position
 };
 
 Plan make_plan(const Call &call) {
@@ -68,6 +69,9 @@ Plan make_plan(const Call &call) {
       for (int64_t tap = 0; tap < (is_joined ? 1 : win.taps[2]); ++tap)
         plan.at.push_back(slice * plan.slice_codes + row * win.dilation[1] * plan.row_codes +
                           tap * win.dilation[2] * call.x.channels);
+  for (int64_t row = 0; row < plan.rows; ++row)
+    for (int64_t i = 0; i < win.count[2]; ++i)
+      plan.first.push_back(row * win.step[1] * plan.row_codes + i * win.step[2] * call.x.channels);
   plan.words = int64_t(plan.at.size()) * divide_up(plan.length, WORD);
   return plan;
 }
@@ -125,6 +129,23 @@ INLINE void write_line(const Call &call, float *to, int64_t step, Mask mask, Flo
   store_lanes(to, step, mask, call.bias ? values + bias : values);
 }
 
+// Write or add a group of columns of N positions, then the bias. The first `skip` positions are not written.
+template <int N>
+INLINE void write_columns(const Call &call, Floats (&values)[N], int64_t first, int64_t skip, float *y) {
+  const int64_t step = call.stride[4];
+  const Mask mask = first_lanes(call.w.columns - first);
+  if (call.is_added)
+    each<N>([&](auto i) __attribute__((always_inline)) { values[i] = load_floats(mask, y + i * step) + values[i]; });
+  if (call.bias) {
+    const Floats bias = load_floats(mask, call.bias + first);
+    each<N>([&](auto i) __attribute__((always_inline)) { values[i] += bias; });
+  }
+  if (is_full(mask) && skip == 0)
+    each<N>([&](auto i) __attribute__((always_inline)) { store(y + i * step, values[i]); });
+  else
+    for (int64_t i = skip; i < N; ++i) store_floats(mask, y + i * step, values[i]);
+}
+
 // Write a group of columns whose values lie far from column to column: a call, as the square of positions is long.
 void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask positions, float *y) {
   const Call &call = task.call;
@@ -134,24 +155,27 @@ void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask
                call.bias ? spread(call.bias[first + i]) : Floats{});
 }
 
-// N positions beside each other, V groups of columns. The first `skip` positions are not written.
+// N positions, V groups of columns. The first `skip` positions are not written.
 template <int N, int V>
-INLINE void convolve_tile(const Task &task, const Code *x, int64_t step, int64_t group, int64_t skip, float *y) {
+INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *places, int64_t group, int64_t skip, float *y) {
   const Plan &plan = task.plan;
-  const int64_t columns = task.call.w.columns, y_step = task.call.stride[4], size = plan.words * BYTES;
+  const int64_t size = plan.words * BYTES;
   const uint8_t *w = task.packed + group * size;
   Ints sums[N * V];
   each<V>([&](auto v) __attribute__((always_inline)) {
     const Ints start = load<Ints>(task.totals + (group + v) * LANES) * spread(-task.zero);
     each<N>([&](auto i) __attribute__((always_inline)) { sums[i * V + v] = start; });
   });
+  const int64_t words = divide_up(plan.length, WORD);
   for (const int64_t stretch : plan.at) {
-    const Code *at = x + stretch;
-    for (int64_t k = plan.length; k > 0; k -= WORD, at += WORD, w += BYTES) {
+    const Code *x[N];
+    each<N>([&](auto i) __attribute__((always_inline)) { x[i] = image + (places[i] + stretch); });
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < words; ++k, w += BYTES) {
       Ints weights[V];
       each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = load_words(w + v * size); });
       each<N>([&](auto i) __attribute__((always_inline)) {
-        const Ints word = spread_word(at + i * step);
+        const Ints word = spread_word(x[i] + k * WORD);
         each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], word, weights[v]); });
       });
     }
@@ -159,7 +183,6 @@ INLINE void convolve_tile(const Task &task, const Code *x, int64_t step, int64_t
   const Floats factor = spread(task.factor);
   each<V>([&](auto v) __attribute__((always_inline)) {
     const int64_t first = (group + v) * LANES;
-    const Mask mask = first_lanes(columns - first);
     const Floats own = load<Floats>(task.factors + first);
     const auto scale = [&](auto i) __attribute__((always_inline)) {
       return scale_sums(to_floats(sums[i * V + v]), factor, own);
@@ -169,37 +192,44 @@ INLINE void convolve_tile(const Task &task, const Code *x, int64_t step, int64_t
       each<N>([&](auto i) __attribute__((always_inline)) { values[i] = scale(i); });
       write_turned(task, values, first, lanes_between(skip, N), y);
     } else {
-      const Floats bias = task.call.bias ? load_floats(mask, task.call.bias + first) : Floats{};
-      each<N>([&](auto i) __attribute__((always_inline)) {
-        if (i >= skip) write_line(task.call, y + i * y_step + first, 1, mask, scale(i), bias);
-      });
+      Floats values[N];
+      each<N>([&](auto i) __attribute__((always_inline)) { values[i] = scale(i); });
+      write_columns<N>(task.call, values, first, skip, y + first);
     }
   });
 }
 
-// A row of positions. The last tile starts early, and computes some of them twice, but writes them once.
+// Positions from one to another. The last tile starts early, and computes some of them twice, but writes them once.
 template <int N, int V>
-void convolve_tiles(const Task &task, const Code *x, int64_t group, float *y) {
-  const Windows &win = task.call.windows;
-  const int64_t step = win.step[2] * task.call.x.channels, count = win.count[2];
-  for (int64_t i = 0; i < count; i += N) {
-    const int64_t at = std::min(i, count - N);
-    convolve_tile<N, V>(task, x + at * step, step, group, i - at, y + at * task.call.stride[4]);
+void convolve_tiles(const Task &task, const Code *image, const int64_t *places, int64_t from, int64_t to, int64_t group, float *y) {
+  for (int64_t i = from; i < to; i += N) {
+    const int64_t at = std::min(i, to - N);
+    convolve_tile<N, V>(task, image, places + at, group, i - at, y + at * task.call.stride[4]);
   }
 }
 
-// Positions of a wide tile, whose sums and weights fill the registers, and the fewest that a row has for it: a row of 8
-// would compute tiles of 6 twice.
+// Positions of a wide tile, whose sums and weights fill the registers.
 template <int V>
 constexpr int WIDE = V == 1 ? LANES : LANES == 16 ? 8 : 6;
-template <int V>
-constexpr int FEWEST = LANES % WIDE<V> ? 4 * WIDE<V> : WIDE<V>;
 
+// How many tiles of 4 there are beside wide ones, so that the fewest positions are computed twice.
 template <int V>
-void convolve_row(const Task &task, const Code *x, int64_t group, float *y) {
-  const int64_t count = task.call.windows.count[2];
-  const auto convolve_few = count >= 4 ? convolve_tiles<4, V> : convolve_tiles<1, V>;
-  (count >= FEWEST<V> ? convolve_tiles<WIDE<V>, V> : convolve_few)(task, x, group, y);
+int64_t count_fours(int64_t count) {
+  int64_t best = divide_up(count, 4), least = 4 * best + 1;
+  for (int64_t fours = 0; fours < 4 && count - 4 * fours >= WIDE<V>; ++fours) {
+    const int64_t computed = 4 * fours + divide_up(count - 4 * fours, WIDE<V>) * WIDE<V>;
+    if (computed < least) least = computed, best = fours;
+  }
+  return best;
+}
+
+// Positions whose values have one distance in memory.
+template <int V>
+void convolve_positions(const Task &task, const Code *image, const int64_t *places, int64_t count, int64_t group, float *y) {
+  if (count < 4) return convolve_tiles<1, V>(task, image, places, 0, count, group, y);
+  const int64_t narrow = std::min(4 * count_fours<V>(count), count);
+  convolve_tiles<4, V>(task, image, places, 0, narrow, group, y);
+  convolve_tiles<WIDE<V>, V>(task, image, places, narrow, count, group, y);
 }
 
 // Some rows of positions: the image is copied once, then a few columns of w after the other pass over it.
@@ -215,13 +245,13 @@ void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t fir
                         task.call.x.channels, image + slice * plan.slice_codes + row * plan.row_codes);
   const int64_t *stride = task.call.stride;
   float *y = task.call.y + sample * stride[0] + depth * stride[2] + first * stride[3];
+  const int64_t joined = stride[3] == win.count[2] * stride[4] ? rows : 1;  // rows that follow each other in y
   const bool is_scattered = stride[1] != 1 && stride[4] != 1;  // 8 positions take 5 times as long as 16 of fewer columns
   for (int64_t group = 0, width = 0; group < plan.groups; group += width) {
     width = is_scattered ? 1 : std::min<int64_t>(plan.groups - group, plan.groups % 3 == 0 ? MOST_GROUPS : 2);
-    for (int64_t row = 0; row < rows; ++row) {
-      const Code *x = image + row * win.step[1] * plan.row_codes;
-      (width == 1 ? convolve_row<1> : width == 2 ? convolve_row<2> : convolve_row<MOST_GROUPS>)(task, x, group, y + row * stride[3]);
-    }
+    const auto convolve = width == 1 ? convolve_positions<1> : width == 2 ? convolve_positions<2> : convolve_positions<MOST_GROUPS>;
+    for (int64_t row = 0; row < rows; row += joined)
+      convolve(task, image, plan.first.data() + row * win.count[2], joined * win.count[2], group, y + row * stride[3]);
   }
 }
 

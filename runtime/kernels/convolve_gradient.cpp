@@ -19,8 +19,8 @@ extern "C" void count_scratch() {}
 
 namespace {
 
-constexpr int64_t UNIT = 1024;   // positions at most of one sample that are packed as one stretch
-constexpr int64_t BATCH = 2048;  // positions at most that are packed at a time: they stay in the second cache
+constexpr int64_t UNIT = 512;   // positions at most of one sample that are packed as one stretch
+constexpr int64_t BATCH = 1024;  // positions at most that are packed at a time: they stay in the second cache
 constexpr int64_t PIECE = 8192;  // words of a unit at most whose sums stay in int32: 4·8192·255·128 is half of it
 constexpr int64_t MOST = 33025;  // positions whose products, of at most 255², int32 holds
 constexpr int ROWS = LANES / 2, VECTORS = LANES == 16 ? 3 : 2;
@@ -177,6 +177,7 @@ INLINE void add_tile(const Plan &plan, const Batch &batch, const uint8_t *a, con
   for (int64_t unit = 0; unit < batch.units; ++unit) {
     const uint8_t *row = a + (unit * plan.a_unit + batch.skip) * BYTES;
     int64_t at = (unit * plan.x_unit + batch.skip) * BYTES;
+#pragma GCC unroll 2
     for (int64_t count = batch.words[unit]; count > 0; --count, row += BYTES, at += BYTES) {
       Ints column[V];
       each<V>([&](auto v) __attribute__((always_inline)) { column[v] = load_words(x[v] + at); });

@@ -18,21 +18,6 @@ struct Windows {
   }
 };
 
-// One value for every `edge` rows, as the graph holds them.
-struct Values {
-  const void *data;
-  int64_t kind, edge;  // 0: floats; 1: exponents of 8 bits, 255 for NaN; 2: bytes; 3: none, which is zero
-  float get_factor(int64_t row) const {
-    if (kind == 0) return static_cast<const float *>(data)[row / edge];
-    const uint32_t code = get_byte(row), bits = code == 255 ? 0x7fc00000 : code << 23;
-    float factor;
-    std::memcpy(&factor, &bits, sizeof(factor));
-    return factor;
-  }
-  int32_t get_point(int64_t row) const { return kind == 3 ? 0 : get_byte(row); }
-  uint8_t get_byte(int64_t row) const { return static_cast<const uint8_t *>(data)[row / edge]; }
-};
-
 // Floats that are `step` apart in memory, and the way back.
 INLINE Floats load_lanes(const float *from, int64_t step, Mask mask) {
   return step == 1 ? load_floats(mask, from) : gather(mask, from, step);
@@ -40,12 +25,6 @@ INLINE Floats load_lanes(const float *from, int64_t step, Mask mask) {
 
 INLINE void store_lanes(float *to, int64_t step, Mask mask, Floats values) {
   step == 1 ? store_floats(mask, to, values) : scatter(mask, to, step, values);
-}
-
-// Sums times two factors, the smaller one first: two roundings.
-INLINE Floats scale_sums(Floats sums, Floats a, Floats b) {
-  // a comparison with NaN returns the second operand: a NaN of either factor stays in one of both
-  return sums * find_least(a, b) * find_most(b, a);
 }
 
 // Copy neighbors of a row whose channels lie side by side. The last 16 bytes start early: masks take long.

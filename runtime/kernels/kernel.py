@@ -19,7 +19,7 @@ Windows: TypeAlias = tuple[Sequence[int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """One operand of a convolution."""
+    """One operand of a kernel that scales its sums."""
 
     codes: Tensor
     #: dense: float32, or uint8 for stored exponents
@@ -30,12 +30,16 @@ class Codes:
     edge: int
     #: True for a weight whose taps are read in reverse
     is_reversed: bool = False
+    #: True for int8 codes that are those of 0 … 255 less 128
+    is_shifted: bool = False
 
 
 #: (both operands, bias, windows, float32 result, is first): write the result of `convolve_codes` or of
 #: `convolve_gradient` (runtime/convolutions.py), or add it to the result if it is not the first; then the bias
 Convolution: TypeAlias = Callable[[Codes, Codes, Tensor | None, Windows, Tensor, bool], None]
-_Call = TypeVar("_Call", Product, RunProduct, Convolution)
+#: (codes [rows, length], codes [length, columns], bias of columns, float32 result): write the result of `matmul_codes`
+WholeProduct: TypeAlias = Callable[[Codes, Codes, Tensor | None, Tensor], None]
+_Call = TypeVar("_Call", Product, RunProduct, WholeProduct, Convolution)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +59,8 @@ class Facts:
     image: str = ""
     #: elements of a sum after which a scale changes; 0: no scale changes within a sum
     run: int = 0
-    #: how many scales the rows have, and the columns; of a batch of matrices 0
-    scales: tuple[int, int] = (0, 0)
+    #: whether several pairs of matrices are multiplied
+    is_batch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,16 @@ from typing import Final, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs
-from qcompiler.runtime.kernels.kernel import Convolution, Facts, Kernel, Product, RunProduct, explain_sums
+from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs, whole
+from qcompiler.runtime.kernels.kernel import (
+    Convolution,
+    Facts,
+    Kernel,
+    Product,
+    RunProduct,
+    WholeProduct,
+    explain_sums,
+)
 from qcompiler.runtime.kernels.loader import explain_compiler, explain_vectors, has_wide_vectors
 from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.numbers.formats import Kind
@@ -16,12 +24,12 @@ from qcompiler.runtime.numbers.formats import Kind
 KERNELS: Final[tuple[Kernel[Product], ...]] = (cpu.INT_MM, cuda.INT_MM)
 #: sums of runs, each of which has a scale of its own
 RUN_KERNELS: Final[tuple[Kernel[RunProduct], ...]] = (runs.RUNS, cuda.RUNS)
-#: products of two matrices that are scaled at once, zero points included: where whole sums take longer
-SCALED: Final[tuple[Kernel[Convolution], ...]] = (convolutions.MULTIPLY, convolutions.MULTIPLY_POINTS)
+#: whole sums that the kernel scales too, zero points included: where `KERNELS` take longer
+WHOLE_KERNELS: Final[tuple[Kernel[WholeProduct], ...]] = (whole.WHOLE,)
 #: sums of what windows of an image hold, without a copy of that; sums of runs are scaled and added run by run
 CONVOLUTIONS: Final[tuple[Kernel[Convolution], ...]] = (convolutions.CONVOLVE, convolutions.CONVOLVE_GRADIENT)
 #: any of them
-AnyKernel: TypeAlias = Kernel[Product] | Kernel[RunProduct] | Kernel[Convolution]
+AnyKernel: TypeAlias = Kernel[Product] | Kernel[RunProduct] | Kernel[WholeProduct] | Kernel[Convolution]
 
 
 def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
@@ -30,8 +38,8 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
-    scaled = _find_scaled(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
-    return scaled or _choose(_list_kernels(facts), facts, faster=faster)
+    whole = _find_whole(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
+    return whole or _choose(_list_kernels(facts), facts, faster=faster)
 
 
 def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyKernel | str:
@@ -46,19 +54,19 @@ def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyK
     return "; ".join(dict.fromkeys(reasons)) or f"there is no integer kernel for {facts.device}"
 
 
-def _find_scaled(facts: Facts, *, faster: bool) -> AnyKernel | str:
-    """Return a kernel of `SCALED`, or why it is slower than float, or not compiled; empty: `_int_mm` is asked.
+def _find_whole(facts: Facts, *, faster: bool) -> AnyKernel | str:
+    """Return a kernel of `WHOLE_KERNELS`, or why it is slower than float, or not compiled; empty: `_int_mm` is asked.
 
     `_int_mm` has no fast kernel on some processors, and needs loops around it for zero points and codes of 0 … 255.
     """
     has_points = any(form.kind is not Kind.SIGNED for form in facts.formats)
     is_slow = not cpu.is_fast()
-    found = _choose(SCALED, facts, faster=True) if has_points or is_slow else ""
+    found = _choose(WHOLE_KERNELS, facts, faster=True) if has_points or is_slow else ""
     if not isinstance(found, str):
         return found
     if not (is_slow and faster):
         return ""
-    able = _choose(SCALED, facts, faster=False)
+    able = _choose(WHOLE_KERNELS, facts, faster=False)
     return explain_compiler() if isinstance(able, str) else able.weigh(facts)
 
 
@@ -71,6 +79,12 @@ def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:
 def get_convolution(name: str) -> Convolution:
     """Return the kernel of a name that convolves codes."""
     (found,) = (row for row in CONVOLUTIONS if row.name == name)
+    return found.call
+
+
+def get_whole(name: str) -> WholeProduct:
+    """Return the kernel of a name that scales whole sums."""
+    (found,) = (row for row in WHOLE_KERNELS if row.name == name)
     return found.call
 
 

@@ -111,8 +111,9 @@ INLINE void add_products(Ints &sum, Ints unsigned_words, Ints signed_words) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_words), "v"(signed_words));
 }
 
-// Signed codes, and those codes plus 128.
-INLINE Ints shift_codes(Ints words) { return words ^ spread_code(0x80); }
+// Bytes as the dot product takes them, unsigned or signed: 128 is added to signed ones, or subtracted from unsigned ones.
+INLINE Ints make_unsigned(Ints words, bool is_signed) { return is_signed ? words ^ spread_code(0x80) : words; }
+INLINE Ints make_signed(Ints words, bool is_signed) { return is_signed ? words : words ^ spread_code(0x80); }
 
 // Codes of words, one after the other, as vectors.
 INLINE Ints read_codes(const int8_t *codes) { return load<Ints>(codes); }
@@ -123,6 +124,10 @@ INLINE Ints read_rows(const int8_t *codes, int64_t step) {
   for (int64_t i = 0; i < LANES; ++i) std::memcpy(words + i, codes + i * step, WORD);
   return load<Ints>(words);
 }
+
+// As many words of each row as are read at once.
+constexpr int SQUARE = 1;
+INLINE void read_square(const int8_t *codes, int64_t step, Ints (&words)[SQUARE]) { words[0] = read_rows(codes, step); }
 
 // A code of each lane, side by side.
 INLINE Line read_line(const int8_t *codes) { return load<Line>(codes); }
@@ -179,13 +184,30 @@ INLINE void add_products(Ints &sum, Ints unsigned_words, Ints signed_words) {
   sum += (Ints)_mm256_madd_epi16((__m256i)unsigned_words, (__m256i)signed_words);
 }
 
-INLINE Ints shift_codes(Ints words) { return (Ints)_mm256_add_epi16((__m256i)words, _mm256_set1_epi16(128)); }
+// Codes were read as if signed.
+INLINE Ints make_unsigned(Ints words, bool is_signed) {
+  return is_signed ? (Ints)_mm256_add_epi16((__m256i)words, _mm256_set1_epi16(128)) : words & spread_code(0xff);
+}
+INLINE Ints make_signed(Ints words, bool is_signed) {
+  const __m256i codes = (__m256i)(words & spread_code(0xff));
+  return is_signed ? words : (Ints)_mm256_sub_epi16(codes, _mm256_set1_epi16(128));
+}
 
 INLINE Ints read_codes(const int8_t *codes) { return (Ints)_mm256_cvtepi8_epi16(load<__m128i>(codes)); }
 
 INLINE Ints read_rows(const int8_t *codes, int64_t step) {
   const auto read = [&](int64_t i) __attribute__((always_inline)) { return load<int16_t>(codes + i * step); };
   return (Ints)_mm256_cvtepi8_epi16(_mm_setr_epi16(read(0), read(1), read(2), read(3), read(4), read(5), read(6), read(7)));
+}
+
+constexpr int SQUARE = LANES;
+INLINE void read_square(const int8_t *codes, int64_t step, Ints (&words)[SQUARE]) {
+  __m128i line[SQUARE];
+  for (int64_t i = 0; i < SQUARE; ++i) line[i] = load<__m128i>(codes + i * step);
+  turn_square<3>(
+      line, [](__m128i a, __m128i b) __attribute__((always_inline)) { return _mm_unpacklo_epi16(a, b); },
+      [](__m128i a, __m128i b) __attribute__((always_inline)) { return _mm_unpackhi_epi16(a, b); });
+  for (int64_t i = 0; i < SQUARE; ++i) words[i] = (Ints)_mm256_cvtepi8_epi16(line[i]);
 }
 
 INLINE Line read_line(const int8_t *codes) {

@@ -46,7 +46,7 @@ def test_compiled_steps_are_the_eager_ones(recipe, calls):
     assert "compiled quantizers" not in str(other)
 
 
-LINEAR, CONVOLUTION = nn.Linear(4, 4), nn.Conv2d(3, 4, 3)
+LINEAR, CONVOLUTION = nn.Linear(32, 32), nn.Conv2d(3, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
     ("recipe", "capability", "names"),
     [
         ("tensor-int8", "AVX512", ("quantize_whole",)),
-        ("tensor-int8", "AVX2", ("quantize_whole", "convolve")),
-        ("hyperblock-int8", "AVX2", ("quantize_blocks", "multiply_runs")),
+        ("tensor-int8", "AVX2", ("quantize_whole", "multiply_whole")),
+        ("hyperblock-int8", "AVX2", ("quantize_blocks",)),
         ("hyperblock-int8-wide", "AVX512", ("quantize_blocks", "multiply_runs")),
-        ("in-hindsight-w8a8g8", "AVX512", ("quantize_whole", "convolve", "convolve_gradient")),
+        ("in-hindsight-w8a8g8", "AVX512", ("quantize_whole", "multiply_whole")),
         ("int4-large-hindsight", "AVX512", ("quantize_blocks", "quantize_whole")),
     ],
 )
 def test_libraries_follow_the_recipe(recipe, capability, names, monkeypatch):
-    """Of linear layers: blocks have runs, zero points the kernels of convolutions, and small codes are packed."""
+    """Of linear layers: long blocks have runs, sums with zero points are scaled whole, and small codes are packed."""
     started = []
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))

@@ -93,36 +93,65 @@ def lay(codes, turned):
     return codes.t().contiguous().t() if turned else codes
 
 
-@pytest.mark.skipif(bool(explain_vectors()), reason=explain_vectors())
+needs_vectors = pytest.mark.skipif(bool(explain_vectors()), reason=explain_vectors())
+
+
+@needs_vectors
 @given(
     *(st.sampled_from(FORMATS),) * 2,
-    *(st.integers(1, 140),) * 3,
-    st.integers(1, 45),
+    st.integers(1, 140),
+    st.integers(1, 140) | st.integers(500, 1100),
+    st.integers(1, 140),
+    *(st.integers(1, 150),) * 2,
     *(st.booleans(),) * 2,
     st.sampled_from([None, (), ("columns",), ("rows", 1)]),
     st.integers(0, 2**32),
 )
 @PROPERTY
-def test_kernels_of_images_multiply_as_the_reference_does(
-    left, right, rows, length, columns, edge, a_turned, b_turned, bias, seed
+def test_the_kernel_of_whole_sums_multiplies_as_the_reference_does(
+    left, right, rows, length, columns, a_edge, b_edge, a_turned, b_turned, bias, seed
 ):
     """Bit for bit: sums are exact, and scaled and rounded in the same order."""
-    signed = not right.startswith(("uint", "affine"))
-    a = Side.draw(left, rows, length, rows if signed else min(edge, rows), seed)
-    b = Side.draw(right, columns, length, min(edge, columns) if signed else columns, seed + 1)
+    a = Side.draw(left, rows, length, min(a_edge, rows), seed)
+    b = Side.draw(right, columns, length, min(b_edge, columns), seed + 1)
     a.codes, b.codes = lay(a.codes, a_turned), lay(b.codes, b_turned)
     extents = {"rows": rows, "columns": columns}
     shape = bias if bias is None else [extents.get(name, name) for name in bias]
     given = None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    expected = multiply(a, b, "", bias=given)
-    for kernel in ("convolve",) * signed + ("convolve-gradient",) * (b.edge == columns):
-        assert torch.equal(multiply(a, b, kernel, bias=given), expected)
+    assert torch.equal(multiply(a, b, "whole", bias=given), multiply(a, b, "", bias=given))
 
 
-def test_several_scales_of_an_image_are_refused():
-    a, b = Side.draw("affine8", 8, 16, 4, 0), Side.draw("int8", 4, 16, 4, 1)
-    with pytest.raises(ValueError, match="matmul_codes: convolve: got 2 scales of the left matrix; valid: 1"):
-        multiply(a, b, "convolve")
+@needs_vectors
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("rows", "length", "columns"), [(700, 30, 900), (64, 33025, 20)])
+def test_many_tasks_and_the_longest_sums(rows, length, columns, threads, monkeypatch):
+    """Of 48 or 64 rows and 384 or 768 columns each; 33025·255² < 2³¹ is the most that a sum can be."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    a, b = Side.draw("affine8", rows, length, rows, 0), Side.draw("affine8", columns, length, columns, 1)
+    a.codes[0], a.point[:], b.codes[0], b.point[:] = 255, 0, 255, 0
+    assert torch.equal(multiply(a, b, "whole"), multiply(a, b, ""))
+
+
+@needs_vectors
+@pytest.mark.parametrize(("form", "nan"), [("int8:max", 255), ("int8:real", torch.nan), ("affine8:real", torch.nan)])
+def test_the_kernel_of_whole_sums_keeps_nan(form, nan):
+    form, scale = form.split(":")
+    a, b = (Side.draw(form, extent, 5, 2, seed, scale) for extent, seed in ((30, 0), (40, 1)))
+    a.scale[1], b.scale[0] = nan, nan
+    found, wanted = multiply(a, b, "whole"), multiply(a, b, "")
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
+@needs_vectors
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (1, 1, 1), (3, 4, 0)])
+def test_the_kernel_of_whole_sums_takes_every_shape(shape):
+    rows, length, columns = shape
+    a, b = Side.draw("affine8", rows, length, max(rows, 1), 0), Side.draw("int8", columns, length, max(columns, 1), 1)
+    for side in (a, b):
+        side.scale = torch.ones(1)
+    a.point = torch.full((1,), 3, dtype=torch.uint8)
+    assert torch.equal(multiply(a, b, "whole"), multiply(a, b, ""))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -255,6 +284,7 @@ def test_compiled_code_has_no_call_of_ours_inside_a_loop():
         ops.MOVE_RANGES,
         ops.MULTIPLY_BATCH,
         ops.MULTIPLY_RUNS,
+        ops.MULTIPLY_WHOLE,
         ops.PACK_CODES,
         ops.PATCHES,
         ops.QUANTIZE_BLOCKS,

@@ -13,7 +13,7 @@ from qcompiler.passes.ir.quantizer import list_dequantizers
 from qcompiler.passes.rules import Role, Rule
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime import ops
-from qcompiler.runtime.kernels import convolutions, cpu
+from qcompiler.runtime.kernels import cpu, whole
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.kernels.runs import RUNS
 from qcompiler.runtime.numbers.formats import parse_format
@@ -162,7 +162,7 @@ def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle
 def test_auto_on_a_processor_for_which_torch_has_no_kernel(missing, reason, in_front_of, settle_halves, monkeypatch):
     """Our own kernels would multiply larger matrices, where they run."""
     monkeypatch.setattr(cpu, "is_fast", lambda: False)
-    monkeypatch.setattr(convolutions, "explain_vectors", lambda: missing)
+    monkeypatch.setattr(whole, "explain_vectors", lambda: missing)
     halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(64, 64), leaf(64, 64))
     assert settle_halves(halves, LowerInteger(Execution.AUTO)) == 0
     assert all(found.startswith(reason) for found in reasons(halves))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qcompiler.runtime import ops  # noqa: F401 (defines the operator of batches)
-from qcompiler.runtime.kernels import convolutions, cpu, table
+from qcompiler.runtime.kernels import convolutions, cpu, table, whole
 from qcompiler.runtime.kernels.kernel import Facts
 from qcompiler.runtime.numbers.formats import parse_format
 
@@ -25,7 +25,7 @@ def test_another_device_has_none():
     assert table.find_kernel(facts, faster=False) == "there is no integer kernel for meta"
 
 
-def test_reasons_of_all_kernels(monkeypatch):
+def test_reasons_of_all_kernels(fast_integers, monkeypatch):
     row = table.KERNELS[0]
     rows = (dataclasses.replace(row, explain=lambda _: "one"), dataclasses.replace(row, weigh=lambda _: "two"))
     monkeypatch.setattr(table, "KERNELS", rows)
@@ -34,23 +34,21 @@ def test_reasons_of_all_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("formats", "scales", "name"),
+    ("formats", "others", "name"),
     [
-        (("int8", "int8"), (1, 1), "int-mm"),
-        (("affine8", "int8"), (1, 1), "convolve"),
-        (("affine8", "int8"), (1, 4), "convolve"),
-        (("affine8", "int8"), (4, 1), "convolve-gradient"),
-        (("affine8", "affine8"), (1, 1), "convolve-gradient"),
-        (("int8", "affine8"), (1, 1), "convolve-gradient"),
-        (("int8", "uint4"), (1, 1), "convolve-gradient"),
-        (("affine8", "affine8"), (1, 4), "int-mm"),
-        (("affine8", "int8"), (0, 0), "int-mm"),  # a batch
+        (("int8", "int8"), {}, "int-mm"),
+        (("affine8", "int8"), {}, "whole"),
+        (("affine8", "affine8"), {}, "whole"),
+        (("int8", "affine8"), {}, "whole"),
+        (("int8", "uint4"), {}, "whole"),
+        (("affine8", "int8"), {"is_batch": True}, "int-mm"),
+        (("affine8", "int8"), {"reuse": 128}, "int-mm"),
     ],
 )
-def test_zero_points_have_kernels_of_their_own(formats, scales, name, fast_integers, wide_vectors, monkeypatch):
+def test_zero_points_have_a_kernel_of_their_own(formats, others, name, fast_integers, wide_vectors, monkeypatch):
     """On a processor that has all of them."""
-    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "")
-    facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), scales=scales)
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "")
+    facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), **others)
     for faster in (True, False):
         assert table.find_kernel(facts, faster=faster).name == name
     small = dataclasses.replace(facts, rows=4, columns=4)
@@ -58,12 +56,12 @@ def test_zero_points_have_kernels_of_their_own(formats, scales, name, fast_integ
     assert not isinstance(table.find_kernel(small, faster=False), str)
 
 
-@pytest.mark.parametrize(("scales", "name"), [((1, 4), "convolve"), ((4, 1), "convolve-gradient"), ((4, 4), "")])
-def test_signed_codes_too_if_torch_has_no_fast_kernel(scales, name, wide_vectors, monkeypatch):
-    """What those kernels do not compute stays in float, or goes to the slow one if it must."""
-    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "")
+@pytest.mark.parametrize(("is_batch", "name"), [(False, "whole"), (True, "")])
+def test_signed_codes_too_if_torch_has_no_fast_kernel(is_batch, name, wide_vectors, monkeypatch):
+    """What that kernel does not compute stays in float, or goes to the slow one if it must."""
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "")
     monkeypatch.setattr(cpu, "is_fast", lambda: False)
-    facts = dataclasses.replace(LARGE, scales=scales)
+    facts = dataclasses.replace(LARGE, is_batch=is_batch)
     assert table.find_kernel(facts, faster=False).name == (name or "int-mm")
     found = table.find_kernel(facts, faster=True)
     assert found.name == name if name else found.startswith("float is faster on this processor")
@@ -75,16 +73,15 @@ def test_signed_codes_too_if_torch_has_no_fast_kernel(scales, name, wide_vectors
 
 def test_a_missing_compiler_is_the_reason(monkeypatch):
     """And not the slow product of torch, which nobody would ask on this processor with a compiler."""
-    monkeypatch.setattr(convolutions, "explain_vectors", lambda: "no compiler")
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "no compiler")
     monkeypatch.setattr(table, "explain_compiler", lambda: "no compiler")
     monkeypatch.setattr(cpu, "is_fast", lambda: False)
-    facts = dataclasses.replace(LARGE, scales=(1, 4))
-    assert table.find_kernel(facts, faster=True) == "no compiler"
-    assert table.find_kernel(facts, faster=False).name == "int-mm"
+    assert table.find_kernel(LARGE, faster=True) == "no compiler"
+    assert table.find_kernel(LARGE, faster=False).name == "int-mm"
 
 
 def test_names_are_unique():
-    rows = (*table.KERNELS, *table.RUN_KERNELS, *table.CONVOLUTIONS)
+    rows = (*table.KERNELS, *table.RUN_KERNELS, *table.WHOLE_KERNELS, *table.CONVOLUTIONS)
     assert len({row.name for row in rows}) == len(rows)
 
 
@@ -126,17 +123,30 @@ def test_positions_whose_codes_leave_32_bits_are_refused():
 
 
 @pytest.mark.parametrize("is_wide", [False, True])
-@pytest.mark.parametrize("row", [*table.CONVOLUTIONS, *table.SCALED])
+@pytest.mark.parametrize("row", table.CONVOLUTIONS)
 def test_small_convolutions_are_as_fast_in_float(row, is_wide, monkeypatch):
     """Each run is a call of its own."""
     monkeypatch.setattr(convolutions, "has_wide_vectors", lambda: is_wide)
-    least = 2**19 if is_wide else 2**22 if row.image else 2**25
+    least = 2**19 if is_wide else 2**22
     for run, kind in ((0, "products"), (least // 16, "products of a run")):
         sizes = {"rows": 2, "columns": 8, "length": least // (1 if run else 16)}
         facts = dataclasses.replace(LARGE, **sizes, run=run, image=row.image)
         assert row.weigh(facts) == ""
         less = dataclasses.replace(facts, length=facts.length - (not run), run=run and run - 1)
         assert row.weigh(less) == f"float is as fast for {least - 16} {kind}; valid: {least} or more"
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_small_products_are_as_fast_in_float(is_wide, monkeypatch):
+    monkeypatch.setattr(whole, "has_wide_vectors", lambda: is_wide)
+    (row,) = table.WHOLE_KERNELS
+    least = whole.LEAST_PRODUCTS[is_wide]
+    facts = dataclasses.replace(LARGE, rows=4, columns=8, length=least // 32)
+    assert row.weigh(facts) == ""
+    less = dataclasses.replace(facts, length=facts.length - 1)
+    assert row.weigh(less) == f"float is as fast for {least - 32} products; valid: {least} or more"
+    few = dataclasses.replace(facts, rows=3, length=least)
+    assert row.weigh(few) == "float is as fast for 3 rows or columns; valid: 4 or more"
 
 
 def test_without_a_compiler_no_kernel_reads_images(monkeypatch):

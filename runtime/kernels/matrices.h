@@ -1,0 +1,136 @@
+// Products of two matrices of codes: both are packed, and the sums of a tile stay in registers.
+//
+// Both operands are packed alike, into groups of as many rows of a or columns of b as a vector has lanes: a vector holds
+// a word of neighboring codes of the summed axis of each. The dot product multiplies unsigned codes, of a, by signed
+// codes, of b. So 128 is added to signed codes of a, and subtracted from unsigned ones of b.
+#include "codes.h"
+
+#ifdef HAS_VECTORS
+namespace {
+
+constexpr int64_t ROWS = LANES == 16 ? 8 : 6, VECTORS = LANES == 16 ? 3 : 2;  // their sums fill the registers
+constexpr int64_t DEPTH = 64 * LANES;  // codes of the summed axis at a time, with
+constexpr int64_t TASK_GROUPS = 48;    // groups of b: 768 KiB, or 384 with AVX2, stay in the second cache for
+constexpr int64_t TASK_ROWS = 8 * ROWS;  // rows of a after each other
+
+// A matrix of codes, and where its packed copy is.
+struct Operand {
+  Matrix matrix;
+  bool is_signed;   // the given codes
+  int32_t weight;   // of the totals
+  uint8_t *packed;  // [groups, words] vectors
+  int32_t *totals;  // [groups, runs, LANES]: sums of packed codes, times the weight; null: nobody reads them
+  int64_t groups() const { return divide_up(matrix.outer, LANES); }
+};
+
+struct Sum {
+  int64_t length, run, runs;
+  int64_t words_of(int64_t r) const { return divide_up(std::min(run, length - r * run), WORD); }
+  int64_t words_before(int64_t r) const { return r * divide_up(run, WORD); }
+  int64_t words() const { return words_before(runs - 1) + words_of(runs - 1); }
+};
+
+inline Sum make_sum(int64_t length, int64_t run) { return {length, run, std::max<int64_t>(1, divide_up(length, run))}; }
+
+// Pack one run of a group. Codes that are not there become zeros.
+template <bool IS_LEFT>
+void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
+  const int64_t end = std::min((r + 1) * sum.run, sum.length), row = group * LANES;
+  const int8_t zero = x.is_signed == IS_LEFT ? -128 : 0;
+  uint8_t *to = x.packed + (group * sum.words() + sum.words_before(r)) * BYTES;
+  Ints total{};
+  const auto add = [&](Ints words) __attribute__((always_inline)) {
+    const Ints packed = IS_LEFT ? make_unsigned(words, x.is_signed) : make_signed(words, x.is_signed);
+    add_products(total, IS_LEFT ? packed : spread_code(1), IS_LEFT ? spread_code(1) : packed);
+    store(to, packed);
+    to += BYTES;
+  };
+  int64_t k = r * sum.run;
+  if (x.matrix.length_step == 1 && row + LANES <= x.matrix.outer)
+    for (; k + SQUARE * WORD <= end; k += SQUARE * WORD) {
+      Ints words[SQUARE];
+      read_square(x.matrix.codes + row * x.matrix.step + k, x.matrix.step, words);
+      each<SQUARE>([&](auto i) __attribute__((always_inline)) { add(words[i]); });
+    }
+  for (; k < end; k += WORD) add(read_words(x.matrix, row, k, end - k, zero));
+  if (x.totals) store(x.totals + (group * sum.runs + r) * LANES, total * spread(x.weight));
+}
+
+// Pack some groups run by run: in lines, they are 64 bytes side by side.
+template <bool IS_LEFT>
+void pack(const Operand &x, const Sum &sum, int64_t threads) {
+  constexpr int64_t SIDE = 64 / LANES;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t first = 0; first < x.groups(); first += SIDE)
+    for (int64_t r = 0; r < sum.runs; ++r)
+      for (int64_t group = first; group < std::min(first + SIDE, x.groups()); ++group) pack_run<IS_LEFT>(x, sum, group, r);
+}
+
+struct Product {
+  Operand a, b;
+  Sum sum;
+  float *c;  // [a.outer, b.outer]
+};
+
+// Some rows of a, the groups of b beside them, and the runs of the summed axis to be added.
+struct Tile {
+  int64_t row, rows, group, from, to;
+};
+
+// Where the words or values of a row of a tile begin, in groups of some length. Behind the last row is the last one again.
+INLINE int64_t find_row(const Tile &tile, int64_t i, int64_t length, int64_t skip) {
+  const int64_t row = LANES % ROWS ? tile.row + std::min(i, tile.rows - 1) : tile.row;
+  return (row / LANES * length + skip) * LANES + row % LANES + (LANES % ROWS ? 0 : i);
+}
+
+// Add one run of some rows and N groups of columns.
+template <int64_t N>
+INLINE void add_run(const Product &p, const Tile &tile, int64_t r, Ints (&sums)[ROWS][N]) {
+  const int64_t words = p.sum.words(), skip = p.sum.words_before(r), count = p.sum.words_of(r);
+  const Code *rows[ROWS];
+  each<ROWS>([&](auto i) __attribute__((always_inline)) {
+    rows[i] = reinterpret_cast<const Code *>(p.a.packed) + find_row(tile, i, words, skip) * WORD;
+  });
+  const uint8_t *b = p.b.packed + (tile.group * words + skip) * BYTES;
+#pragma GCC unroll 2
+  for (int64_t q = 0; q < count; ++q) {
+    Ints columns[N];
+    each<N>([&](auto v) __attribute__((always_inline)) { columns[v] = load_words(b + (v * words + q) * BYTES); });
+    each<ROWS>([&](auto i) __attribute__((always_inline)) {
+      const Ints word = spread_word(rows[i] + q * CODES);
+      each<N>([&](auto v) __attribute__((always_inline)) { add_products(sums[i][v], word, columns[v]); });
+    });
+  }
+}
+
+// Multiply some rows and groups of columns, a stretch of the summed axis after the other.
+template <typename Rule>
+void multiply_task(const Product &p, const Rule &rule, int64_t first_row, int64_t first_group) {
+  const int64_t last_row = std::min(first_row + TASK_ROWS, p.a.matrix.outer);
+  const int64_t last_group = std::min(first_group + TASK_GROUPS, p.b.groups());
+  const int64_t stretch = std::max<int64_t>(1, DEPTH / p.sum.run);
+  for (int64_t from = 0; from < p.sum.runs; from += stretch)
+    for (int64_t row = first_row; row < last_row; row += ROWS)
+      for (int64_t group = first_group; group < last_group; group += VECTORS) {
+        const Tile tile{row, std::min(ROWS, last_row - row), group, from, std::min(from + stretch, p.sum.runs)};
+        const int64_t groups = last_group - group;
+        if (groups == 1)
+          rule.template multiply_tile<1>(p, tile);
+        else if (groups == 2)
+          rule.template multiply_tile<2>(p, tile);
+        else
+          rule.template multiply_tile<VECTORS>(p, tile);
+      }
+}
+
+// Pack both operands and multiply them. A rule computes tiles: rule.multiply_tile<groups>(product, tile).
+template <typename Rule>
+void multiply_tiles(const Product &p, const Rule &rule, int64_t threads) {
+  const int64_t down = divide_up(p.a.matrix.outer, TASK_ROWS), across = divide_up(p.b.groups(), TASK_GROUPS);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t task = 0; task < down * across; ++task)
+    multiply_task(p, rule, task % down * TASK_ROWS, task / down * TASK_GROUPS);
+}
+
+}  // namespace
+#endif

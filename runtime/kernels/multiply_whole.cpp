@@ -1,0 +1,146 @@
+// Products of codes of 8 bits, with zero points: sums are exact in int32, and each is scaled once.
+//
+//     c[m, n] = float(Σ (a[m, k] − a's zero)·(b[k, n] − b's zero)) · min(a's factor, b's factor) · max(…) + bias[n]
+//
+// Every operation on floats is rounded by itself. A scale and a zero point hold for some rows, or some columns. With u
+// and s, the packed codes, and their zeros p and q:
+//     Σ (u − p)·(s − q) = Σ u·s − p·Σ s − (Σ u − length·p)·q.
+// Terms can wrap around, the sum of all of them does not. A long sum is left in c as it is, stretch by stretch.
+#include "matrices.h"
+
+#ifndef HAS_VECTORS
+extern "C" void multiply_whole() {}
+extern "C" void count_scratch() {}
+#else
+namespace {
+
+// An operand as it is given.
+struct Side {
+  const int8_t *codes;
+  int64_t outer, step, length_step;
+  int64_t is_signed;
+  Values scale, point;
+  int64_t offset;  // of the zero point, after signed codes were made unsigned ones
+};
+
+struct Call {
+  Side a, b;
+  const float *bias;  // for every column, or null
+  int64_t length, threads;
+  uint8_t *scratch;
+  float *c;
+};
+
+constexpr int64_t SPARE = LANES;  // values behind the last group, which a tile of rows may reach
+
+// What is known of every row of a, or of every column of b.
+struct Lines {
+  float *factor;
+  int32_t *zero, *total;  // the code of zero, and the sum of the packed codes
+  int32_t *rest;          // of rows: Σ u − length·p
+};
+
+// Find the values of all lines of an operand, whose totals are those of every run.
+void fill_lines(const Lines &lines, const Side &side, const Operand &x, const Sum &sum, int32_t offset) {
+  const int64_t count = x.groups() * LANES, edge = std::min(side.scale.edge, count);
+  for (int64_t first = 0; first < count; first += edge) {
+    const int64_t row = std::min(first, side.outer - 1), size = std::min(edge, count - first);
+    std::fill_n(lines.factor + first, size, side.scale.get_factor(row));
+    std::fill_n(lines.zero + first, size, side.point.get_point(row) + offset);
+  }
+  for (int64_t group = 0; group < x.groups(); ++group) {
+    Ints total{};
+    for (int64_t r = 0; r < sum.runs; ++r) total += load<Ints>(x.totals + (group * sum.runs + r) * LANES);
+    store(lines.total + group * LANES, total);
+    store(lines.rest + group * LANES, total - spread(int32_t(sum.length)) * load<Ints>(lines.zero + group * LANES));
+  }
+}
+
+struct Whole {
+  Lines a, b;
+  bool is_plain;  // rows have one zero, and that of columns is 0
+  const float *bias;
+
+  template <int64_t N>
+  void multiply_tile(const Product &p, const Tile &tile) const {
+    const int64_t columns = p.b.matrix.outer, first = tile.group * LANES;
+    float *c = p.c + tile.row * columns + first;
+    Mask mask[N];
+    for (int64_t v = 0; v < N; ++v) mask[v] = first_lanes(columns - first - v * LANES);
+    Ints sums[ROWS][N] = {};
+    if (tile.from > 0)
+      each<ROWS>([&](auto i) __attribute__((always_inline)) {
+        const float *row = c + std::min<int64_t>(i, tile.rows - 1) * columns;
+        for (int64_t v = 0; v < N; ++v) sums[i][v] = (Ints)load_floats(mask[v], row + v * LANES);
+      });
+    for (int64_t r = tile.from; r < tile.to; ++r) add_run<N>(p, tile, r, sums);
+    Floats values[ROWS][N];
+    if (tile.to < p.sum.runs)
+      each<ROWS * N>([&](auto i) __attribute__((always_inline)) { values[i / N][i % N] = (Floats)sums[i / N][i % N]; });
+    else
+      each<N>([&](auto v) __attribute__((always_inline)) { scale<N, v>(sums, tile.row, first + v * LANES, mask[v], values); });
+    if (tile.rows == ROWS && is_full(mask[N - 1]))
+      each<ROWS * N>([&](auto i) __attribute__((always_inline)) {
+        store(c + i / N * columns + i % N * LANES, values[i / N][i % N]);
+      });
+    else
+      for (int64_t i = 0; i < tile.rows; ++i)
+        for (int64_t v = 0; v < N; ++v) store_floats(mask[v], c + i * columns + v * LANES, values[i][v]);
+  }
+
+  // Scale the sums of a group of columns, less what the zeros add.
+  template <int64_t N, int64_t V>
+  INLINE void scale(const Ints (&sums)[ROWS][N], int64_t row, int64_t column, Mask mask, Floats (&values)[ROWS][N]) const {
+    const Ints total = load<Ints>(b.total + column), zero = load<Ints>(b.zero + column), less = spread(a.zero[row]) * total;
+    const Floats factor = load<Floats>(b.factor + column), own = bias ? load_floats(mask, bias + column) : Floats{};
+    each<ROWS>([&](auto i) __attribute__((always_inline)) {
+      const Ints taken = is_plain ? less : spread(a.zero[row + i]) * total + spread(a.rest[row + i]) * zero;
+      const Floats value = scale_sums(to_floats(sums[i][V] - taken), spread(a.factor[row + i]), factor);
+      values[i][V] = bias ? value + own : value;
+    });
+  }
+};
+
+Operand describe(const Side &side) { return {{side.codes, side.outer, side.step, side.length_step}, side.is_signed != 0, 1}; }
+
+int64_t count_lines(const Operand &x) { return x.groups() * LANES + SPARE; }
+
+}  // namespace
+
+// Bytes of scratch: for both operands the packed copy, its totals, and four values of each line.
+extern "C" int64_t count_scratch(const Call *call) {
+  const Sum sum = make_sum(call->length, DEPTH);
+  int64_t bytes = 0;
+  for (const Side *side : {&call->a, &call->b}) {
+    const Operand x = describe(*side);
+    bytes += x.groups() * BYTES * (sum.words() + sum.runs) + 4 * count_lines(x) * sizeof(int32_t);
+  }
+  return bytes;
+}
+
+// Write c.
+extern "C" void multiply_whole(const Call *given) {
+  const Call &call = *given;
+  Product p{describe(call.a), describe(call.b), make_sum(call.length, DEPTH), call.c};
+  const bool is_plain = call.a.scale.edge >= call.a.outer && call.b.is_signed && call.b.offset == 128;
+  Whole rule{{}, {}, is_plain, call.bias};
+  uint8_t *free = call.scratch;
+  const auto take = [&](auto &values, int64_t count) {
+    values = reinterpret_cast<std::remove_reference_t<decltype(values)>>(free);
+    free += count * sizeof(*values);
+  };
+  for (Operand *x : {&p.a, &p.b}) {
+    take(x->packed, x->groups() * p.sum.words() * BYTES);
+    take(x->totals, x->groups() * p.sum.runs * LANES);
+  }
+  for (const auto &[lines, x] : {std::pair{&rule.a, &p.a}, std::pair{&rule.b, &p.b}}) {
+    take(lines->factor, count_lines(*x));
+    for (int32_t **values : {&lines->zero, &lines->total, &lines->rest}) take(*values, count_lines(*x));
+  }
+  pack<true>(p.a, p.sum, call.threads);
+  pack<false>(p.b, p.sum, call.threads);
+  fill_lines(rule.a, call.a, p.a, p.sum, int32_t(call.a.offset));
+  fill_lines(rule.b, call.b, p.b, p.sum, int32_t(call.b.offset) - 128);
+  multiply_tiles(p, rule, call.threads);
+}
+#endif
