@@ -46,7 +46,8 @@ struct Values {
     std::memcpy(&factor, &bits, sizeof(factor));
     return factor;
   }
-  int32_t get_point(int64_t row) const { return kind == 3 ? 0 : get_byte(row); }
+  bool is_there() const { return kind != 3; }
+  int32_t get_point(int64_t row) const { return is_there() ? get_byte(row) : 0; }
   uint8_t get_byte(int64_t row) const { return static_cast<const uint8_t *>(data)[row / edge]; }
 };
 

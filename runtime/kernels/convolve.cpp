@@ -167,15 +167,15 @@ INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *pl
     each<N>([&](auto i) __attribute__((always_inline)) { sums[i * V + v] = start; });
   });
   const int64_t words = divide_up(plan.length, WORD);
-  for (const int64_t stretch : plan.at) {
-    const Code *x[N];
-    each<N>([&](auto i) __attribute__((always_inline)) { x[i] = image + (places[i] + stretch); });
+  const Code *x[N];
+  each<N>([&](auto i) __attribute__((always_inline)) { x[i] = image + places[i]; });
+  for (int64_t at : plan.at) {
 #pragma GCC unroll 2
-    for (int64_t k = 0; k < words; ++k, w += BYTES) {
+    for (const int64_t end = at + words * WORD; at < end; at += WORD, w += BYTES) {
       Ints weights[V];
       each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = load_words(w + v * size); });
       each<N>([&](auto i) __attribute__((always_inline)) {
-        const Ints word = spread_word(x[i] + k * WORD);
+        const Ints word = spread_word(x[i] + at);
         each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], word, weights[v]); });
       });
     }

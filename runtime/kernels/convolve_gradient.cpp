@@ -7,6 +7,7 @@
 // once for every tap of a row, as a tap moves the neighbors. Taps along the other dimensions read the same copy from
 // another row on. For the zero points, with u = a + 128 unsigned:
 //     Σ (u − p)·(s − q) = Σ u·s − p·Σ s − q·Σ u + positions·p·q.
+// Words of 16 bits hold signed codes of a too: then u = a, and without a zero point p is 0, and nobody asks for Σ s.
 #include "codes.h"
 #include "images.h"
 
@@ -46,6 +47,7 @@ struct Plan {
   int64_t a_line, x_line;                // codes of a copied row
   int64_t a_bytes, x_bytes, sum_bytes;
   bool is_wide;                          // whether sums are int64
+  bool keeps_signs;                      // of a
 };
 
 int64_t count_positions(const Call &call) {
@@ -72,6 +74,7 @@ Plan make_plan(const Call &call) {
   plan.a_bytes = plan.row_groups * plan.batch * plan.a_unit * BYTES;
   plan.x_bytes = win.taps[0] * win.taps[2] * plan.groups * plan.batch * plan.x_unit * BYTES;
   plan.is_wide = count_positions(call) > MOST;
+  plan.keeps_signs = WORD == 2 && call.a.flip;
   plan.sum_bytes = plan.row_groups * LANES * plan.columns * LANES * (plan.is_wide ? 8 : 4);
   return plan;
 }
@@ -90,6 +93,11 @@ Place find_place(const Call &call, const Plan &plan, int64_t unit) {
 // The signed byte of zero, between the codes of x.
 int32_t get_x_point(const Call &call) { return call.x_point.get_point(0) - int32_t(call.x.flip); }
 
+// What is added to the zero point of a.
+int32_t get_a_shift(const Call &call, const Plan &plan) { return plan.keeps_signs ? 0 : int32_t(call.a.flip); }
+
+bool has_a_points(const Call &call, const Plan &plan) { return call.a_point.is_there() || get_a_shift(call, plan); }
+
 struct Scratch {
   uint8_t *a, *x;
   uint8_t *sums;     // [rows, columns, LANES]
@@ -106,14 +114,22 @@ INLINE Ints read_positions(const Code *from, int64_t step, int64_t count) {
   return interleave(line);
 }
 
+// Pack a row of positions, `step` codes apart.
+INLINE void pack_positions(const Code *from, int64_t step, int64_t count, uint8_t *to) {
+  for (; count >= WORD; count -= WORD, from += WORD * step, to += BYTES) store(to, read_positions(from, step, WORD));
+  if (count > 0) store(to, read_positions(from, step, count));
+}
+
 void pack_a(const Call &call, const Plan &plan, const Scratch &to, const Place &place, int64_t at, Code *line) {
   const int64_t pitch = plan.row_groups * LANES, count = call.windows.count[2];
+  const auto copy = plan.keeps_signs ? copy_row<int8_t, Code> : copy_row<uint8_t, Code>;
+  Image image = call.a;
+  if (plan.keeps_signs) image.flip = 0;
   for (int64_t row = 0; row < place.rows; ++row) {
-    copy_row<uint8_t>(call.a, 0, place.sample, place.depth, place.first + row, 0, count, pitch, line);
+    copy(image, 0, place.sample, place.depth, place.first + row, 0, count, pitch, line);
     for (int64_t group = 0; group < plan.row_groups; ++group) {
       uint8_t *packed = to.a + ((group * plan.batch + at) * plan.a_unit + row * plan.words) * BYTES;
-      for (int64_t i = 0; i < count; i += WORD, packed += BYTES)
-        store(packed, read_positions(line + i * pitch + group * LANES, pitch, count - i));
+      pack_positions(line + group * LANES, pitch, count, packed);
     }
   }
 }
@@ -132,9 +148,7 @@ void pack_x(const Call &call, const Plan &plan, const Scratch &to, const Place &
         for (int64_t group = 0; group < plan.groups; ++group) {
           const int64_t copy = (slice * win.taps[2] + tap) * plan.groups + group;
           uint8_t *packed = to.x + ((copy * plan.batch + at) * plan.x_unit + turned * plan.words) * BYTES;
-          const Code *from = line + tap * win.dilation[2] * pitch + group * LANES;
-          for (int64_t i = 0; i < count; i += WORD, packed += BYTES)
-            store(packed, read_positions(from + i * win.step[2] * pitch, win.step[2] * pitch, count - i));
+          pack_positions(line + tap * win.dilation[2] * pitch + group * LANES, win.step[2] * pitch, count, packed);
         }
     }
 }
@@ -200,7 +214,8 @@ void add_columns(const Call &call, const Plan &plan, const Batch &batch, const S
     const uint8_t *a = scratch.a + row / LANES * plan.batch * plan.a_unit * BYTES + row % LANES * WORD * sizeof(Code);
     add_tile<ROWS, V>(plan, batch, a, x, scratch.sums, (row * plan.columns + first) * LANES);
   }
-  add_tile<0, V>(plan, batch, scratch.a, x, reinterpret_cast<uint8_t *>(scratch.totals), first * LANES);
+  if (has_a_points(call, plan))
+    add_tile<0, V>(plan, batch, scratch.a, x, reinterpret_cast<uint8_t *>(scratch.totals), first * LANES);
 }
 
 // Σ u of a group of rows.
@@ -221,7 +236,8 @@ void add_packed(const Call &call, const Plan &plan, const Batch &batch, const Sc
     const int64_t width = std::min<int64_t>(VECTORS, plan.columns - column);
     (width == 1 ? add_columns<1> : width == 2 ? add_columns<2> : add_columns<VECTORS>)(call, plan, batch, scratch, column);
   }
-  for (int64_t group = 0; group < plan.row_groups; ++group) add_rows(plan, batch, scratch, group);
+  for (int64_t group = 0; group < (get_x_point(call) ? plan.row_groups : 0); ++group)
+    add_rows(plan, batch, scratch, group);
 }
 
 void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64_t first) {
@@ -259,7 +275,7 @@ Floats finish_sums(const Plan &plan, const Scratch &scratch, int64_t row, int64_
 void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64_t row) {
   const Windows &win = call.windows;
   const int64_t channels = call.x.channels, taps = win.taps[0] * win.taps[1] * win.taps[2];
-  const int64_t p = call.a_point.get_point(row) + call.a.flip, q = get_x_point(call);
+  const int64_t p = call.a_point.get_point(row) + get_a_shift(call, plan), q = get_x_point(call);  // 0: no sum is there
   const int64_t own = count_positions(call) * p * q - q * scratch.of_rows[row];
   const Floats factor = spread(call.a_scale.get_factor(row));
   for (int64_t column = 0; column < plan.columns; ++column) {

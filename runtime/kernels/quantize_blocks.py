@@ -81,6 +81,7 @@ class Results:
     parts: int = 1
 
 
+@functools.lru_cache(maxsize=4096)
 def find_scale_stride(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return shape and strides of the scales that a kernel finds: in the order of the blocks in memory."""
     view = view_blocks(call.shape, call.layout, parse_spec(call.spec).block)
