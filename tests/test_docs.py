@@ -123,6 +123,7 @@ def run_block(page, line, block, namespace):
         for line, block in blocks(text, "python")
     ],
 )
+@pytest.mark.sample(12)
 def test_blocks_can_be_pasted_alone(page, line, block, page_module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_recipes(page, tmp_path)
@@ -175,6 +176,7 @@ def patched_copy(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["blocks", "tests"])
+@pytest.mark.sample(1)
 def test_the_diffs_of_contributing(patched_copy, what):
     """A format, an estimator and a recipe touch one file each; the page's claims hold in a copy, and its tests pass."""
     source = "".join(block for _, block in blocks(PAGES[CONTRIBUTING], "python"))

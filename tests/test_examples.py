@@ -63,6 +63,7 @@ def test_a_resumed_run_is_the_whole_run(text, recipe, tmp_path):
     assert all(torch.equal(value, resumed[key]) for key, value in state.items())
 
 
+@pytest.mark.full
 def test_formats_are_compared(formats, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "formats.png"

@@ -97,20 +97,23 @@ def test_the_sources_are_found():
     assert {"qcompiler/module.py", "passes/ir/edit.py", "runtime/ops.py"} <= SOURCES.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("runtime/")])
-def test_runtime_imports_nothing_above_it(name):
-    assert {i for i in imported(parse(SOURCES[name])) if i in TOP_MODULES or i.startswith("qcompiler.passes")} == set()
+def list_imports(room):
+    """Every import of a room, as (file, module)."""
+    return {(name, i) for name, path in SOURCES.items() if name.startswith(room) for i in imported(parse(path))}
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("passes/")])
-def test_passes_import_nothing_above_them(name):
-    assert {i for i in imported(parse(SOURCES[name])) if i in TOP_MODULES} == set()
+def test_runtime_imports_nothing_above_it():
+    found = list_imports("runtime/")
+    assert {(name, i) for name, i in found if i in TOP_MODULES or i.startswith("qcompiler.passes")} == set()
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_imports_are_absolute_and_by_the_full_name(name):
-    roots = {i.partition(".")[0] for i in imported(parse(SOURCES[name]))}
-    assert roots & {"", "passes", "runtime"} == set()
+def test_passes_import_nothing_above_them():
+    assert {(name, i) for name, i in list_imports("passes/") if i in TOP_MODULES} == set()
+
+
+def test_imports_are_absolute_and_by_the_full_name():
+    found = list_imports("")
+    assert {(name, i) for name, i in found if i.partition(".")[0] in {"", "passes", "runtime"}} == set()
 
 
 def test_private_torch_stands_in_two_files():
@@ -124,9 +127,8 @@ def test_private_torch_stands_in_two_files():
     assert outside != found
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_public_names_have_docstrings(name):
-    assert [*undocumented(parse(SOURCES[name]))] == []
+def test_public_names_have_docstrings():
+    assert {(name, missing) for name, path in SOURCES.items() for missing in undocumented(parse(path))} == set()
 
 
 def test_one_identity():

@@ -83,21 +83,33 @@ INLINE int64_t find_row(const Tile &tile, int64_t i, int64_t length, int64_t ski
   return (row / LANES * length + skip) * LANES + row % LANES + (LANES % ROWS ? 0 : i);
 }
 
-// Add one run of some rows and N groups of columns.
+// Where the words of the rows and of N groups of columns of a tile begin.
 template <int64_t N>
-INLINE void add_run(const Product &p, const Tile &tile, int64_t r, Ints (&sums)[ROWS][N]) {
-  const int64_t words = p.sum.words(), skip = p.sum.words_before(r), count = p.sum.words_of(r);
-  const Code *rows[ROWS];
+struct Places {
+  const uint8_t *rows[ROWS], *columns[N];
+};
+
+template <int64_t N>
+INLINE Places<N> find_places(const Product &p, const Tile &tile) {
+  const int64_t words = p.sum.words();
+  Places<N> places;
   each<ROWS>([&](auto i) __attribute__((always_inline)) {
-    rows[i] = reinterpret_cast<const Code *>(p.a.packed) + find_row(tile, i, words, skip) * WORD;
+    places.rows[i] = p.a.packed + find_row(tile, i, words, 0) * WORD * sizeof(Code);
   });
-  const uint8_t *b = p.b.packed + (tile.group * words + skip) * BYTES;
+  each<N>([&](auto v) __attribute__((always_inline)) { places.columns[v] = p.b.packed + (tile.group + v) * words * BYTES; });
+  return places;
+}
+
+// Add one run of a tile.
+template <int64_t N>
+INLINE void add_run(const Sum &sum, const Places<N> &places, int64_t r, Ints (&sums)[ROWS][N]) {
+  int64_t at = sum.words_before(r) * BYTES;  // the same in rows and in columns
 #pragma GCC unroll 2
-  for (int64_t q = 0; q < count; ++q) {
+  for (const int64_t end = at + sum.words_of(r) * BYTES; at < end; at += BYTES) {
     Ints columns[N];
-    each<N>([&](auto v) __attribute__((always_inline)) { columns[v] = load_words(b + (v * words + q) * BYTES); });
+    each<N>([&](auto v) __attribute__((always_inline)) { columns[v] = load_words(places.columns[v] + at); });
     each<ROWS>([&](auto i) __attribute__((always_inline)) {
-      const Ints word = spread_word(rows[i] + q * CODES);
+      const Ints word = spread_word(reinterpret_cast<const Code *>(places.rows[i] + at));
       each<N>([&](auto v) __attribute__((always_inline)) { add_products(sums[i][v], word, columns[v]); });
     });
   }

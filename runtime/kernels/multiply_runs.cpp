@@ -61,13 +61,14 @@ struct Runs {
     for (int64_t v = 0; v < N; ++v) mask[v] = first_lanes(columns - (tile.group + v) * LANES);
     for (int64_t i = 0; i < (tile.from > 0 ? tile.rows : 0); ++i)
       for (int64_t v = 0; v < N; ++v) store(total[i][v], load_floats(mask[v], c + i * columns + v * LANES));
+    const Places<N> places = find_places<N>(p, tile);
     for (int64_t r = tile.from; r < tile.to; ++r) {
       Ints sums[ROWS][N];
       for (int64_t v = 0; v < N; ++v) {
         const Ints start = load<Ints>(p.b.totals + ((tile.group + v) * p.sum.runs + r) * LANES);
         for (int64_t i = 0; i < ROWS; ++i) sums[i][v] = start;
       }
-      add_run<N>(p, tile, r, sums);
+      add_run<N>(p.sum, places, r, sums);
       scale_run<N, IS_SHARED>(p, tile, r, sums, total);
     }
     for (int64_t i = 0; i < tile.rows; ++i)

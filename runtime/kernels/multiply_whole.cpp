@@ -1,11 +1,13 @@
-// Products of codes of 8 bits, with zero points: sums are exact in int32, and each is scaled once.
+// Products of codes of 8 bits, with zero points: sums are exact, in int32 or, if they are long, in int64; each is scaled
+// once.
 //
 //     c[m, n] = float(Σ (a[m, k] − a's zero)·(b[k, n] − b's zero)) · min(a's factor, b's factor) · max(…) + bias[n]
 //
 // Every operation on floats is rounded by itself. A scale and a zero point hold for some rows, or some columns. With u
 // and s, the packed codes, and their zeros p and q:
 //     Σ (u − p)·(s − q) = Σ u·s − p·Σ s − (Σ u − length·p)·q.
-// Terms can wrap around, the sum of all of them does not. A long sum is left in c as it is, stretch by stretch.
+// Terms can wrap around, the sum of all of them does not. Stretch by stretch of the summed axis, a sum is left in c as it
+// is, or beside c if it needs int64.
 #include "matrices.h"
 
 #ifndef HAS_VECTORS
@@ -32,6 +34,7 @@ struct Call {
 };
 
 constexpr int64_t SPARE = LANES;  // values behind the last group, which a tile of rows may reach
+constexpr int64_t MOST = 33025;   // products of at most 255², whose sum int32 holds
 
 // What is known of every row of a, or of every column of b.
 struct Lines {
@@ -60,9 +63,37 @@ struct Whole {
   Lines a, b;
   bool is_plain;  // rows have one zero, and that of columns is 0
   const float *bias;
+  int64_t *wide;  // [rows, columns]; null: sums stay in int32
 
   template <int64_t N>
   void multiply_tile(const Product &p, const Tile &tile) const {
+    wide ? multiply_wide<N>(p, tile) : multiply_narrow<N>(p, tile);
+  }
+
+  template <int64_t N>
+  void multiply_wide(const Product &p, const Tile &tile) const {
+    Ints sums[ROWS][N] = {};
+    const Places<N> places = find_places<N>(p, tile);
+    for (int64_t r = tile.from; r < tile.to; ++r) add_run<N>(p.sum, places, r, sums);
+    const int64_t columns = p.b.matrix.outer, first = tile.group * LANES;
+    for (int64_t i = 0; i < tile.rows; ++i)
+      for (int64_t j = 0; j < std::min(N * LANES, columns - first); ++j) {
+        const int64_t row = tile.row + i, column = first + j;
+        int64_t &sum = wide[row * columns + column];
+        sum = (tile.from > 0 ? sum : 0) + int32_t(sums[i][j / LANES][j % LANES]);
+        if (tile.to == p.sum.runs) p.c[row * columns + column] = scale_wide(sum, p.sum.length, row, column);
+      }
+  }
+
+  float scale_wide(int64_t sum, int64_t length, int64_t row, int64_t column) const {
+    const int64_t zero = a.zero[row], rest = a.total[row] - length * zero;
+    const float value = float(sum - zero * b.total[column] - rest * b.zero[column]);
+    const Floats scaled = scale_sums(spread(value), spread(a.factor[row]), spread(b.factor[column]));
+    return bias ? scaled[0] + bias[column] : scaled[0];
+  }
+
+  template <int64_t N>
+  void multiply_narrow(const Product &p, const Tile &tile) const {
     const int64_t columns = p.b.matrix.outer, first = tile.group * LANES;
     float *c = p.c + tile.row * columns + first;
     Mask mask[N];
@@ -73,7 +104,8 @@ struct Whole {
         const float *row = c + std::min<int64_t>(i, tile.rows - 1) * columns;
         for (int64_t v = 0; v < N; ++v) sums[i][v] = (Ints)load_floats(mask[v], row + v * LANES);
       });
-    for (int64_t r = tile.from; r < tile.to; ++r) add_run<N>(p, tile, r, sums);
+    const Places<N> places = find_places<N>(p, tile);
+    for (int64_t r = tile.from; r < tile.to; ++r) add_run<N>(p.sum, places, r, sums);
     Floats values[ROWS][N];
     if (tile.to < p.sum.runs)
       each<ROWS * N>([&](auto i) __attribute__((always_inline)) { values[i / N][i % N] = (Floats)sums[i / N][i % N]; });
@@ -107,10 +139,10 @@ int64_t count_lines(const Operand &x) { return x.groups() * LANES + SPARE; }
 
 }  // namespace
 
-// Bytes of scratch: for both operands the packed copy, its totals, and four values of each line.
+// Bytes of scratch: sums of int64; for both operands the packed copy, its totals, and four values of each line.
 extern "C" int64_t count_scratch(const Call *call) {
   const Sum sum = make_sum(call->length, DEPTH);
-  int64_t bytes = 0;
+  int64_t bytes = call->length > MOST ? call->a.outer * call->b.outer * sizeof(int64_t) : 0;
   for (const Side *side : {&call->a, &call->b}) {
     const Operand x = describe(*side);
     bytes += x.groups() * BYTES * (sum.words() + sum.runs) + 4 * count_lines(x) * sizeof(int32_t);
@@ -123,12 +155,13 @@ extern "C" void multiply_whole(const Call *given) {
   const Call &call = *given;
   Product p{describe(call.a), describe(call.b), make_sum(call.length, DEPTH), call.c};
   const bool is_plain = call.a.scale.edge >= call.a.outer && call.b.is_signed && call.b.offset == 128;
-  Whole rule{{}, {}, is_plain, call.bias};
+  Whole rule{{}, {}, is_plain, call.bias, nullptr};
   uint8_t *free = call.scratch;
   const auto take = [&](auto &values, int64_t count) {
     values = reinterpret_cast<std::remove_reference_t<decltype(values)>>(free);
     free += count * sizeof(*values);
   };
+  if (call.length > MOST) take(rule.wide, call.a.outer * call.b.outer);
   for (Operand *x : {&p.a, &p.b}) {
     take(x->packed, x->groups() * p.sum.words() * BYTES);
     take(x->totals, x->groups() * p.sum.runs * LANES);

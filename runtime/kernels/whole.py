@@ -16,6 +16,8 @@ LEAST_PRODUCTS: Final = (2**24, 2**19)
 #: of rows, and of columns: one row times 4096·4096 codes takes 7 times as long as in float, since all
 #: codes are packed; 4 rows times 2048·4096 take half as long
 LEAST_LINES: Final = 4
+#: 2^31 / 255: int32 holds the sum of the codes of a line
+MOST_PRODUCTS: Final = 2**23
 
 
 class _Side(ctypes.Structure):
@@ -40,6 +42,8 @@ def _explain(facts: Facts) -> str:
     """Say why the kernel cannot multiply two matrices; empty: it can."""
     if facts.is_batch or facts.reuse:
         return "the kernel of whole sums takes two matrices that are there, no batch and no patches"
+    if facts.length > MOST_PRODUCTS:
+        return f"the kernel of whole sums takes {MOST_PRODUCTS} products of a sum at most, got {facts.length}"
     return explain_vectors()
 
 
@@ -75,4 +79,4 @@ def _describe(side: Codes, outer: int, length: int) -> _Side:
     return _Side(*sizes, describe_scale(side), describe_point(side), 128 * (is_signed and not side.is_shifted))
 
 
-WHOLE: Final = Kernel("whole", "cpu", _explain, _weigh, _multiply)
+WHOLE: Final = Kernel("whole", "cpu", _explain, _weigh, _multiply, has_wide_sums=True)

@@ -257,7 +257,7 @@ def test_counters(models, eager):
     assert all(map(torch.equal, *runs))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("recipe", QUANTIZING)
 def test_autocast(models, eager, recipe):
     model = models.convolutions()

@@ -108,6 +108,7 @@ def remember(self, x):
     return y
 
 
+@pytest.mark.full
 def test_a_list_that_grows(models, eager, caplog):
     """The layers are captured alone after a while, with the ranges that they had."""
     model = build(models, remember)

@@ -110,7 +110,7 @@ def retraced(monkeypatch, interpreted):
     return found
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "in-hindsight-w8a8g8", "tensor-int8"])
 @pytest.mark.parametrize("name", ["resnet20", "vit", "gpt", "dropout", "checkpointed"])
 def test_calls_become_what_a_whole_trace_makes(name, recipe, models, retraced):
@@ -128,6 +128,7 @@ def test_calls_become_what_a_whole_trace_makes(name, recipe, models, retraced):
 
 
 @pytest.mark.parametrize("recipe", ["identity", "tensor-int8"])
+@pytest.mark.sample(1)
 def test_operators_that_run_graphs(recipe, interpreted):
     torch.manual_seed(0)
     model, x = Conditional(), torch.randn(8, 16)

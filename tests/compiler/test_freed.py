@@ -57,7 +57,7 @@ def is_gone(*references):
     return all(reference() is None for reference in references)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_models_and_inputs(recipe, model):
@@ -79,6 +79,7 @@ def test_compiled_steps():
     assert is_gone(*references)
 
 
+@pytest.mark.full
 def test_graphs_of_many_models_do_not_pile_up():
     def count_graphs():
         for _ in range(3):

@@ -77,6 +77,7 @@ def train_both(make, shape, recipe, backend, steps=2):
 
 
 @pytest.mark.parametrize(("backend", "name"), BACKENDS)
+@pytest.mark.sample(1)
 def test_powers_of_two_bit_for_bit(backend, name):
     """No sum is longer than 64·127² < 2²⁴, so both ways give every number of two steps exactly alike."""
     make, shape = MODELS[name]
@@ -86,6 +87,7 @@ def test_powers_of_two_bit_for_bit(backend, name):
 
 
 @pytest.mark.parametrize(("backend", "name"), BACKENDS)
+@pytest.mark.sample(1)
 def test_real_scales_and_zero_points(backend, name):
     """A rounding apart; but a rounding can move a code, so what descends from many codes has the bound of one code."""
     pairs, plan = train_both(*MODELS[name], "in-hindsight-w8a8g8", backend, steps=1)

@@ -61,7 +61,7 @@ def layers(model: qcompiler.QuantizedModule, *, training: bool = True) -> set[st
     return {site.name.partition("/")[0] for site in model.plan(training=training).sites}
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", [Moves, Comes])
 @pytest.mark.parametrize("switches", [(True, False), (False, True), (True, False, True)], ids=str)
 def test_names_and_ends_stay(eager, kind, switches):

@@ -174,7 +174,7 @@ def outputs(model: nn.Module, compiled, batch: torch.Tensor) -> tuple[torch.Tens
         return trained, compiled.eval()(batch)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @models
 def test_evaluation_is_that_of_the_plain_model(eager, build):
     """Bitwise, with the ends in int8, and ranges of the past; `Net` is captured as a whole, with `self`."""

@@ -40,6 +40,7 @@ def readers_of(codes):
 
 
 @pytest.mark.parametrize(("name", "recipe"), LOOKS)
+@pytest.mark.sample(1)
 def test_counts_and_consumers_equal_the_plan(models, eager, name, recipe):
     case = models.CASES[name]
     qmodel = eager(case.build(), recipe)

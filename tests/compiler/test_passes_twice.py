@@ -38,7 +38,7 @@ def doubled(line):
     return Pipeline(tuple(map(Twice, line.passes)), line.verify)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_every_pass_is_done_after_one_run(case, eager):
     qmodel = eager(case.build())
     case.loss(qmodel(*case.inputs())).backward()

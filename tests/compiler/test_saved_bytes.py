@@ -29,7 +29,7 @@ def own_bytes(name, recipe, save=None):
     return measure_saved_bytes(qcompiler.compile(model, recipe, backend="eager", save=save), x)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", MODELS)
 def test_without_the_role_no_more_than_float(name, recipe):

@@ -93,6 +93,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.sample(1)
 def test_a_planted_fault(name, eager):
     build, role, spec, site, remedy = FAULTS[name]
     fault = Rule(spec=parse_spec(spec(gradient_range())), role=role, module="2")

@@ -135,6 +135,7 @@ def test_merged_quantizers_are_told(monkeypatch, tmp_path):
     assert "merged by onnxruntime, with other numbers: last.0/input" in str(found)
 
 
+@pytest.mark.full
 def test_other_kernels_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(ShieldFloatKernels, "__call__", lambda self, subject: 0)
     path = tmp_path / "model.onnx"

@@ -49,6 +49,7 @@ class Residual(nn.Module):
         (nn.Hardswish(), nn.Hardsigmoid(), "hfp8"),
     ],
 )
+@pytest.mark.full
 def test_an_inverted_bottleneck(activation, gate, recipe, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), Residual(activation, gate), nn.Flatten(), nn.Linear(72, 4))

@@ -94,6 +94,7 @@ def test_run_again_each_pass_changes_nothing(name, recipe):
     assert counts["lower-quantizers"] > 0
 
 
+@pytest.mark.full
 def test_every_pass_has_work_somewhere():
     counts = [count_changes(name, recipe) for name in MODELS for recipe in RECIPES]
     idle = {name for name in counts[0] if all(one[name] == 0 for one in counts)}

@@ -49,6 +49,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", ["gpt2", *(pytest.param(name, marks=pytest.mark.full) for name in ("bert", "vit"))])
+@pytest.mark.full
 def test_one_file_for_every_length(name, tmp_path):
     build, inputs, recipe, free = MODELS[name]
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Rules: matching, order, the report line, and the errors."""
 
 import dataclasses
+import itertools
 import sys
 
 import pytest
@@ -19,14 +20,12 @@ ONLY = frozenset({Position.FIRST, Position.LAST})
 
 
 @pytest.mark.parametrize("role", Role)
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("module", ["", "head", "layer1.0.conv1"])
-@pytest.mark.parametrize("positions", [INNER, ONLY, frozenset({Position.FIRST})])
-@pytest.mark.parametrize("product", Product)
-def test_rule_without_conditions_matches_every_operand(role, operator, module, positions, product):
+def test_rule_without_conditions_matches_every_operand(role):
     # outputs and saved floats are no operands: only a rule that names the role speaks of them
     is_operand = role not in (Role.OUTPUT, Role.SAVED)
-    assert Rule(spec=INT8).matches(role, operator, module, positions, product) is is_operand
+    modules, places = ["", "head", "layer1.0.conv1"], [INNER, ONLY, frozenset({Position.FIRST})]
+    for place in itertools.product(OPERATORS, modules, places, Product):
+        assert Rule(spec=INT8).matches(role, *place) is is_operand, place
 
 
 @pytest.mark.parametrize("sign", Sign)

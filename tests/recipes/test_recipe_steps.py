@@ -300,7 +300,7 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
 def test_twenty_steps(name, eager, calls):
     model = eager(Net(), name, strict=True)

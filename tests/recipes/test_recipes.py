@@ -125,6 +125,7 @@ class Net(nn.Sequential):
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.sample(3)
 def test_every_recipe_trains(name, eager):
     """Three strict steps; then the plan, evaluation, and back to the checkpoint after a fourth."""
     model = eager(Net(), name, strict=True)

@@ -138,6 +138,7 @@ def straight():
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
+@pytest.mark.sample(1)
 def test_resume_in_the_middle(straight, cut, tmp_path):
     """Saved in front of, at and behind changes; ranges of another recipe wait in the checkpoint too."""
     Run(THREE, 6).train(0, cut).save(tmp_path / "run.pt")

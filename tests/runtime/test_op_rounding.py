@@ -141,6 +141,7 @@ def eager_and_compiled() -> list[dict[str, dict[str, torch.Tensor]]]:
 
 
 @pytest.mark.parametrize("case", COMPILED)
+@pytest.mark.sample(3)
 def test_compiled_code_gives_the_same_bits(
     oracle: ModuleType, array: Callable, case: str, eager_and_compiled: list[dict[str, dict[str, torch.Tensor]]]
 ) -> None:

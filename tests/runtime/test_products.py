@@ -123,9 +123,9 @@ def test_the_kernel_of_whole_sums_multiplies_as_the_reference_does(
 
 @needs_vectors
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("rows", "length", "columns"), [(700, 30, 900), (64, 33025, 20)])
+@pytest.mark.parametrize(("rows", "length", "columns"), [(700, 30, 900), (64, 33025, 20), (9, 140000, 21)])
 def test_many_tasks_and_the_longest_sums(rows, length, columns, threads, monkeypatch):
-    """Of 48 or 64 rows and 384 or 768 columns each; 33025·255² < 2³¹ is the most that a sum can be."""
+    """Of 48 or 64 rows and 384 or 768 columns each; 33025·255² < 2³¹ is the most that a sum of int32 can be."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     a, b = Side.draw("affine8", rows, length, rows, 0), Side.draw("affine8", columns, length, columns, 1)
     a.codes[0], a.point[:], b.codes[0], b.point[:] = 255, 0, 255, 0

@@ -105,6 +105,7 @@ def test_every_model_runs_from_kept_graphs(case, kept, monkeypatch):
         ("tied", "lsq-w4a4", {}),
     ],
 )
+@pytest.mark.sample(1)
 def test_compiled_steps_run_from_kept_graphs(name, recipe, options, models, monkeypatch):
     case = models.CASES[name]
     model = case.build()
@@ -116,6 +117,7 @@ def test_compiled_steps_run_from_kept_graphs(name, recipe, options, models, monk
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("model", [Broken, Blocks])
+@pytest.mark.sample(1)
 def test_graphs_of_parts_are_kept(model, models, monkeypatch):
     case, recipe = dataclasses.replace(models.CASES["mlp"], inputs=lambda: (torch.randn(4, 6),)), placed()
     built = model()

@@ -60,7 +60,7 @@ def train(recipe):
     return model
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recipe", ["hyperblock-int4", "in-hindsight-w8a8g8", "lsq-w4a4", "ewgs-w4a4", "int4-hadamard"])
 def test_training(recipe, readers):
     model = train(recipe)

@@ -119,6 +119,7 @@ def test_only_quantizers_change_values(name, spec, joint, apply, rules, run_grap
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sample(3)
 def test_the_halves_compute_what_the_whole_computes(name, joint, rules, arguments, run_graph, same_bits):
     model, inputs = (make() for make in MODELS[name])
     captured = joint(model, inputs)

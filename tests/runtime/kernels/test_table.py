@@ -87,15 +87,18 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize("left", ["int8", "affine8"])
 def test_sums_that_leave_32_bits(left, monkeypatch):
-    """Of a product by the formats; kernels with wider sums compute them."""
+    """Of products of a batch by the formats; kernels with wider sums compute them."""
     formats = (parse_format(left), FORMATS[1])
     length = 66312 if left == "affine8" else 133145
     for most, reason in ((length - 1, ""), (length, f"a sum of {length} products can leave 32 bits")):
-        found = table.find_kernel(dataclasses.replace(LARGE, formats=formats, length=most), faster=False)
+        found = table.find_kernel(dataclasses.replace(LARGE, is_batch=True, formats=formats, length=most), faster=False)
         assert (found if reason else "") == reason
     rows = (dataclasses.replace(table.KERNELS[0], explain=lambda _: "", has_wide_sums=True),)
     monkeypatch.setattr(table, "KERNELS", rows)
-    assert table.find_kernel(dataclasses.replace(LARGE, formats=formats, length=length), faster=False) is rows[0]
+    assert (
+        table.find_kernel(dataclasses.replace(LARGE, is_batch=True, formats=formats, length=length), faster=False)
+        is rows[0]
+    )
 
 
 @pytest.mark.usefixtures("wide_vectors")
@@ -134,6 +137,16 @@ def test_small_convolutions_are_as_fast_in_float(row, is_wide, monkeypatch):
         assert row.weigh(facts) == ""
         less = dataclasses.replace(facts, length=facts.length - (not run), run=run and run - 1)
         assert row.weigh(less) == f"float is as fast for {least - 16} {kind}; valid: {least} or more"
+
+
+@pytest.mark.usefixtures("wide_vectors")
+def test_the_longest_sums(monkeypatch):
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "")
+    (row,) = table.WHOLE_KERNELS
+    facts = dataclasses.replace(LARGE, formats=(parse_format("affine8"), FORMATS[1]), length=2**23)
+    assert table.find_kernel(facts, faster=True) is row
+    longer = row.explain(dataclasses.replace(facts, length=2**23 + 1))
+    assert longer == "the kernel of whole sums takes 8388608 products of a sum at most, got 8388609"
 
 
 @pytest.mark.parametrize("is_wide", [False, True])

@@ -83,6 +83,7 @@ def readers(code, argument="arg0_1"):
         ("hindsight(0.9,0.01)", "b*s*g*", 2),
     ],
 )
+@pytest.mark.sample(2)
 def test_a_range_of_the_past_takes_one_pass_over_the_tensor(estimator, block, loops):
     text = str(parse_spec(f"int8:fit:{block}:nearest:pass:{estimator}"))
     assert readers(compiled_code(text, "bcss", 4, 32, 8, 8)) == loops
