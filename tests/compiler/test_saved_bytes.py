@@ -42,7 +42,7 @@ def test_without_the_role_no_more_than_float(name, recipe):
     assert measured <= float_bytes(name) + 8 + 5 * len(past)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize(
     ("recipe", "save", "most"), [("hyperblock-int8", "int8", 0.30), ("hyperblock-int4", "int4", 0.17)]

@@ -155,6 +155,7 @@ def test_a_proposal_says_why(form, rest, words, eager):
 
 
 @pytest.mark.parametrize("named", ["nvfp4", "ultra-low-fp4", "in-hindsight-w8a8g8"])
+@pytest.mark.sample(1)
 def test_rules_of_every_kind_of_site(named, eager):
     """Whatever site a recipe makes, the rules of its proposal change this site, and the model trains."""
     with qcompiler.debug(eager(student(), named)) as d:

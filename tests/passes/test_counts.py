@@ -85,6 +85,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("recipe", ["hyperblock-int8", "channelwise-int8"])
+@pytest.mark.sample(12)
 def test_quantizers(name, recipe, counts):
     model, inputs, before, hyperblock, channelwise = MODELS[name]
     assert counts(recipe, model, *inputs) == (before, hyperblock if recipe == "hyperblock-int8" else channelwise)

@@ -71,6 +71,7 @@ def check(oracle: ModuleType, array: Callable[[torch.Tensor], np.ndarray]) -> Ca
 
 
 @pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.sample(64)
 def test_every_16_bit_pattern(oracle: ModuleType, tensor: Callable, check: Callable[..., None], pair: str) -> None:
     for dtype, rounding in itertools.product(HALVES, Rounding):
         x = oracle.patterns(name_of(dtype))

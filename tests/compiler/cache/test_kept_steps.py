@@ -87,7 +87,7 @@ def assert_same(first, second):
     assert first[1:] == second[1:]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_every_model_runs_from_kept_graphs(case, kept, monkeypatch):
     model = case.build()
     made = train(model, case, "hyperblock-int4", backend="eager")

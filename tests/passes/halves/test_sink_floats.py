@@ -54,6 +54,7 @@ def test_golden_sink_floats(compiled_halves, settle_compiled, text, golden):
 
 
 @pytest.mark.parametrize(("bits", "rows"), [(4, 3), (4, 4), (8, 4)])
+@pytest.mark.sample(1)
 def test_few_floats_are_alive_at_a_time(bits, rows, compiled_halves, run_halves, same_bits):
     plain, sunk = (called(compiled_halves, layers=6, bits=bits, rows=rows) for _ in range(2))
     assert SinkFloats()(sunk) > 0

@@ -82,7 +82,7 @@ def test_what_backward_multiplies_is_saved_as_codes(name):
     assert any(site.name.endswith("/saved") for site in qmodel.plan().sites)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("save", ["int8", "int4"])
 @pytest.mark.parametrize("recipe", ["identity", "hyperblock-int8"])
 @pytest.mark.parametrize("name", BENT)
