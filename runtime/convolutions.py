@@ -14,7 +14,7 @@ from qcompiler.runtime.kernels.kernel import Codes, Windows
 from qcompiler.runtime.kernels.table import get_convolution
 from qcompiler.runtime.numbers.blocks import BlockView
 from qcompiler.runtime.patches import patches, turn_taps
-from qcompiler.runtime.products import matmul_codes
+from qcompiler.runtime.products import describe_codes, matmul_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,7 @@ class _Operand:
 
     def describe(self, codes: Tensor) -> Codes:
         """Return codes with dense scales and zero points, for a kernel."""
-        point = None if self.zero_point is None else self.zero_point.contiguous()
-        return Codes(codes, self.scale.contiguous(), point, self.edge if self.scale.numel() > 1 else codes.numel())
+        return describe_codes(codes, self.scale, self.zero_point, self.edge)
 
     def describe_image(self) -> Codes:
         """Return the codes of an image, whose channels or whose last dimension lie side by side."""

@@ -1,5 +1,6 @@
 """The product of two matrices of codes, or of a batch of those: integers are summed, and each sum is scaled once."""
 
+import dataclasses
 import math
 from typing import Final, TypeVar
 
@@ -120,13 +121,17 @@ def fake_multiply_whole(a: Tensor, a_scale: Tensor, a_zero_point: Tensor | None,
 
 
 def _describe(codes: Tensor, scale: Tensor, point: Tensor | None, spec: str, edge: int) -> Codes:
-    """Return an operand as kernels take it: bytes, with dense scales and zero points."""
+    """Return an operand of any type of codes as bytes, which can be shifted."""
     if codes.element_size() > 1:  # as `unpack` returns those of 7 bits at most
         codes = codes.to(torch.int8)
     shifted = codes.dtype is torch.int8 and is_shifted(parse_spec(spec).format)
+    return dataclasses.replace(describe_codes(codes, scale, point, edge), is_shifted=shifted)
+
+
+def describe_codes(codes: Tensor, scale: Tensor, point: Tensor | None, edge: int) -> Codes:
+    """Return codes with dense scales and zero points, for a kernel that scales its sums."""
     point = None if point is None else point.contiguous()
-    edge = edge if scale.numel() > 1 else max(1, codes.numel())
-    return Codes(codes, scale.contiguous(), point, edge, is_shifted=shifted)
+    return Codes(codes, scale.contiguous(), point, edge if scale.numel() > 1 else max(1, codes.numel()))
 
 
 def fake_matmul_codes(

@@ -135,7 +135,7 @@ void multiply_task(const Product &p, const Rule &rule, int64_t first_row, int64_
       }
 }
 
-// Pack both operands and multiply them. A rule computes tiles: rule.multiply_tile<groups>(product, tile).
+// Multiply packed operands. A rule computes tiles: rule.multiply_tile<groups>(product, tile).
 template <typename Rule>
 void multiply_tiles(const Product &p, const Rule &rule, int64_t threads) {
   const int64_t down = divide_up(p.a.matrix.outer, TASK_ROWS), across = divide_up(p.b.groups(), TASK_GROUPS);

@@ -38,8 +38,8 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
     Args:
         faster: only a kernel that is faster than the float kernel.
     """
-    whole = _find_whole(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
-    return whole or _choose(_list_kernels(facts), facts, faster=faster)
+    found = _find_whole(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
+    return found or _choose(_list_kernels(facts), facts, faster=faster)
 
 
 def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyKernel | str:
