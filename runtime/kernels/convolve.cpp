@@ -170,7 +170,7 @@ INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *pl
   const Code *x[N];
   each<N>([&](auto i) __attribute__((always_inline)) { x[i] = image + places[i]; });
   for (int64_t at : plan.at) {
-#pragma GCC unroll 2
+#pragma GCC unroll UNROLL
     for (const int64_t end = at + words * WORD; at < end; at += WORD, w += BYTES) {
       Ints weights[V];
       each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = load_words(w + v * size); });

@@ -191,7 +191,7 @@ INLINE void add_tile(const Plan &plan, const Batch &batch, const uint8_t *a, con
   for (int64_t unit = 0; unit < batch.units; ++unit) {
     const uint8_t *row = a + (unit * plan.a_unit + batch.skip) * BYTES;
     int64_t at = (unit * plan.x_unit + batch.skip) * BYTES;
-#pragma GCC unroll 2
+#pragma GCC unroll UNROLL
     for (int64_t count = batch.words[unit]; count > 0; --count, row += BYTES, at += BYTES) {
       Ints column[V];
       each<V>([&](auto v) __attribute__((always_inline)) { column[v] = load_words(x[v] + at); });

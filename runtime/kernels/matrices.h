@@ -8,7 +8,7 @@
 #ifdef HAS_VECTORS
 namespace {
 
-constexpr int64_t ROWS = LANES == 16 ? 8 : 6, VECTORS = LANES == 16 ? 3 : 2;  // their sums fill the registers
+constexpr int64_t ROWS = LANES == 16 ? 8 : 6, VECTORS = 2;  // their sums, and totals of runs, fill the registers
 constexpr int64_t DEPTH = 64 * LANES;  // codes of the summed axis at a time, with
 constexpr int64_t TASK_GROUPS = 48;    // groups of b: 768 KiB, or 384 with AVX2, stay in the second cache for
 constexpr int64_t TASK_ROWS = 8 * ROWS;  // rows of a after each other
@@ -100,11 +100,13 @@ INLINE Places<N> find_places(const Product &p, const Tile &tile) {
   return places;
 }
 
-// Add one run of a tile.
+// Add one run of a tile. Sums in an array that a loop indexes would be written back after every product.
 template <int64_t N>
-INLINE void add_run(const Sum &sum, const Places<N> &places, int64_t r, Ints (&sums)[ROWS][N]) {
+INLINE void add_run(const Sum &sum, const Places<N> &places, int64_t r, Ints (&given)[ROWS][N]) {
+  Ints sums[ROWS][N];
+  each<ROWS * N>([&](auto i) __attribute__((always_inline)) { sums[i / N][i % N] = given[i / N][i % N]; });
   int64_t at = sum.words_before(r) * BYTES;  // the same in rows and in columns
-#pragma GCC unroll 2
+#pragma GCC unroll UNROLL
   for (const int64_t end = at + sum.words_of(r) * BYTES; at < end; at += BYTES) {
     Ints columns[N];
     each<N>([&](auto v) __attribute__((always_inline)) { columns[v] = load_words(places.columns[v] + at); });
@@ -113,6 +115,7 @@ INLINE void add_run(const Sum &sum, const Places<N> &places, int64_t r, Ints (&s
       each<N>([&](auto v) __attribute__((always_inline)) { add_products(sums[i][v], word, columns[v]); });
     });
   }
+  each<ROWS * N>([&](auto i) __attribute__((always_inline)) { given[i / N][i % N] = sums[i / N][i % N]; });
 }
 
 // Multiply some rows and groups of columns, a stretch of the summed axis after the other.
@@ -125,13 +128,7 @@ void multiply_task(const Product &p, const Rule &rule, int64_t first_row, int64_
     for (int64_t row = first_row; row < last_row; row += ROWS)
       for (int64_t group = first_group; group < last_group; group += VECTORS) {
         const Tile tile{row, std::min(ROWS, last_row - row), group, from, std::min(from + stretch, p.sum.runs)};
-        const int64_t groups = last_group - group;
-        if (groups == 1)
-          rule.template multiply_tile<1>(p, tile);
-        else if (groups == 2)
-          rule.template multiply_tile<2>(p, tile);
-        else
-          rule.template multiply_tile<VECTORS>(p, tile);
+        last_group - group < VECTORS ? rule.template multiply_tile<1>(p, tile) : rule.template multiply_tile<VECTORS>(p, tile);
       }
 }
 

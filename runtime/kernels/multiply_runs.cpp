@@ -30,25 +30,25 @@ void spread_factors(const Factors &factors, const Operand &x, const Sum &sum, in
 }
 
 template <int64_t N>
-using Total = float[ROWS][N][LANES];
+using Totals = Floats[ROWS][N];
 
 struct Runs {
   Factors a, b;
 
   // Scale the sums of one run and add them. If all rows share a factor, it meets that of a column once.
   template <int64_t N, bool IS_SHARED>
-  INLINE void scale_run(const Product &p, const Tile &tile, int64_t r, const Ints (&sums)[ROWS][N], Total<N> &total) const {
+  INLINE void scale_run(const Product &p, const Tile &tile, int64_t r, const Ints (&sums)[ROWS][N], Totals<N> &totals) const {
     const auto spread_factor = [&](int64_t i) __attribute__((always_inline)) {
       return spread(a.lanes[find_row(tile, i, p.sum.runs, r)]);
     };
-    for (int64_t v = 0; v < N; ++v) {
+    each<N>([&](auto v) __attribute__((always_inline)) {
       const Floats of_columns = load<Floats>(b.lanes + ((tile.group + v) * p.sum.runs + r) * LANES);
       const Floats shared = spread_factor(0) * of_columns;
-      for (int64_t i = 0; i < ROWS; ++i) {
+      each<ROWS>([&](auto i) __attribute__((always_inline)) {
         const Floats factor = IS_SHARED ? shared : spread_factor(i) * of_columns;
-        store(total[i][v], load<Floats>(total[i][v]) + to_floats(sums[i][v]) * factor);
-      }
-    }
+        totals[i][v] += to_floats(sums[i][v]) * factor;
+      });
+    });
   }
 
   // Add some runs of some rows and N groups of columns to c.
@@ -56,23 +56,29 @@ struct Runs {
   void add_runs(const Product &p, const Tile &tile) const {
     const int64_t columns = p.b.matrix.outer;
     float *c = p.c + tile.row * columns + tile.group * LANES;
-    alignas(64) Total<N> total = {};
+    Totals<N> totals = {};
     Mask mask[N];
     for (int64_t v = 0; v < N; ++v) mask[v] = first_lanes(columns - (tile.group + v) * LANES);
-    for (int64_t i = 0; i < (tile.from > 0 ? tile.rows : 0); ++i)
-      for (int64_t v = 0; v < N; ++v) store(total[i][v], load_floats(mask[v], c + i * columns + v * LANES));
+    if (tile.from > 0)
+      each<ROWS>([&](auto i) __attribute__((always_inline)) {
+        const float *row = c + std::min<int64_t>(i, tile.rows - 1) * columns;
+        each<N>([&](auto v) __attribute__((always_inline)) { totals[i][v] = load_floats(mask[v], row + v * LANES); });
+      });
     const Places<N> places = find_places<N>(p, tile);
     for (int64_t r = tile.from; r < tile.to; ++r) {
       Ints sums[ROWS][N];
-      for (int64_t v = 0; v < N; ++v) {
+      each<N>([&](auto v) __attribute__((always_inline)) {
         const Ints start = load<Ints>(p.b.totals + ((tile.group + v) * p.sum.runs + r) * LANES);
-        for (int64_t i = 0; i < ROWS; ++i) sums[i][v] = start;
-      }
+        each<ROWS>([&](auto i) __attribute__((always_inline)) { sums[i][v] = start; });
+      });
       add_run<N>(p.sum, places, r, sums);
-      scale_run<N, IS_SHARED>(p, tile, r, sums, total);
+      scale_run<N, IS_SHARED>(p, tile, r, sums, totals);
     }
-    for (int64_t i = 0; i < tile.rows; ++i)
-      for (int64_t v = 0; v < N; ++v) store_floats(mask[v], c + i * columns + v * LANES, load<Floats>(total[i][v]));
+    each<ROWS>([&](auto i) __attribute__((always_inline)) {
+      each<N>([&](auto v) __attribute__((always_inline)) {
+        if (i < tile.rows) store_floats(mask[v], c + i * columns + v * LANES, totals[i][v]);
+      });
+    });
   }
 
   template <int64_t N>

@@ -102,7 +102,7 @@ struct Whole {
     if (tile.from > 0)
       each<ROWS>([&](auto i) __attribute__((always_inline)) {
         const float *row = c + std::min<int64_t>(i, tile.rows - 1) * columns;
-        for (int64_t v = 0; v < N; ++v) sums[i][v] = (Ints)load_floats(mask[v], row + v * LANES);
+        each<N>([&](auto v) __attribute__((always_inline)) { sums[i][v] = (Ints)load_floats(mask[v], row + v * LANES); });
       });
     const Places<N> places = find_places<N>(p, tile);
     for (int64_t r = tile.from; r < tile.to; ++r) add_run<N>(p.sum, places, r, sums);
