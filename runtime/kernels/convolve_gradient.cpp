@@ -5,7 +5,8 @@
 // Sums run over positions p of all samples and are exact: in int32 those of a batch of positions, and all of them if they
 // fit, or else in int64. Codes are packed so that a word holds neighbors of a row of positions: once for a, and for x
 // once for every tap of a row, as a tap moves the neighbors. Taps along the other dimensions read the same copy from
-// another row on. For the zero points, with u = a + 128 unsigned:
+// another row on. Few channels leave lanes empty: then the taps of a row, which lie side by side, share the lanes of a
+// vector, so that 3 channels and 3 taps are 9 lanes of one vector. For the zero points, with u = a + 128 unsigned:
 //     Σ (u − p)·(s − q) = Σ u·s − p·Σ s − q·Σ u + positions·p·q.
 // Words of 16 bits hold signed codes of a too: then u = a, and without a zero point p is 0, and nobody asks for Σ s.
 #include "codes.h"
@@ -41,7 +42,9 @@ struct Call {
 
 // Sizes that follow from a call. A unit is some rows of positions of a sample.
 struct Plan {
+  int64_t joined, taps, channels;        // taps of a row that share lanes; how many such; channels of one of them
   int64_t row_groups, groups, columns;   // of rows, and of channels, for the lanes of a vector; vectors of columns
+  int64_t pitch;                         // codes from one of a copied row of x to the next
   int64_t words, rows, chunks, units, batch;  // of a row of positions; of a unit; of a sample; of all; at a time
   int64_t a_unit, x_unit, x_turn;        // words of a unit; rows of x that have the same remainder by the step
   int64_t a_line, x_line;                // codes of a copied row
@@ -58,8 +61,14 @@ Plan make_plan(const Call &call) {
   const Windows &win = call.windows;
   Plan plan{};
   plan.row_groups = divide_up(call.a.channels, LANES);
-  plan.groups = divide_up(call.x.channels, LANES);
-  plan.columns = win.taps[0] * win.taps[1] * win.taps[2] * plan.groups;
+  const int64_t apart = win.taps[2] * divide_up(call.x.channels, LANES);
+  const bool is_joined = win.dilation[2] == 1 && divide_up(win.taps[2] * call.x.channels, LANES) < apart;
+  plan.joined = is_joined ? win.taps[2] : 1;
+  plan.taps = win.taps[2] / plan.joined;
+  plan.channels = plan.joined * call.x.channels;
+  plan.groups = divide_up(plan.channels, LANES);
+  plan.columns = win.taps[0] * win.taps[1] * plan.taps * plan.groups;
+  plan.pitch = is_joined ? call.x.channels : plan.groups * LANES;
   plan.words = divide_up(win.count[2], WORD);
   const int64_t most = std::clamp<int64_t>(UNIT / (plan.words * WORD), 1, win.count[1]);
   plan.chunks = divide_up(win.count[1], most);
@@ -70,9 +79,9 @@ Plan make_plan(const Call &call) {
   plan.a_unit = plan.rows * plan.words;
   plan.x_unit = plan.x_turn * win.step[1] * plan.words;
   plan.a_line = plan.words * WORD * plan.row_groups * LANES;
-  plan.x_line = win.reach(2, win.count[2]) * plan.groups * LANES;
+  plan.x_line = win.reach(2, win.count[2]) * plan.pitch + plan.groups * LANES;  // the last lanes may reach behind
   plan.a_bytes = plan.row_groups * plan.batch * plan.a_unit * BYTES;
-  plan.x_bytes = win.taps[0] * win.taps[2] * plan.groups * plan.batch * plan.x_unit * BYTES;
+  plan.x_bytes = win.taps[0] * plan.taps * plan.groups * plan.batch * plan.x_unit * BYTES;
   plan.is_wide = count_positions(call) > MOST;
   plan.keeps_signs = WORD == 2 && call.a.flip;
   plan.sum_bytes = plan.row_groups * LANES * plan.columns * LANES * (plan.is_wide ? 8 : 4);
@@ -103,7 +112,7 @@ struct Scratch {
   uint8_t *sums;     // [rows, columns, LANES]
   int32_t *totals;   // [columns, LANES]: Σ s
   int32_t *of_rows;  // [rows]: Σ u
-  float *factors;    // [groups, LANES]: of the channels
+  float *factors;    // [groups, LANES]: of the channels of each tap
   Code *line;        // of each thread
 };
 
@@ -136,7 +145,7 @@ void pack_a(const Call &call, const Plan &plan, const Scratch &to, const Place &
 
 void pack_x(const Call &call, const Plan &plan, const Scratch &to, const Place &place, int64_t at, Code *line) {
   const Windows &win = call.windows;
-  const int64_t pitch = plan.groups * LANES, length = win.reach(2, win.count[2]), count = win.count[2];
+  const int64_t pitch = plan.pitch, length = win.reach(2, win.count[2]), count = win.count[2];
   const int32_t zero = get_x_point(call);
   for (int64_t slice = 0; slice < win.taps[0]; ++slice)
     for (int64_t row = 0; row < win.reach(1, place.rows); ++row) {
@@ -144,22 +153,23 @@ void pack_x(const Call &call, const Plan &plan, const Scratch &to, const Place &
       copy_row<int8_t>(call.x, zero, place.sample, depth, win.start[1] + place.first * win.step[1] + row, win.start[2], length, pitch,
                line);
       const int64_t turned = row % win.step[1] * plan.x_turn + row / win.step[1];
-      for (int64_t tap = 0; tap < win.taps[2]; ++tap)
+      for (int64_t tap = 0; tap < plan.taps; ++tap)
         for (int64_t group = 0; group < plan.groups; ++group) {
-          const int64_t copy = (slice * win.taps[2] + tap) * plan.groups + group;
+          const int64_t copy = (slice * plan.taps + tap) * plan.groups + group;
           uint8_t *packed = to.x + ((copy * plan.batch + at) * plan.x_unit + turned * plan.words) * BYTES;
           pack_positions(line + tap * win.dilation[2] * pitch + group * LANES, win.step[2] * pitch, count, packed);
         }
     }
 }
 
-// A vector of columns is some channels of one tap: where its codes begin, in order of channels, then of taps.
+// A vector of columns is some channels of one tap, or of joined ones: where its codes begin, in order of channels, then
+// of taps.
 const uint8_t *find_column(const Call &call, const Plan &plan, const Scratch &from, int64_t column) {
   const Windows &win = call.windows;
-  const int64_t group = column % plan.groups, tap = column / plan.groups % win.taps[2];
-  const int64_t row = column / (plan.groups * win.taps[2]) % win.taps[1] * win.dilation[1];
-  const int64_t slice = column / (plan.groups * win.taps[2] * win.taps[1]);
-  const int64_t copy = (slice * win.taps[2] + tap) * plan.groups + group;
+  const int64_t group = column % plan.groups, tap = column / plan.groups % plan.taps;
+  const int64_t row = column / (plan.groups * plan.taps) % win.taps[1] * win.dilation[1];
+  const int64_t slice = column / (plan.groups * plan.taps * win.taps[1]);
+  const int64_t copy = (slice * plan.taps + tap) * plan.groups + group;
   const int64_t turned = row % win.step[1] * plan.x_turn + row / win.step[1];
   return from.x + (copy * plan.batch * plan.x_unit + turned * plan.words) * BYTES;
 }
@@ -278,15 +288,21 @@ void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64
   const int64_t p = call.a_point.get_point(row) + get_a_shift(call, plan), q = get_x_point(call);  // 0: no sum is there
   const int64_t own = count_positions(call) * p * q - q * scratch.of_rows[row];
   const Floats factor = spread(call.a_scale.get_factor(row));
+  float *result = call.result + row * taps * channels;
   for (int64_t column = 0; column < plan.columns; ++column) {
-    const int64_t tap = column / plan.groups, channel = column % plan.groups * LANES;
-    const Floats other = load<Floats>(scratch.factors + channel);
-    Floats value = scale_sums(finish_sums(plan, scratch, row, column, p, own), factor, other);
-    const Mask mask = first_lanes(channels - channel);
-    const int64_t step = call.is_channels_last ? 1 : taps;
-    float *to = call.result + row * taps * channels + (call.is_channels_last ? tap * channels : tap) + channel * step;
-    if (call.is_added) value = load_lanes(to, step, mask) + value;
-    store_lanes(to, step, mask, value);
+    const int64_t tap = column / plan.groups * plan.joined, lane = column % plan.groups * LANES;
+    const Floats value = scale_sums(finish_sums(plan, scratch, row, column, p, own), factor, load<Floats>(scratch.factors + lane));
+    if (call.is_channels_last || plan.joined == 1) {
+      const int64_t step = call.is_channels_last ? 1 : taps;
+      float *to = result + (call.is_channels_last ? tap * channels : tap) + lane * step;
+      const Mask mask = first_lanes(plan.channels - lane);
+      store_lanes(to, step, mask, call.is_added ? load_lanes(to, step, mask) + value : value);
+    } else {
+      for (int64_t i = 0; i < std::min(LANES, plan.channels - lane); ++i) {
+        float &to = result[(lane + i) % channels * taps + tap + (lane + i) / channels];
+        to = call.is_added ? to + value[i] : value[i];
+      }
+    }
   }
 }
 
@@ -310,7 +326,7 @@ extern "C" void convolve_gradient(const Call *given) {
   scratch.factors = reinterpret_cast<float *>(scratch.of_rows + plan.row_groups * LANES);
   scratch.line = reinterpret_cast<Code *>(scratch.factors + plan.groups * LANES);
   for (int64_t i = 0; i < plan.groups * LANES; ++i)
-    scratch.factors[i] = i < call.x.channels ? call.x_scale.get_factor(i) : 0;
+    scratch.factors[i] = i < plan.channels ? call.x_scale.get_factor(i % call.x.channels) : 0;
   for (int64_t first = 0; first < plan.units; first += plan.batch) add_batch(call, plan, scratch, first);
 #pragma omp parallel for num_threads(call.threads) schedule(static)
   for (int64_t row = 0; row < call.a.channels; ++row) write_row(call, plan, scratch, row);
