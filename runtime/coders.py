@@ -208,7 +208,7 @@ def find_kernel(device: str) -> Callable[..., str] | None:
 def _quantize_on_cpu(
     call: kernel.Call, x: Tensor, results: kernel.Results, key: Tensor | None, zero: Tensor | None, *, finds: bool
 ) -> str:
-    if finds and results.scale.numel() == 1:
+    if finds and results.parts == 1 and whole.finds_scales(call):
         return whole.quantize(call, x, results, key)
     return kernel.quantize(call, x, results, key, zero, finds=finds)
 

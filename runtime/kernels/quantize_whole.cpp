@@ -1,5 +1,6 @@
 // Quantize a dense tensor with one scale: by a scale that is known, while measuring what a range of the past learns, or
-// by one that is found in a pass of its own; the numbers are those of runtime/references.py, bit for bit.
+// by one that is found in a pass of its own. Large blocks that follow each other in memory are such tensors, one after
+// the other. The numbers are those of runtime/references.py, bit for bit.
 
 #include "tiles.h"
 #include "scales.h"
@@ -75,7 +76,8 @@ struct Rule {
     seen.add(Seen{low, high, largest, outside});
 }
 
-Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real, bool measures) {
+// `logical`: the row-major index of the first element.
+Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real, bool measures, uint32_t logical = 0) {
     const uint32_t seed = data.key ? make_seed(task, data.key) : 0;
     const WriteRow write = choose_row(data, is_real || data.zero_point);
     Seen all;
@@ -86,7 +88,7 @@ Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real
         space.fill(rule.factor, rule.zero);
         const Lanes lane{space.step.data(), space.factor.data(), space.zero.data(), space.index.data()};
         const Target row{data.x + corner.place, data.codes + corner.place, data.floats + corner.place,
-                         seed + corner.logical * SPREAD};
+                         seed + (logical + corner.logical) * SPREAD};
         write_lanes(write, task, lane, lanes, corner.ahead, row, data.codes, data.floats);
     };
     run_tiles<Space>(task, data.threads, work, [&](const Space& space) { all.add(space.seen); });
@@ -96,6 +98,16 @@ Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real
 float read_factor(const Data& data, bool is_real) {
     return is_real ? *static_cast<const float*>(data.scale)
                    : as_float(get_factor<int32_t>(*static_cast<const uint8_t*>(data.scale)));
+}
+
+// The same from an element and a scale on.
+Data move(const Data& data, int64_t elements, int64_t scale, bool is_real) {
+    Data part = data;
+    part.x += elements;
+    if (part.codes) part.codes += elements;
+    if (part.floats) part.floats += elements;
+    part.scale = static_cast<uint8_t*>(data.scale) + scale * (is_real ? sizeof(float) : 1);
+    return part;
 }
 
 float read_zero(const Data& data) { return data.zero_point ? *data.zero_point : 0.0f; }
@@ -145,7 +157,18 @@ extern "C" void quantize_measured(const Task* task, const Data* data, bool is_re
     store_checked(*data, seen, is_real);
 }
 
-extern "C" void quantize_whole(const Task* task, const Data* data, bool is_real) {
-    store_scale(*task, *data, find_largest(*data, count_elements(*task)), is_real);
-    quantize(*task, *data, Rule{read_factor(*data, is_real), read_zero(*data), 0, 0}, is_real, false);
+extern "C" void quantize_whole(const Task* given, const Data* data, bool is_real) {
+    Task task = *given;
+    Axis& outer = task.axis[0];
+    const Axis all = outer;
+    const int64_t inner = count_elements(task) / std::max<int64_t>(1, all.extent), step = all.scale ? all.edge : all.extent;
+    int64_t first = 0, scale = 0;
+    outer.edge = 1, outer.scale = 0;
+    do {  // an empty tensor has a scale too
+        outer.extent = std::min(step, all.extent - first);
+        const Data part = move(*data, first * inner, scale, is_real);
+        store_scale(task, part, find_largest(part, count_elements(task)), is_real);
+        quantize(task, part, Rule{read_factor(part, is_real), 0, 0, 0}, is_real, false, static_cast<uint32_t>(first * all.logical));
+        first += step, scale += all.scale;
+    } while (first < all.extent);
 }

@@ -1,17 +1,22 @@
-"""Calls of quantize_whole.cpp: codes and floats of a dense tensor with one scale, which is known or found."""
+"""Calls of quantize_whole.cpp: codes and floats of a dense tensor with one scale, which is known or found, or a few."""
 
 import ctypes
 import dataclasses
+import functools
+import math
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.quantize_blocks import Call, Results, prepare
+from qcompiler.runtime.kernels.quantize_blocks import Call, Results, find_scale_stride, make_task, prepare
+from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.spec import parse_spec
 
 NAME: Final = "quantize_whole"
+#: elements of a block that stay in the cache between the search for the largest and the rounding: 256 kB of floats
+MOST_IN_CACHE: Final = 2**16
 #: as in the C++
 _KINDS: Final = {Kind.SIGNED: 0, Kind.UNSIGNED: 1, Kind.AFFINE: 2}
 
@@ -36,8 +41,19 @@ class Measured:
     checked: Tensor
 
 
+@functools.lru_cache(maxsize=4096)
+def finds_scales(call: Call) -> bool:
+    """Return True if `quantize` takes a tensor: one block, or large blocks that follow each other in memory."""
+    view = view_blocks(call.shape, call.layout, parse_spec(call.spec).block)
+    if math.prod(view.counts) == 1:
+        return True
+    task = make_task(call, find_scale_stride(call)[1], finds_scale=False)
+    follows = not isinstance(task, str) and not any(axis.scale for axis in task.list_axes()[1:])
+    return follows and math.prod(view.edges) > MOST_IN_CACHE
+
+
 def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None) -> str:
-    """Write the scale, codes and floats of a dense float32 tensor, in two passes.
+    """Write scales, codes and floats of a dense float32 tensor, in two passes over each block (`finds_scales`).
 
     Returns:
         The reason why nothing is done; empty: it is.

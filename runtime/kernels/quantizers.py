@@ -7,17 +7,15 @@ from typing import Final
 
 import torch
 
-from qcompiler.runtime.kernels import quantize_blocks
+from qcompiler.runtime.kernels import quantize_blocks, quantize_whole
 from qcompiler.runtime.kernels.loader import explain_compiler, has_wide_vectors
+from qcompiler.runtime.kernels.quantize_whole import MOST_IN_CACHE
 from qcompiler.runtime.kernels.triton_support import MOST_ELEMENTS, MOST_IN_PROGRAM, explain_triton
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
 from qcompiler.runtime.numbers.rounding import Rounding
 from qcompiler.runtime.ranges.present import Current
 from qcompiler.runtime.spec import QuantSpec, Scale
-
-#: elements of a block that stay in the cache between the search for the largest and the rounding: 256 kB of floats
-MOST_IN_CACHE: Final = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,11 @@ def _explain_range(facts: QuantizerFacts) -> str:
 
 
 def _explain_order(facts: QuantizerFacts) -> str:
-    call = quantize_blocks.Call(facts.shape, facts.stride, str(facts.spec), facts.layout)
-    return quantize_blocks.explain_order(call)
+    return quantize_blocks.explain_order(_describe(facts))
+
+
+def _describe(facts: QuantizerFacts) -> quantize_blocks.Call:
+    return quantize_blocks.Call(facts.shape, facts.stride, str(facts.spec), facts.layout)
 
 
 def _count_elements(facts: QuantizerFacts) -> int:
@@ -87,10 +88,14 @@ def _explain_cpu(facts: QuantizerFacts) -> str:
 
 
 def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
+    return _explain_range(facts) or _explain_cpu(facts) or _explain_order(facts) or _explain_size(facts)
+
+
+def _explain_size(facts: QuantizerFacts) -> str:
     size = _count_elements(facts)
-    if size > MOST_IN_CACHE and facts.spec.block != TENSOR:
-        return _explain_range(facts) or f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}"
-    return _explain_range(facts) or _explain_cpu(facts) or _explain_order(facts)
+    if size <= MOST_IN_CACHE or quantize_whole.finds_scales(_describe(facts)):
+        return ""
+    return f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}, or blocks one after another"
 
 
 def _explain_cuda(facts: QuantizerFacts) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qcompiler.runtime import coders, references, stacked
 from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.kernels import quantize_whole as whole
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.packing import per_byte
@@ -146,17 +147,8 @@ def assert_wanted(made, wanted, expected):
     assert all(map(same, made, known))
 
 
-@add_large_examples
-@settings(max_examples=EXAMPLES, deadline=None)
-@given(
-    tensors(),
-    st.sampled_from(["int8", "int4", "int2"]),
-    st.sampled_from(["max", "fit", "ceil", "round", "one", "real"]),
-    st.sampled_from(ROUNDINGS),
-    st.sampled_from([(True, True), (True, False), (False, True)]),
-    st.integers(1, 2),
-)
-def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
+def assert_blocks(case, form, rule, rounding, wanted, threads):
+    """Scales, codes and floats are those of the references."""
     x, layout, block = case
     spec = str(parse_spec(f"{form}:{rule}:{block}:{rounding}:pass"))
     key = KEY if rounding == "stochastic" else None
@@ -173,6 +165,34 @@ def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
     if wanted[0]:
         again = coders.dequantize_blocks(made[0], scale, None, spec, layout)
         assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+
+
+QUANTIZERS = (
+    st.sampled_from(["int8", "int4", "int2"]),
+    st.sampled_from(["max", "fit", "ceil", "round", "one", "real"]),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+    st.integers(1, 2),
+)
+
+
+@add_large_examples
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(tensors(), *QUANTIZERS)
+def test_scales_codes_and_floats(case, form, rule, rounding, wanted, threads):
+    assert_blocks(case, form, rule, rounding, wanted, threads)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(tensors(), *QUANTIZERS)
+def test_large_blocks_one_after_another(case, form, rule, rounding, wanted, threads):
+    """As if nothing stayed in the cache: each is found by the kernel of one scale, where blocks follow each other."""
+    with mock.patch.object(whole, "MOST_IN_CACHE", 0):
+        whole.finds_scales.cache_clear()
+        try:
+            assert_blocks(case, form, rule, rounding, wanted, threads)
+        finally:
+            whole.finds_scales.cache_clear()
 
 
 def add_large_packed(test):
