@@ -45,8 +45,8 @@ class Measured:
 def finds_scales(call: Call) -> bool:
     """Return True if `quantize` takes a tensor: one block, or large blocks that follow each other in memory."""
     view = view_blocks(call.shape, call.layout, parse_spec(call.spec).block)
-    if math.prod(view.counts) == 1:
-        return True
+    if (count := math.prod(view.counts)) < 2:
+        return count == 1  # an empty tensor can have no block
     task = make_task(call, find_scale_stride(call)[1], finds_scale=False)
     follows = not isinstance(task, str) and not any(axis.scale for axis in task.list_axes()[1:])
     return follows and math.prod(view.edges) > MOST_IN_CACHE
