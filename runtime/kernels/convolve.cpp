@@ -167,15 +167,16 @@ INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *pl
     each<N>([&](auto i) __attribute__((always_inline)) { sums[i * V + v] = start; });
   });
   const int64_t words = divide_up(plan.length, WORD);
-  const Code *x[N];
-  each<N>([&](auto i) __attribute__((always_inline)) { x[i] = image + places[i]; });
+  int64_t x[N];
+  each<N>([&](auto i) __attribute__((always_inline)) { x[i] = places[i]; });
   for (int64_t at : plan.at) {
+    const Code *from = image + at;
 #pragma GCC unroll UNROLL
-    for (const int64_t end = at + words * WORD; at < end; at += WORD, w += BYTES) {
+    for (const Code *end = from + words * WORD; from < end; from += WORD, w += BYTES) {
       Ints weights[V];
       each<V>([&](auto v) __attribute__((always_inline)) { weights[v] = load_words(w + v * size); });
       each<N>([&](auto i) __attribute__((always_inline)) {
-        const Ints word = spread_word(x[i] + at);
+        const Ints word = spread_word(from + x[i]);
         each<V>([&](auto v) __attribute__((always_inline)) { add_products(sums[i * V + v], word, weights[v]); });
       });
     }
