@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompiler.runtime import scales
 from qcompiler.runtime.kernels.convolutions import order_image
 from qcompiler.runtime.kernels.kernel import Codes, Windows
 from qcompiler.runtime.kernels.table import get_convolution
@@ -210,8 +211,10 @@ def _convolve_input(a: _Operand, b: _Operand, kernel: str, geometry: Windows, re
     for rest in itertools.product(*map(range, stride)):
         taken = _take_rest(weight, rest, stride)
         windows, part = _cut_rest(result, rest, taken.shape[2:], stride, padding, dilation)
-        right = dataclasses.replace(b.describe(taken), is_reversed=True)
-        if part.numel():
+        if not taken.numel():
+            _write(part, _scale_zeros(a, b, part), is_first)
+        elif part.numel():
+            right = dataclasses.replace(b.describe(taken), is_reversed=True)
             get_convolution(kernel)(left, right, None, windows, part, is_first)
 
 
@@ -236,10 +239,18 @@ def _multiply_turned(a: _Operand, b: _Operand, geometry: Windows) -> Tensor:
 
 
 def _take_rest(b: Tensor, rest: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Return [channels, rows, *taps], the taps that inputs of one remainder meet; a tap of zeros if there is none."""
+    """Return [channels, rows, *taps], the taps that inputs of one remainder meet; there can be none."""
     taken: Any = (slice(None), slice(None), *(slice(r, None, s) for r, s in zip(rest, stride, strict=True)))
-    part = b[taken] if b[taken].numel() else b.new_zeros((*b.shape[:2], *(1,) * len(rest)))
-    return part.transpose(0, 1)
+    return b[taken].transpose(0, 1)
+
+
+def _scale_zeros(a: _Operand, b: _Operand, like: Tensor) -> Tensor:
+    """Return sums of no products, which are NaN where a scale is: [samples, channels, 1, …]."""
+    own, other = (
+        scales.get_factor(side.spread_scale(extent, 1)[0]).to(torch.float32)
+        for side, extent in zip((a, b), like.shape, strict=False)
+    )
+    return (own[:, None] * 0 + other * 0).reshape(len(own), len(other), *(1,) * (like.ndim - 2))
 
 
 def _cut_rest(
