@@ -33,12 +33,17 @@ void copy_lines(const Image &x, const int8_t *from, int64_t count, int64_t pitch
   const __m128i flip = _mm_set1_epi8(char(x.flip));
   const bool is_dense = x.stride[4] == x.channels && pitch == x.channels;
   const int64_t lines = is_dense ? 1 : count, length = is_dense ? count * x.channels : x.channels;
-  for (int64_t i = 0; i < lines; ++i)
-    for (int64_t c = 0; c < length; c += 16) {
+  for (int64_t i = 0; i < lines; ++i, from += x.stride[4], to += pitch) {
+    int64_t c = 0;
+    for (; c + 64 <= length; c += 64)
+      each<4>([&](auto k) __attribute__((always_inline)) {
+        write_bytes<Byte>(_mm_xor_si128(load<__m128i>(from + c + 16 * k), flip), 16, to + c + 16 * k);
+      });
+    for (; c < length; c += 16) {
       const int64_t at = std::min(c, std::max<int64_t>(length - 16, 0));
-      const __m128i bytes = read_bytes(from + i * x.stride[4] + at, length);
-      write_bytes<Byte>(_mm_xor_si128(bytes, flip), length, to + i * pitch + at);
+      write_bytes<Byte>(_mm_xor_si128(read_bytes(from + at, length), flip), length, to + at);
     }
+  }
 }
 
 // Copy neighbors of a row that lie side by side, channel by channel: squares of 16 × 16 are turned.
