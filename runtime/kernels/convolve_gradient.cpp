@@ -192,27 +192,30 @@ INLINE void add_sums(uint8_t *sums, int64_t at, Ints total, bool is_first, bool 
   }
 }
 
-// Add the products of N rows (unsigned words) and V vectors of columns; N = 0: the sums of the columns alone.
-template <int N, int V>
-INLINE void add_tile(const Plan &plan, const Batch &batch, const uint8_t *a, const uint8_t *const (&x)[V], uint8_t *sums,
-                     int64_t first) {
-  constexpr int M = N ? N : 1;
-  Ints total[M * V] = {};
+// Add the products of some rows (unsigned words) and V vectors of columns, and of a row of ones: what zero points need.
+template <int V, bool COUNTS>
+void add_tile(const Plan &plan, const Batch &batch, const Scratch &scratch, const uint8_t *const (&x)[V], int64_t row, int64_t first) {
+  const uint8_t *a = scratch.a + row / LANES * plan.batch * plan.a_unit * BYTES + row % LANES * WORD * sizeof(Code);
+  constexpr int N = ROWS + COUNTS;
+  Ints total[N * V] = {};
   for (int64_t unit = 0; unit < batch.units; ++unit) {
-    const uint8_t *row = a + (unit * plan.a_unit + batch.skip) * BYTES;
+    const uint8_t *words = a + (unit * plan.a_unit + batch.skip) * BYTES;
     int64_t at = (unit * plan.x_unit + batch.skip) * BYTES;
 #pragma GCC unroll UNROLL
-    for (int64_t count = batch.words[unit]; count > 0; --count, row += BYTES, at += BYTES) {
+    for (int64_t count = batch.words[unit]; count > 0; --count, words += BYTES, at += BYTES) {
       Ints column[V];
       each<V>([&](auto v) __attribute__((always_inline)) { column[v] = load_words(x[v] + at); });
-      each<M>([&](auto i) __attribute__((always_inline)) {
-        const Ints word = N ? spread_word(reinterpret_cast<const Code *>(row) + i * WORD) : spread_code(1);
+      each<N>([&](auto i) __attribute__((always_inline)) {
+        const Ints word = i < ROWS ? spread_word(reinterpret_cast<const Code *>(words) + i * WORD) : spread_code(1);
         each<V>([&](auto v) __attribute__((always_inline)) { add_products(total[i * V + v], word, column[v]); });
       });
     }
   }
-  each<M * V>([&](auto i) __attribute__((always_inline)) {
-    add_sums(sums, first + (i / V * plan.columns + i % V) * LANES, total[i], batch.is_first, N && plan.is_wide);
+  each<ROWS * V>([&](auto i) __attribute__((always_inline)) {
+    add_sums(scratch.sums, ((row + i / V) * plan.columns + first + i % V) * LANES, total[i], batch.is_first, plan.is_wide);
+  });
+  each<COUNTS * V>([&](auto v) __attribute__((always_inline)) {
+    add_sums(reinterpret_cast<uint8_t *>(scratch.totals), (first + v) * LANES, total[ROWS * V + v], batch.is_first, false);
   });
 }
 
@@ -220,12 +223,9 @@ template <int V>
 void add_columns(const Call &call, const Plan &plan, const Batch &batch, const Scratch &scratch, int64_t first) {
   const uint8_t *x[V];
   for (int v = 0; v < V; ++v) x[v] = find_column(call, plan, scratch, first + v);
-  for (int64_t row = 0; row < call.a.channels; row += ROWS) {
-    const uint8_t *a = scratch.a + row / LANES * plan.batch * plan.a_unit * BYTES + row % LANES * WORD * sizeof(Code);
-    add_tile<ROWS, V>(plan, batch, a, x, scratch.sums, (row * plan.columns + first) * LANES);
-  }
-  if (has_a_points(call, plan))
-    add_tile<0, V>(plan, batch, scratch.a, x, reinterpret_cast<uint8_t *>(scratch.totals), first * LANES);
+  const bool counts = has_a_points(call, plan);
+  for (int64_t row = 0; row < call.a.channels; row += ROWS)
+    (row == 0 && counts ? add_tile<V, true> : add_tile<V, false>)(plan, batch, scratch, x, row, first);
 }
 
 // Σ u of a group of rows.

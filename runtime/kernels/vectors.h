@@ -2,7 +2,6 @@
 // AVX-512 VNNI a vector has 16 lanes, and words of 4 bytes. With AVX2 it has 8 lanes, and words of 2 codes of 16 bits:
 // sums of two products of bytes can leave 16 bits, where the instruction for bytes saturates.
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -134,23 +133,12 @@ INLINE Line read_line(const int8_t *codes) { return load<Line>(codes); }
 
 // Lines of one code after the other → words.
 INLINE Ints interleave(const Line (&line)[WORD]) {
-#ifdef __AVX512VBMI__
-  alignas(64) static constexpr auto places = [] {  // lane by lane, the code of each line
-    std::array<uint8_t, 64> found{};
-    for (int i = 0; i < 64; ++i) found[i] = i % 4 * 16 + i / 4;
-    return found;
-  }();
-  __m512i lines = _mm512_inserti32x4(_mm512_castsi128_si512(line[0]), line[1], 1);
-  lines = _mm512_inserti32x4(_mm512_inserti32x4(lines, line[2], 2), line[3], 3);
-  return (Ints)_mm512_permutexvar_epi8(load<__m512i>(places.data()), lines);
-#else
   const __m128i low = _mm_unpacklo_epi8(line[0], line[1]), high = _mm_unpackhi_epi8(line[0], line[1]);
   const __m128i low2 = _mm_unpacklo_epi8(line[2], line[3]), high2 = _mm_unpackhi_epi8(line[2], line[3]);
   __m512i words = _mm512_castsi128_si512(_mm_unpacklo_epi16(low, low2));
   words = _mm512_inserti32x4(words, _mm_unpackhi_epi16(low, low2), 1);
   words = _mm512_inserti32x4(words, _mm_unpacklo_epi16(high, high2), 2);
   return (Ints)_mm512_inserti32x4(words, _mm_unpackhi_epi16(high, high2), 3);
-#endif
 }
 
 INLINE Floats find_least(Floats a, Floats b) { return _mm512_min_ps(a, b); }
