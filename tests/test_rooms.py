@@ -56,7 +56,13 @@ INSIDE = {
     },
     "runtime.products": {"runtime.numbers", "runtime.spec", "runtime.scales", "runtime.kernels"},
     "runtime.patches": {"runtime.products"},
-    "runtime.convolutions": {"runtime.products", "runtime.patches", "runtime.kernels", "runtime.numbers"},
+    "runtime.convolutions": {
+        "runtime.products",
+        "runtime.patches",
+        "runtime.kernels",
+        "runtime.numbers",
+        "runtime.scales",
+    },
     "runtime.ops": {
         "runtime.numbers",
         "runtime.references",

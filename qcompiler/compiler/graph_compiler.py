@@ -30,10 +30,10 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.inference import find_mode
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step, without_autocast
-from qcompiler.runtime.kernels import convolutions, cpu, quantize_blocks, quantize_whole, runs, whole
+from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs, whole
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.kernels.table import describe_machine
-from qcompiler.runtime.numbers.blocks import TENSOR
+from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE
 from qcompiler.runtime.ranges.store import RangeStore
 
 logger = logging.getLogger("qcompiler")
@@ -220,12 +220,13 @@ class GraphCompiler:
         names: list[str] = []
         if self._is_compiled:
             names += [quantize_blocks.NAME] * (has_blocks or packs)
-            names += [quantize_whole.NAME] * any(spec.block == TENSOR for spec in specs)
+            # of one scale, or of large blocks, as those that hold all of an image are
+            names += [quantize_whole.NAME] * any(spec.block == TENSOR or spec.block.space == WHOLE for spec in specs)
         if self.execution is Execution.SIMULATE:
             return names
         names += convolutions.LIBRARIES * has_images
-        if any(spec.has_zero_point or (spec.block == TENSOR and not cpu.is_likely_fast()) for spec in specs):
-            names += [whole.LIBRARY] * has_matrices
+        has_whole_sums = any(spec.has_zero_point or spec.block == TENSOR for spec in specs)
+        names += [whole.LIBRARY] * (has_whole_sums and has_matrices)
         has_runs = any(max(spec.block.channel, spec.block.in_) >= runs.LEAST_RUN for spec in specs)
         return names + [runs.LIBRARY] * (has_runs and has_matrices)
 

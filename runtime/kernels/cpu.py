@@ -69,11 +69,6 @@ def is_fast() -> bool:
     return is_short or has_wide_vectors()
 
 
-def is_likely_fast() -> bool:
-    """Return what `is_fast` will probably say, without a measurement: for what is compiled ahead."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
 def _measure(run: Callable[[], object]) -> float:
     """Return the seconds of the fastest of 6 runs."""
     return min(timeit.repeat(run, number=1, repeat=6))

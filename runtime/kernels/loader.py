@@ -112,6 +112,12 @@ def has_wide_vectors() -> bool:
     return not isinstance(library, str) and library.get_lanes() == 16
 
 
+def has_tiles() -> bool:
+    """Return True if the processor multiplies tiles of bytes (AMX): torch then multiplies several times as fast."""
+    library = _ask_processor()
+    return not isinstance(library, str) and bool(library.has_tiles())
+
+
 @functools.cache
 def _ask_processor() -> ctypes.CDLL | str:
     with _TRYING:

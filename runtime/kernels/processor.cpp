@@ -9,3 +9,12 @@ extern "C" int get_lanes() {
   return 0;
 #endif
 }
+
+// Whether a processor multiplies tiles of bytes (AMX), as torch's products do and these kernels do not.
+extern "C" bool has_tiles() {
+#ifdef __AMX_INT8__
+  return true;
+#else
+  return false;
+#endif
+}

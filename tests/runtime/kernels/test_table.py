@@ -29,6 +29,7 @@ def test_reasons_of_all_kernels(fast_integers, monkeypatch):
     row = table.KERNELS[0]
     rows = (dataclasses.replace(row, explain=lambda _: "one"), dataclasses.replace(row, weigh=lambda _: "two"))
     monkeypatch.setattr(table, "KERNELS", rows)
+    monkeypatch.setattr(table, "WHOLE_KERNELS", ())
     assert table.find_kernel(LARGE, faster=True) == "one; two"
     assert table.find_kernel(LARGE, faster=False) is rows[1]
 
@@ -36,17 +37,19 @@ def test_reasons_of_all_kernels(fast_integers, monkeypatch):
 @pytest.mark.parametrize(
     ("formats", "others", "name"),
     [
-        (("int8", "int8"), {}, "int-mm"),
+        (("int8", "int8"), {}, "whole"),
         (("affine8", "int8"), {}, "whole"),
         (("affine8", "affine8"), {}, "whole"),
         (("int8", "affine8"), {}, "whole"),
         (("int8", "uint4"), {}, "whole"),
+        (("int8", "int8"), {"is_batch": True}, "int-mm"),
         (("affine8", "int8"), {"is_batch": True}, "int-mm"),
         (("affine8", "int8"), {"reuse": 128}, "int-mm"),
     ],
 )
-def test_zero_points_have_a_kernel_of_their_own(formats, others, name, fast_integers, wide_vectors, monkeypatch):
-    """On a processor that has all of them."""
+def test_whole_sums_have_a_kernel_that_scales_them(formats, others, name, fast_integers, wide_vectors, monkeypatch):
+    """On a processor that has all kernels, without AMX."""
+    monkeypatch.setattr(table, "has_tiles", lambda: False)
     monkeypatch.setattr(whole, "explain_vectors", lambda: "")
     facts = dataclasses.replace(LARGE, formats=tuple(map(parse_format, formats)), **others)
     for faster in (True, False):
@@ -54,6 +57,15 @@ def test_zero_points_have_a_kernel_of_their_own(formats, others, name, fast_inte
     small = dataclasses.replace(facts, rows=4, columns=4)
     assert isinstance(table.find_kernel(small, faster=True), str)
     assert not isinstance(table.find_kernel(small, faster=False), str)
+
+
+@pytest.mark.parametrize(("left", "name"), [("int8", "int-mm"), ("int4", "int-mm"), ("uint8", "whole")])
+def test_tiles_of_the_processor_multiply_signed_codes(left, name, fast_integers, wide_vectors, monkeypatch):
+    """With AMX; zero points still need a kernel."""
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "")
+    monkeypatch.setattr(table, "has_tiles", lambda: True)
+    facts = dataclasses.replace(LARGE, formats=(parse_format(left), FORMATS[1]))
+    assert table.find_kernel(facts, faster=True).name == name
 
 
 @pytest.mark.parametrize(("is_batch", "name"), [(False, "whole"), (True, "")])
