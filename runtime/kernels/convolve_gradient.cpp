@@ -25,6 +25,7 @@ constexpr int64_t UNIT = 512;   // positions at most of one sample that are pack
 constexpr int64_t BATCH = 1024;  // positions at most that are packed at a time: they stay in the second cache
 constexpr int64_t PIECE = 8192;  // words of a unit at most whose sums stay in int32: 4·8192·255·128 is half of it
 constexpr int64_t MOST = 33025;  // positions whose products, of at most 255², int32 holds
+constexpr int64_t MOST_SUMS = 1 << 20;  // bytes of sums that each thread may have for itself
 constexpr int ROWS = LANES / 2, VECTORS = LANES == 16 ? 3 : 2;
 
 struct Call {
@@ -49,6 +50,7 @@ struct Plan {
   int64_t a_unit, x_unit, x_turn;        // words of a unit; rows of x that have the same remainder by the step
   int64_t a_line, x_line;                // codes of a copied row
   int64_t a_bytes, x_bytes, sum_bytes;
+  int64_t workers, worker_bytes;         // threads that sum some batches for themselves; memory of each
   bool is_wide;                          // whether sums are int64
   bool keeps_signs;                      // of a
 };
@@ -85,6 +87,10 @@ Plan make_plan(const Call &call) {
   plan.is_wide = count_positions(call) > MOST;
   plan.keeps_signs = WORD == 2 && call.a.flip;
   plan.sum_bytes = plan.row_groups * LANES * plan.columns * LANES * (plan.is_wide ? 8 : 4);
+  plan.workers = plan.sum_bytes > MOST_SUMS ? 1 : std::min(call.threads, divide_up(plan.units, plan.batch));
+  const int64_t lines = (plan.workers == 1 ? call.threads : 1) * std::max(plan.a_line, plan.x_line) * sizeof(Code);
+  const int64_t bytes = plan.a_bytes + plan.x_bytes + plan.sum_bytes + (plan.columns + plan.row_groups) * BYTES + lines;
+  plan.worker_bytes = divide_up(bytes, 64) * 64;
   return plan;
 }
 
@@ -112,9 +118,22 @@ struct Scratch {
   uint8_t *sums;     // [rows, columns, LANES]
   int32_t *totals;   // [columns, LANES]: Σ s
   int32_t *of_rows;  // [rows]: Σ u
-  float *factors;    // [groups, LANES]: of the channels of each tap
   Code *line;        // of each thread
 };
+
+// The factors of the channels of each tap, [groups, LANES], then the memory of each worker.
+float *find_factors(const Call &call) { return reinterpret_cast<float *>(call.scratch); }
+
+Scratch find_scratch(const Call &call, const Plan &plan, int64_t worker) {
+  Scratch found{};
+  found.a = call.scratch + plan.groups * BYTES + worker * plan.worker_bytes;
+  found.x = found.a + plan.a_bytes;
+  found.sums = found.x + plan.x_bytes;
+  found.totals = reinterpret_cast<int32_t *>(found.sums + plan.sum_bytes);
+  found.of_rows = found.totals + plan.columns * LANES;
+  found.line = reinterpret_cast<Code *>(found.of_rows + plan.row_groups * LANES);
+  return found;
+}
 
 // Pack neighbors of as many channels as there are lanes; `count` positions are there.
 INLINE Ints read_positions(const Code *from, int64_t step, int64_t count) {
@@ -250,7 +269,7 @@ void add_packed(const Call &call, const Plan &plan, const Batch &batch, const Sc
     add_rows(plan, batch, scratch, group);
 }
 
-void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64_t first) {
+void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64_t first, bool is_first) {
   const int64_t units = std::min(plan.batch, plan.units - first);
 #pragma omp parallel for num_threads(call.threads) schedule(static)
   for (int64_t thread = 0; thread < call.threads; ++thread) {
@@ -262,10 +281,46 @@ void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64
     }
   }
   for (int64_t skip = 0; skip < plan.a_unit; skip += PIECE) {  // once, unless a row of positions is very long
-    Batch batch{first == 0 && skip == 0, units, skip, {}};
+    Batch batch{is_first && skip == 0, units, skip, {}};
     for (int64_t unit = 0; unit < units; ++unit)
       batch.words.push_back(std::min(PIECE, find_place(call, plan, first + unit).rows * plan.words - skip));
     add_packed(call, plan, batch, scratch);
+  }
+}
+
+// Sum the batches of a worker.
+void add_batches(const Call &call, const Plan &plan, int64_t worker) {
+  const int64_t batches = divide_up(plan.units, plan.batch);
+  const int64_t first = worker * batches / plan.workers, last = (worker + 1) * batches / plan.workers;
+  for (int64_t batch = first; batch < last; ++batch)
+    add_batch(call, plan, find_scratch(call, plan, worker), batch * plan.batch, batch == first);
+}
+
+// Sum all batches: if the sums are few, each thread has its own. Else all threads share each batch, for which they wait
+// for each other: two threads took 2.2 ms for 16 channels, in place of 0.7.
+void add_all(const Call &call, const Plan &plan) {
+  if (plan.workers == 1) return add_batches(call, plan, 0);  // a region of one thread would have no others inside
+  Call alone = call;
+  alone.threads = 1;
+#pragma omp parallel for num_threads(plan.workers) schedule(static)
+  for (int64_t worker = 0; worker < plan.workers; ++worker) add_batches(alone, plan, worker);
+}
+
+template <typename Int>
+void join_numbers(const void *from, int64_t count, void *to) {
+  for (int64_t i = 0; i < count; ++i) static_cast<Int *>(to)[i] += static_cast<const Int *>(from)[i];
+}
+
+// Add the sums of all workers to those of the first.
+void join_sums(const Call &call, const Plan &plan) {
+  const Scratch to = find_scratch(call, plan, 0);
+  for (int64_t worker = 1; worker < plan.workers; ++worker) {
+    const Scratch from = find_scratch(call, plan, worker);
+    if (plan.is_wide)
+      join_numbers<int64_t>(from.sums, plan.sum_bytes / 8, to.sums);
+    else
+      join_numbers<uint32_t>(from.sums, plan.sum_bytes / 4, to.sums);
+    join_numbers<uint32_t>(from.totals, (plan.columns + plan.row_groups) * LANES, to.totals);  // and those of rows
   }
 }
 
@@ -291,7 +346,7 @@ void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64
   float *result = call.result + row * taps * channels;
   for (int64_t column = 0; column < plan.columns; ++column) {
     const int64_t tap = column / plan.groups * plan.joined, lane = column % plan.groups * LANES;
-    const Floats value = scale_sums(finish_sums(plan, scratch, row, column, p, own), factor, load<Floats>(scratch.factors + lane));
+    const Floats value = scale_sums(finish_sums(plan, scratch, row, column, p, own), factor, load<Floats>(find_factors(call) + lane));
     if (call.is_channels_last || plan.joined == 1) {
       const int64_t step = call.is_channels_last ? 1 : taps;
       float *to = result + (call.is_channels_last ? tap * channels : tap) + lane * step;
@@ -310,24 +365,18 @@ void write_row(const Call &call, const Plan &plan, const Scratch &scratch, int64
 
 extern "C" int64_t count_scratch(const Call *call) {
   const Plan plan = make_plan(*call);
-  const int64_t total_bytes = (plan.columns + plan.row_groups + plan.groups) * BYTES;
-  return plan.a_bytes + plan.x_bytes + plan.sum_bytes + total_bytes + call->threads * std::max(plan.a_line, plan.x_line) * sizeof(Code);
+  return plan.groups * BYTES + plan.workers * plan.worker_bytes;
 }
 
 extern "C" void convolve_gradient(const Call *given) {
   const Call &call = *given;
   const Plan plan = make_plan(call);
-  Scratch scratch{};
-  scratch.a = call.scratch;
-  scratch.x = scratch.a + plan.a_bytes;
-  scratch.sums = scratch.x + plan.x_bytes;
-  scratch.totals = reinterpret_cast<int32_t *>(scratch.sums + plan.sum_bytes);
-  scratch.of_rows = scratch.totals + plan.columns * LANES;
-  scratch.factors = reinterpret_cast<float *>(scratch.of_rows + plan.row_groups * LANES);
-  scratch.line = reinterpret_cast<Code *>(scratch.factors + plan.groups * LANES);
+  float *factors = find_factors(call);
   for (int64_t i = 0; i < plan.groups * LANES; ++i)
-    scratch.factors[i] = i < plan.channels ? call.x_scale.get_factor(i % call.x.channels) : 0;
-  for (int64_t first = 0; first < plan.units; first += plan.batch) add_batch(call, plan, scratch, first);
+    factors[i] = i < plan.channels ? call.x_scale.get_factor(i % call.x.channels) : 0;
+  add_all(call, plan);
+  join_sums(call, plan);
+  const Scratch scratch = find_scratch(call, plan, 0);
 #pragma omp parallel for num_threads(call.threads) schedule(static)
   for (int64_t row = 0; row < call.a.channels; ++row) write_row(call, plan, scratch, row);
 }
