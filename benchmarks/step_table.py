@@ -32,6 +32,9 @@ _TIMES: Final = {
 #: heading → contender whose bytes are shown
 _BYTES: Final = {'saved, `save="int8"`': "hyperblock-int8, save int8", '`save="int4"`': "hyperblock-int4, save int4"}
 
+#: what rows of one table have in common
+_SHAPE: Final = ("model", "threads", "batch", "width", "depth")
+
 Row = dict[str, Any]
 
 
@@ -86,12 +89,31 @@ def find_ratio(row: Row, best: Row) -> float:
 
 
 def _list_ratios(row: Row, best: Row) -> list[float]:
-    return [own / other for own, other in zip(row["seconds"], best["seconds"], strict=True)]
+    return [own / other for own, other in zip(row["seconds"], row.get("rival", best["seconds"]), strict=True)]
+
+
+def replace_rows(old: list[Row], new: list[Row], order: list[str]) -> list[Row]:
+    """Return all rows, the new ones of one model in place of those of the same contenders.
+
+    Others of the model keep the seconds of the rival whose rounds they shared.
+
+    Args:
+        order: of the contenders.
+    """
+    groups: dict[Any, list[Row]] = {tuple(row[name] for name in _SHAPE): [] for row in (*old, *new)}
+    for row in old:
+        groups[tuple(row[name] for name in _SHAPE)].append(row)
+    own = groups[tuple(new[0][name] for name in _SHAPE)]
+    shared = {"rival": find_best(own)["seconds"]} if own else {}
+    measured = {row["contender"] for row in new}
+    kept = [row if "error" in row else {**shared, **row} for row in own if row["contender"] not in measured]
+    own[:] = sorted((*kept, *new), key=lambda row: order.index(row["contender"]))
+    return [row for group in groups.values() for row in group]
 
 
 def _group_rows(rows: list[Row]) -> list[list[Row]]:
     """Return the rows of each model, batch, size and number of threads."""
-    keys = [tuple(row[name] for name in ("model", "threads", "batch", "width", "depth")) for row in rows]
+    keys = [tuple(row[name] for name in _SHAPE) for row in rows]
     return [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
 
 

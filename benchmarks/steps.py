@@ -1,11 +1,12 @@
 """Training steps of six models: ours against every rival in float, and the peers that are installed.
 
     python benchmarks/steps.py [--models ResNet-20 …] [--contenders float tensor-int8 …] [--threads 1] [--rounds 9]
-                               [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--pages]
+                               [--batch N] [--width 1.0] [--depth 1.0] [--results FILE] [--again] [--pages]
 
 Every contender is a process of its own, started three times with one cache folder, empty at first: compiled cold, then
 for memory, then warm. The last stays: all of these take turns, one step each a round, so that a drift of the machine
-meets all. The results file gets a row for each, and rows that are there already are not measured again.
+meets all. The results file gets a row for each, and rows that are there already are not measured again without
+`--again`.
 `--pages` writes the tables of README.md and docs/measurements.md anew from the results.
 """
 
@@ -24,7 +25,7 @@ import torch
 from rich.progress import Progress
 from step_contenders import CONTENDERS
 from step_models import MODELS
-from step_table import render, render_summary, write_into
+from step_table import render, render_summary, replace_rows, write_into
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "steps.json"
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--depth", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="measure rows again that are there already")
     parser.add_argument("--pages", action="store_true", help="write the tables into README.md and the docs")
     args = parser.parse_args()
     unknown = set(args.contenders) - {one.name for one in CONTENDERS}
@@ -157,10 +159,11 @@ def main() -> None:
     with Progress() as progress:
         for model, threads in itertools.product(args.models, args.threads):
             shape = {"threads": threads, "batch": args.batch, "width": args.width, "depth": args.depth}
-            tasks = _list_tasks(model, args.contenders, shape, results["rows"])
+            tasks = _list_tasks(model, args.contenders, shape, [] if args.again else results["rows"])
             results["machine"][str(threads)] = results["machine"].get(str(threads)) or measure_machine(threads)
             if tasks:
-                results["rows"] += measure_model(tasks, args.rounds, progress)
+                rows = measure_model(tasks, args.rounds, progress)
+                results["rows"] = replace_rows(results["rows"], rows, [one.name for one in CONTENDERS])
                 args.results.write_text(json.dumps(results, indent=1))
     print(render(results))
     if args.pages:

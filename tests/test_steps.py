@@ -72,6 +72,18 @@ def test_the_floor_of_integers():
     assert [line.split(" | ")[2] for line in lines[-2:]] == ["–", "0.50"]
 
 
+def test_rows_that_are_measured_again_replace_the_old_ones():
+    """What is left is still divided by the float of its own rounds; other models stay where they are."""
+    table, names = load("step_table"), ["float", "tensor-int8", "torchao", "QPyTorch"]
+    failed = {"model": "a", **SHAPE, "contender": "QPyTorch", "error": "no module"}
+    old = [row("float", 4.0, 4.0), row("torchao", 2.0, 2.0), failed, row("float", 1.0, model="b")]
+    rows = table.replace_rows(old, [row("tensor-int8", 1.0), row("float", 2.0)], names)
+    assert [one["contender"] for one in rows] == ["float", "tensor-int8", "torchao", "QPyTorch", "float"]
+    assert [table.find_ratio(one, rows[0]) for one in rows[:3]] == [1.0, 0.5, 0.5]
+    assert rows[-1] is old[-1]
+    assert table.replace_rows([], rows[:1], names) == rows[:1]
+
+
 def test_no_float_no_table():
     with pytest.raises(ValueError, match="no rival in float ran on a"):
         load("step_table").find_best([row("tensor-int8", 1.0)])

@@ -229,7 +229,8 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(*step.before_write(inputs, saved))
         ctx.step, ctx.after, ctx.moment = step, after, moment
         ctx.set_materialize_grads(False)
-        outputs = [_detach_output(out, inputs) for out in outputs]
+        given = {id(one) for one in inputs}
+        outputs = [_detach_output(out, given) for out in outputs]
         fixed = [write.how is not WriteKind.AUTOGRAD for write in step.writes]
         fixed += [not wanted for wanted in step.differentiable]
         ctx.mark_non_differentiable(*(o for o, f in zip(outputs, fixed, strict=True) if f and isinstance(o, Tensor)))
@@ -250,11 +251,15 @@ class _Run(torch.autograd.Function):
         return (None, None, *step.gradients(saved, grads, ctx.moment))
 
 
-def _detach_output(out: Any, inputs: Sequence[Any]) -> Any:
-    """Return an output that autograd does not take for a view or an input, so that users may change it in place."""
+def _detach_output(out: Any, given: set[int]) -> Any:
+    """Return an output that autograd does not take for a view or an input, so that users may change it in place.
+
+    Args:
+        given: the inputs, by `id`.
+    """
     if not isinstance(out, Tensor):
         return out
-    if any(out is given for given in inputs):
+    if id(out) in given:
         return out.clone()
     if out._is_view():
         return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())

@@ -332,11 +332,16 @@ def test_a_nan_scale_gives_nan_throughout(kernel, broken):
 
 
 @pytest.mark.skipif(bool(REASON), reason=REASON)
-def test_threads_change_nothing():
-    x, w = Side.draw("affine8", (3, 20, 9, 9), 0, 1, 0), Side.draw("int8", (40, 20, 3, 3), 0, 40, 1)
-    y = Side.draw("int8", (3, 40, 9, 9), 1, 40, 2)
+@pytest.mark.parametrize(("samples", "channels", "outs"), [(3, 20, 40), (40, 3, 17), (420, 1, 2), (40, 200, 200)])
+def test_threads_change_nothing(samples, channels, outs):
+    """Nor do batches that each thread sums for itself: in int64 those of 420 samples; or that all threads sum."""
+    x, w = (
+        Side.draw("affine8", (samples, channels, 9, 9), 0, 1, 0),
+        Side.draw("int8", (outs, channels, 3, 3), 0, outs, 1),
+    )
+    y = Side.draw("int8", (samples, outs, 9, 9), 1, outs, 2)
     windows = {"start": [-1, -1], "count": [9, 9], "step": [1, 1], "dilation": [1, 1], "channels_last": True}
-    whole = dataclasses.replace(x, scale=x.scale[:1], point=x.point[:1], edge=180)
+    whole = dataclasses.replace(x, scale=x.scale[:1], point=x.point[:1], edge=channels)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
