@@ -22,7 +22,7 @@ extern "C" void count_scratch() {}
 namespace {
 
 constexpr int64_t UNIT = 512;   // positions at most of one sample that are packed as one stretch
-constexpr int64_t BATCH = 1024;  // positions at most that are packed at a time: they stay in the second cache
+constexpr int64_t BATCH = 128 * LANES;  // positions at most that are packed at a time: they stay in the second cache
 constexpr int64_t PIECE = 8192;  // words of a unit at most whose sums stay in int32: 4·8192·255·128 is half of it
 constexpr int64_t MOST = 33025;  // positions whose products, of at most 255², int32 holds
 constexpr int64_t MOST_SUMS = 1 << 20;  // bytes of sums that each thread may have for itself
