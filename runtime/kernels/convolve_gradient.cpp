@@ -297,7 +297,7 @@ void add_batches(const Call &call, const Plan &plan, int64_t worker) {
 }
 
 // Sum all batches: if the sums are few, each thread has its own. Else all threads share each batch, for which they wait
-// for each other: two threads took 2.2 ms for 16 channels, in place of 0.7.
+// for each other: two threads took 0.9 ms for 16 channels, in place of 0.6.
 void add_all(const Call &call, const Plan &plan) {
   if (plan.workers == 1) return add_batches(call, plan, 0);  // a region of one thread would have no others inside
   Call alone = call;
@@ -307,7 +307,8 @@ void add_all(const Call &call, const Plan &plan) {
 }
 
 template <typename Int>
-void join_numbers(const void *from, int64_t count, void *to) {
+void join_numbers(const void *from, int64_t count, int64_t threads, void *to) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
   for (int64_t i = 0; i < count; ++i) static_cast<Int *>(to)[i] += static_cast<const Int *>(from)[i];
 }
 
@@ -317,10 +318,10 @@ void join_sums(const Call &call, const Plan &plan) {
   for (int64_t worker = 1; worker < plan.workers; ++worker) {
     const Scratch from = find_scratch(call, plan, worker);
     if (plan.is_wide)
-      join_numbers<int64_t>(from.sums, plan.sum_bytes / 8, to.sums);
+      join_numbers<int64_t>(from.sums, plan.sum_bytes / 8, call.threads, to.sums);
     else
-      join_numbers<uint32_t>(from.sums, plan.sum_bytes / 4, to.sums);
-    join_numbers<uint32_t>(from.totals, (plan.columns + plan.row_groups) * LANES, to.totals);  // and those of rows
+      join_numbers<uint32_t>(from.sums, plan.sum_bytes / 4, call.threads, to.sums);
+    join_numbers<uint32_t>(from.totals, (plan.columns + plan.row_groups) * LANES, 1, to.totals);  // and of rows, which follow
   }
 }
 
