@@ -39,7 +39,7 @@ def find_kernel(facts: Facts, *, faster: bool) -> AnyKernel | str:
         faster: only a kernel that is faster than the float kernel.
     """
     found = _find_whole(facts, faster=faster) if facts.device == "cpu" and not (facts.run or facts.image) else ""
-    return found or _choose(_list_kernels(facts), facts, faster=faster)
+    return found or _choose(_list_kernels(facts, faster=faster), facts, faster=faster)
 
 
 def _choose(kernels: Sequence[AnyKernel], facts: Facts, *, faster: bool) -> AnyKernel | str:
@@ -70,10 +70,10 @@ def _find_whole(facts: Facts, *, faster: bool) -> AnyKernel | str:
     return explain_compiler() if isinstance(able, str) else able.weigh(facts)
 
 
-def _list_kernels(facts: Facts) -> tuple[AnyKernel, ...]:
-    if facts.image:
-        return CONVOLUTIONS
-    return RUN_KERNELS if facts.run else KERNELS
+def _list_kernels(facts: Facts, *, faster: bool) -> tuple[AnyKernel, ...]:
+    if facts.image or facts.run:
+        return CONVOLUTIONS if facts.image else RUN_KERNELS
+    return KERNELS if faster else (*KERNELS, *WHOLE_KERNELS)  # one row has no other kernel
 
 
 def get_convolution(name: str) -> Convolution:

@@ -138,7 +138,6 @@ def test_does_not_fire_in_simulation(in_front_of, settle_halves, text):
         (uniform("int8:fit:b2o2c2i2:nearest:pass"), nn.Linear(4, 4), leaf(4, 4), "changes after every 2 elements"),
         (uniform("int16:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "int16 is no integer of at most 8"),
         (uniform("e4m3:fit:tensor:nearest:pass"), nn.Linear(4, 2), leaf(3, 4), "e4m3 is no integer of at most 8 bits"),
-        ("tensor-int8", nn.Linear(4, 2), leaf(1, 4), "needs two elements along every axis"),
         ("tensor-int8", nn.Linear(4, 2, dtype=torch.float64), leaf(3, 4).double(), "the result is float64"),
     ],
 )
@@ -149,6 +148,15 @@ def test_what_stays_has_its_reason(recipe, model, x, reason, in_front_of, settle
     assert text(halves) == before
     assert len(reasons(halves)) == 3
     assert reason in reasons(halves)[0]
+
+
+@pytest.mark.parametrize("missing", ["no compiler", ""])
+def test_one_row_needs_our_kernel(missing, in_front_of, settle_halves, monkeypatch):
+    """As for a batch of one sample."""
+    monkeypatch.setattr(whole, "explain_vectors", lambda: missing)
+    halves = in_front_of(LowerInteger, "tensor-int8", nn.Linear(4, 2), leaf(1, 4))
+    assert settle_halves(halves, LOWER) == (0 if missing else 3)
+    assert ("needs two elements along every axis" in "".join(reasons(halves))) is bool(missing)
 
 
 @pytest.mark.usefixtures("wide_vectors")

@@ -83,6 +83,15 @@ def test_signed_codes_too_if_torch_has_no_fast_kernel(is_batch, name, wide_vecto
     assert table.find_kernel(small, faster=True) == reason
 
 
+@pytest.mark.usefixtures("fast_integers")
+def test_one_row_and_long_sums_have_a_kernel_if_somebody_asks(monkeypatch):
+    monkeypatch.setattr(whole, "explain_vectors", lambda: "")
+    for sizes in ({"rows": 1}, {"rows": 1, "length": 2**20}):
+        facts = dataclasses.replace(LARGE, **sizes)
+        assert table.find_kernel(facts, faster=False).name == "whole"
+        assert isinstance(table.find_kernel(facts, faster=True), str)
+
+
 def test_a_missing_compiler_is_the_reason(monkeypatch):
     """And not the slow product of torch, which nobody would ask on this processor with a compiler."""
     monkeypatch.setattr(whole, "explain_vectors", lambda: "no compiler")
@@ -102,6 +111,7 @@ def test_sums_that_leave_32_bits(left, monkeypatch):
     """Of products of a batch by the formats; kernels with wider sums compute them."""
     formats = (parse_format(left), FORMATS[1])
     length = 66312 if left == "affine8" else 133145
+    monkeypatch.setattr(table, "WHOLE_KERNELS", ())
     for most, reason in ((length - 1, ""), (length, f"a sum of {length} products can leave 32 bits")):
         found = table.find_kernel(dataclasses.replace(LARGE, is_batch=True, formats=formats, length=most), faster=False)
         assert (found if reason else "") == reason
