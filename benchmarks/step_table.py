@@ -100,20 +100,22 @@ def replace_rows(old: list[Row], new: list[Row], order: list[str]) -> list[Row]:
     Args:
         order: of the contenders.
     """
-    groups: dict[Any, list[Row]] = {tuple(row[name] for name in _SHAPE): [] for row in (*old, *new)}
-    for row in old:
-        groups[tuple(row[name] for name in _SHAPE)].append(row)
-    own = groups[tuple(new[0][name] for name in _SHAPE)]
+    own = [row for row in old if _find_shape(row) == _find_shape(new[0])]
     shared = {"rival": find_best(own)["seconds"]} if own else {}
     measured = {row["contender"] for row in new}
     kept = [row if "error" in row else {**shared, **row} for row in own if row["contender"] not in measured]
-    own[:] = sorted((*kept, *new), key=lambda row: order.index(row["contender"]))
-    return [row for group in groups.values() for row in group]
+    joined = sorted((*kept, *new), key=lambda row: order.index(row["contender"]))
+    groups = [joined if group[0] in own else group for group in _group_rows(old)]
+    return [row for group in (groups if own else [*groups, joined]) for row in group]
+
+
+def _find_shape(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _SHAPE)
 
 
 def _group_rows(rows: list[Row]) -> list[list[Row]]:
     """Return the rows of each model, batch, size and number of threads."""
-    keys = [tuple(row[name] for name in _SHAPE) for row in rows]
+    keys = list(map(_find_shape, rows))
     return [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
 
 

@@ -246,10 +246,8 @@ def _take_rest(b: Tensor, rest: Sequence[int], stride: Sequence[int]) -> Tensor:
 
 def _scale_zeros(a: _Operand, b: _Operand, like: Tensor) -> Tensor:
     """Return sums of no products, which are NaN where a scale is: [samples, channels, 1, …]."""
-    own, other = (
-        scales.get_factor(side.spread_scale(extent, 1)[0]).to(torch.float32)
-        for side, extent in zip((a, b), like.shape, strict=False)
-    )
+    samples, channels = like.shape[:2]
+    own, other = (scales.get_factor(one.spread_scale(n, 1)[0]) for one, n in ((a, samples), (b, channels)))
     return (own[:, None] * 0 + other * 0).reshape(len(own), len(other), *(1,) * (like.ndim - 2))
 
 

@@ -292,8 +292,8 @@ void add_batch(const Call &call, const Plan &plan, const Scratch &scratch, int64
 void add_batches(const Call &call, const Plan &plan, int64_t worker) {
   const int64_t batches = divide_up(plan.units, plan.batch);
   const int64_t first = worker * batches / plan.workers, last = (worker + 1) * batches / plan.workers;
-  for (int64_t batch = first; batch < last; ++batch)
-    add_batch(call, plan, find_scratch(call, plan, worker), batch * plan.batch, batch == first);
+  const Scratch scratch = find_scratch(call, plan, worker);
+  for (int64_t batch = first; batch < last; ++batch) add_batch(call, plan, scratch, batch * plan.batch, batch == first);
 }
 
 // Sum all batches: if the sums are few, each thread has its own. Else all threads share each batch, for which they wait

@@ -9,7 +9,6 @@ import torch
 
 from qcompiler.runtime.kernels import quantize_blocks, quantize_whole
 from qcompiler.runtime.kernels.loader import explain_compiler, has_wide_vectors
-from qcompiler.runtime.kernels.quantize_whole import MOST_IN_CACHE
 from qcompiler.runtime.kernels.triton_support import MOST_ELEMENTS, MOST_IN_PROGRAM, explain_triton
 from qcompiler.runtime.numbers.blocks import TENSOR, view_blocks
 from qcompiler.runtime.numbers.formats import IntFormat, Kind
@@ -92,10 +91,10 @@ def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
 
 
 def _explain_size(facts: QuantizerFacts) -> str:
-    size = _count_elements(facts)
-    if size <= MOST_IN_CACHE or quantize_whole.finds_scales(_describe(facts)):
+    size, most = _count_elements(facts), quantize_whole.MOST_IN_CACHE
+    if size <= most or quantize_whole.finds_scales(_describe(facts)):
         return ""
-    return f"a block of {size} elements does not stay in the cache; valid: {MOST_IN_CACHE}, or blocks one after another"
+    return f"a block of {size} elements does not stay in the cache; valid: {most}, or blocks one after another"
 
 
 def _explain_cuda(facts: QuantizerFacts) -> str:
