@@ -138,32 +138,47 @@ def fake_quantize_measured(
 
 
 def dequantize_blocks(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, shape: Sequence[int] = ()
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    layout: str,
+    dtype: torch.dtype,
+    shape: Sequence[int] = (),
 ) -> Tensor:
-    """Return what `dequantize` returns, in float32.
+    """Return what `dequantize` returns.
 
     Args:
         codes: what `quantize` or `pack` returns.
+        dtype: of the floats.
         shape: of packed codes before they were packed; empty: codes are not packed.
     """
-    floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout, shape)
+    floats = fake_dequantize_blocks(codes, scale, zero_point, spec, layout, dtype, shape)
     form, dense = parse_spec(spec).format, codes if shape else _make_dense(codes, floats.stride())
-    parts, call = per_byte(form.bits) if shape else 1, kernel.Call(tuple(floats.shape), floats.stride(), spec, layout)
+    parts = per_byte(form.bits) if shape else 1
+    call = kernel.find_call(tuple(floats.shape), floats.stride(), spec, layout)
     if (
         codes.is_cpu
         and codes.element_size() == 1
+        and dtype in kernel.DTYPES
         and not kernel.dequantize(call, dense, scale, zero_point, floats, parts=parts)
     ):
         return floats
     plain = unpack_codes(codes, shape, form.bits, form.dtype is torch.int8) if shape else codes
-    return floats.copy_(references.dequantize(plain, scale, zero_point, spec, layout, torch.float32))
+    return floats.copy_(references.dequantize(plain, scale, zero_point, spec, layout, dtype))
 
 
 def fake_dequantize_blocks(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, layout: str, shape: Sequence[int] = ()
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    layout: str,
+    dtype: torch.dtype,
+    shape: Sequence[int] = (),
 ) -> Tensor:
     """Return floats of the shape and strides of the codes, before they were packed."""
-    return _make_unpacked(codes, shape, torch.float32) if shape else torch.empty_like(codes, dtype=torch.float32)
+    return _make_unpacked(codes, shape, dtype) if shape else torch.empty_like(codes, dtype=dtype)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -229,19 +244,14 @@ def _make_seen(x: Tensor, scale: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]
     return x.new_empty((3, reach.shape[1]), dtype=torch.float32), torch.empty_like(scale)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class _Job:
     """One tensor that is quantized, and the memory for the results; None: not wanted."""
 
     x: Tensor
-    spec: str
-    layout: str
-    site: str
-    #: the strides of what is not packed
-    stride: tuple[int, ...]
+    call: kernel.Call
     codes: Tensor | None
     floats: Tensor | None
-    shows: bool = False
     #: codes in a byte of `codes`
     parts: int = 1
 
@@ -259,14 +269,14 @@ class _Job:
         parts: int = 1,
     ) -> Self:
         """Return a job with memory for what is wanted, of the strides of `x` if it is dense."""
-        made_floats = torch.empty_like(x, dtype=torch.float32) if floats else None
-        if not codes:
-            stride = x.stride() if made_floats is None else made_floats.stride()
-            return cls(x, spec, layout, site, stride, None, made_floats, shows)
-        packs = parts > 1
-        whole = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device="meta" if packs else x.device)
-        made_codes = _make_packed(whole, spec, x.device) if packs else whole
-        return cls(x, spec, layout, site, whole.stride(), made_codes, made_floats, shows, parts)
+        made_floats = torch.empty_like(x) if floats else None
+        made_codes, stride = None, x.stride() if made_floats is None else made_floats.stride()
+        if codes:
+            packs = parts > 1
+            whole = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device="meta" if packs else x.device)
+            made_codes, stride = _make_packed(whole, spec, x.device) if packs else whole, whole.stride()
+        call = kernel.find_call(tuple(x.shape), stride, spec, layout, site, shows)
+        return cls(x, call, made_codes, made_floats, parts if codes else 1)
 
     @property
     def results(self) -> list[Tensor]:
@@ -275,42 +285,45 @@ class _Job:
 
     def make_scale(self) -> Tensor:
         """Return memory for a scale of each block."""
-        call = kernel.Call(tuple(self.x.shape), self.stride, self.spec, self.layout)
-        counts, strides = kernel.find_scale_stride(call)
-        return torch.empty_strided(counts, strides, dtype=parse_spec(self.spec).scale.dtype, device=self.x.device)
+        counts, strides = kernel.find_scale_stride(self.call)
+        return torch.empty_strided(counts, strides, dtype=parse_spec(self.call.spec).scale.dtype, device=self.x.device)
 
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
-        quantize, prepared = find_kernel(self.x.device.type), self._prepare(scale)
-        if quantize is None or prepared is None:
+        quantize = find_kernel(self.x.device.type)
+        if quantize is None or not self._fits():
             return False
-        return not quantize(*prepared, key, zero_point, finds=finds)
+        return not quantize(self.call, self._take_dense(), self._describe(scale), key, zero_point, finds=finds)
 
     def run_measured(
         self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, measured: whole.Measured
     ) -> bool:
         """Let the kernel write the results, and what the tensor shows; return False if the kernel cannot."""
-        prepared = self._prepare(scale)
-        if prepared is None or not self.x.is_cpu or scale.numel() != 1:
+        if not self.x.is_cpu or scale.numel() != 1 or not self._fits():
             return False
-        return not whole.quantize_measured(*prepared, key, zero_point, measured)
+        given = self.call, self._take_dense(), self._describe(scale)
+        return not whole.quantize_measured(*given, key, zero_point, measured)
 
-    def _prepare(self, scale: Tensor) -> tuple[kernel.Call, Tensor, kernel.Results] | None:
-        """Return what every kernel reads and writes; None: kernels cannot."""
-        if not self.results or self.x.dtype is not torch.float32:
-            return None
-        call = kernel.Call(tuple(self.x.shape), self.stride, self.spec, self.layout, self.site, self.shows)
-        if self.parts > 1 and (not self.x.is_cpu or kernel.explain_parts(call)):
-            return None
-        return call, _make_dense(self.x, self.stride), kernel.Results(scale, self.codes, self.floats, self.parts)
+    def _fits(self) -> bool:
+        """Return True if a kernel writes what is wanted, of a tensor of this type."""
+        dtypes = kernel.DTYPES if self.x.is_cpu else (torch.float32,)
+        if self.x.dtype not in dtypes or (self.codes is None and self.floats is None):
+            return False
+        return self.parts == 1 or (self.x.is_cpu and not kernel.explain_parts(self.call))
+
+    def _take_dense(self) -> Tensor:
+        return _make_dense(self.x, self.call.stride)
+
+    def _describe(self, scale: Tensor) -> kernel.Results:
+        return kernel.Results(scale, self.codes, self.floats, self.parts)
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""
-        codes = references.quantize(self.x, scale, zero_point, key, self.spec, self.layout, self.site)
+        spec, layout = self.call.spec, self.call.layout
+        codes = references.quantize(self.x, scale, zero_point, key, spec, layout, self.call.site)
         if self.codes is not None:
-            bits = parse_spec(self.spec).format.bits
-            self.codes.copy_(references.pack(codes, bits) if self.parts > 1 else codes)
+            self.codes.copy_(references.pack(codes, parse_spec(spec).format.bits) if self.parts > 1 else codes)
         if self.floats is not None:
-            shown = self.x if self.shows else None
-            floats = references.dequantize(codes, scale, zero_point, self.spec, self.layout, torch.float32, shown)
+            shown = self.x if self.call.shows else None
+            floats = references.dequantize(codes, scale, zero_point, spec, layout, self.x.dtype, shown)
             self.floats.copy_(floats)

@@ -99,10 +99,16 @@ def convolve_codes(
     windows = (start, count, step, b.shape[2:], dilation)
     left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
     right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
-    result = _make_result(a, (len(a), len(b), *count), torch.float32, channels_last)
+    own = _choose_type(dtype, kernel, left, right)
+    result = _make_result(a, (a.shape[0], b.shape[0], *count), own, channels_last)
     for x, w, is_first, is_last in _list_runs(left, right, (1, 1)):
         _convolve(x, w, bias if is_last else None, kernel, windows, result, is_first)
     return result.to(dtype)
+
+
+def _choose_type(dtype: torch.dtype, kernel: str, a: _Operand, b: _Operand) -> torch.dtype:
+    """Return the type in which results are written: float32 where anything is added to them in a second step."""
+    return dtype if kernel and dtype is torch.bfloat16 and not (a.run and b.run) else torch.float32
 
 
 def _list_runs(a: _Operand, b: _Operand, dims: tuple[int, int]) -> Iterator[tuple[_Operand, _Operand, bool, bool]]:
@@ -119,7 +125,7 @@ def _convolve(
     a: _Operand, b: _Operand, bias: Tensor | None, kernel: str, windows: Windows, result: Tensor, is_first: bool
 ) -> None:
     """Write [samples, columns, *count] of operands without runs, or add it; then the bias."""
-    samples, columns, count = len(a.codes), len(b.codes), windows[1]
+    samples, columns, count = a.codes.shape[0], b.codes.shape[0], windows[1]
     if kernel and a.codes.numel() * b.codes.numel() * math.prod(count):
         sides = a.describe_image(), b.describe(order_image(b.codes))
         get_convolution(kernel)(*sides, _make_dense(bias, columns), windows, result, is_first)
@@ -147,7 +153,7 @@ def fake_convolve_codes(a: Tensor, *given: object) -> Tensor:
     assert isinstance(b, Tensor)
     assert isinstance(dtype, torch.dtype)
     assert isinstance(count, Sequence)
-    return _make_result(a, (len(a), len(b), *count), dtype, bool(channels_last))
+    return _make_result(a, (a.shape[0], b.shape[0], *count), dtype, bool(channels_last))
 
 
 def convolve_input(
@@ -195,7 +201,8 @@ def convolve_input(
     geometry = stride, padding, dilation, space
     left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
     right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
-    result = _make_result(a, (len(a), b.shape[1], *space), torch.float32, channels_last)
+    own = _choose_type(dtype, kernel, left, right)
+    result = _make_result(a, (a.shape[0], b.shape[1], *space), own, channels_last)
     for y, w, is_first, _ in _list_runs(left, right, (1, 0)):
         _convolve_input(y, w, kernel, geometry, result, is_first)
     return result.to(dtype)
@@ -273,7 +280,7 @@ def fake_convolve_input(a: Tensor, *given: object) -> Tensor:
     assert isinstance(b, Tensor)
     assert isinstance(dtype, torch.dtype)
     assert isinstance(space, Sequence)
-    return _make_result(a, (len(a), b.shape[1], *space), dtype, bool(channels_last))
+    return _make_result(a, (a.shape[0], b.shape[1], *space), dtype, bool(channels_last))
 
 
 def convolve_gradient(

@@ -183,7 +183,8 @@ QUANTIZE_MEASURED: Final = _define_operator(
     torch.Tag.flexible_layout,
 )
 DEQUANTIZE_BLOCKS: Final = _define_operator(
-    "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, int[] shape=[]) -> Tensor",
+    "dequantize_blocks(Tensor codes, Tensor scale, Tensor? zero_point, str spec, str layout, ScalarType dtype, "
+    "int[] shape=[]) -> Tensor",
     coders.dequantize_blocks,
     coders.fake_dequantize_blocks,
     torch.Tag.flexible_layout,

@@ -17,7 +17,7 @@ from qcompiler.passes.ir.quantizer import Dequantizer, Quantizer, insert_operato
 from qcompiler.passes.ir.views import list_readers
 from qcompiler.runtime import coders, ops
 from qcompiler.runtime.kernels.packing import explain_packing
-from qcompiler.runtime.kernels.quantize_blocks import Call, explain_parts
+from qcompiler.runtime.kernels.quantize_blocks import explain_parts, find_call
 from qcompiler.runtime.kernels.quantizers import (
     BLOCKS,
     FLOATS,
@@ -128,25 +128,25 @@ def _unpacks(one: Dequantizer) -> bool:
     floats, bits = get_value(one.floats), one.spec.format.bits
     packed, held = get_arguments(one.codes, "packed", "bits")
     made = coders.fake_dequantize_blocks(
-        get_value(packed), get_value(one.scale), None, one.text, one.layout, floats.shape
+        get_value(packed), get_value(one.scale), None, one.text, one.layout, one.dtype, floats.shape
     )
     if held != bits or made.stride() != floats.stride():
         return False
-    call = Call(tuple(floats.shape), floats.stride(), one.text, one.layout)
+    call = find_call(tuple(floats.shape), floats.stride(), one.text, one.layout)
     return not explain_parts(call, finds_scale=False)
 
 
 def _write_floats(one: Dequantizer, codes: Node, more: dict[str, Any]) -> None:
     """Write a call in place of a dequantizer."""
     shared = {"scale": one.scale, "zero_point": one.zero_point, "spec": one.text, "layout": one.layout}
-    given = {"codes": codes, **shared, **more}
+    given = {"codes": codes, **shared, "dtype": one.dtype, **more}
     replace_node(one.floats, insert_operator(one.floats.graph, ops.DEQUANTIZE_BLOCKS, given, before=one.floats))
 
 
 def _explain_floats(one: Dequantizer) -> str:
     """Say why floats are not computed by a kernel; empty: they are."""
-    if one.shown is not None or one.dtype is not torch.float32:
-        return "the kernel writes float32, and shows what the scale shows"
+    if one.shown is not None:
+        return "the kernel shows what the scale shows"
     return explain_quantizer(FLOATS, _describe(one.codes, one))
 
 
@@ -176,7 +176,7 @@ def _list_floats(one: Quantizer, shown: Node | None) -> list[Dequantizer]:
     return [
         reader
         for reader in one.dequantizers
-        if reader.scale is one.scale and reader.shown is shown and reader.dtype is torch.float32
+        if reader.scale is one.scale and reader.shown is shown and reader.dtype is one.dtype
     ]
 
 
@@ -201,7 +201,7 @@ def _find_packing(one: Quantizer, readers: list[Dequantizer]) -> Node | None:
     bits, value = get_argument(packed, "bits"), get_value(one.tensor)
     if bits != one.spec.format.bits or value.device.type != "cpu":
         return None
-    call = Call(tuple(value.shape), torch.empty_like(value).stride(), one.text, one.layout)
+    call = find_call(tuple(value.shape), torch.empty_like(value).stride(), one.text, one.layout)
     return None if per_byte(bits) == 1 or explain_parts(call) else packed
 
 

@@ -11,7 +11,7 @@ from qcompiler.passes.ir.arguments import get_argument, has_argument
 from qcompiler.passes.ir.edit import find_equal_call, list_outputs
 from qcompiler.passes.ir.facts import InputKind
 from qcompiler.passes.ir.meta import copy_meta, get_input, set_half
-from qcompiler.passes.ir.views import is_view
+from qcompiler.passes.ir.views import aten, is_view
 from qcompiler.runtime import ops
 
 #: operators that backward runs again; a scale with a state is saved, since the state moves on
@@ -24,7 +24,8 @@ class QuantizeAgain:
 
     1. The codes are the same bit for bit: the rounding is to nearest, or its random key is the saved one.
     2. The scale is computed again too, but for a range that keeps a state: that scale is saved.
-    3. As in plain PyTorch, a weight that is changed in place between forward and backward is an error of autograd.
+    3. In autocast W is cast first; backward casts again: quantize(cast(W)).
+    4. As in plain PyTorch, a weight that is changed in place between forward and backward is an error of autograd.
     """
 
     name: ClassVar[str] = "quantize-again"
@@ -62,15 +63,19 @@ def _is_made_of(alive: set[Node], node: Node) -> bool:
 
 
 def _is_copied(node: Node) -> bool:
-    """Return True for a part of a quantizer that backward runs again, and for a view."""
-    return is_view(node) or (node.target in _AGAIN and not _keeps_state(node))
+    """Return True for a part of a quantizer that backward runs again, for a view, and for a cast of autocast."""
+    return _is_read_through(node) or (node.target in _AGAIN and not _keeps_state(node))
+
+
+def _is_read_through(node: Node) -> bool:
+    return is_view(node) or node.target is aten._to_copy.default
 
 
 def _get_tensor(node: Node) -> Node:
-    """Return the tensor that a view or a part of a quantizer reads; of packed codes the codes."""
-    return cast(
-        Node, node.args[0] if is_view(node) else get_argument(node, "codes" if node.target is ops.PACK else "x")
-    )
+    """Return the tensor that a view, a cast or a part of a quantizer reads; of packed codes the codes."""
+    if _is_read_through(node):
+        return cast(Node, node.args[0])
+    return cast(Node, get_argument(node, "codes" if node.target is ops.PACK else "x"))
 
 
 def _keeps_state(node: Node) -> bool:

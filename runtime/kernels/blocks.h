@@ -6,10 +6,9 @@
 namespace {
 
 struct Data {
-    const float* x;
+    Reals x, floats;            // null: not wanted, or not there
     const uint8_t* codes_read;
     uint8_t* codes;
-    float* floats;
     void* scale;                // float or uint8_t
     const uint8_t* zero_point;  // null: 0
     const int32_t* key;         // null: to nearest
@@ -23,6 +22,8 @@ struct Tile : Walk {
     std::vector<float> block_step, block_factor, block_zero, lane_step, lane_factor, lane_zero;
     const float *step, *factor, *zero;  // of each lane
     std::vector<uint8_t> codes;         // before they are packed: of each row, those of each part
+    std::vector<const float*> x;        // each row
+    std::vector<float> wide, floats;    // copies of the rows, one after the other, of bfloat16 alone
     // of the tile before: the place of the scale that all lanes share, and how many; -1: there was none
     int64_t only_scale = -1, only_lanes = 0;
 
@@ -55,14 +56,22 @@ struct Tile : Walk {
     for (int64_t i = 0; i < lanes; ++i) largest[i] = larger(magnitude(a[i]), magnitude(b[i]));
 }
 
-void find_largest(const float* x, const Tile& tile, int64_t lanes, uint32_t* largest) {
-    const std::vector<Row>& rows = tile.rows;
-    start_rows(x + rows.front().place, x + rows.back().place, lanes, largest);
+// Let the tile know where its rows are read, and make room for those that are written.
+void read_rows(const Data& data, const Corner& corner, Tile& tile) {
+    const int64_t lanes = corner.count_lanes();
+    const size_t rows = tile.rows.size();
+    tile.x.resize(rows);
+    if (data.x.is_short) tile.wide.resize(rows * lanes);
+    if (data.floats.is_short) tile.floats.resize(rows * lanes);
+    for (size_t row = 0; row < rows; ++row)
+        tile.x[row] = read_row(data.x, corner.place + tile.rows[row].place, lanes, tile.wide.data() + row * lanes);
+}
+
+void find_largest(const std::vector<const float*>& x, int64_t lanes, uint32_t* largest) {
+    start_rows(x.front(), x.back(), lanes, largest);
     size_t row = 1;
-    for (; row + 4 < rows.size(); row += 4)
-        add_rows(x + rows[row].place, x + rows[row + 1].place, x + rows[row + 2].place, x + rows[row + 3].place, lanes,
-                 largest);
-    for (; row + 1 < rows.size(); ++row) add_row(x + rows[row].place, lanes, largest);
+    for (; row + 4 < x.size(); row += 4) add_rows(x[row], x[row + 1], x[row + 2], x[row + 3], lanes, largest);
+    for (; row + 1 < x.size(); ++row) add_row(x[row], lanes, largest);
 }
 
 // The largest of the lanes of each block; equal edges let the compiler unroll.
@@ -193,7 +202,7 @@ void prepare_scales(const Task& task, const Data& data, const Corner& corner, Ti
     const int64_t blocks = corner.strips * corner.blocks_a_strip, edge = task.axis[task.axes - 1].edge;
     if (!finds_scale && keeps_scale(task, corner, tile)) return;
     if (finds_scale) {
-        find_largest(data.x + corner.place, tile, corner.count_lanes(), tile.largest.data());
+        find_largest(tile.x, corner.count_lanes(), tile.largest.data());
         if (edge > 1) join_lanes(tile.largest.data(), corner, edge, tile.joined.data());
         find_values<REAL>(task, blocks, (edge > 1 ? tile.joined : tile.largest).data(), tile.value.data());
         store_scales(task, corner, tile.value.data(), scales);
@@ -201,9 +210,9 @@ void prepare_scales(const Task& task, const Data& data, const Corner& corner, Ti
         load_scales(task, corner, scales, tile.value.data());
     }
     fill_factors<REAL>(blocks, tile.value.data(), tile.block_step.data(), tile.block_factor.data());
-    if (data.x) tile.step = spread_blocks(tile.block_step, corner, edge, tile.lane_step);
+    if (data.x.data) tile.step = spread_blocks(tile.block_step, corner, edge, tile.lane_step);
     const bool divides = REAL || data.zero_point;
-    if (data.floats || divides) tile.factor = spread_blocks(tile.block_factor, corner, edge, tile.lane_factor);
+    if (data.floats.data || divides) tile.factor = spread_blocks(tile.block_factor, corner, edge, tile.lane_factor);
     if (data.zero_point) {
         load_scales(task, corner, data.zero_point, tile.block_zero.data());
         tile.zero = spread_blocks(tile.block_zero, corner, edge, tile.lane_zero);

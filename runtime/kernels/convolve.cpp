@@ -37,10 +37,10 @@ struct Call {
   Values w_scale;              // of columns
   const float *bias;           // for every column, or null
   int64_t stride[2 + DIMS];    // of y: samples, columns, positions
-  int64_t is_added;            // to y, instead of written
+  int64_t is_added;            // to y, of float32, instead of written
+  int64_t size;                // bytes of an element of y
   int64_t threads;
-  uint8_t *scratch;
-  float *y;
+  uint8_t *scratch, *y;
 };
 
 // Sizes that follow from a call.
@@ -124,30 +124,32 @@ struct Task {
 };
 
 // Write or add a line of values, `step` apart in memory, then the bias.
-INLINE void write_line(const Call &call, float *to, int64_t step, Mask mask, Floats values, Floats bias) {
-  if (call.is_added) values = load_lanes(to, step, mask) + values;
+INLINE void write_line(const Call &call, Output to, int64_t step, Mask mask, Floats values, Floats bias) {
+  if (call.is_added) values = load_lanes(to.as_floats(), step, mask) + values;
   store_lanes(to, step, mask, call.bias ? values + bias : values);
 }
 
 // Write or add a group of columns of N positions, then the bias. The first `skip` positions are not written.
 template <int N>
-INLINE void write_columns(const Call &call, Floats (&values)[N], int64_t first, int64_t skip, float *y) {
+INLINE void write_columns(const Call &call, Floats (&values)[N], int64_t first, int64_t skip, Output y) {
   const int64_t step = call.stride[4];
   const Mask mask = first_lanes(call.w.columns - first);
   if (call.is_added)
-    each<N>([&](auto i) __attribute__((always_inline)) { values[i] = load_floats(mask, y + i * step) + values[i]; });
+    each<N>([&](auto i) __attribute__((always_inline)) { values[i] = load_floats(mask, (y + i * step).as_floats()) + values[i]; });
   if (call.bias) {
     const Floats bias = load_floats(mask, call.bias + first);
     each<N>([&](auto i) __attribute__((always_inline)) { values[i] += bias; });
   }
-  if (is_full(mask) && skip == 0)
-    each<N>([&](auto i) __attribute__((always_inline)) { store(y + i * step, values[i]); });
+  if (!is_full(mask) || skip)
+    for (int64_t i = skip; i < N; ++i) store_lanes(y + i * step, 1, mask, values[i]);
+  else if (y.size == sizeof(float))
+    each<N>([&](auto i) __attribute__((always_inline)) { store((y + i * step).data, values[i]); });
   else
-    for (int64_t i = skip; i < N; ++i) store_floats(mask, y + i * step, values[i]);
+    each<N>([&](auto i) __attribute__((always_inline)) { store((y + i * step).data, to_shorts(values[i])); });
 }
 
 // Write a group of columns whose values lie far from column to column: a call, as the square of positions is long.
-void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask positions, float *y) {
+void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask positions, Output y) {
   const Call &call = task.call;
   turn_floats(values);
   for (int64_t i = 0; i < std::min(LANES, call.w.columns - first); ++i)
@@ -157,7 +159,7 @@ void write_turned(const Task &task, Floats (&values)[LANES], int64_t first, Mask
 
 // N positions, V groups of columns. The first `skip` positions are not written.
 template <int N, int V>
-INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *places, int64_t group, int64_t skip, float *y) {
+INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *places, int64_t group, int64_t skip, Output y) {
   const Plan &plan = task.plan;
   const int64_t size = plan.words * BYTES;
   const uint8_t *w = task.packed + group * size;
@@ -202,7 +204,7 @@ INLINE void convolve_tile(const Task &task, const Code *image, const int64_t *pl
 
 // Positions from one to another. The last tile starts early, and computes some of them twice, but writes them once.
 template <int N, int V>
-void convolve_tiles(const Task &task, const Code *image, const int64_t *places, int64_t from, int64_t to, int64_t group, float *y) {
+void convolve_tiles(const Task &task, const Code *image, const int64_t *places, int64_t from, int64_t to, int64_t group, Output y) {
   for (int64_t i = from; i < to; i += N) {
     const int64_t at = std::min(i, to - N);
     convolve_tile<N, V>(task, image, places + at, group, i - at, y + at * task.call.stride[4]);
@@ -227,7 +229,7 @@ int64_t count_fours(int64_t count) {
 
 // Positions whose values have one distance in memory.
 template <int V>
-void convolve_positions(const Task &task, const Code *image, const int64_t *places, int64_t count, int64_t group, float *y) {
+void convolve_positions(const Task &task, const Code *image, const int64_t *places, int64_t count, int64_t group, Output y) {
   if (count < 4) return convolve_tiles<1, V>(task, image, places, 0, count, group, y);
   const int64_t narrow = std::min(4 * count_fours<V>(count), count);
   convolve_tiles<4, V>(task, image, places, 0, narrow, group, y);
@@ -246,7 +248,7 @@ void convolve_chunk(const Task &task, int64_t sample, int64_t depth, int64_t fir
                         win.start[1] + first * win.step[1] + row, win.start[2], plan.row_codes / task.call.x.channels,
                         task.call.x.channels, image + slice * plan.slice_codes + row * plan.row_codes);
   const int64_t *stride = task.call.stride;
-  float *y = task.call.y + sample * stride[0] + depth * stride[2] + first * stride[3];
+  const Output y = Output{task.call.y, task.call.size} + sample * stride[0] + depth * stride[2] + first * stride[3];
   const int64_t joined = stride[3] == win.count[2] * stride[4] ? rows : 1;  // rows that follow each other in y
   const bool is_scattered = stride[1] != 1 && stride[4] != 1;  // 8 positions take 5 times as long as 16 of fewer columns
   for (int64_t group = 0, width = 0; group < plan.groups; group += width) {

@@ -73,10 +73,10 @@ WriteRow choose_results(bool codes, bool floats) {
 template <typename Data>
 WriteRow choose_row(const Data& data, bool divides) {
     if (divides)
-        return data.key ? choose_results<true, true>(data.codes, data.floats)
-                        : choose_results<true, false>(data.codes, data.floats);
-    return data.key ? choose_results<false, true>(data.codes, data.floats)
-                    : choose_results<false, false>(data.codes, data.floats);
+        return data.key ? choose_results<true, true>(data.codes, data.floats.data)
+                        : choose_results<true, false>(data.codes, data.floats.data);
+    return data.key ? choose_results<false, true>(data.codes, data.floats.data)
+                    : choose_results<false, false>(data.codes, data.floats.data);
 }
 
 // Writes any number of lanes; the last ones, fewer than a group, by way of memory that has room for a group.

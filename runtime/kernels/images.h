@@ -23,8 +23,24 @@ INLINE Floats load_lanes(const float *from, int64_t step, Mask mask) {
   return step == 1 ? load_floats(mask, from) : gather(mask, from, step);
 }
 
+// A place in a tensor of float32, or of bfloat16, which is written but not read.
+struct Output {
+  uint8_t *data;
+  int64_t size;  // bytes of an element
+  INLINE Output operator+(int64_t elements) const { return {data + elements * size, size}; }
+  INLINE float *as_floats() const { return reinterpret_cast<float *>(data); }
+};
+
 INLINE void store_lanes(float *to, int64_t step, Mask mask, Floats values) {
   step == 1 ? store_floats(mask, to, values) : scatter(mask, to, step, values);
+}
+
+INLINE void store_lanes(const Output &to, int64_t step, Mask mask, Floats values) {
+  if (to.size == sizeof(float)) return store_lanes(to.as_floats(), step, mask, values);
+  const Shorts shorts = to_shorts(values);
+  if (is_full(mask) && step == 1) return store(to.data, shorts);
+  for (int64_t i = 0; i < LANES; ++i)
+    if (has_lane(mask, i)) store((to + i * step).data, uint16_t(shorts[i]));
 }
 
 // Copy neighbors of a row whose channels lie side by side. The last 16 bytes start early: masks take long.

@@ -1,6 +1,7 @@
 // Quantize and dequantize dense tensors in memory order; the numbers are those of runtime/references.py, bit for bit.
 
 #include "tiles.h"
+#include "reals.h"
 #include "scales.h"
 #include "groups.h"
 #include "eights.h"
@@ -43,7 +44,7 @@ using WriteGroups = void (*)(const Task& task, const uint32_t* index, int64_t gr
 
 template <bool STOCHASTIC>
 WriteGroups choose_groups(const Data& data) {
-    if (!data.floats) return write_groups<STOCHASTIC, true, false>;
+    if (!data.floats.data) return write_groups<STOCHASTIC, true, false>;
     return data.codes ? write_groups<STOCHASTIC, true, true> : write_groups<STOCHASTIC, false, true>;
 }
 
@@ -68,14 +69,15 @@ Target find_target(const Job& job, const Corner& corner, Tile& tile, size_t row,
     const auto [inside, logical] = tile.rows[row];
     const int64_t place = corner.place + inside, parts = job.data.parts, lanes = corner.count_lanes();
     uint8_t* codes = parts > 1 ? tile.codes.data() + (row * parts + part) * lanes : job.data.codes + place;
-    return {job.data.x + place, codes, job.data.floats + place, job.seed + (corner.logical + logical) * SPREAD};
+    float* floats = job.data.floats.find_row(place, tile.floats.data() + row * lanes);
+    return {tile.x[row], codes, floats, job.seed + (corner.logical + logical) * SPREAD};
 }
 
 void write_rows(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
     const Lanes lane{tile.step, tile.factor, tile.zero, tile.index.data()};
     for (size_t row = 0; row < tile.rows.size(); ++row)
         write_lanes(job.write_row, job.task, lane, corner.count_lanes(), corner.ahead,
-                    find_target(job, corner, tile, row, part), job.data.codes, job.data.floats);
+                    find_target(job, corner, tile, row, part), job.data.codes, job.data.floats.data);
 }
 
 // Return whether each group can go through the registers at once: blocks of eight lanes, in few rows.
@@ -84,7 +86,7 @@ bool has_groups(const Job& job, const Corner& corner, const Tile& tile) {
            tile.rows.size() <= FEW_ROWS && corner.lanes_a_strip % 8 == 0 && corner.count_lanes() % GROUP == 0;
 }
 
-void write_tile(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
+void write_codes(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
     if (has_groups(job, corner, tile)) {
         Target target[FEW_ROWS];
         for (size_t row = 0; row < tile.rows.size(); ++row) target[row] = find_target(job, corner, tile, row, part);
@@ -97,6 +99,15 @@ void write_tile(const Job& job, const Corner& corner, Tile& tile, int64_t part) 
     else
         prepare_scales<false>(job.task, job.data, corner, tile, job.finds_scale);
     write_rows(job, corner, tile, part);
+}
+
+void write_tile(const Job& job, const Corner& corner, Tile& tile, int64_t part) {
+    const int64_t lanes = corner.count_lanes();
+    read_rows(job.data, corner, tile);
+    write_codes(job, corner, tile, part);
+    if (!job.data.floats.data) return;
+    for (size_t row = 0; row < tile.rows.size(); ++row)
+        write_copy(job.data.floats, corner.place + tile.rows[row].place, lanes, tile.floats.data() + row * lanes);
 }
 
 // The first part of a tensor, whose codes share bytes with those of the other parts; axis 0 divides evenly.
@@ -136,14 +147,16 @@ void dequantize(const Task& task, const Data& data, bool is_signed) {
             const int64_t lanes = corner.count_lanes();
             const float* __restrict factor = tile.factor;
             const float* __restrict zero = tile.zero;
+            if (data.floats.is_short) tile.floats.resize(lanes);
             for (const Row& row : tile.rows) {
                 const uint8_t* __restrict codes = data.codes_read + packed.place + row.place;
-                float* __restrict floats = data.floats + corner.place + row.place;
+                float* __restrict floats = data.floats.find_row(corner.place + row.place, tile.floats.data());
 #pragma omp simd
                 for (int64_t i = 0; i < lanes; ++i) {
                     const int32_t code = (((codes[i] >> shift) & mask) ^ sign) - sign;
                     floats[i] = (static_cast<float>(code) - zero[i]) * factor[i];
                 }
+                write_copy(data.floats, corner.place + row.place, lanes, tile.floats.data());
             }
         }
     }, [](const Tile&) {});

@@ -3,6 +3,7 @@
 // the other. The numbers are those of runtime/references.py, bit for bit.
 
 #include "tiles.h"
+#include "reals.h"
 #include "scales.h"
 #include "groups.h"
 
@@ -13,9 +14,8 @@ constexpr float INFINITY_ = __builtin_inff(), NAN_ = __builtin_nanf("");
 enum Kind : int64_t { SIGNED, UNSIGNED, AFFINE };  // of the format: what its range is made of
 
 struct Data {
-    const float* x;
+    Reals x, floats;            // null: not wanted
     uint8_t* codes;             // null: not wanted
-    float* floats;              // null: not wanted
     void* scale;                // float or uint8_t
     const uint8_t* zero_point;  // null: 0
     const int32_t* key;         // null: to nearest
@@ -44,9 +44,10 @@ struct Seen {
 struct Space : Walk {
     Seen seen;
     bool is_filled = false;
-    std::vector<float> step, factor, zero;
+    std::vector<float> step, factor, zero, x, floats;  // the last two: copies of a row
 
-    explicit Space(int64_t lanes) : Walk(lanes + GROUP), step(lanes + GROUP), factor(lanes + GROUP), zero(lanes + GROUP) {}
+    explicit Space(int64_t lanes)
+        : Walk(lanes + GROUP), step(lanes + GROUP), factor(lanes + GROUP), zero(lanes + GROUP), x(lanes), floats(lanes) {}
 
     void fill(float value, float origin) {
         if (std::exchange(is_filled, true)) return;
@@ -84,12 +85,14 @@ Seen quantize(const Task& task, const Data& data, const Rule& rule, bool is_real
     const auto work = [&](const Corner& corner, Space& space) {
         const int64_t lanes = corner.count_lanes();
         if (data.key) number_lanes(task, corner, space);
-        if (measures) measure_row(data.x + corner.place, lanes, rule, space.seen);
+        const float* x = read_row(data.x, corner.place, lanes, space.x.data());
+        if (measures) measure_row(x, lanes, rule, space.seen);
         space.fill(rule.factor, rule.zero);
         const Lanes lane{space.step.data(), space.factor.data(), space.zero.data(), space.index.data()};
-        const Target row{data.x + corner.place, data.codes + corner.place, data.floats + corner.place,
+        const Target row{x, data.codes + corner.place, data.floats.find_row(corner.place, space.floats.data()),
                          seed + (logical + corner.logical) * SPREAD};
-        write_lanes(write, task, lane, lanes, corner.ahead, row, data.codes, data.floats);
+        write_lanes(write, task, lane, lanes, corner.ahead, row, data.codes, data.floats.data);
+        if (data.floats.data) write_copy(data.floats, corner.place, lanes, space.floats.data());
     };
     run_tiles<Space>(task, data.threads, work, [&](const Space& space) { all.add(space.seen); });
     return all;
@@ -103,9 +106,9 @@ float read_factor(const Data& data, bool is_real) {
 // The same from an element and a scale on.
 Data move(const Data& data, int64_t elements, int64_t scale, bool is_real) {
     Data part = data;
-    part.x += elements;
+    for (Reals* one : {&part.x, &part.floats})
+        if (one->data) one->data = one->is_short ? static_cast<void*>(one->find_short(elements)) : one->find_float(elements);
     if (part.codes) part.codes += elements;
-    if (part.floats) part.floats += elements;
     part.scale = static_cast<uint8_t*>(data.scale) + scale * (is_real ? sizeof(float) : 1);
     return part;
 }
@@ -114,8 +117,15 @@ float read_zero(const Data& data) { return data.zero_point ? *data.zero_point : 
 
 // The largest magnitude, as bits.
 uint32_t find_largest(const Data& data, int64_t elements) {
-    const float* __restrict x = data.x;
     const int64_t threads = std::max<int64_t>(1, std::min(data.threads, elements / FEWEST_A_THREAD));
+    if (data.x.is_short) {
+        const uint16_t* __restrict x = data.x.find_short(0);
+        uint16_t largest = 0;
+#pragma omp parallel for simd num_threads(threads) reduction(max : largest)
+        for (int64_t i = 0; i < elements; ++i) largest = std::max<uint16_t>(largest, x[i] & 0x7FFF);
+        return static_cast<uint32_t>(largest) << 16;
+    }
+    const float* __restrict x = data.x.find_float(0);
     uint32_t largest = 0;
 #pragma omp parallel for simd num_threads(threads) reduction(max : largest)
     for (int64_t i = 0; i < elements; ++i) largest = larger(largest, magnitude(x[i]));

@@ -9,7 +9,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.quantize_blocks import Call, Results, find_scale_stride, make_task, prepare
+from qcompiler.runtime.kernels.quantize_blocks import (
+    Call,
+    Reals,
+    Results,
+    describe_reals,
+    find_scale_stride,
+    get_pointer,
+    make_task,
+    prepare,
+)
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.spec import parse_spec
@@ -23,7 +32,8 @@ _KINDS: Final = {Kind.SIGNED: 0, Kind.UNSIGNED: 1, Kind.AFFINE: 2}
 
 class _Data(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "codes", "floats", "scale", "zero_point", "key")),
+        *((name, Reals) for name in ("x", "floats")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zero_point", "key")),
         *((name, ctypes.c_int64) for name in ("threads", "kind")),
         *((name, ctypes.c_void_p) for name in ("reach", "measured", "checked")),
     )
@@ -53,36 +63,41 @@ def finds_scales(call: Call) -> bool:
 
 
 def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None) -> str:
-    """Write scales, codes and floats of a dense float32 tensor, in two passes over each block (`finds_scales`).
+    """Write scales, codes and floats of a dense tensor (`DTYPES`), in two passes over each block (`finds_scales`).
 
     Returns:
         The reason why nothing is done; empty: it is.
     """
-    return _call_kernel("quantize_whole", call, results, {"x": x, "key": key})
+    return _call_kernel("quantize_whole", call, x, results, key)
 
 
 def quantize_measured(
     call: Call, x: Tensor, results: Results, key: Tensor | None, zero: Tensor | None, measured: Measured
 ) -> str:
-    """Write codes and floats of a dense float32 tensor by a scale that is known, and what the range learns.
+    """Write codes and floats of a dense tensor (`DTYPES`) by a scale that is known, and what the range learns.
 
     Returns:
         The reason why nothing is done; empty: it is.
     """
-    given = {"x": x, "key": key, "zero_point": zero, **vars(measured)}
-    return _call_kernel("quantize_measured", call, results, given)
+    given = {"zero_point": zero, **vars(measured)}
+    places = {name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None}
+    return _call_kernel("quantize_measured", call, x, results, key, **places)
 
 
-def _call_kernel(name: str, call: Call, results: Results, given: dict[str, Tensor | None]) -> str:
+def _call_kernel(name: str, call: Call, x: Tensor, results: Results, key: Tensor | None, **places: int) -> str:
     prepared = prepare(call, results.scale, NAME, finds_scale=False)
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
-    tensors = {**given, "scale": results.scale, "codes": results.codes, "floats": results.floats}
     data = _Data(
+        x=describe_reals(x),
+        floats=describe_reals(results.floats),
+        codes=get_pointer(results.codes),
+        scale=results.scale.data_ptr(),
+        key=get_pointer(key),
         threads=torch.get_num_threads(),
         kind=_KINDS[parse_spec(call.spec).format.kind],
-        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+        **places,
     )
     getattr(library, name)(ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point())
     return ""

@@ -55,8 +55,9 @@ def _explain_numbers(facts: QuantizerFacts) -> str:
     form = facts.spec.format
     if not isinstance(form, IntFormat) or form.bits > 8:
         return f"kernels write integers of at most 8 bits, got {form}"
-    if facts.dtype is not torch.float32:
-        return f"kernels read float32, got {facts.dtype}"
+    dtypes = quantize_blocks.DTYPES if facts.device == "cpu" else (torch.float32,)
+    if facts.dtype not in dtypes:
+        return f"kernels read {' and '.join(str(one)[6:] for one in dtypes)}, got {str(facts.dtype)[6:]}"
     return ""
 
 
@@ -74,7 +75,7 @@ def _explain_order(facts: QuantizerFacts) -> str:
 
 
 def _describe(facts: QuantizerFacts) -> quantize_blocks.Call:
-    return quantize_blocks.Call(facts.shape, facts.stride, str(facts.spec), facts.layout)
+    return quantize_blocks.find_call(facts.shape, facts.stride, str(facts.spec), facts.layout)
 
 
 def _count_elements(facts: QuantizerFacts) -> int:

@@ -69,6 +69,13 @@ INLINE Ints spread(int32_t value) { return uint32_t(value) + Ints{}; }
 INLINE Floats spread(float value) { return value - Floats{}; }  // −0 stays −0
 INLINE Floats to_floats(Ints ints) { return __builtin_convertvector((Signed)ints, Floats); }
 
+// Of bfloat16: the upper half of a float32, to nearest even.
+using Shorts = uint16_t __attribute__((vector_size(2 * LANES)));
+INLINE Shorts to_shorts(Floats floats) {
+  const Ints bits = (Ints)floats, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(floats == floats ? rounded : spread(0x7fc0), Shorts);
+}
+
 // A word of equal codes, in all lanes.
 INLINE Ints spread_code(int32_t code) { return spread(WORD == 4 ? code * 0x01010101 : code * 0x00010001); }
 
@@ -147,6 +154,7 @@ INLINE Floats find_most(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 INLINE Mask first_lanes(int64_t count) { return count >= LANES ? 0xffff : (1u << std::max<int64_t>(count, 0)) - 1; }
 INLINE Mask lanes_between(int64_t from, int64_t to) { return first_lanes(to) & ~first_lanes(from); }
 INLINE bool is_full(Mask mask) { return mask == 0xffff; }
+INLINE bool has_lane(Mask mask, int64_t lane) { return mask >> lane & 1; }
 INLINE Floats load_floats(Mask mask, const float *from) { return _mm512_maskz_loadu_ps(mask, from); }
 INLINE void store_part(Mask mask, float *to, Floats values) { _mm512_mask_storeu_ps(to, mask, values); }
 
@@ -235,6 +243,7 @@ INLINE Mask lanes_between(int64_t from, int64_t to) {
 }
 INLINE Mask first_lanes(int64_t count) { return lanes_between(0, count); }
 INLINE bool is_full(Mask mask) { return _mm256_movemask_ps((__m256)mask) == 0xff; }
+INLINE bool has_lane(Mask mask, int64_t lane) { return mask[lane]; }
 INLINE Floats load_floats(Mask mask, const float *from) { return _mm256_maskload_ps(from, (__m256i)mask); }
 INLINE void store_part(Mask mask, float *to, Floats values) { _mm256_maskstore_ps(to, (__m256i)mask, values); }
 

@@ -75,6 +75,8 @@ def add_large_examples(test):
         ),
         ((torch.randn(3, 5000), "bc", "b2c*"), "int8", "max", "stochastic", (True, True), 1),
         ((torch.randn(300, 300), "bc", "tensor"), "int8", "fit", "nearest", (True, True), 2),
+        ((image.bfloat16(), "bcss", "b2c8"), "int8", "max", "nearest", (True, True), 2),
+        ((lay(image, "last first").bfloat16(), "bcss", "tensor"), "int8", "real", "stochastic", (True, True), 2),
     )
     for case in cases:
         test = example(*case)(test)
@@ -129,6 +131,10 @@ CASES = st.sampled_from(
 )
 
 
+#: those that the kernels read
+DTYPES = st.sampled_from([torch.float32] if INTERPRETED else [torch.float32, torch.float32, torch.bfloat16])
+
+
 @st.composite
 def tensors(draw):
     """(tensor, layout, block)."""
@@ -136,7 +142,7 @@ def tensors(draw):
     shape = tuple(draw(st.integers(0 if draw(st.integers(0, 19)) == 0 else 1, MOST)) for _ in layout)
     edges = {letter: draw(st.sampled_from(["1", "2", "3", "4", "8", "16", "*"])) for letter in letters}
     named = "".join(f"{letter}{edge}" for letter, edge in edges.items() if edge != "1") or "each"
-    x = make_tensor(shape, draw(st.integers(0, 99)), draw(st.sampled_from([0, 0, 1, 5])))
+    x = make_tensor(shape, draw(st.integers(0, 99)), draw(st.sampled_from([0, 0, 1, 5]))).to(draw(DTYPES))
     return lay(x, draw(st.sampled_from(ORDERS))), layout, named
 
 
@@ -160,11 +166,11 @@ def assert_blocks(case, form, rule, rounding, wanted, threads):
     expected = references.scale(x, spec, layout)
     expected_codes = references.quantize(x, expected, None, key, spec, layout, "site")
     assert same(scale, expected)
-    expected_floats = references.dequantize(expected_codes, expected, None, spec, layout, torch.float32)
+    expected_floats = references.dequantize(expected_codes, expected, None, spec, layout, x.dtype)
     assert_wanted(made, wanted, (expected_codes, expected_floats))
     if wanted[0]:
-        again = coders.dequantize_blocks(made[0], scale, None, spec, layout)
-        assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, torch.float32))
+        again = coders.dequantize_blocks(made[0], scale, None, spec, layout, x.dtype)
+        assert same(again, references.dequantize(expected_codes, expected, None, spec, layout, x.dtype))
 
 
 QUANTIZERS = (
@@ -229,8 +235,8 @@ def test_codes_that_are_packed_at_once(case, form, rule, rounding, wanted, threa
     assert same(packed, references.pack(codes, bits))
     assert all(map(same, others, expected))
     scale = others[-1]
-    unpacked = coders.dequantize_blocks(packed, scale, None, str(spec), layout, x.shape)
-    assert same(unpacked, coders.dequantize_blocks(codes, scale, None, str(spec), layout))
+    unpacked = coders.dequantize_blocks(packed, scale, None, str(spec), layout, x.dtype, x.shape)
+    assert same(unpacked, coders.dequantize_blocks(codes, scale, None, str(spec), layout, x.dtype))
     floats, scale = coders.quantize_blocks(x, *given, False, True, per_byte(bits))  # nothing is packed
     assert same(scale, others[-1])
     assert len(others) == 1 or same(floats, others[0])
@@ -245,8 +251,8 @@ def test_floats_of_packed_codes_with_zero_points(case, form):
     zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
     codes = references.quantize(x, scale, zero, None, spec, layout, "site")
     packed = references.pack(codes, parse_spec(spec).format.bits)
-    found = coders.dequantize_blocks(packed, scale, zero, spec, layout, x.shape)
-    assert same(found, references.dequantize(codes, scale, zero, spec, layout, torch.float32))
+    found = coders.dequantize_blocks(packed, scale, zero, spec, layout, x.dtype, x.shape)
+    assert same(found, references.dequantize(codes, scale, zero, spec, layout, x.dtype))
 
 
 @pytest.mark.parametrize(
@@ -283,16 +289,16 @@ def test_codes_and_floats_by_a_scale_that_is_known(case, form, rule, rounding, w
     zero = references.zero_point(x, scale, spec, layout) if form.startswith("affine") else None
     made = coders.quantize_by(x, scale, zero, key, spec, layout, "site", *wanted, shows)
     expected = references.quantize(x, scale, zero, key, spec, layout, "site")
-    shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
-    expected_floats = references.dequantize(expected, scale, zero, spec, layout, torch.float32)
+    shown = references.dequantize(expected, scale, zero, spec, layout, x.dtype, x if shows else None)
+    expected_floats = references.dequantize(expected, scale, zero, spec, layout, x.dtype)
     assert_wanted(made, wanted, (expected, shown))
-    assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout), expected_floats)
+    assert same(coders.dequantize_blocks(expected, scale, zero, spec, layout, x.dtype), expected_floats)
 
 
 def add_large_measured(test):
     """Several tiles, in two threads; and bounds of the range in the tensor itself."""
     image = torch.randn(70, 24, 30, 30)
-    for x in (image, lay(image, "last first")):
+    for x in (image, lay(image, "last first"), lay(image, "last first").bfloat16()):
         for rounding in ROUNDINGS:
             test = example((x, "bcss", ""), "affine8", "real", rounding, (True, True), True, True, 2)(test)
     return test
@@ -327,7 +333,7 @@ def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, ro
         torch.set_num_threads(1)
     made, (measured, *checked) = found[: sum(wanted)], found[sum(wanted) :]
     expected = references.quantize(x, scale, zero, key, spec, layout, "site")
-    shown = references.dequantize(expected, scale, zero, spec, layout, torch.float32, x if shows else None)
+    shown = references.dequantize(expected, scale, zero, spec, layout, x.dtype, x if shows else None)
     assert_wanted(made, wanted, (expected, shown))
     assert same(measured + 0.0, stacked.measure(x, reach, spec, layout) + 0.0)  # 0 and −0 are one end
     assert all(same(one, references.checked(scale, x, spec, layout)) for one in checked)
@@ -335,7 +341,7 @@ def test_codes_by_one_known_scale_and_what_the_range_learns(case, form, rule, ro
 
 
 def test_the_references_measure_what_the_kernel_cannot():
-    x, spec = torch.randn(4, 6, dtype=torch.bfloat16), str(parse_spec("int8:real:tensor:nearest:pass:hindsight"))
+    x, spec = torch.randn(4, 6, dtype=torch.float16), str(parse_spec("int8:real:tensor:nearest:pass:hindsight"))
     scale, reach = stacked.read_ranges([torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1)], spec)
     scale = scale.reshape(1, 1)
     found = coders.quantize_measured(x, scale, None, reach, None, spec, "bc", "site", True, False, False, True)
@@ -359,4 +365,4 @@ def test_exponents_beside_the_numbers_at_which_they_move(form, rule):
     expected_codes = references.quantize(x, expected, None, None, str(spec), "bc", "site")
     assert same(scale, expected)
     assert same(codes, expected_codes)
-    assert same(floats, references.dequantize(expected_codes, expected, None, str(spec), "bc", torch.float32))
+    assert same(floats, references.dequantize(expected_codes, expected, None, str(spec), "bc", x.dtype))

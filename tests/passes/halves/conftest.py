@@ -85,9 +85,9 @@ def settle_compiled(text):
 
 
 def draw_like(node):
-    """Return random numbers of the shape and strides of a node."""
+    """Return random numbers of the shape, the strides and the type of a node."""
     value = get_value(node)
-    return torch.empty_strided(value.shape, value.stride()).copy_(torch.randn(tuple(value.shape)))
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(torch.randn(tuple(value.shape)))
 
 
 @pytest.fixture

@@ -44,20 +44,40 @@ def test_golden_kernels(compiled_halves, settle_compiled, text, golden):
     golden(before=before, after=text(halves))
 
 
-@pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "tensor-int8", "channelwise-int4"])
-def test_no_bit_changes(recipe, compiled_halves, run_halves, same_bits):
-    halves = [compiled_halves(recipe, network(), leaf()) for _ in range(2)]
-    step = CallKernels()
-    assert step(halves[1]) > 0
-    assert step.tally.called > 0
+def test_codes_of_bfloat16_are_packed(compiled_halves, run_halves, same_bits):
+    halves = [saved_in_4_bits(compiled_halves, 4, torch.bfloat16) for _ in range(2)]
+    assert CallKernels()(halves[1]) > 0
+    assert count_at_once(halves[1]) == count(halves[1], (ops.PACK_CODES,)) == 1
     assert same_bits(*map(run_halves, halves))
 
 
-def saved_in_4_bits(compiled_halves, samples):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recipe", ["hyperblock-int8", "hyperblock-int4", "tensor-int8", "channelwise-int4"])
+def test_no_bit_changes(recipe, dtype, compiled_halves, run_halves, same_bits):
+    x = leaf().detach().to(dtype).requires_grad_()
+    halves = [compiled_halves(recipe, network().to(dtype), x) for _ in range(2)]
+    step = CallKernels()
+    assert step(halves[1]) > 0
+    assert step.tally.called > 0
+    assert not step.tally.reasons
+    assert count(halves[1], PLAIN) < count(halves[0], PLAIN)
+    assert same_bits(*map(run_halves, halves))
+
+
+def test_float16_stays_a_loop(compiled_halves, text):
+    x = leaf().detach().half().requires_grad_()
+    halves, step = compiled_halves("hyperblock-int8", network().half(), x), CallKernels()
+    before = text(halves)
+    assert step(halves) == 0
+    assert text(halves) == before
+    assert set(step.tally.reasons) == {"kernels read float32 and bfloat16, got float16"}
+
+
+def saved_in_4_bits(compiled_halves, samples, dtype=torch.float32):
     """The halves of a model that saves codes of 4 bits and a mask."""
-    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5))
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.GELU(), nn.Dropout(0.5)).to(dtype)
     recipe = add_saving(recipes.get("hyperblock-int4"), "int4")
-    return compiled_halves(recipe, model, torch.randn(samples, 8, requires_grad=True))
+    return compiled_halves(recipe, model, torch.randn(samples, 8, dtype=dtype, requires_grad=True))
 
 
 def count_at_once(halves):
@@ -117,9 +137,10 @@ def test_golden_ranges_that_learn(compiled_halves, settle_compiled, text, golden
     golden(before=before, after=text(halves))
 
 
-def test_no_bit_of_a_range_changes(compiled_halves, run_halves, same_bits):
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    halves = measured(compiled_halves, model, torch.randn(2, 4, 9, 9, requires_grad=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_bit_of_a_range_changes(dtype, compiled_halves, run_halves, same_bits):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)).to(dtype)
+    halves = measured(compiled_halves, model, torch.randn(2, 4, 9, 9, dtype=dtype, requires_grad=True))
     assert count(halves[1], (ops.QUANTIZE_MEASURED,)) == count(halves[0], (ops.MEASURE,)) > 0
     assert same_bits(*map(run_halves, halves))
 

@@ -50,7 +50,7 @@ def test_blocks(spec):
         ("int8:max:b2c8:nearest:pass:percentile(99)", {}, "the range percentile(99) is not that of the present block"),
         ("int16:max:b2c8:nearest:pass", {}, "kernels write integers of at most 8 bits, got int16"),
         ("int8:max:b2c8:nearest:pass", {"device": "mps"}, "no kernel of a quantizer runs on mps"),
-        ("int8:max:b2c8:nearest:pass", {"dtype": torch.bfloat16}, "kernels read float32, got torch.bfloat16"),
+        ("int8:max:b2c8:nearest:pass", {"dtype": torch.float16}, "kernels read float32 and bfloat16, got float16"),
         (
             "int8:max:b5c8:nearest:pass",
             {"layout": "bbc", "shape": (4, 3, 8), "stride": (8, 32, 1)},
@@ -74,7 +74,7 @@ def test_blocks_that_have_no_kernel(spec, changes, reason):
         ),
         ("uint8:max:b2c8:nearest:pass", {}, "kernels find the scales of signed integers, got uint8 and max"),
         ("int16:max:b2c8:nearest:pass", {}, "kernels write integers of at most 8 bits, got int16"),
-        ("int8:max:b2c8:nearest:pass", {"dtype": torch.bfloat16}, "kernels read float32, got torch.bfloat16"),
+        ("int8:max:b2c8:nearest:pass", {"dtype": torch.bfloat16}, "kernels read float32, got bfloat16"),
         (
             "int8:max:b2c8:nearest:pass",
             {"shape": (2**19, 8, 32, 32), "stride": (8192, 1024, 32, 1)},
