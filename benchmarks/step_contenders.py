@@ -21,23 +21,22 @@ class Contender:
     execution: str = "simulate"
     save: str = ""
     channels_last: bool = False
+    #: autocast
     bfloat16: bool = False
     compiled: bool = True
 
     @property
     def name(self) -> str:
         """The row of the table."""
-        own = [
-            self.recipe,
+        words = [
+            self.recipe or self.maker,
             self.execution if self.execution != "simulate" else "",
             f"save {self.save}" * bool(self.save),
+            "bfloat16" * self.bfloat16,
+            "eager" * (self.is_float and not self.compiled),
+            "channels-last" * self.channels_last,
         ]
-        words = (
-            own
-            if self.recipe
-            else [self.maker, "bfloat16" * self.bfloat16, "eager" * (self.is_float and not self.compiled)]
-        )
-        return ", ".join(word for word in (*words, "channels-last" * self.channels_last) if word)
+        return ", ".join(filter(None, words))
 
     @property
     def is_float(self) -> bool:
@@ -89,7 +88,7 @@ _FLOAT: Final = tuple(
     for last in (False, True)
 )
 _OURS: Final = tuple(
-    Contender("qcompiler", recipe, execution, save, channels_last=last)
+    Contender("qcompiler", recipe, execution, save, channels_last=last, bfloat16=low)
     for recipe, execution, save in (
         ("hyperblock-int8", "simulate", ""),
         ("hyperblock-int8", "simulate", "int8"),
@@ -101,6 +100,7 @@ _OURS: Final = tuple(
         ("in-hindsight-w8a8g8", "simulate", ""),
         ("in-hindsight-w8a8g8", "auto", ""),
     )
+    for low in (False, True)
     for last in (False, True)
 )
 _PEERS: Final = (Contender("torchao"), Contender("QPyTorch", compiled=False))

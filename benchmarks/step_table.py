@@ -18,7 +18,7 @@ _ALL: Final = (
     "quantizers",
     "loss of step 10",
 )
-#: heading → contenders of which the fastest is shown, channels-last or not
+#: heading → contenders of which the fastest is shown: channels-last or not, ours in autocast or not
 _TIMES: Final = {
     "float32": "float",
     "hyperblock-int8": "hyperblock-int8",
@@ -31,6 +31,9 @@ _TIMES: Final = {
 }
 #: heading → contender whose bytes are shown
 _BYTES: Final = {'saved, `save="int8"`': "hyperblock-int8, save int8", '`save="int4"`': "hyperblock-int4, save int4"}
+
+#: behind the name of a contender in autocast
+_SHORT: Final = (", bfloat16", ", bfloat16, channels-last")
 
 #: what rows of one table have in common
 _SHAPE: Final = ("model", "threads", "batch", "width", "depth")
@@ -127,8 +130,9 @@ def _name_group(row: Row) -> str:
 
 
 def _find_rows(group: list[Row], name: str) -> list[Row]:
-    """Return what ran of a contender: in both orders of memory, or in one."""
-    return [row for row in group if row["contender"] in (name, f"{name}, channels-last") and "error" not in row]
+    """Return what ran of a contender: in both orders of memory, and in autocast unless float is asked for."""
+    words = ("", ", channels-last") if name == "float" else ("", ", channels-last", *_SHORT)
+    return [row for row in group if row["contender"] in [name + word for word in words] and "error" not in row]
 
 
 def _summarize_times(group: list[Row], name: str, best: Row) -> str:
