@@ -4,6 +4,7 @@ The results are those of runtime/references.py, bit for bit. Scales that are fou
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -14,6 +15,7 @@ from qcompiler.runtime import references, shapes, stacked
 from qcompiler.runtime.kernels import packing
 from qcompiler.runtime.kernels import quantize_blocks as kernel
 from qcompiler.runtime.kernels import quantize_whole as whole
+from qcompiler.runtime.kernels.quantizers import explain_format, explain_range
 from qcompiler.runtime.kernels.triton_support import explain_triton
 from qcompiler.runtime.numbers.packing import per_byte
 from qcompiler.runtime.spec import parse_spec
@@ -161,6 +163,7 @@ def dequantize_blocks(
         codes.is_cpu
         and codes.element_size() == 1
         and dtype in kernel.DTYPES
+        and _has_kernel(spec)
         and not kernel.dequantize(call, dense, scale, zero_point, floats, parts=parts)
     ):
         return floats
@@ -228,6 +231,13 @@ def _quantize_on_cpu(
     return kernel.quantize(call, x, results, key, zero, finds=finds)
 
 
+@functools.lru_cache(maxsize=4096)
+def _has_kernel(spec: str, *, finds: bool = False) -> bool:
+    """Return True if kernels know the codes of a spec and, if they have to find scales, the rule of the scales."""
+    parsed = parse_spec(spec)
+    return not explain_format(parsed) and not (finds and explain_range(parsed))
+
+
 def _make_dense(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Return a tensor with the strides of its results, which are dense: itself, or a copy."""
     return x if x.stride() == stride else torch.empty_like(x).copy_(x)
@@ -291,7 +301,7 @@ class _Job:
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
         quantize = find_kernel(self.x.device.type)
-        if quantize is None or not self._fits():
+        if quantize is None or not self._fits(finds=finds):
             return False
         return not quantize(self.call, self._take_dense(), self._describe(scale), key, zero_point, finds=finds)
 
@@ -304,10 +314,12 @@ class _Job:
         given = self.call, self._take_dense(), self._describe(scale)
         return not whole.quantize_measured(*given, key, zero_point, measured)
 
-    def _fits(self) -> bool:
+    def _fits(self, *, finds: bool = False) -> bool:
         """Return True if a kernel writes what is wanted, of a tensor of this type."""
         dtypes = kernel.DTYPES if self.x.is_cpu else (torch.float32,)
         if self.x.dtype not in dtypes or (self.codes is None and self.floats is None):
+            return False
+        if not _has_kernel(self.call.spec, finds=finds):
             return False
         return self.parts == 1 or (self.x.is_cpu and not kernel.explain_parts(self.call))
 

@@ -51,18 +51,24 @@ def explain_quantizer(kernels: tuple[QuantizerKernel, ...], facts: QuantizerFact
     return f"no kernel of a quantizer runs on {facts.device}"
 
 
+def explain_format(spec: QuantSpec) -> str:
+    """Say why no kernel writes the codes of a spec, or reads them; empty: kernels do."""
+    form = spec.format
+    is_short = isinstance(form, IntFormat) and form.bits <= 8
+    return "" if is_short else f"kernels write integers of at most 8 bits, got {form}"
+
+
 def _explain_numbers(facts: QuantizerFacts) -> str:
-    form = facts.spec.format
-    if not isinstance(form, IntFormat) or form.bits > 8:
-        return f"kernels write integers of at most 8 bits, got {form}"
+    if reason := explain_format(facts.spec):
+        return reason
     dtypes = quantize_blocks.DTYPES if facts.device == "cpu" else (torch.float32,)
     if facts.dtype not in dtypes:
         return f"kernels read {' and '.join(str(one)[6:] for one in dtypes)}, got {str(facts.dtype)[6:]}"
     return ""
 
 
-def _explain_range(facts: QuantizerFacts) -> str:
-    spec = facts.spec
+def explain_range(spec: QuantSpec) -> str:
+    """Say why no kernel finds the scales of a spec; empty: kernels do."""
     if spec.range != Current():
         return f"the range {spec.range} is not that of the present block"
     if spec.format.kind is not Kind.SIGNED or spec.scale is Scale.TWO_LEVEL:
@@ -88,7 +94,7 @@ def _explain_cpu(facts: QuantizerFacts) -> str:
 
 
 def _explain_cpu_blocks(facts: QuantizerFacts) -> str:
-    return _explain_range(facts) or _explain_cpu(facts) or _explain_order(facts) or _explain_size(facts)
+    return explain_range(facts.spec) or _explain_cpu(facts) or _explain_order(facts) or _explain_size(facts)
 
 
 def _explain_size(facts: QuantizerFacts) -> str:
@@ -108,8 +114,8 @@ def _explain_cuda_blocks(facts: QuantizerFacts) -> str:
     size = _count_elements(facts)
     if size > MOST_IN_PROGRAM:
         reason = f"a block of {size} elements does not fit into one program; valid: {MOST_IN_PROGRAM}"
-        return _explain_range(facts) or reason
-    return _explain_range(facts) or _explain_cuda(facts) or _explain_order(facts)
+        return explain_range(facts.spec) or reason
+    return explain_range(facts.spec) or _explain_cuda(facts) or _explain_order(facts)
 
 
 def _explain_measured(facts: QuantizerFacts) -> str:

@@ -350,6 +350,21 @@ def test_the_references_measure_what_the_kernel_cannot():
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    "text", ["uint4:max:b2c8", "affine8:real:b2c8", "int8:two-level:c16", "e4m3:max:tensor", "int16:max:b2c8"]
+)
+def test_the_references_find_and_write_what_no_kernel_knows(text):
+    x, spec = torch.randn(4, 16), str(parse_spec(f"{text}:nearest:pass"))
+    codes, floats, scale = coders.quantize_blocks(x, None, spec, "bc", "site", True, True)
+    expected = references.scale(x, spec, "bc")
+    expected_codes = references.quantize(x, expected, None, None, spec, "bc", "site")
+    expected_floats = references.dequantize(expected_codes, expected, None, spec, "bc", x.dtype)
+    assert all(map(same, (scale, codes, floats), (expected, expected_codes, expected_floats)))
+    by, shown = coders.quantize_by(x, expected, None, None, spec, "bc", "site", True, True, False)
+    assert all(map(same, (by, shown), (expected_codes, expected_floats)))
+    assert same(coders.dequantize_blocks(codes, scale, None, spec, "bc", x.dtype), expected_floats)
+
+
 @pytest.mark.parametrize("rule", ["max", "fit", "ceil", "round", "one", "real"])
 @pytest.mark.parametrize("form", ["int8", "int4", "int2"])
 def test_exponents_beside_the_numbers_at_which_they_move(form, rule):
