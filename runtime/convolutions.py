@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -99,26 +99,31 @@ def convolve_codes(
     windows = (start, count, step, b.shape[2:], dilation)
     left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
     right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
-    own = _choose_type(dtype, kernel, left, right)
-    result = _make_result(a, (a.shape[0], b.shape[0], *count), own, channels_last)
-    for x, w, is_first, is_last in _list_runs(left, right, (1, 1)):
+    runs = _list_runs(left, right, (1, 1))
+    result = _make_result(a, (a.shape[0], b.shape[0], *count), _choose_type(dtype, kernel, runs), channels_last)
+    for x, w, is_first, is_last in runs:
         _convolve(x, w, bias if is_last else None, kernel, windows, result, is_first)
     return result.to(dtype)
 
 
-def _choose_type(dtype: torch.dtype, kernel: str, a: _Operand, b: _Operand) -> torch.dtype:
-    """Return the type in which results are written: float32 where anything is added to them in a second step."""
-    return dtype if kernel and dtype is torch.bfloat16 and not (a.run and b.run) else torch.float32
+#: both operands of a run, and whether the run is the first and the last
+_Run: TypeAlias = tuple[_Operand, _Operand, bool, bool]
 
 
-def _list_runs(a: _Operand, b: _Operand, dims: tuple[int, int]) -> Iterator[tuple[_Operand, _Operand, bool, bool]]:
-    """Yield both operands run by run, and whether a run is the first and the last; `dims` are summed."""
+def _choose_type(dtype: torch.dtype, kernel: str, runs: list[_Run]) -> torch.dtype:
+    """Return the type in which results are written: float32 if the results of runs are added, or are cast."""
+    return dtype if kernel and dtype is torch.bfloat16 and len(runs) == 1 else torch.float32
+
+
+def _list_runs(a: _Operand, b: _Operand, dims: tuple[int, int]) -> list[_Run]:
+    """Return both operands run by run; `dims` are summed."""
     run, extent = math.gcd(a.run, b.run), a.codes.shape[dims[0]]
     if not run:
-        yield a, b, True, True
-        return
-    for first in range(0, extent, run):
-        yield a.cut(dims[0], first, run), b.cut(dims[1], first, run), first == 0, first + run >= extent
+        return [(a, b, True, True)]
+    return [
+        (a.cut(dims[0], first, run), b.cut(dims[1], first, run), first == 0, first + run >= extent)
+        for first in range(0, extent, run)
+    ]
 
 
 def _convolve(
@@ -201,9 +206,9 @@ def convolve_input(
     geometry = stride, padding, dilation, space
     left = _Operand(a, a_scale, a_zero_point, a_spec, a_edge, a_run)
     right = _Operand(b, b_scale, b_zero_point, b_spec, b_edge, b_run)
-    own = _choose_type(dtype, kernel, left, right)
-    result = _make_result(a, (a.shape[0], b.shape[1], *space), own, channels_last)
-    for y, w, is_first, _ in _list_runs(left, right, (1, 0)):
+    runs = _list_runs(left, right, (1, 0))
+    result = _make_result(a, (a.shape[0], b.shape[1], *space), _choose_type(dtype, kernel, runs), channels_last)
+    for y, w, is_first, _ in runs:
         _convolve_input(y, w, kernel, geometry, result, is_first)
     return result.to(dtype)
 
