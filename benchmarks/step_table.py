@@ -32,8 +32,8 @@ _TIMES: Final = {
 #: heading → contender whose bytes are shown
 _BYTES: Final = {'saved, `save="int8"`': "hyperblock-int8, save int8", '`save="int4"`': "hyperblock-int4, save int4"}
 
-#: behind the name of a contender in autocast
-_SHORT: Final = (", bfloat16", ", bfloat16, channels-last")
+#: behind the name of a contender
+_ORDERS: Final = ("", ", channels-last")
 
 #: what rows of one table have in common
 _SHAPE: Final = ("model", "threads", "batch", "width", "depth")
@@ -131,8 +131,9 @@ def _name_group(row: Row) -> str:
 
 def _find_rows(group: list[Row], name: str) -> list[Row]:
     """Return what ran of a contender: in both orders of memory, and in autocast unless float is asked for."""
-    words = ("", ", channels-last") if name == "float" else ("", ", channels-last", *_SHORT)
-    return [row for row in group if row["contender"] in [name + word for word in words] and "error" not in row]
+    kinds = [name] if name == "float" else [name, f"{name}, bfloat16"]
+    names = [kind + order for kind in kinds for order in _ORDERS]
+    return [row for row in group if row["contender"] in names and "error" not in row]
 
 
 def _summarize_times(group: list[Row], name: str, best: Row) -> str:

@@ -162,7 +162,7 @@ def dequantize_blocks(
     if (
         codes.is_cpu
         and codes.element_size() == 1
-        and dtype in kernel.DTYPES
+        and dtype in kernel.DTYPES["cpu"]
         and _has_kernel(spec)
         and not kernel.dequantize(call, dense, scale, zero_point, floats, parts=parts)
     ):
@@ -303,7 +303,7 @@ class _Job:
         quantize = find_kernel(self.x.device.type)
         if quantize is None or not self._fits(finds=finds):
             return False
-        return not quantize(self.call, self._take_dense(), self._describe(scale), key, zero_point, finds=finds)
+        return not quantize(*self._describe(scale), key, zero_point, finds=finds)
 
     def run_measured(
         self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, measured: whole.Measured
@@ -311,23 +311,20 @@ class _Job:
         """Let the kernel write the results, and what the tensor shows; return False if the kernel cannot."""
         if not self.x.is_cpu or scale.numel() != 1 or not self._fits():
             return False
-        given = self.call, self._take_dense(), self._describe(scale)
-        return not whole.quantize_measured(*given, key, zero_point, measured)
+        return not whole.quantize_measured(*self._describe(scale), key, zero_point, measured)
 
     def _fits(self, *, finds: bool = False) -> bool:
         """Return True if a kernel writes what is wanted, of a tensor of this type."""
-        dtypes = kernel.DTYPES if self.x.is_cpu else (torch.float32,)
-        if self.x.dtype not in dtypes or (self.codes is None and self.floats is None):
+        if self.x.dtype not in kernel.DTYPES[self.x.device.type] or not self.results:
             return False
         if not _has_kernel(self.call.spec, finds=finds):
             return False
         return self.parts == 1 or (self.x.is_cpu and not kernel.explain_parts(self.call))
 
-    def _take_dense(self) -> Tensor:
-        return _make_dense(self.x, self.call.stride)
-
-    def _describe(self, scale: Tensor) -> kernel.Results:
-        return kernel.Results(scale, self.codes, self.floats, self.parts)
+    def _describe(self, scale: Tensor) -> tuple[kernel.Call, Tensor, kernel.Results]:
+        """Return what every kernel is told, reads and writes."""
+        results = kernel.Results(scale, self.codes, self.floats, self.parts)
+        return self.call, _make_dense(self.x, self.call.stride), results
 
     def run_references(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None) -> None:
         """Let the references write the results."""

@@ -1,8 +1,8 @@
 // Quantize and dequantize dense tensors in memory order; the numbers are those of runtime/references.py, bit for bit.
 
 #include "tiles.h"
-#include "reals.h"
 #include "scales.h"
+#include "reals.h"
 #include "groups.h"
 #include "eights.h"
 #include "blocks.h"

@@ -19,8 +19,8 @@ from qcompiler.runtime.scales import mantissa_of
 from qcompiler.runtime.spec import QuantSpec, Scale, parse_spec
 
 NAME: Final = "quantize_blocks"
-#: of the floats that kernels of the CPU read and write
-DTYPES: Final = (torch.float32, torch.bfloat16)
+#: type of a device → types of the floats that its kernels read and write
+DTYPES: Final = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32,)}
 #: as in the C++
 _MOST_AXES: Final = 8
 #: the bits of infinity; those of NaN are above
@@ -136,7 +136,7 @@ def explain_parts(call: Call, *, finds_scale: bool = True) -> str:
 
 
 def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: Tensor | None, *, finds: bool) -> str:
-    """Write codes and floats of a dense tensor (`DTYPES`), and the scales if the kernel finds them.
+    """Write codes and floats of a dense float tensor (`DTYPES`), and the scales if the kernel finds them.
 
     Returns:
         The reason why nothing is done; empty: it is.

@@ -3,8 +3,8 @@
 // the other. The numbers are those of runtime/references.py, bit for bit.
 
 #include "tiles.h"
-#include "reals.h"
 #include "scales.h"
+#include "reals.h"
 #include "groups.h"
 
 namespace {

@@ -61,10 +61,11 @@ def explain_format(spec: QuantSpec) -> str:
 def _explain_numbers(facts: QuantizerFacts) -> str:
     if reason := explain_format(facts.spec):
         return reason
-    dtypes = quantize_blocks.DTYPES if facts.device == "cpu" else (torch.float32,)
-    if facts.dtype not in dtypes:
-        return f"kernels read {' and '.join(str(one)[6:] for one in dtypes)}, got {str(facts.dtype)[6:]}"
-    return ""
+    dtypes = quantize_blocks.DTYPES[facts.device]
+    if facts.dtype in dtypes:
+        return ""
+    *valid, given = (str(one).removeprefix("torch.") for one in (*dtypes, facts.dtype))
+    return f"kernels read {' and '.join(valid)}, got {given}"
 
 
 def explain_range(spec: QuantSpec) -> str:

@@ -23,7 +23,7 @@ struct Reals {
 #pragma omp simd
     for (int64_t i = 0; i < lanes; ++i) {
         const uint32_t bits = as_bits(from[i]), rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-        to[i] = static_cast<uint16_t>(magnitude(from[i]) > 0x7F800000 ? 0x7FC0 : rounded);
+        to[i] = static_cast<uint16_t>(magnitude(from[i]) > INFINITE ? 0x7FC0 : rounded);
     }
 }
 
