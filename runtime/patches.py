@@ -1,5 +1,7 @@
 """Patches: the codes that each position of a convolution reads, copied into the row of a matrix."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -123,3 +125,39 @@ def _fill(padded: Tensor, zero: Tensor | int | None) -> None:
         padded.fill_(zero or 0)
     else:
         padded.copy_(zero.reshape(-1, *(1,) * (padded.ndim - 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """The inputs of a convolution whose index plus padding has one remainder by the stride, in every dimension."""
+
+    remainder: tuple[int, ...]
+    #: the first of these inputs
+    place: tuple[int, ...]
+    #: the first output that an input reads, as for `patches`
+    start: tuple[int, ...]
+    #: how many taps these inputs meet
+    taps: tuple[int, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if these inputs meet no tap."""
+        return 0 in self.taps
+
+
+@functools.lru_cache(maxsize=4096)
+def list_rests(
+    taps: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Rest, ...]:
+    """Return the inputs of every remainder."""
+    remainders = itertools.product(*map(range, stride))
+    return tuple(_find_rest(taps, remainder, stride, padding, dilation) for remainder in remainders)
+
+
+def _find_rest(taps: Sequence[int], remainder: tuple[int, ...], *geometry: Sequence[int]) -> Rest:
+    stride, padding, dilation = geometry
+    met = tuple(-(-(k - r) // s) for k, r, s in zip(taps, remainder, stride, strict=True))
+    first = [-(-(p - r) // s) for p, r, s in zip(padding, remainder, stride, strict=True)]
+    place = tuple(s * t + r - p for s, t, r, p in zip(stride, first, remainder, padding, strict=True))
+    start = tuple(t - d * (k - 1) for t, d, k in zip(first, dilation, met, strict=True))
+    return Rest(remainder, place, start, met)

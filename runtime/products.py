@@ -1,6 +1,5 @@
 """The product of two matrices of codes, or of a batch of those: integers are summed, and each sum is scaled once."""
 
-import dataclasses
 import math
 from typing import Final, TypeVar
 
@@ -125,13 +124,22 @@ def _describe(codes: Tensor, scale: Tensor, point: Tensor | None, spec: str, edg
     if codes.element_size() > 1:  # as `unpack` returns those of 7 bits at most
         codes = codes.to(torch.int8)
     shifted = codes.dtype is torch.int8 and is_shifted(parse_spec(spec).format)
-    return dataclasses.replace(describe_codes(codes, scale, point, edge), is_shifted=shifted)
+    return describe_codes(codes, scale, point, edge, is_shifted=shifted)
 
 
-def describe_codes(codes: Tensor, scale: Tensor, point: Tensor | None, edge: int) -> Codes:
+def describe_codes(
+    codes: Tensor,
+    scale: Tensor,
+    point: Tensor | None,
+    edge: int,
+    *,
+    is_reversed: bool = False,
+    is_shifted: bool = False,
+) -> Codes:
     """Return codes with dense scales and zero points, for a kernel that scales its sums."""
     point = None if point is None else point.contiguous()
-    return Codes(codes, scale.contiguous(), point, edge if scale.numel() > 1 else max(1, codes.numel()))
+    edge = edge if scale.numel() > 1 else max(1, codes.numel())
+    return Codes(codes, scale.contiguous(), point, edge, is_reversed, is_shifted)
 
 
 def fake_matmul_codes(

@@ -5,11 +5,12 @@ import dataclasses
 import functools
 import math
 import zlib
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.kernels.calls import get_pointer
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.memory import Axis, list_axes, order_scales
 from qcompiler.runtime.numbers.blocks import view_blocks
@@ -91,8 +92,7 @@ def find_call(
     return Call(shape, stride, spec, layout, site, shows)
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """The tensors that a call reads and writes; None: not wanted, or not there."""
 
     scale: Tensor
@@ -145,16 +145,11 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
-    data = _Data(
-        parts=results.parts,
-        x=describe_reals(x),
-        codes=get_pointer(results.codes),
-        floats=describe_reals(results.floats),
-        scale=results.scale.data_ptr(),
-        zero_point=get_pointer(zero),
-        key=get_pointer(key),
-        threads=torch.get_num_threads(),
-    )
+    data = _Data(parts=results.parts, threads=torch.get_num_threads())
+    point_to_reals(data.x, x)
+    point_to_reals(data.floats, results.floats)
+    data.codes, data.scale = get_pointer(results.codes), results.scale.data_ptr()
+    data.key, data.zero_point = get_pointer(key), get_pointer(zero)
     library.quantize_blocks(
         ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point(), ctypes.c_bool(finds)
     )
@@ -174,14 +169,9 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
-    data = _Data(
-        parts=parts,
-        codes_read=codes.data_ptr(),
-        floats=describe_reals(floats),
-        scale=scale.data_ptr(),
-        zero_point=get_pointer(zero),
-        threads=torch.get_num_threads(),
-    )
+    data = _Data(parts=parts, threads=torch.get_num_threads())
+    point_to_reals(data.floats, floats)
+    data.codes_read, data.scale, data.zero_point = codes.data_ptr(), scale.data_ptr(), get_pointer(zero)
     is_signed = parse_spec(call.spec).format.dtype is torch.int8
     library.dequantize_blocks(ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), is_signed)
     return ""
@@ -195,14 +185,10 @@ def prepare(call: Call, scale: Tensor, name: str, *, finds_scale: bool) -> tuple
     return library if isinstance(library, str) else (task, library)
 
 
-def describe_reals(tensor: Tensor | None) -> Reals:
-    """Return a tensor as kernels know it; None: there is none."""
-    return Reals() if tensor is None else Reals(tensor.data_ptr(), tensor.dtype is torch.bfloat16)
-
-
-def get_pointer(tensor: Tensor | None) -> int | None:
-    """Return the address of a tensor; None: there is none."""
-    return None if tensor is None else tensor.data_ptr()
+def point_to_reals(reals: Reals, tensor: Tensor | None) -> None:
+    """Write the address of a tensor as kernels know it; None: there is none."""
+    if tensor is not None:
+        reals.data, reals.is_short = tensor.data_ptr(), tensor.dtype is torch.bfloat16
 
 
 @functools.lru_cache(maxsize=4096)

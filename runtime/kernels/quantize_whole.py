@@ -9,14 +9,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from qcompiler.runtime.kernels.calls import get_pointer
 from qcompiler.runtime.kernels.quantize_blocks import (
     Call,
     Reals,
     Results,
-    describe_reals,
     find_scale_stride,
-    get_pointer,
     make_task,
+    point_to_reals,
     prepare,
 )
 from qcompiler.runtime.numbers.blocks import view_blocks
@@ -79,25 +79,29 @@ def quantize_measured(
     Returns:
         The reason why nothing is done; empty: it is.
     """
-    given = {"zero_point": zero, **vars(measured)}
-    places = {name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None}
-    return _call_kernel("quantize_measured", call, x, results, key, **places)
+    return _call_kernel("quantize_measured", call, x, results, key, zero, measured)
 
 
-def _call_kernel(name: str, call: Call, x: Tensor, results: Results, key: Tensor | None, **places: int) -> str:
+def _call_kernel(
+    name: str,
+    call: Call,
+    x: Tensor,
+    results: Results,
+    key: Tensor | None,
+    zero: Tensor | None = None,
+    measured: Measured | None = None,
+) -> str:
     prepared = prepare(call, results.scale, NAME, finds_scale=False)
     if isinstance(prepared, str):
         return prepared
     task, library = prepared
-    data = _Data(
-        x=describe_reals(x),
-        floats=describe_reals(results.floats),
-        codes=get_pointer(results.codes),
-        scale=results.scale.data_ptr(),
-        key=get_pointer(key),
-        threads=torch.get_num_threads(),
-        kind=_KINDS[parse_spec(call.spec).format.kind],
-        **places,
-    )
+    data = _Data(threads=torch.get_num_threads(), kind=_KINDS[parse_spec(call.spec).format.kind])
+    point_to_reals(data.x, x)
+    point_to_reals(data.floats, results.floats)
+    data.codes, data.scale = get_pointer(results.codes), results.scale.data_ptr()
+    data.key, data.zero_point = get_pointer(key), get_pointer(zero)
+    if measured is not None:
+        data.reach, data.measured = measured.reach.data_ptr(), measured.measured.data_ptr()
+        data.checked = measured.checked.data_ptr()
     getattr(library, name)(ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point())
     return ""

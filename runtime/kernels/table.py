@@ -78,14 +78,12 @@ def _list_kernels(facts: Facts, *, faster: bool) -> tuple[AnyKernel, ...]:
 
 def get_convolution(name: str) -> Convolution:
     """Return the kernel of a name that convolves codes."""
-    (found,) = (row for row in CONVOLUTIONS if row.name == name)
-    return found.call
+    return next(row.call for row in CONVOLUTIONS if row.name == name)
 
 
 def get_whole(name: str) -> WholeProduct:
     """Return the kernel of a name that scales whole sums."""
-    (found,) = (row for row in WHOLE_KERNELS if row.name == name)
-    return found.call
+    return next(row.call for row in WHOLE_KERNELS if row.name == name)
 
 
 def multiply(a: Tensor, b: Tensor, kernel: str) -> Tensor:

@@ -351,6 +351,26 @@ def test_a_nan_scale_gives_nan_throughout(kernel, broken):
 
 
 @pytest.mark.skipif(bool(REASON), reason=REASON)
+@pytest.mark.parametrize("taps", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("broken", [False, True])
+def test_runs_are_added_to_inputs_that_no_tap_meets(taps, stride, broken):
+    """Zeros, or NaN of the scale of a later run."""
+    y, w = Blocks.draw((3, 64, 4, 4), 0, 1, 32, 0), Blocks.draw((64, 5, taps, taps), 1, 1, 32, 1)
+    w.scale[3, 1] = torch.nan if broken else 1.0
+    spec = "int8:real:tensor:nearest:pass"
+    args = y.codes, y.scale, None, w.codes, w.scale, None, None, spec, spec, 1, 1
+    size = [3 * stride + taps] * 2
+    given = {"stride": [stride] * 2, "padding": [0, 0], "dilation": [1, 1], "space": size, "channels_last": True}
+    found, expected = (
+        ops.CONVOLVE_INPUT(*args, name, torch.float32, **given, a_run=32, b_run=32) for name in ("convolve", "")
+    )
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan().any() == broken
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.parametrize(("samples", "channels", "outs"), [(3, 20, 40), (40, 3, 17), (420, 1, 2), (40, 200, 200)])
 def test_threads_change_nothing(samples, channels, outs):
     """Nor do batches that each thread sums for itself: in int64 those of 420 samples; or that all threads sum."""
