@@ -8,7 +8,7 @@
 #ifdef HAS_VECTORS
 namespace {
 
-constexpr int64_t ROWS = LANES == 16 ? 8 : 6, VECTORS = 2;  // their sums, and totals of runs, fill the registers
+constexpr int64_t ROWS = LANES == 16 ? 8 : 6;
 constexpr int64_t DEPTH = 64 * LANES;  // codes of the summed axis at a time, with
 constexpr int64_t TASK_GROUPS = 48;    // groups of b: 768 KiB, or 384 with AVX2, stay in the second cache for
 constexpr int64_t TASK_ROWS = 8 * ROWS;  // rows of a after each other
@@ -25,12 +25,23 @@ struct Operand {
 
 struct Sum {
   int64_t length, run, runs;
-  int64_t words_of(int64_t r) const { return divide_up(std::min(run, length - r * run), WORD); }
+  int64_t get_length(int64_t r) const { return std::min(run, length - r * run); }
+  int64_t words_of(int64_t r) const { return divide_up(get_length(r), WORD); }
   int64_t words_before(int64_t r) const { return r * divide_up(run, WORD); }
   int64_t words() const { return words_before(runs - 1) + words_of(runs - 1); }
 };
 
 inline Sum make_sum(int64_t length, int64_t run) { return {length, run, std::max<int64_t>(1, divide_up(length, run))}; }
+
+template <bool IS_LEFT>
+INLINE Ints make_packed(const Operand &x, Ints words) {
+  return IS_LEFT ? make_unsigned(words, x.is_signed) : make_signed(words, x.is_signed);
+}
+
+template <bool IS_LEFT>
+INLINE void add_packed(Ints &total, Ints packed) {
+  add_products(total, IS_LEFT ? packed : spread_code(1), IS_LEFT ? spread_code(1) : packed);
+}
 
 // Pack one run of a group. Codes that are not there become zeros.
 template <bool IS_LEFT>
@@ -40,8 +51,8 @@ void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
   uint8_t *to = x.packed + (group * sum.words() + sum.words_before(r)) * BYTES;
   Ints total{};
   const auto add = [&](Ints words) __attribute__((always_inline)) {
-    const Ints packed = IS_LEFT ? make_unsigned(words, x.is_signed) : make_signed(words, x.is_signed);
-    add_products(total, IS_LEFT ? packed : spread_code(1), IS_LEFT ? spread_code(1) : packed);
+    const Ints packed = make_packed<IS_LEFT>(x, words);
+    add_packed<IS_LEFT>(total, packed);
     store(to, packed);
     to += BYTES;
   };
@@ -56,14 +67,39 @@ void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
   if (x.totals) store(x.totals + (group * sum.runs + r) * LANES, total * spread(x.weight));
 }
 
+constexpr int64_t SIDE = 64 / LANES;  // groups whose codes are 64 bytes side by side, in lines
+
+// Pack one run of SIDE groups word by word: lines of 4096 bytes that one group reads after the other would leave the
+// first cache each time.
+template <bool IS_LEFT>
+void pack_lines(const Operand &x, const Sum &sum, int64_t first, int64_t r) {
+  const int64_t start = r * sum.run, end = start + sum.get_length(r);
+  uint8_t *to = x.packed + (first * sum.words() + sum.words_before(r)) * BYTES;
+  Ints totals[SIDE] = {};
+  for (int64_t k = start; k < end; k += WORD, to += BYTES)
+    each<SIDE>([&](auto g) __attribute__((always_inline)) {
+      const Ints packed = make_packed<IS_LEFT>(x, read_lines(x.matrix, (first + g) * LANES, k));
+      add_packed<IS_LEFT>(totals[g], packed);
+      store(to + g * sum.words() * BYTES, packed);
+    });
+  if (x.totals)
+    each<SIDE>([&](auto g) __attribute__((always_inline)) {
+      store(x.totals + ((first + g) * sum.runs + r) * LANES, totals[g] * spread(x.weight));
+    });
+}
+
 // Pack some groups run by run: in lines, they are 64 bytes side by side.
 template <bool IS_LEFT>
 void pack(const Operand &x, const Sum &sum, int64_t threads) {
-  constexpr int64_t SIDE = 64 / LANES;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t first = 0; first < x.groups(); first += SIDE)
+  for (int64_t first = 0; first < x.groups(); first += SIDE) {
+    const bool is_side = x.matrix.step == 1 && (first + SIDE) * LANES <= x.matrix.outer;
     for (int64_t r = 0; r < sum.runs; ++r)
-      for (int64_t group = first; group < std::min(first + SIDE, x.groups()); ++group) pack_run<IS_LEFT>(x, sum, group, r);
+      if (is_side && sum.get_length(r) % WORD == 0)
+        pack_lines<IS_LEFT>(x, sum, first, r);
+      else
+        for (int64_t group = first; group < std::min(first + SIDE, x.groups()); ++group) pack_run<IS_LEFT>(x, sum, group, r);
+  }
 }
 
 struct Product {
@@ -126,9 +162,13 @@ void multiply_task(const Product &p, const Rule &rule, int64_t first_row, int64_
   const int64_t stretch = std::max<int64_t>(1, DEPTH / p.sum.run);
   for (int64_t from = 0; from < p.sum.runs; from += stretch)
     for (int64_t row = first_row; row < last_row; row += ROWS)
-      for (int64_t group = first_group; group < last_group; group += VECTORS) {
+      for (int64_t group = first_group; group < last_group; group += Rule::VECTORS) {
         const Tile tile{row, std::min(ROWS, last_row - row), group, from, std::min(from + stretch, p.sum.runs)};
-        last_group - group < VECTORS ? rule.template multiply_tile<1>(p, tile) : rule.template multiply_tile<VECTORS>(p, tile);
+        switch (last_group - group) {
+          case 1: rule.template multiply_tile<1>(p, tile); break;
+          case 2: rule.template multiply_tile<2>(p, tile); break;
+          default: rule.template multiply_tile<Rule::VECTORS>(p, tile);
+        }
       }
 }
 

@@ -33,6 +33,7 @@ template <int64_t N>
 using Totals = Floats[ROWS][N];
 
 struct Runs {
+  static constexpr int64_t VECTORS = 2;  // groups of columns of a tile, whose sums and totals fill the registers
   Factors a, b;
 
   // Scale the sums of one run and add them. If all rows share a factor, it meets that of a column once.
