@@ -43,6 +43,9 @@ INLINE void store_lanes(const Output &to, int64_t step, Mask mask, Floats values
     if (has_lane(mask, i)) store((to + i * step).data, uint16_t(shorts[i]));
 }
 
+// Bytes from what is copied to what is fetched. Without it weight gradients of 16 channels take 1.2 ms in place of 0.96.
+constexpr int64_t AHEAD = 8192;
+
 // Copy neighbors of a row whose channels lie side by side. The last 16 bytes start early: masks take long.
 template <typename Byte, typename To>
 void copy_lines(const Image &x, const int8_t *from, int64_t count, int64_t pitch, To *to) {
@@ -51,10 +54,12 @@ void copy_lines(const Image &x, const int8_t *from, int64_t count, int64_t pitch
   const int64_t lines = is_dense ? 1 : count, length = is_dense ? count * x.channels : x.channels;
   for (int64_t i = 0; i < lines; ++i, from += x.stride[4], to += pitch) {
     int64_t c = 0;
-    for (; c + 64 <= length; c += 64)
+    for (; c + 64 <= length; c += 64) {
+      fetch(from + c, AHEAD);
       each<4>([&](auto k) __attribute__((always_inline)) {
         write_bytes<Byte>(_mm_xor_si128(load<__m128i>(from + c + 16 * k), flip), 16, to + c + 16 * k);
       });
+    }
     for (; c < length; c += 16) {
       const int64_t at = std::min(c, std::max<int64_t>(length - 16, 0));
       write_bytes<Byte>(_mm_xor_si128(read_bytes(from + at, length), flip), length, to + at);

@@ -56,10 +56,13 @@ void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
     store(to, packed);
     to += BYTES;
   };
+  const bool is_page = x.matrix.step % 4096 == 0;  // then rows have one place in the first cache, which holds 12 of them
   int64_t k = r * sum.run;
   if (x.matrix.length_step == 1 && row + LANES <= x.matrix.outer)
     for (; k + SQUARE * WORD <= end; k += SQUARE * WORD) {
       Ints words[SQUARE];
+      if (!is_page)
+        for (int64_t i = LANES; i < LANES + SQUARE; ++i) fetch(x.matrix.codes, (row + i) * x.matrix.step + k);  // the next group
       read_square(x.matrix.codes + row * x.matrix.step + k, x.matrix.step, words);
       each<SQUARE>([&](auto i) __attribute__((always_inline)) { add(words[i]); });
     }
@@ -68,6 +71,7 @@ void pack_run(const Operand &x, const Sum &sum, int64_t group, int64_t r) {
 }
 
 constexpr int64_t SIDE = 64 / LANES;  // groups whose codes are 64 bytes side by side, in lines
+constexpr int64_t FETCHED = 32;       // lines from those that are packed to those that are fetched
 
 // Pack one run of SIDE groups word by word: lines of 4096 bytes that one group reads after the other would leave the
 // first cache each time.
@@ -76,12 +80,14 @@ void pack_lines(const Operand &x, const Sum &sum, int64_t first, int64_t r) {
   const int64_t start = r * sum.run, end = start + sum.get_length(r);
   uint8_t *to = x.packed + (first * sum.words() + sum.words_before(r)) * BYTES;
   Ints totals[SIDE] = {};
-  for (int64_t k = start; k < end; k += WORD, to += BYTES)
+  for (int64_t k = start; k < end; k += WORD, to += BYTES) {
+    for (int64_t i = FETCHED; i < FETCHED + WORD; ++i) fetch(x.matrix.codes, first * LANES + (k + i) * x.matrix.length_step);
     each<SIDE>([&](auto g) __attribute__((always_inline)) {
       const Ints packed = make_packed<IS_LEFT>(x, read_lines(x.matrix, (first + g) * LANES, k));
       add_packed<IS_LEFT>(totals[g], packed);
       store(to + g * sum.words() * BYTES, packed);
     });
+  }
   if (x.totals)
     each<SIDE>([&](auto g) __attribute__((always_inline)) {
       store(x.totals + ((first + g) * sum.runs + r) * LANES, totals[g] * spread(x.weight));

@@ -53,6 +53,9 @@ INLINE Vector load(const void *from) {
   return vector;
 }
 
+// Fetch what a loop reads some bytes later: a processor fetches ahead by itself, but no further than a page of 4096 bytes.
+INLINE void fetch(const int8_t *from, int64_t bytes) { __builtin_prefetch(reinterpret_cast<void *>(uintptr_t(from) + bytes)); }
+
 // Words in a register of their own: GCC 12 would read them again for each product.
 INLINE Ints load_words(const uint8_t *from) {
   Ints words = load<Ints>(from);
@@ -140,12 +143,12 @@ INLINE Line read_line(const int8_t *codes) { return load<Line>(codes); }
 
 // Lines of one code after the other → words.
 INLINE Ints interleave(const Line (&line)[WORD]) {
-  const __m128i low = _mm_unpacklo_epi8(line[0], line[1]), high = _mm_unpackhi_epi8(line[0], line[1]);
-  const __m128i low2 = _mm_unpacklo_epi8(line[2], line[3]), high2 = _mm_unpackhi_epi8(line[2], line[3]);
-  __m512i words = _mm512_castsi128_si512(_mm_unpacklo_epi16(low, low2));
-  words = _mm512_inserti32x4(words, _mm_unpackhi_epi16(low, low2), 1);
-  words = _mm512_inserti32x4(words, _mm_unpacklo_epi16(high, high2), 2);
-  return (Ints)_mm512_inserti32x4(words, _mm_unpackhi_epi16(high, high2), 3);
+  // 4 codes of each line become neighbors, then these are turned
+  const __m512i fours = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i turned = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m512i lines = _mm512_castsi128_si512(line[0]);
+  each<3>([&](auto i) __attribute__((always_inline)) { lines = _mm512_inserti32x4(lines, line[i + 1], i + 1); });
+  return (Ints)_mm512_shuffle_epi8(_mm512_permutexvar_epi32(fours, lines), turned);
 }
 
 INLINE Floats find_least(Floats a, Floats b) { return _mm512_min_ps(a, b); }
