@@ -107,6 +107,8 @@ struct Whole {
     Mask mask[N];
     for (int64_t v = 0; v < N; ++v) mask[v] = first_lanes(columns - first - v * LANES);
     Ints sums[ROWS][N] = {};
+    if (columns % 1024)  // else the rows of a tile have one place in the first cache, which has room for 12 lines there
+      each<ROWS * N>([&](auto i) __attribute__((always_inline)) { __builtin_prefetch(c + i / N * columns + i % N * LANES, 1); });
     if (tile.from > 0)
       each<ROWS>([&](auto i) __attribute__((always_inline)) {
         const float *row = c + std::min<int64_t>(i, tile.rows - 1) * columns;
