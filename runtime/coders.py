@@ -283,7 +283,7 @@ class _Job:
         made_codes, stride = None, x.stride() if made_floats is None else made_floats.stride()
         if codes:
             packs = parts > 1
-            whole = torch.empty_like(x, dtype=parse_spec(spec).format.dtype, device="meta" if packs else x.device)
+            whole = torch.empty_like(x, dtype=kernel.find_types(spec)[0], device="meta" if packs else x.device)
             made_codes, stride = _make_packed(whole, spec, x.device) if packs else whole, whole.stride()
         call = kernel.find_call(tuple(x.shape), stride, spec, layout, site, shows)
         return cls(x, call, made_codes, made_floats, parts if codes else 1)
@@ -296,7 +296,7 @@ class _Job:
     def make_scale(self) -> Tensor:
         """Return memory for a scale of each block."""
         counts, strides = kernel.find_scale_stride(self.call)
-        return torch.empty_strided(counts, strides, dtype=parse_spec(self.call.spec).scale.dtype, device=self.x.device)
+        return torch.empty_strided(counts, strides, dtype=kernel.find_types(self.call.spec)[1], device=self.x.device)
 
     def run_kernel(self, scale: Tensor, zero_point: Tensor | None, key: Tensor | None, *, finds: bool) -> bool:
         """Let the kernel write the results; return False if the kernel cannot."""
@@ -315,7 +315,7 @@ class _Job:
 
     def _fits(self, *, finds: bool = False) -> bool:
         """Return True if a kernel writes what is wanted, of a tensor of this type."""
-        if self.x.dtype not in kernel.DTYPES[self.x.device.type] or not self.results:
+        if self.x.dtype not in kernel.DTYPES[self.x.device.type] or (self.codes is None and self.floats is None):
             return False
         if not _has_kernel(self.call.spec, finds=finds):
             return False

@@ -103,6 +103,13 @@ class Results(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
+def find_types(spec: str) -> tuple[torch.dtype, torch.dtype]:
+    """Return the types of codes and of scales."""
+    parsed = parse_spec(spec)
+    return parsed.format.dtype, parsed.scale.dtype
+
+
+@functools.lru_cache(maxsize=4096)
 def find_scale_stride(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return shape and strides of the scales that a kernel finds: in the order of the blocks in memory."""
     view = view_blocks(call.shape, call.layout, parse_spec(call.spec).block)
@@ -179,10 +186,16 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
 
 def prepare(call: Call, scale: Tensor, name: str, *, finds_scale: bool) -> tuple[Task, ctypes.CDLL] | str:
     """Return what the C++ is told, and the library of a name, or the reason why there is no call."""
-    task, library = make_task(call, scale.stride(), finds_scale=finds_scale), load_library(name)
+    task, library = make_task(call, scale.stride(), finds_scale=finds_scale), _find_library(name)
     if isinstance(task, str):
         return task
     return library if isinstance(library, str) else (task, library)
+
+
+@functools.cache
+def _find_library(name: str) -> ctypes.CDLL | str:
+    """Return a library, or the reason why there is none, without the lock of `load_library`."""
+    return load_library(name)
 
 
 def point_to_reals(reals: Reals, tensor: Tensor | None) -> None:
