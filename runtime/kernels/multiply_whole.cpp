@@ -168,7 +168,8 @@ extern "C" int64_t count_scratch(const Call *call) {
 extern "C" void multiply_whole(const Call *given) {
   const Call &call = *given;
   Product p{describe(call.a), describe(call.b), make_sum(call.length, DEPTH), call.c};
-  const bool is_plain = call.a.scale.edge >= call.a.outer && call.b.is_signed && call.b.offset == 128;
+  const bool has_zero = call.b.point.is_there() || !call.b.is_signed || call.b.offset != 128;  // of columns
+  const bool is_plain = call.a.scale.edge >= call.a.outer && !has_zero;
   Whole rule{{}, {}, is_plain, call.bias, nullptr};
   uint8_t *free = call.scratch;
   const auto take = [&](auto &values, int64_t count) {

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qcompiler.runtime import ops, references
@@ -103,18 +103,22 @@ needs_vectors = pytest.mark.skipif(bool(explain_vectors()), reason=explain_vecto
     st.integers(1, 140) | st.integers(500, 1100),
     st.integers(1, 140),
     *(st.integers(1, 150),) * 2,
-    *(st.booleans(),) * 2,
+    *(st.booleans(),) * 3,
     st.sampled_from([None, (), ("columns",), ("rows", 1)]),
     st.integers(0, 2**32),
 )
+@example("int4", "affine4", 20, 7, 30, 150, 150, False, False, True, None, 0)
 @PROPERTY
 def test_the_kernel_of_whole_sums_multiplies_as_the_reference_does(
-    left, right, rows, length, columns, a_edge, b_edge, a_turned, b_turned, bias, seed
+    left, right, rows, length, columns, a_edge, b_edge, a_turned, b_turned, unpacked, bias, seed
 ):
-    """Bit for bit: sums are exact, and scaled and rounded in the same order."""
+    """Bit for bit: sums are exact, and scaled and rounded in the same order. `unpack` returns int32."""
     a = Side.draw(left, rows, length, min(a_edge, rows), seed)
     b = Side.draw(right, columns, length, min(b_edge, columns), seed + 1)
     a.codes, b.codes = lay(a.codes, a_turned), lay(b.codes, b_turned)
+    for side in (a, b):
+        if unpacked and parse_spec(side.spec).format.bits < 8:
+            side.codes = side.codes.to(torch.int32)
     extents = {"rows": rows, "columns": columns}
     shape = bias if bias is None else [extents.get(name, name) for name in bias]
     given = None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
