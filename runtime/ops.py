@@ -19,6 +19,7 @@ from qcompiler.runtime.convolutions import (
     fake_convolve_gradient,
     fake_convolve_input,
 )
+from qcompiler.runtime.kernels import repeat
 from qcompiler.runtime.kernels.table import fake_multiply_batch, fake_multiply_runs, multiply_batch, multiply_runs
 from qcompiler.runtime.numbers.biases import integer_bias
 from qcompiler.runtime.patches import fake_patches, fake_turn_taps, patches, turn_taps
@@ -30,8 +31,11 @@ def _define_operator(
 ) -> torch._ops.OpOverload:
     """Make `reference` the operator `qcompiler::<schema>` on every device, with `fake` as the shape rule."""
     _LIBRARY.define(schema, tags=[torch.Tag.pt2_compliant_tag, *tags])
-    name = schema.partition("(")[0]
+    name, _, rest = schema.partition("(")
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    if name in repeat.NAMES:
+        _LIBRARY.define(f"{name}{repeat.SUFFIX}({rest}")
+        _LIBRARY.impl(f"{name}{repeat.SUFFIX}", repeat.listen(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"qcompiler::{name}", fake, lib=_LIBRARY)
     overload: torch._ops.OpOverload = getattr(torch.ops.qcompiler, name).default
     return overload

@@ -24,7 +24,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 import qcompiler
 from qcompiler import collector
 from qcompiler.compiler.cache import cache_compat
-from qcompiler.runtime.kernels import convolutions, cpu, runs, whole
+from qcompiler.runtime.kernels import convolutions, cpu, repeat, runs, whole
 
 #: rooms whose cases take seconds each → how many cases of a test run by default; `sample` says otherwise
 _SAMPLES = {"exporting": 1, "compiler": 2, "drawing": 1, "debugging": 2, "compatibility": 2, "recipes": 6}
@@ -147,6 +147,12 @@ def quick_torch() -> Iterator[None]:
         patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0)
         patch.setattr(OperatorBase, "py_impl", register_kernel)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_repeated() -> None:
+    """Every test records anew what its operators repeat: many put other functions in place of those in Python."""
+    repeat.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

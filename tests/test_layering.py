@@ -38,11 +38,13 @@ COMPAT = (
     "qcompiler/compiler/cache/cache_compat.py",
 )
 #: outside of them: fake tensors and the mode that they belong to, modules that write their code when somebody asks, the
-#: type of an operator, and the loader of C++
+#: type of an operator, the mode that sees what an operator calls, and the loader of C++
 ALLOWED_PRIVATE = {
     ("passes/ir/inference.py", "torch._subclasses.fake_tensor"),
     ("passes/ir/edit.py", "torch.fx._lazy_graph_module"),
     ("runtime/ops.py", "torch._ops"),
+    ("runtime/kernels/repeat.py", "torch.utils._python_dispatch"),
+    ("runtime/kernels/repeat.py", "torch.utils._python_dispatch.TorchDispatchMode"),
     ("runtime/kernels/loader.py", "torch._inductor.codecache"),
     ("runtime/kernels/loader.py", "torch._inductor.codecache.CppCodeCache"),
     ("runtime/kernels/loader.py", "torch._inductor.codecache.CppPythonBindingsCodeCache"),

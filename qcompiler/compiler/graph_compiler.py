@@ -30,7 +30,7 @@ from qcompiler.passes.ir.edit import copy_graph
 from qcompiler.passes.ir.inference import find_mode
 from qcompiler.recipes.recipe import Recipe
 from qcompiler.runtime.execute.step import Step, without_autocast
-from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, runs, whole
+from qcompiler.runtime.kernels import convolutions, quantize_blocks, quantize_whole, repeat, runs, whole
 from qcompiler.runtime.kernels.loader import start_loading, wait_for_processor
 from qcompiler.runtime.kernels.table import describe_machine
 from qcompiler.runtime.numbers.blocks import TENSOR, WHOLE
@@ -206,7 +206,7 @@ class GraphCompiler:
         has_matrices = any(len(shape) == 2 and min(shape) >= _LEAST_EDGE for shape in shapes)
         names = self._list_libraries(has_images=any(len(shape) > 2 for shape in shapes), has_matrices=has_matrices)
         if names:
-            start_loading(*names, inductor=self._is_compiled)
+            start_loading(*names, inductor=self._is_compiled, then=repeat.start)
 
     @property
     def _is_compiled(self) -> bool:

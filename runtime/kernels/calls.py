@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.runtime.kernels.kernel import Layout
+from qcompiler.runtime.kernels.repeat import call_kernel
 
 #: of values: what codes.h calls kinds
 _FLOATS, _EXPONENTS, _BYTES, _NOTHING = range(4)
@@ -60,7 +61,7 @@ def run_call(prepared: Prepared, call: Any, like: Tensor) -> None:
     """Call the function with memory for packed codes, on the device of `like`, and a copy that has the addresses."""
     memory = like.new_empty(prepared.scratch, dtype=torch.uint8)
     call.scratch = memory.data_ptr()
-    prepared.function(call)
+    call_kernel(prepared.function, call)
 
 
 def get_pointer(tensor: Tensor | None) -> int | None:

@@ -19,6 +19,7 @@ from qcompiler.runtime.kernels.calls import (
 )
 from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Layout, Windows, weigh_products
 from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
+from qcompiler.runtime.kernels.repeat import call_kernel
 from qcompiler.runtime.numbers.formats import Kind
 
 #: the files in C++
@@ -201,7 +202,7 @@ def order_image(codes: Tensor) -> Tensor:
     made = codes.new_empty((codes.shape[0], *codes.shape[2:], codes.shape[1]))
     image = _make_image(codes.shape, codes.stride(), flips=False)
     image.codes = codes.data_ptr()
-    library.copy_image(image, torch.get_num_threads(), made.data_ptr())
+    call_kernel(library.copy_image, image, torch.get_num_threads(), ctypes.c_void_p(made.data_ptr()))
     return made.movedim(-1, 1)
 
 

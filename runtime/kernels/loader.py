@@ -125,11 +125,12 @@ def _ask_processor() -> ctypes.CDLL | str:
 
 
 @functools.cache
-def start_loading(*names: str, inductor: bool) -> threading.Thread:
+def start_loading(*names: str, inductor: bool, then: Callable[[], object] = lambda: None) -> threading.Thread:
     """Load libraries in a thread, while this one traces; later calls find them loaded, or wait.
 
     Args:
         inductor: let Inductor compile the header of all kernels meanwhile, which takes 5 to 9 s on a new machine.
+        then: what the thread does behind all of that.
     """
     _import_compiler()
     ready = threading.Event()
@@ -143,6 +144,8 @@ def start_loading(*names: str, inductor: bool) -> threading.Thread:
             load_library(name)
         if header is not None:
             header.join()
+        if works:
+            then()
 
     thread = _start_thread(load, "qcompiler-libraries")
     ready.wait()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.quantize_blocks import NAME
+from qcompiler.runtime.kernels.repeat import call_kernel
 from qcompiler.runtime.numbers.packing import packed_dim, per_byte
 
 
@@ -28,7 +29,7 @@ def pack(codes: Tensor, bits: int, packed: Tensor) -> str:
     library = explain_packing(codes.shape, bits) or load_library(NAME)
     if isinstance(library, str):
         return library
-    library.pack_codes(ctypes.byref(_describe(codes, packed, bits)), _point_to(codes), _point_to(packed))
+    call_kernel(library.pack_codes, _describe(codes, packed, bits), _point_to(codes), _point_to(packed))
     return ""
 
 
@@ -38,7 +39,7 @@ def unpack(packed: Tensor, bits: int, codes: Tensor) -> str:
     if isinstance(library, str):
         return library
     parts, is_signed = _describe(codes, packed, bits), codes.dtype is torch.int8
-    library.unpack_codes(ctypes.byref(parts), is_signed, _point_to(packed), _point_to(codes))
+    call_kernel(library.unpack_codes, parts, is_signed, _point_to(packed), _point_to(codes))
     return ""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from qcompiler.runtime.kernels.calls import get_pointer
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.memory import Axis, list_axes, order_scales
+from qcompiler.runtime.kernels.repeat import call_kernel
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.packing import packed_dim, per_byte
 from qcompiler.runtime.numbers.rounding import Rounding
@@ -157,9 +158,7 @@ def quantize(call: Call, x: Tensor, results: Results, key: Tensor | None, zero: 
     point_to_reals(data.floats, results.floats)
     data.codes, data.scale = get_pointer(results.codes), results.scale.data_ptr()
     data.key, data.zero_point = get_pointer(key), get_pointer(zero)
-    library.quantize_blocks(
-        ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point(), ctypes.c_bool(finds)
-    )
+    call_kernel(library.quantize_blocks, task, data, results.scale.is_floating_point(), finds)
     return ""
 
 
@@ -180,7 +179,7 @@ def dequantize(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None, fl
     point_to_reals(data.floats, floats)
     data.codes_read, data.scale, data.zero_point = codes.data_ptr(), scale.data_ptr(), get_pointer(zero)
     is_signed = parse_spec(call.spec).format.dtype is torch.int8
-    library.dequantize_blocks(ctypes.byref(task), ctypes.byref(data), scale.is_floating_point(), is_signed)
+    call_kernel(library.dequantize_blocks, task, data, scale.is_floating_point(), is_signed)
     return ""
 
 

@@ -19,6 +19,7 @@ from qcompiler.runtime.kernels.quantize_blocks import (
     point_to_reals,
     prepare,
 )
+from qcompiler.runtime.kernels.repeat import call_kernel
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.spec import parse_spec
@@ -103,5 +104,5 @@ def _call_kernel(
     if measured is not None:
         data.reach, data.measured = measured.reach.data_ptr(), measured.measured.data_ptr()
         data.checked = measured.checked.data_ptr()
-    getattr(library, name)(ctypes.byref(task), ctypes.byref(data), results.scale.is_floating_point())
+    call_kernel(getattr(library, name), task, data, results.scale.is_floating_point())
     return ""

@@ -7,6 +7,7 @@ from torch import nn
 import qcompiler
 from qcompiler import recipes
 from qcompiler.compiler import graph_compiler
+from qcompiler.runtime.kernels import repeat
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -64,10 +65,11 @@ LINEAR, CONVOLUTION = nn.Linear(32, 32), nn.Conv2d(3, 4, 3)
 )
 def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execution, names, monkeypatch):
     started = []
-    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append((given, inductor)))
+    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, **options: started.append((given, options)))
     compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
     with compiler.calling(model, (), {}):
-        assert started == ([] if names is None else [(names, backend != "eager")])
+        options = {"inductor": backend != "eager", "then": repeat.start}
+        assert started == ([] if names is None else [(names, options)])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
 def test_libraries_follow_the_recipe(recipe, names, monkeypatch):
     """Of linear layers: long blocks have runs, sums with one scale are scaled whole, and small codes are packed."""
     started = []
-    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, inductor: started.append(given))
+    monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, **_: started.append(given))
     compiler = graph_compiler.GraphCompiler(recipes.get(recipe), "inductor", execution="auto")
     with compiler.calling(LINEAR, (), {}):
         assert started == [names]
