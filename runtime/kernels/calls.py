@@ -1,17 +1,13 @@
-"""Calls of libraries in C++: scales and zero points of an operand, threads, and memory for packed codes.
-
-What a call says besides addresses follows from shapes, and is found once: Python takes 10 µs for that. A call then is a
-copy with addresses written in.
-"""
+"""Calls of libraries in C++: scales and zero points of an operand, threads, and memory for packed codes."""
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.kernel import Layout
-from qcompiler.runtime.kernels.repeat import call_kernel
+from qcompiler.runtime.kernels.kernel import Codes
+from qcompiler.runtime.kernels.recorder import call_kernel
 
 #: of values: what codes.h calls kinds
 _FLOATS, _EXPONENTS, _BYTES, _NOTHING = range(4)
@@ -23,45 +19,31 @@ class Values(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("kind", "edge")))
 
 
-class Prepared(NamedTuple):
-    """A function, and what it is told besides addresses."""
-
-    function: Any
-    #: a structure
-    call: Any
-    #: bytes of memory for packed codes
-    scratch: int
-    #: bytes between the first code of the second operand and that which the kernel starts with
-    first: int = 0
+def point_to_scale(side: Codes) -> Values:
+    """Return the scales of an operand."""
+    kind = _EXPONENTS if side.scale.dtype is torch.uint8 else _FLOATS
+    return Values(side.scale.data_ptr(), kind, side.edge)
 
 
-def lay_out_scale(side: Layout) -> Values:
-    """Return the scales of an operand, without the address."""
-    return Values(None, _EXPONENTS if side.scale is torch.uint8 else _FLOATS, side.edge)
+def point_to_zero(side: Codes) -> Values:
+    """Return the zero points of an operand."""
+    if side.zero_point is None:
+        return Values(None, _NOTHING, 1)
+    return Values(side.zero_point.data_ptr(), _BYTES, side.edge)
 
 
-def lay_out_point(side: Layout) -> Values:
-    """Return the zero points of an operand, without the address."""
-    return Values(None, _BYTES, side.edge) if side.has_point else Values(None, _NOTHING, 1)
-
-
-def prepare_call(library: ctypes.CDLL | str, name: str, call: Any, threads: int, first: int = 0) -> Prepared:
-    """Return the function of a name, and a call of it with the number of threads (arguments: `Prepared`).
+def run_call(library: ctypes.CDLL | str, name: str, call: Any, like: Tensor) -> None:
+    """Call the function of a name with a structure, and with memory for packed codes, on the device of `like`.
 
     Args:
         library: the library, or the reason why this processor has none, which is raised.
     """
     if isinstance(library, str):
         raise RuntimeError(library)
-    call.threads = threads
-    return Prepared(getattr(library, name), call, library.count_scratch(call), first)
-
-
-def run_call(prepared: Prepared, call: Any, like: Tensor) -> None:
-    """Call the function with memory for packed codes, on the device of `like`, and a copy that has the addresses."""
-    memory = like.new_empty(prepared.scratch, dtype=torch.uint8)
+    call.threads = torch.get_num_threads()
+    memory = like.new_empty(library.count_scratch(call), dtype=torch.uint8)
     call.scratch = memory.data_ptr()
-    call_kernel(prepared.function, call)
+    call_kernel(getattr(library, name), call)
 
 
 def get_pointer(tensor: Tensor | None) -> int | None:

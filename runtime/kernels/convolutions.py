@@ -8,18 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.calls import (
-    Prepared,
-    Values,
-    get_pointer,
-    lay_out_point,
-    lay_out_scale,
-    prepare_call,
-    run_call,
-)
-from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Layout, Windows, weigh_products
+from qcompiler.runtime.kernels.calls import Values, get_pointer, point_to_scale, point_to_zero, run_call
+from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Windows, weigh_products
 from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
-from qcompiler.runtime.kernels.repeat import call_kernel
+from qcompiler.runtime.kernels.recorder import call_kernel
 from qcompiler.runtime.numbers.formats import Kind
 
 #: the files in C++
@@ -126,70 +118,39 @@ def _load(name: str, call: type[ctypes.Structure]) -> ctypes.CDLL | str:
 
 def _convolve(a: Codes, b: Codes, bias: Tensor | None, windows: Windows, result: Tensor, is_first: bool) -> None:
     """Write or add [samples, columns, *count], in any memory order (arguments: `convolve_codes`)."""
-    given = a.lay_out(), b.lay_out(), _freeze(windows), result.stride(), result.element_size(), is_first
-    prepared = _prepare_forward(*given, torch.get_num_threads())
-    call = _Forward.from_buffer_copy(prepared.call)
-    call.x.codes, call.x_scale.data, call.x_point.data = a.get_addresses()
-    call.w.codes, call.w_scale.data = b.codes.data_ptr() + prepared.first, b.scale.data_ptr()
-    call.bias, call.y = get_pointer(bias), result.data_ptr()
-    run_call(prepared, call, result)
-
-
-@functools.lru_cache(maxsize=4096)
-def _prepare_forward(
-    a: Layout, b: Layout, windows: Windows, stride: tuple[int, ...], size: int, is_first: bool, threads: int
-) -> Prepared:
-    """Return a call without addresses.
-
-    Args:
-        stride: of the result.
-        size: bytes of an element of the result.
-    """
-    weight, first = _lay_out_weight(b)
     call = _Forward(
-        x=_lay_out_image(a, flip=torch.int8),
+        x=_point_to_image(a.codes, flip=torch.int8),
         windows=_lay_out_windows(*windows),
-        w=weight,
-        x_scale=lay_out_scale(a),
-        x_point=lay_out_point(a),
-        w_scale=lay_out_scale(b),
-        stride=_spread_strides(stride),
+        w=_point_to_weight(b),
+        x_scale=point_to_scale(a),
+        x_point=point_to_zero(a),
+        w_scale=point_to_scale(b),
+        bias=get_pointer(bias),
+        stride=_spread_strides(result.stride()),
         is_added=not is_first,
-        size=size,
+        size=result.element_size(),
+        y=result.data_ptr(),
     )
-    return prepare_call(load_forward(), LIBRARIES[0], call, threads, first)
+    run_call(load_forward(), LIBRARIES[0], call, result)
 
 
 def _convolve_gradient(
     a: Codes, b: Codes, bias: Tensor | None, windows: Windows, result: Tensor, is_first: bool
 ) -> None:
     """Write or add a dense [rows, channels, *taps] (arguments: `convolve_gradient`)."""
-    given = a.lay_out(), b.lay_out(), _freeze(windows), result.stride(1) == 1, is_first
-    prepared = _prepare_gradient(*given, torch.get_num_threads())
-    call = _Gradient.from_buffer_copy(prepared.call)
-    call.a.codes, call.a_scale.data, call.a_point.data = a.get_addresses()
-    call.x.codes, call.x_scale.data, call.x_point.data = b.get_addresses()
-    call.result = result.data_ptr()
-    run_call(prepared, call, result)
-
-
-@functools.lru_cache(maxsize=4096)
-def _prepare_gradient(
-    a: Layout, b: Layout, windows: Windows, is_channels_last: bool, is_first: bool, threads: int
-) -> Prepared:
-    """Return a call without addresses."""
     call = _Gradient(
-        a=_lay_out_image(a, flip=torch.int8),
-        x=_lay_out_image(b, flip=torch.uint8),
+        a=_point_to_image(a.codes, flip=torch.int8),
+        x=_point_to_image(b.codes, flip=torch.uint8),
         windows=_lay_out_windows(*windows),
-        a_scale=lay_out_scale(a),
-        a_point=lay_out_point(a),
-        x_scale=lay_out_scale(b),
-        x_point=lay_out_point(b),
-        is_channels_last=is_channels_last,
+        a_scale=point_to_scale(a),
+        a_point=point_to_zero(a),
+        x_scale=point_to_scale(b),
+        x_point=point_to_zero(b),
+        is_channels_last=result.stride(1) == 1,
         is_added=not is_first,
+        result=result.data_ptr(),
     )
-    return prepare_call(load_gradient(), LIBRARIES[1], call, threads)
+    run_call(load_gradient(), LIBRARIES[1], call, result)
 
 
 def order_image(codes: Tensor) -> Tensor:
@@ -200,39 +161,31 @@ def order_image(codes: Tensor) -> Tensor:
     if isinstance(library, str):
         return codes
     made = codes.new_empty((codes.shape[0], *codes.shape[2:], codes.shape[1]))
-    image = _make_image(codes.shape, codes.stride(), flips=False)
-    image.codes = codes.data_ptr()
+    image = _point_to_image(codes, flip=None)
     call_kernel(library.copy_image, image, torch.get_num_threads(), ctypes.c_void_p(made.data_ptr()))
     return made.movedim(-1, 1)
 
 
-def _freeze(windows: Windows) -> tuple[tuple[int, ...], ...]:
-    """Return windows that a cache can hold."""
-    return tuple(map(tuple, windows))
-
-
-def _lay_out_image(image: Layout, *, flip: torch.dtype) -> _Image:
+def _point_to_image(codes: Tensor, *, flip: torch.dtype | None) -> _Image:
     """Return an image, whose bytes are turned between signed and unsigned ones if they are of type `flip`."""
-    return _make_image(image.shape, image.stride, flips=image.dtype is flip)
+    space = (*(1,) * (2 + _DIMS - codes.ndim), *codes.shape[2:])
+    shift = _SHIFT * (codes.dtype is flip)
+    return _Image(codes.data_ptr(), *codes.shape[:2], space, _spread_strides(codes.stride()), shift)
 
 
-def _make_image(shape: tuple[int, ...], stride: tuple[int, ...], *, flips: bool) -> _Image:
-    space = (*(1,) * (2 + _DIMS - len(shape)), *shape[2:])
-    return _Image(None, *shape[:2], space, _spread_strides(stride), _SHIFT * flips)
-
-
-def _spread_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
+def _spread_strides(stride: Sequence[int]) -> tuple[int, ...]:
     """Return strides of samples, channels and all dimensions of space that the kernels know."""
     return (*stride[:2], *(0,) * (2 + _DIMS - len(stride)), *stride[2:])
 
 
-def _lay_out_weight(weight: Layout) -> tuple[_Weight, int]:
-    """Return a weight, and the place of its first tap."""
-    (columns, rows, *taps), (step, row_step, *tap_step), first = weight.shape, weight.stride, 0
-    if weight.is_reversed:
-        first = sum((k - 1) * s for k, s in zip(taps, tap_step, strict=True))
+def _point_to_weight(side: Codes) -> _Weight:
+    """Return a weight from its first tap on."""
+    (columns, rows, *taps), (step, row_step, *tap_step) = side.codes.shape, side.codes.stride()
+    first = side.codes.data_ptr()
+    if side.is_reversed:
+        first += sum((k - 1) * s for k, s in zip(taps, tap_step, strict=True))
         tap_step = [-s for s in tap_step]
-    return _Weight(None, columns, rows, step, row_step, (*(0,) * (_DIMS - len(taps)), *tap_step)), first
+    return _Weight(first, columns, rows, step, row_step, (*(0,) * (_DIMS - len(taps)), *tap_step))
 
 
 def _lay_out_windows(start: Sequence[int], *others: Sequence[int]) -> _Windows:

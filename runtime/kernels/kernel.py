@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-import torch
 from torch import Tensor
 
 from qcompiler.runtime.numbers.formats import Format, Kind
@@ -16,20 +15,6 @@ Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 RunProduct: TypeAlias = Callable[[Tensor, Tensor, int, Tensor, Tensor, int, int], Tensor]
 #: start, count, step, taps and dilation, for each dimension of space (runtime/patches.py)
 Windows: TypeAlias = tuple[Sequence[int], ...]
-
-
-class Layout(NamedTuple):
-    """One operand of a kernel that scales its sums, without addresses: what is the same from step to step."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    #: float32, or uint8 for stored exponents
-    scale: torch.dtype
-    has_point: bool
-    edge: int
-    is_reversed: bool
-    is_shifted: bool
 
 
 class Codes(NamedTuple):
@@ -46,16 +31,6 @@ class Codes(NamedTuple):
     is_reversed: bool = False
     #: True for int8 codes that are those of 0 … 255 less 128
     is_shifted: bool = False
-
-    def lay_out(self) -> Layout:
-        """Return what a kernel is told besides addresses."""
-        codes, has_point = self.codes, self.zero_point is not None
-        return Layout(codes.shape, codes.stride(), codes.dtype, self.scale.dtype, has_point, *self[3:])
-
-    def get_addresses(self) -> tuple[int, int, int | None]:
-        """Return those of codes, scales and zero points; None: there are no zero points."""
-        point = None if self.zero_point is None else self.zero_point.data_ptr()
-        return self.codes.data_ptr(), self.scale.data_ptr(), point
 
 
 #: (both operands, bias, windows, float32 result, is first): write the result of `convolve_codes` or of

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.quantize_blocks import NAME
-from qcompiler.runtime.kernels.repeat import call_kernel
+from qcompiler.runtime.kernels.recorder import call_kernel
 from qcompiler.runtime.numbers.packing import packed_dim, per_byte
 
 

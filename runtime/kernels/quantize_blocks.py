@@ -13,7 +13,7 @@ from torch import Tensor
 from qcompiler.runtime.kernels.calls import get_pointer
 from qcompiler.runtime.kernels.loader import load_library
 from qcompiler.runtime.kernels.memory import Axis, list_axes, order_scales
-from qcompiler.runtime.kernels.repeat import call_kernel
+from qcompiler.runtime.kernels.recorder import call_kernel
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.packing import packed_dim, per_byte
 from qcompiler.runtime.numbers.rounding import Rounding

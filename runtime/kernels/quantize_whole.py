@@ -19,7 +19,7 @@ from qcompiler.runtime.kernels.quantize_blocks import (
     point_to_reals,
     prepare,
 )
-from qcompiler.runtime.kernels.repeat import call_kernel
+from qcompiler.runtime.kernels.recorder import call_kernel
 from qcompiler.runtime.numbers.blocks import view_blocks
 from qcompiler.runtime.numbers.formats import Kind
 from qcompiler.runtime.spec import parse_spec

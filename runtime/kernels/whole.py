@@ -7,16 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from qcompiler.runtime.kernels.calls import (
-    Prepared,
-    Values,
-    get_pointer,
-    lay_out_point,
-    lay_out_scale,
-    prepare_call,
-    run_call,
-)
-from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, Layout, weigh_products
+from qcompiler.runtime.kernels.calls import Values, get_pointer, point_to_scale, point_to_zero, run_call
+from qcompiler.runtime.kernels.kernel import Codes, Facts, Kernel, weigh_products
 from qcompiler.runtime.kernels.loader import explain_vectors, has_wide_vectors, load_library
 
 LIBRARY: Final = "multiply_whole"
@@ -76,26 +68,17 @@ def _load_kernel() -> ctypes.CDLL | str:
 
 def _multiply(a: Codes, b: Codes, bias: Tensor | None, result: Tensor) -> None:
     """Write float32 [rows, columns] of codes [rows, length] and [length, columns], and a dense bias of columns."""
-    prepared = _prepare(a.lay_out(), b.lay_out(), torch.get_num_threads())
-    call = _Call.from_buffer_copy(prepared.call)
-    for side, given in ((call.a, a), (call.b, b)):
-        side.codes, side.scale.data, side.point.data = given.get_addresses()
-    call.bias, call.c = get_pointer(bias), result.data_ptr()
-    run_call(prepared, call, result)
+    sides = _point_to_side(a, 0, 1), _point_to_side(b, 1, 0)
+    call = _Call(*sides, bias=get_pointer(bias), length=a.codes.shape[1], c=result.data_ptr())
+    run_call(_load_kernel(), LIBRARY, call, result)
 
 
-@functools.lru_cache(maxsize=4096)
-def _prepare(a: Layout, b: Layout, threads: int) -> Prepared:
-    """Return a call without addresses."""
-    call = _Call(a=_lay_out(a, 0, 1), b=_lay_out(b, 1, 0), length=a.shape[1])
-    return prepare_call(_load_kernel(), LIBRARY, call, threads)
-
-
-def _lay_out(side: Layout, outer: int, length: int) -> _Side:
+def _point_to_side(side: Codes, outer: int, length: int) -> _Side:
     """Return an operand by the dimensions of its rows or columns, and of the sum."""
-    is_signed = side.dtype is torch.int8
-    sizes = side.shape[outer], side.stride[outer], side.stride[length], is_signed
-    return _Side(None, *sizes, lay_out_scale(side), lay_out_point(side), 128 * (is_signed and not side.is_shifted))
+    codes, is_signed = side.codes, side.codes.dtype is torch.int8
+    sizes = codes.shape[outer], codes.stride(outer), codes.stride(length), is_signed
+    offset = 128 * (is_signed and not side.is_shifted)
+    return _Side(codes.data_ptr(), *sizes, point_to_scale(side), point_to_zero(side), offset)
 
 
 WHOLE: Final = Kernel("whole", "cpu", _explain, _weigh, _multiply, has_wide_sums=True)
