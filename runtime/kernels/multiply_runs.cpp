@@ -89,24 +89,35 @@ struct Runs {
   }
 };
 
+struct Side {
+  Matrix matrix;
+  const float *factors;
+  int64_t edge;
+};
+
+struct Call {
+  Side a, b;
+  int64_t length, run, threads;
+  uint8_t *scratch;
+  float *c;
+};
+
 }  // namespace
 
 // Bytes of scratch: the packed copies, the factors of a and of b, and the totals of b.
-extern "C" int64_t count_scratch(int64_t rows, int64_t columns, int64_t length, int64_t run) {
-  const Sum sum = make_sum(length, run);
-  const int64_t left = divide_up(rows, LANES), right = divide_up(columns, LANES);
+extern "C" int64_t count_scratch(const Call *call) {
+  const Sum sum = make_sum(call->length, call->run);
+  const int64_t left = divide_up(call->a.matrix.outer, LANES), right = divide_up(call->b.matrix.outer, LANES);
   return BYTES * ((left + right) * sum.words() + (left + 2 * right) * sum.runs);
 }
 
 // Write c.
-extern "C" void multiply_runs(const int8_t *a, int64_t rows, int64_t a_step, int64_t a_length_step,
-                              const float *a_factors, int64_t a_edge, const int8_t *b, int64_t columns, int64_t b_step,
-                              int64_t b_length_step, const float *b_factors, int64_t b_edge, int64_t length,
-                              int64_t run, int64_t threads, uint8_t *scratch, float *c) {
+extern "C" void multiply_runs(const Call *given) {
+  const auto &[a, b, length, run, threads, scratch, c] = *given;
   const Sum sum = make_sum(length, run);
-  Product p{{{a, rows, a_step, a_length_step}, true, 0, scratch, nullptr}, {{b, columns, b_step, b_length_step}, true, -128}, sum, c};
+  Product p{{a.matrix, true, 0, scratch, nullptr}, {b.matrix, true, -128}, sum, c};
   p.b.packed = p.a.packed + p.a.groups() * sum.words() * BYTES;
-  Runs rule{{a_factors, a_edge}, {b_factors, b_edge}};
+  Runs rule{{a.factors, a.edge}, {b.factors, b.edge}};
   rule.a.lanes = reinterpret_cast<float *>(p.b.packed + p.b.groups() * sum.words() * BYTES);
   rule.b.lanes = rule.a.lanes + p.a.groups() * sum.runs * LANES;
   p.b.totals = reinterpret_cast<int32_t *>(rule.b.lanes + p.b.groups() * sum.runs * LANES);

@@ -21,6 +21,7 @@ LIBRARY: Final = "repeat"
 #: operators without lists of tensors among their arguments
 NAMES: Final = (
     "multiply_whole",
+    "multiply_runs",
     "convolve_codes",
     "convolve_input",
     "convolve_gradient",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qcompiler.runtime import coders, convolutions, products
 from qcompiler.runtime.kernels import repeat
 from qcompiler.runtime.kernels.loader import explain_vectors
+from qcompiler.runtime.kernels.table import multiply_runs
 
 KEY = torch.tensor([12345, -6789], dtype=torch.int32)
 SPEC = "int8:max:tensor:nearest:pass"
@@ -45,6 +46,11 @@ def draw_image(dtype=torch.float32):
 def give_product(bias=True):
     sides = draw_codes(9, 40), torch.rand(9), None, draw_codes(40, 12), torch.rand(1), None
     return (*sides, torch.randn(12) if bias else None, SPEC, SPEC, 1, 12, "whole")
+
+
+def give_runs():
+    a, b = draw_codes(9, 80), draw_codes(80, 12)
+    return a, torch.rand(9, 3), 1, b, torch.rand(1, 3), 12, 32, "runs"
 
 
 def give_pair(a, b, edges, *behind):
@@ -99,6 +105,7 @@ def give_packed():
 #: (operator, its reference, a maker of arguments of one kind, with other numbers at every call)
 CASES = [
     pytest.param("multiply_whole", products.multiply_whole, give_product, marks=needs_vectors),
+    pytest.param("multiply_runs", multiply_runs, give_runs, marks=needs_vectors),
     pytest.param("convolve_codes", convolutions.convolve_codes, give_forward, marks=needs_vectors),
     pytest.param("convolve_input", convolutions.convolve_input, give_input, marks=needs_vectors),
     pytest.param("convolve_gradient", convolutions.convolve_gradient, give_gradient, marks=needs_vectors),
