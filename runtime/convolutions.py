@@ -40,6 +40,11 @@ class _Operand:
         scale = self.scale.reshape(-1, -(-extent // self.run))[:, first // self.run]
         return dataclasses.replace(self, codes=codes, scale=scale, run=0)
 
+    def drop_runs(self) -> "_Operand":
+        """Return an operand without elements, and so without runs, that one scale belongs to."""
+        edge, one = max(1, *self.codes.shape), self.codes.new_ones(1, dtype=torch.float32)
+        return dataclasses.replace(self, scale=one, edge=edge, run=0)
+
     def describe(self, codes: Tensor, *, is_reversed: bool = False) -> Codes:
         """Return codes with dense scales and zero points, for a kernel."""
         return describe_codes(codes, self.scale, self.zero_point, self.edge, is_reversed=is_reversed)
@@ -120,6 +125,8 @@ def _list_runs(a: _Operand, b: _Operand, dims: tuple[int, int]) -> list[_Run]:
     run, extent = math.gcd(a.run, b.run), a.codes.shape[dims[0]]
     if not run:
         return [(a, b, True, True)]
+    if not extent:
+        return [(a.drop_runs(), b.drop_runs(), True, True)]
     return [
         (a.cut(dims[0], first, run), b.cut(dims[1], first, run), first == 0, first + run >= extent)
         for first in range(0, extent, run)

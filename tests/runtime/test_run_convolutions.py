@@ -112,3 +112,44 @@ def test_runs_are_added_to_inputs_that_no_tap_meets(taps, stride, broken):
     assert torch.equal(found.isnan(), expected.isnan())
     assert found.isnan().any() == broken
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("kernel", ["", KERNEL])
+@pytest.mark.parametrize("runs", [(0, 0), (32, 32), (32, 64)])
+@pytest.mark.usefixtures("poisoned")
+def test_sums_of_nothing_are_zero(kernel, runs):
+    """Of no channels, no rows and no samples, as in an empty batch."""
+    assert torch.empty(1).isnan()
+    shapes = {
+        "forward": ((2, 0, 4, 4), (3, 0, 3, 3), [-1, -1], [4, 4], [1, 1], [1, 1]),
+        "input": ((2, 0, 4, 4), (0, 3, 3, 3), [1, 1], [1, 1], [1, 1], [4, 4]),
+        "gradient": ((0, 3, 4, 4), (0, 5, 4, 4), [-1, -1], [4, 4], [1, 1], [3, 3], [1, 1]),
+    }
+    for name, (left, right, *windows) in shapes.items():
+        a, b = (torch.empty(shape, dtype=torch.int8) for shape in (left, right))
+        scales = [torch.ones(1, 0) if run else torch.ones(1) for run in runs]
+        bias = torch.tensor([1.0, 2.0, 3.0]) if name == "forward" else None
+        operator = {"forward": ops.CONVOLVE_CODES, "input": ops.CONVOLVE_INPUT, "gradient": ops.CONVOLVE_GRADIENT}[name]
+        own = f"{kernel}-gradient" if kernel and name == "gradient" else kernel
+        sides = a, scales[0], None, b, scales[1], None, bias
+        found = operator(*sides, SPEC, SPEC, 9, 9, own, torch.float32, *windows, False, *runs)
+        expected = torch.zeros(found.shape) if bias is None else bias.reshape(-1, 1, 1).expand(found.shape)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.skipif(bool(REASON), reason=REASON)
+def test_products_of_nothing_are_the_bias():
+    a, b, bias = torch.empty(3, 0, dtype=torch.int8), torch.empty(0, 4, dtype=torch.int8), torch.randn(4)
+    sides = a, torch.ones(1), None, b, torch.ones(1), None
+    assert torch.equal(ops.MULTIPLY_WHOLE(*sides, bias, SPEC, SPEC, 3, 4, "whole"), bias.expand(3, 4))
+    factors = torch.ones(1, 0)
+    assert torch.equal(ops.MULTIPLY_RUNS(a, factors, 3, b, factors, 4, 32, "runs"), torch.zeros(3, 4))
