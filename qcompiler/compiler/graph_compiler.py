@@ -180,6 +180,7 @@ class GraphCompiler:
             yield
             return
         self._call = (args, kwargs)
+        repeat.start_when_loaded()
         watched = bool(self._unrecorded and self.recipe.rules)
         recorder = Recorder(model, is_paused=is_working) if watched else None
         if watched:
@@ -206,7 +207,7 @@ class GraphCompiler:
         has_matrices = any(len(shape) == 2 and min(shape) >= _LEAST_EDGE for shape in shapes)
         names = self._list_libraries(has_images=any(len(shape) > 2 for shape in shapes), has_matrices=has_matrices)
         if names:
-            start_loading(*names, inductor=self._is_compiled, then=repeat.start)
+            start_loading(*names, inductor=self._is_compiled, then=repeat.load)
 
     @property
     def _is_compiled(self) -> bool:

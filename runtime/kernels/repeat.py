@@ -51,7 +51,7 @@ def listen(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(*given: Any) -> Any:
-        library = _load()
+        library = load()
         assert not isinstance(library, str)
         try:
             return _run_and_tell(library, name, reference, given) if library.listens() else reference(*given)
@@ -110,13 +110,19 @@ def _list_numbers(numbers: Sequence[int]) -> Any:
 @functools.cache
 def start() -> str:
     """Let torch call repeat.cpp for operators on the CPU; return the reason why it does not, or an empty string."""
-    library = _load()
+    library = load()
     if isinstance(library, str):
         return library
     for name in NAMES:
         if library.add_operator(name.encode(), f"qcompiler::{name}{SUFFIX}".encode(), *_describe_schema(name)):
             return f"torch takes no operator {name} in C++"
     return ""
+
+
+def start_when_loaded() -> None:
+    """Call `start` if the library is there: in front of a step, as torch may not change an operator that is called."""
+    if load.cache_info().currsize:
+        start()
 
 
 def _describe_schema(name: str) -> tuple[bytes, bool]:
@@ -130,7 +136,8 @@ def _returns_list(name: str) -> bool:
 
 
 @functools.cache
-def _load() -> ctypes.CDLL | str:
+def load() -> ctypes.CDLL | str:
+    """Return the library, or the reason why this machine has none."""
     library = load_library(LIBRARY)
     if isinstance(library, str):
         return library
@@ -147,12 +154,12 @@ def _load() -> ctypes.CDLL | str:
 
 def forget() -> None:
     """Let every operator run in Python again, twice for each kind of arguments."""
-    library = _load() if _load.cache_info().currsize else ""  # else nothing was recorded
+    library = load() if load.cache_info().currsize else ""  # else nothing was recorded
     if not isinstance(library, str):
         library.forget()
 
 
 def count_recordings() -> int:
     """Return the number of kinds of calls that are repeated."""
-    library = _load()
+    library = load()
     return 0 if isinstance(library, str) else int(library.count_recordings())

@@ -68,7 +68,7 @@ def test_libraries_are_compiled_while_the_model_is_traced(model, backend, execut
     monkeypatch.setattr(graph_compiler, "start_loading", lambda *given, **options: started.append((given, options)))
     compiler = graph_compiler.GraphCompiler(recipes.get("tensor-int8"), backend, execution=execution)
     with compiler.calling(model, (), {}):
-        options = {"inductor": backend != "eager", "then": repeat.start}
+        options = {"inductor": backend != "eager", "then": repeat.load}
         assert started == ([] if names is None else [(names, options)])
 
 

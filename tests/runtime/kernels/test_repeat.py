@@ -283,15 +283,27 @@ def test_threads_call_at_once():
 
 def test_without_a_compiler_everything_runs_in_python(monkeypatch):
     monkeypatch.setattr(repeat, "load_library", lambda name: "no compiler")
-    for cached in (repeat.start, repeat._load):
+    for cached in (repeat.start, repeat.load):
         cached.cache_clear()
     try:
         assert repeat.start() == "no compiler"
         assert repeat.count_recordings() == 0
         repeat.forget()
     finally:
-        for cached in (repeat.start, repeat._load):
+        for cached in (repeat.start, repeat.load):
             cached.cache_clear()
+
+
+def test_torch_is_told_in_front_of_a_step(monkeypatch):
+    """And not by the thread that compiles the library, while operators run."""
+    started = []
+    monkeypatch.setattr(repeat, "start", lambda: started.append(1))
+    repeat.load.cache_clear()
+    repeat.start_when_loaded()
+    assert not started
+    repeat.load()
+    repeat.start_when_loaded()
+    assert started
 
 
 @st.composite
