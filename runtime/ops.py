@@ -34,7 +34,7 @@ def _define_operator(
     name, _, rest = schema.partition("(")
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     if name in repeat.NAMES:
-        _LIBRARY.define(f"{name}{repeat.SUFFIX}({rest}")
+        _LIBRARY.define(f"{name}{repeat.SUFFIX}({rest.replace('str ', 'int[] ')}")
         _LIBRARY.impl(f"{name}{repeat.SUFFIX}", repeat.listen(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"qcompiler::{name}", fake, lib=_LIBRARY)
     overload: torch._ops.OpOverload = getattr(torch.ops.qcompiler, name).default

@@ -138,7 +138,7 @@ def describe_codes(
 ) -> Codes:
     """Return codes with dense scales and zero points, for a kernel that scales its sums."""
     point = None if point is None else point.contiguous()
-    edge = edge if scale.numel() > 1 else max(1, codes.numel())
+    edge = edge if scale.numel() > 1 else max(1, *codes.shape)  # of codes without elements too
     return Codes(codes, scale.contiguous(), point, edge, is_reversed, is_shifted)
 
 

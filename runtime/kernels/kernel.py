@@ -38,7 +38,8 @@ class Codes(NamedTuple):
 Convolution: TypeAlias = Callable[[Codes, Codes, Tensor | None, Windows, Tensor, bool], None]
 #: (codes [rows, length], codes [length, columns], bias of columns, float32 result): write the result of `matmul_codes`
 WholeProduct: TypeAlias = Callable[[Codes, Codes, Tensor | None, Tensor], None]
-_Call = TypeVar("_Call", Product, RunProduct, WholeProduct, Convolution)
+#: any of them
+AnyCall = TypeVar("AnyCall", Product, RunProduct, WholeProduct, Convolution)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel(Generic[_Call]):
+class Kernel(Generic[AnyCall]):
     """One row of the table."""
 
     name: str
@@ -72,7 +73,7 @@ class Kernel(Generic[_Call]):
     explain: Callable[[Facts], str]
     #: an empty string, or the reason why the float kernel is faster
     weigh: Callable[[Facts], str]
-    call: _Call
+    call: AnyCall
     #: the operand that is an image, as in the facts of the products that the kernel computes
     image: str = ""
     #: whether sums are exact that leave 32 bits

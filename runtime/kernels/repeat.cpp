@@ -19,6 +19,9 @@ struct Operator {
 // What Python says of the operator that runs in it; null: nobody listens.
 thread_local Recording* heard = nullptr;
 thread_local std::string failure;
+thread_local bool is_invalid = false;      // of a failure: an argument is wrong
+thread_local bool is_interrupted = false;  // Ctrl-C came while an operator ran in Python
+void (*interrupt_python)() = nullptr;
 
 template <typename T>
 void append(std::string& key, const T& value) {
@@ -110,19 +113,41 @@ void give_back(const Operator& called, std::vector<Tensor>&& results, StableIVal
     stack[0] = reinterpret_cast<StableIValue>(list);
 }
 
+// torch 2.11 to 2.14 never frees a text that is passed on, so texts cross as lists of their bytes.
+void pass_on(const Operator& called, StableIValue* stack) {
+    for (size_t place = 0; place < called.kinds.size(); ++place) {
+        if (called.kinds[place] != 's') continue;
+        auto text = reinterpret_cast<StringHandle>(stack[place]);
+        size_t length = 0;
+        const char* bytes = nullptr;
+        StableListHandle list = nullptr;
+        check(torch_string_length(text, &length), "read a text");
+        check(torch_string_c_str(text, &bytes), "read a text");
+        check(torch_new_list_reserve_size(length, &list), "make a list");
+        for (size_t index = 0; index < length; ++index)
+            check(torch_list_push_back(list, static_cast<unsigned char>(bytes[index])), "fill a list");
+        torch_delete_string(text);
+        stack[place] = reinterpret_cast<StableIValue>(list);
+    }
+}
+
 // Let Python compute the results, and keep what Python says of the call.
 void run_in_python(const Operator& called, StableIValue* stack, const std::string& key, const Recording* found) {
     Recording recording{found == nullptr ? State::once : State::python};
     Recording* outer = heard;
     heard = found != nullptr && found->state == State::once ? &recording : nullptr;
     failure.clear();
+    pass_on(called, stack);
     auto error = aoti_torch_call_dispatcher(called.in_python.c_str(), "", stack);
     heard = outer;
+    if (std::exchange(is_interrupted, false)) interrupt_python();  // when the operator has ended
     if (!failure.empty()) {
         if (error == AOTI_TORCH_SUCCESS) free_argument(called.returns_list ? 'l' : 't', stack[0]);
-        throw std::runtime_error(std::exchange(failure, ""));
+        const std::string text = std::exchange(failure, "");
+        if (is_invalid) throw std::invalid_argument(text);  // a ValueError
+        throw std::runtime_error(text);
     }
-    check(error, "call Python");
+    if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(called.in_python + " was interrupted");
     if (found == nullptr || found->state == State::once) memory().keep(key, std::move(recording));
 }
 
@@ -230,7 +255,15 @@ void finish(int64_t count, const int64_t* results) {
     heard->state = State::repeats;
 }
 
-void fail(const char* text) { failure = text; }
+void fail(const char* text, int64_t is_wrong_argument) {
+    failure = text;
+    is_invalid = is_wrong_argument != 0;
+}
+
+void set_interrupt(void (*function)()) { interrupt_python = function; }
+
+// Let Python raise what Ctrl-C raises, but behind the operator: it could not pass through C++.
+void interrupt_later() { is_interrupted = true; }
 
 void forget() { memory().forget(); }
 

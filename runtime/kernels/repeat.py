@@ -32,7 +32,7 @@ NAMES: Final = (
     "pack_codes",
     "unpack_codes",
 )
-#: behind the name of an operator: the same operator, always in Python
+#: behind the name of an operator: the same operator, always in Python, which takes lists of bytes for texts
 SUFFIX: Final = "_in_python"
 #: type of an argument → as repeat.cpp calls it
 _LETTERS: Final = {"Tensor": "t", "Optional[Tensor]": "o", "str": "s", "List[int]": "l", "int": "i", "bool": "i"}
@@ -47,28 +47,46 @@ _ALIGNMENT: Final = 16
 def listen(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """Return the operator of a name for `SUFFIX`: it tells repeat.cpp what the reference does, if that listens.
 
-    An error crosses the C++ as its text, and becomes a `RuntimeError` there.
+    No error may pass through C++. Ctrl-C lets the reference run again, and is raised when the operator has ended. All
+    other errors cross as their text: a `ValueError` stays one, and others become a `RuntimeError`.
     """
 
     def run(*given: Any) -> Any:
-        library = load()
-        assert not isinstance(library, str)
-        try:
-            return _run_and_tell(library, name, reference, given) if library.listens() else reference(*given)
-        except BaseException as error:  # it may not pass through C++
-            library.fail(f"{name}: {type(error).__name__}: {error}".encode())
-            return [] if _returns_list(name) else torch.empty(0)
+        while True:
+            try:
+                return _run(name, reference, given)
+            except KeyboardInterrupt:
+                _call("interrupt_later")
+            except BaseException as error:
+                text = str(error) if isinstance(error, ValueError) else f"{name}: {type(error).__name__}: {error}"
+                _call("fail", text.encode(), isinstance(error, ValueError))
+                return [] if _describe_schema(name)[1] else torch.empty(0)
 
     return run
 
 
-def _run_and_tell(library: ctypes.CDLL, name: str, reference: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+def _run(name: str, reference: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    """Return the results of the reference."""
+    letters, _ = _describe_schema(name)  # torch leaves out defaults at the end
+    told = [bytes(one).decode() if letter == "s" else one for one, letter in zip(given, letters, strict=False)]
+    if not _call("listens"):
+        return reference(*told)
+    return _run_and_tell(name, reference, told)
+
+
+def _call(name: str, *given: Any) -> Any:
+    library = load()
+    assert not isinstance(library, str)  # nobody else calls these operators
+    return getattr(library, name)(*given)
+
+
+def _run_and_tell(name: str, reference: Callable[..., Any], given: Sequence[Any]) -> Any:
     results, found = record(lambda: reference(*given), [one for one in given if isinstance(one, Tensor)])
     reason = found if isinstance(found, str) else _explain_limits(found)
     if reason:
         logger.debug("%s runs in Python every time: %s", name, reason)
     elif not isinstance(found, str):
-        _tell(library, found)
+        _tell(found)
     return results
 
 
@@ -83,24 +101,24 @@ def _explain_limits(recording: Recording) -> str:
     return ""
 
 
-def _tell(library: ctypes.CDLL, recording: Recording) -> None:
+def _tell(recording: Recording) -> None:
     for tensor, first, last in recording.made:
         size, stride = _list_numbers(tensor.shape), _list_numbers(tensor.stride())
-        library.add_made(tensor.ndim, size, stride, _TYPES.index(tensor.dtype), first, last)
+        _call("add_made", tensor.ndim, size, stride, _TYPES.index(tensor.dtype), first, last)
     for function, told in recording.calls:
-        library.add_call(ctypes.cast(function, ctypes.c_void_p))
+        _call("add_call", ctypes.cast(function, ctypes.c_void_p))
         for argument in told:
-            _tell_argument(library, argument)
-    library.finish(len(recording.results), _list_numbers(recording.results))
+            _tell_argument(argument)
+    _call("finish", len(recording.results), _list_numbers(recording.results))
 
 
-def _tell_argument(library: ctypes.CDLL, argument: Described) -> None:
+def _tell_argument(argument: Described) -> None:
     if isinstance(argument.value, bytes):
-        library.add_structure(argument.value, len(argument.value))
+        _call("add_structure", argument.value, len(argument.value))
     else:
-        library.add_number(argument.value)
+        _call("add_number", argument.value)
     for place in argument.places:
-        library.add_address(*place)
+        _call("add_address", *place)
 
 
 def _list_numbers(numbers: Sequence[int]) -> Any:
@@ -114,7 +132,8 @@ def start() -> str:
     if isinstance(library, str):
         return library
     for name in NAMES:
-        if library.add_operator(name.encode(), f"qcompiler::{name}{SUFFIX}".encode(), *_describe_schema(name)):
+        letters, returns_list = _describe_schema(name)
+        if library.add_operator(name.encode(), f"qcompiler::{name}{SUFFIX}".encode(), letters.encode(), returns_list):
             return f"torch takes no operator {name} in C++"
     return ""
 
@@ -125,14 +144,12 @@ def start_when_loaded() -> None:
         start()
 
 
-def _describe_schema(name: str) -> tuple[bytes, bool]:
-    arguments = getattr(torch.ops.qcompiler, name).default._schema.arguments
-    return "".join(_LETTERS[str(one.type)] for one in arguments).encode(), _returns_list(name)
-
-
-def _returns_list(name: str) -> bool:
-    (result,) = getattr(torch.ops.qcompiler, name).default._schema.returns
-    return str(result.type) == "List[Tensor]"
+@functools.cache
+def _describe_schema(name: str) -> tuple[str, bool]:
+    """Return a letter for each argument of an operator, and whether it returns a list."""
+    schema = getattr(torch.ops.qcompiler, name).default._schema
+    (result,) = schema.returns
+    return "".join(_LETTERS[str(one.type)] for one in schema.arguments), str(result.type) == "List[Tensor]"
 
 
 @functools.cache
@@ -148,6 +165,8 @@ def load() -> ctypes.CDLL | str:
     library.add_number.argtypes = (number,)
     library.add_address.argtypes = (number,) * 3
     library.finish.argtypes = (number, numbers)
+    library.fail.argtypes = (ctypes.c_char_p, number)
+    library.set_interrupt(ctypes.cast(ctypes.pythonapi.PyErr_SetInterrupt, ctypes.c_void_p))
     library.listens.restype = library.count_recordings.restype = number
     return library
 

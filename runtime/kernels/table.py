@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qcompiler.runtime.kernels import convolutions, cpu, cuda, runs, whole
 from qcompiler.runtime.kernels.kernel import (
+    AnyCall,
     Convolution,
     Facts,
     Kernel,
@@ -78,12 +79,12 @@ def _list_kernels(facts: Facts, *, faster: bool) -> tuple[AnyKernel, ...]:
 
 def get_convolution(name: str) -> Convolution:
     """Return the kernel of a name that convolves codes."""
-    return next(row.call for row in CONVOLUTIONS if row.name == name)
+    return _get(CONVOLUTIONS, name)
 
 
 def get_whole(name: str) -> WholeProduct:
     """Return the kernel of a name that scales whole sums."""
-    return next(row.call for row in WHOLE_KERNELS if row.name == name)
+    return _get(WHOLE_KERNELS, name)
 
 
 def multiply(a: Tensor, b: Tensor, kernel: str) -> Tensor:
@@ -91,14 +92,14 @@ def multiply(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     if kernel and a.ndim > 2:
         return cast(Tensor, torch.ops.qcompiler.multiply_batch.default(a, b, kernel))
     if kernel:
-        return _get_kernel(kernel).call(a, b)
+        return _get(KERNELS, kernel)(a, b)
     # float64 holds sums of 53 bits, on every device
     return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
 
 
 def multiply_batch(a: Tensor, b: Tensor, kernel: str) -> Tensor:
     """Return the sums of products of matrix after matrix: one call in compiled code, whatever the batch."""
-    call, sums = _get_kernel(kernel).call, fake_multiply_batch(a, b, kernel)
+    call, sums = _get(KERNELS, kernel), fake_multiply_batch(a, b, kernel)
     for left, right, result in zip(a, b, sums, strict=True):
         result.copy_(call(left, right))
     return sums
@@ -128,8 +129,7 @@ def multiply_runs(
         kernel: a name of `RUN_KERNELS`; empty: the reference.
     """
     if kernel:
-        (row,) = (row for row in RUN_KERNELS if row.name == kernel)
-        return row.call(a, a_factors, a_edge, b, b_factors, b_edge, run)
+        return _get(RUN_KERNELS, kernel)(a, a_factors, a_edge, b, b_factors, b_edge, run)
     return runs.sum_runs(a, a_factors, a_edge, b, b_factors, b_edge, run)
 
 
@@ -140,9 +140,16 @@ def fake_multiply_runs(
     return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.float32)
 
 
-def _get_kernel(name: str) -> Kernel[Product]:
-    (found,) = (row for row in KERNELS if row.name == name)
-    return found
+def _get(kernels: Sequence[Kernel[AnyCall]], name: str) -> AnyCall:
+    """Return the kernel of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {row.name: row.call for row in kernels}
+    if name not in found:
+        raise ValueError(f"kernel: got {name!r}; valid: {', '.join(found)}")
+    return found[name]
 
 
 def describe_machine() -> str:

@@ -151,5 +151,10 @@ def test_products_of_nothing_are_the_bias():
     a, b, bias = torch.empty(3, 0, dtype=torch.int8), torch.empty(0, 4, dtype=torch.int8), torch.randn(4)
     sides = a, torch.ones(1), None, b, torch.ones(1), None
     assert torch.equal(ops.MULTIPLY_WHOLE(*sides, bias, SPEC, SPEC, 3, 4, "whole"), bias.expand(3, 4))
+    # nothing behind a single scale is read
+    behind = torch.full((9,), torch.nan)
+    behind[0] = 1
+    sides = a, behind[:1], None, b, behind[:1], None
+    assert torch.equal(ops.MULTIPLY_WHOLE(*sides, bias, SPEC, SPEC, 3, 4, "whole"), bias.expand(3, 4))
     factors = torch.ones(1, 0)
     assert torch.equal(ops.MULTIPLY_RUNS(a, factors, 3, b, factors, 4, 32, "runs"), torch.zeros(3, 4))
