@@ -18,7 +18,8 @@ struct Operator {
 
 // What Python says of the operator that runs in it; null: nobody listens.
 thread_local Recording* heard = nullptr;
-thread_local std::string failure;
+thread_local std::string failure;          // of the operator that ran in Python last
+thread_local bool has_failed = false;
 thread_local bool is_invalid = false;      // of a failure: an argument is wrong
 thread_local bool is_interrupted = false;  // Ctrl-C came while an operator ran in Python
 void (*interrupt_python)() = nullptr;
@@ -136,16 +137,15 @@ void run_in_python(const Operator& called, StableIValue* stack, const std::strin
     Recording recording{found == nullptr ? State::once : State::python};
     Recording* outer = heard;
     heard = found != nullptr && found->state == State::once ? &recording : nullptr;
-    failure.clear();
+    has_failed = false;
     pass_on(called, stack);
     auto error = aoti_torch_call_dispatcher(called.in_python.c_str(), "", stack);
     heard = outer;
     if (std::exchange(is_interrupted, false)) interrupt_python();  // when the operator has ended
-    if (!failure.empty()) {
+    if (std::exchange(has_failed, false)) {
         if (error == AOTI_TORCH_SUCCESS) free_argument(called.returns_list ? 'l' : 't', stack[0]);
-        const std::string text = std::exchange(failure, "");
-        if (is_invalid) throw std::invalid_argument(text);  // a ValueError
-        throw std::runtime_error(text);
+        if (is_invalid) throw std::invalid_argument(failure);  // a ValueError
+        throw std::runtime_error(failure);
     }
     if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(called.in_python + " was interrupted");
     if (found == nullptr || found->state == State::once) memory().keep(key, std::move(recording));
@@ -218,7 +218,11 @@ int32_t add_operator(const char* name, const char* in_python, const char* kinds,
 
 // What follows is said while an operator runs in Python, in the order of the calls.
 
-int64_t listens() { return heard != nullptr; }
+// Return whether anybody listens; what was said before is forgotten.
+int64_t start_recording() {
+    if (heard != nullptr) *heard = Recording{State::python};
+    return heard != nullptr;
+}
 
 void add_made(int64_t dims, const int64_t* size, const int64_t* stride, int64_t type, int64_t first, int64_t last) {
     const int32_t types[] = {
@@ -257,6 +261,7 @@ void finish(int64_t count, const int64_t* results) {
 
 void fail(const char* text, int64_t is_wrong_argument) {
     failure = text;
+    has_failed = true;
     is_invalid = is_wrong_argument != 0;
 }
 

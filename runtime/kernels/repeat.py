@@ -59,7 +59,7 @@ def listen(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
                 _call("interrupt_later")
             except BaseException as error:
                 text = str(error) if isinstance(error, ValueError) else f"{name}: {type(error).__name__}: {error}"
-                _call("fail", text.encode(), isinstance(error, ValueError))
+                _call("fail", text.encode(errors="replace"), isinstance(error, ValueError))
                 return [] if _describe_schema(name)[1] else torch.empty(0)
 
     return run
@@ -69,7 +69,7 @@ def _run(name: str, reference: Callable[..., Any], given: tuple[Any, ...]) -> An
     """Return the results of the reference."""
     letters, _ = _describe_schema(name)  # torch leaves out defaults at the end
     told = [bytes(one).decode() if letter == "s" else one for one, letter in zip(given, letters, strict=False)]
-    if not _call("listens"):
+    if not _call("start_recording"):
         return reference(*told)
     return _run_and_tell(name, reference, told)
 
@@ -167,7 +167,7 @@ def load() -> ctypes.CDLL | str:
     library.finish.argtypes = (number, numbers)
     library.fail.argtypes = (ctypes.c_char_p, number)
     library.set_interrupt(ctypes.cast(ctypes.pythonapi.PyErr_SetInterrupt, ctypes.c_void_p))
-    library.listens.restype = library.count_recordings.restype = number
+    library.start_recording.restype = library.count_recordings.restype = number
     return library
 
 

@@ -2,23 +2,18 @@
 
 import functools
 import logging
-import sys
 import threading
-from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.runtime import coders, convolutions, products
-from qcompiler.runtime.kernels import packing, repeat
-from qcompiler.runtime.kernels import quantize_blocks as kernel
+from qcompiler.runtime.kernels import repeat
 from qcompiler.runtime.kernels.loader import explain_vectors
 from qcompiler.runtime.kernels.table import multiply_runs
 
-KEY = torch.tensor([12345, -6789], dtype=torch.int32)
 SPEC = "int8:max:tensor:nearest:pass"
 NEAREST, STOCHASTIC = "int8:max:b2c4:nearest:pass", "int8:max:b2c4:stochastic:pass"
 FOUR = "int4:max:b2c4:nearest:pass"
@@ -240,83 +235,6 @@ def test_recordings_do_not_grow_forever():
         counts.append(repeat.count_recordings())
     assert 4000 < max(counts) <= 4096
     assert counts[-1] < 1000
-
-
-@needs_vectors
-def test_wrong_arguments_are_named():
-    for _ in range(3):
-        with pytest.raises(ValueError, match=r"^kernel: got 'no kernel'; valid: convolve, convolve-gradient$"):
-            call("convolve_codes", *(give_forward()[:11]), "no kernel", *give_forward()[12:])
-    assert repeat.count_recordings() == 0
-
-
-@pytest.mark.parametrize(("name", "give"), [("pack_codes", give_unpacked), ("quantize_blocks", give_blocks)])
-def test_other_errors_name_the_operator(name, give, monkeypatch):
-    def fail(*given, **options):
-        raise LookupError("no such thing")
-
-    for place, function in ((packing, "pack"), (kernel, "quantize")):
-        monkeypatch.setattr(place, function, fail)
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match=f"^{name}: LookupError: no such thing$"):
-            call(name, *give())
-    assert repeat.count_recordings() == 0
-
-
-@pytest.mark.parametrize("calls", [0, 1])
-def test_interrupts_are_raised_behind_the_operator(calls, monkeypatch):
-    """Ctrl-C cannot pass through C++; neither the interrupt nor the recording is lost."""
-    pack, interrupts = packing.pack, [True]
-
-    def pack_later(*given):
-        if interrupts:
-            interrupts.pop()
-            raise KeyboardInterrupt
-        return pack(*given)
-
-    for _ in range(calls):
-        call("pack_codes", *give_unpacked())
-    monkeypatch.setattr(packing, "pack", pack_later)
-    with pytest.raises(KeyboardInterrupt):
-        call("pack_codes", *give_unpacked())
-    assert not interrupts
-    codes, bits = give_unpacked()
-    call("pack_codes", codes, bits)
-    assert torch.equal(*call("pack_codes", codes, bits), coders.pack_codes(codes, bits))
-    assert repeat.count_recordings() == 1
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_texts_are_freed():
-    """200 texts of 50 kB: torch 2.13 keeps each that is passed on."""
-    x, *others = give_blocks()
-    text = "é" * 25_000
-
-    def read_pages():
-        return int(Path("/proc/self/statm").read_text().split()[1])
-
-    for times in (20, 200):
-        before = read_pages()
-        for _ in range(times):
-            with pytest.raises(ValueError, match=r"^spec: got 'éé"):
-                call("quantize_blocks", x, None, text, *others[2:])
-    assert (read_pages() - before) * 4096 < 3e6
-
-
-@pytest.mark.parametrize("name", ["convolve", "no kernel"])
-@needs_vectors
-def test_arguments_are_freed(name):
-    """Whether a call is repeated, runs in Python or fails."""
-    array = numpy.zeros((2, 8, 6, 5), numpy.int8)
-    before = sys.getrefcount(array)
-    for _ in range(5):
-        a, arguments = torch.from_numpy(array), give_forward()
-        try:
-            call("convolve_codes", a, *arguments[1:11], name, *arguments[12:])
-        except ValueError:
-            assert name == "no kernel"
-        del a
-    assert sys.getrefcount(array) == before
 
 
 def test_threads_call_at_once():
