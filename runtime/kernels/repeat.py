@@ -134,6 +134,7 @@ def start() -> str:
     for name in NAMES:
         letters, returns_list = _describe_schema(name)
         if library.add_operator(name.encode(), f"qcompiler::{name}{SUFFIX}".encode(), letters.encode(), returns_list):
+            logger.warning("%s stays in Python, and is slower: torch takes no operator in C++", name)
             return f"torch takes no operator {name} in C++"
     return ""
 

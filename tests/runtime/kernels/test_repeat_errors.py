@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy
 import pytest
@@ -45,6 +46,18 @@ def give_forward():
     sides = a, torch.rand(1), None, b, torch.rand(1), None, None
     windows = [-1, -1], [6, 5], [1, 1], [1, 1]
     return *sides, SPEC, SPEC, 2, 4, "convolve", torch.float32, *windows, True
+
+
+def test_what_torch_does_not_take_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(repeat, "load", lambda: mock.Mock(add_operator=lambda *given: 1))
+    repeat.start.cache_clear()
+    try:
+        assert repeat.start() == "torch takes no operator multiply_whole in C++"
+    finally:
+        repeat.start.cache_clear()
+    assert [row.getMessage() for row in caplog.records] == [
+        "multiply_whole stays in Python, and is slower: torch takes no operator in C++"
+    ]
 
 
 @needs_vectors
